@@ -157,7 +157,7 @@ def wait_for(job: JobFolder | None, run_ids: Sequence[str]) -> None:
 def _look(watch: Watch, snapshot: StatusSnapshot | None) -> str:
     if not watch.run.path.is_dir():
         return _GONE
-    watch.look(snapshot)
+    watch.update(snapshot)
     return watch.state
 
 

@@ -87,7 +87,7 @@ def execute(plan: Plan, composed: Composed) -> Outcome:
     run = create_run(
         *(plan.run_id, plan.to_dict(), [plan.files]),
         attached=plan.launch == IN_PROCESS,
-        here=is_local(plan.executor),
+        starts_here=is_local(plan.executor),
         labels=plan.labels,
     )
     if plan.launch == DETACHED:

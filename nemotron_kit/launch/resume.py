@@ -115,7 +115,7 @@ def _begin_again(job: JobFolder, plan: Plan) -> None:
     if plan.has_separate_folder:
         folder = f"{plan.paths.run}/jobs/{job.number}"
         transport_for(plan.settings).call("begin_again", jobs=[folder])
-    job.begin_again(here=is_local(plan.executor))
+    job.begin_again(starts_here=is_local(plan.executor))
 
 
 def _printed_before(run: RunFolder, job: JobFolder) -> LogOffsets:

@@ -215,13 +215,13 @@ class Watch:
         lost: float = math.inf,
     ) -> None:
         self.run, self.jobs = run, jobs
-        self.elsewhere = not is_local(run.summary().executor)
+        self.is_remote = not is_local(run.summary().executor)
         self.state, self.over = "pending", False
         self.damage: str | None = None
         self._limits = {"unknown": attach.PATIENCE if patience is None else patience, LOST: lost}
         self._unsure_since: float | None = None
 
-    def look(self, snapshot: StatusSnapshot | None) -> None:
+    def update(self, snapshot: StatusSnapshot | None) -> None:
         """Take in what `refresh` has found of the run."""
         self.state = self._state(snapshot)
         if self.state not in _UNKNOWN:
@@ -230,7 +230,7 @@ class Watch:
             return
         now = time.monotonic()
         self._unsure_since = now if self._unsure_since is None else self._unsure_since
-        self.over = not self.elsewhere or now - self._unsure_since >= self._limits[self.state]
+        self.over = not self.is_remote or now - self._unsure_since >= self._limits[self.state]
 
     def _state(self, snapshot: StatusSnapshot | None) -> str:
         state = self._standing(snapshot)
@@ -240,7 +240,7 @@ class Watch:
             check_followed(self.run)
             if state == "pending" and not self.run.jobs() and is_gone(stored_plan(self.run).launcher or {}):
                 raise DamagedRecord(f"{self.run.path}/jobs: there are none, and its launch has ended.")
-            if state == "running" and not self.elsewhere:
+            if state == "running" and not self.is_remote:
                 _check_processes(self.run.jobs() if self.jobs is None else self.jobs)
         except DamagedRecord as error:
             self.damage = error.message.replace(f"{self.run.path}/", "")

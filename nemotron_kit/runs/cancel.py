@@ -9,10 +9,10 @@ from typing import Any
 
 from nemotron_kit.errors import UserError
 from nemotron_kit.polling import until
-from nemotron_kit.runs.job import JobFolder, JobState, descendants, is_gone, is_here
+from nemotron_kit.runs.job import JobFolder, JobState, descendants, is_gone, is_on_this_host
 
 GRACE = 10.0
-_LEAVING = 30.0
+_EXIT_SECONDS = 30.0
 
 
 def cancel_jobs(jobs: Sequence[JobFolder], *, grace: float = GRACE) -> list[JobState]:
@@ -23,11 +23,11 @@ def cancel_jobs(jobs: Sequence[JobFolder], *, grace: float = GRACE) -> list[JobS
     a process of this machine.
     """
     active = [(job, _process(job)) for job in jobs if not job.state().terminal]
-    for job, _ in active:  # all requests first: jobs of one process end together
+    for job, _ in active:  # all requests first: several jobs may run in one process, and end with it
         job.request_cancel()
     for job, process in active:
         code = _stop(job, process, grace) if process is not None else signal.SIGTERM
-        if job.exit_record() is None:  # it was killed, or never ran, so it wrote no record
+        if job.exit_record() is None:  # killed, or never started
             job.finish(128 + code, "cancelled", error="cancelled by `nemotron runs cancel`")
     return [job.state() for job in jobs]
 
@@ -38,31 +38,31 @@ def terminate(job: JobFolder) -> bool:
     process = state.facts.get("process")
     if state.terminal or not isinstance(process, Mapping):
         return False
-    _check_here(job, process)
+    _check_process(job, process)
     _send(process, signal.SIGTERM)
     return True
 
 
 def _process(job: JobFolder) -> Mapping[str, Any] | None:
-    """The process to stop, None for a job that has none yet. Raises UserError for one that can't be stopped from
-    here."""
+    """The process to stop; None for a job that has none yet. Raises UserError for a job that this process can't
+    stop."""
     state = job.state()
     process = state.facts.get("process")
     if isinstance(process, Mapping):
-        _check_here(job, process)
+        _check_process(job, process)
         return process
     if state.state != "pending" or state.facts.get("scheduler"):
-        raise UserError(f"{job.run_id}: job {job.number} is {state.state}, but not as a process of this machine.")
+        raise UserError(f"{job.run_id}: job {job.number} is {state.state}, but is no process of this machine.")
     return None
 
 
-def _check_here(job: JobFolder, process: Mapping[str, Any]) -> None:
+def _check_process(job: JobFolder, process: Mapping[str, Any]) -> None:
     if not isinstance(process.get("pid"), int) or process["pid"] <= 1:
-        raise UserError(f"{job.run_id}: job {job.number} names no process: pid {process.get('pid')!r}.")
-    if not is_here(process):
+        raise UserError(f"{job.run_id}: the record of job {job.number} has no valid pid: {process.get('pid')!r}.")
+    if not is_on_this_host(process):
         raise UserError(
-            f"{job.run_id} runs on {process.get('host')}, which can't be reached from here.",
-            hint=f"Cancel it there: nemotron runs cancel {job.run_id}.",
+            f"{job.run_id} runs on {process.get('host')}, and can't be stopped from this machine.",
+            hint=f"On that machine: nemotron runs cancel {job.run_id}.",
         )
 
 
@@ -70,7 +70,7 @@ def _stop(job: JobFolder, process: Mapping[str, Any], grace: float) -> int:
     """Send the process SIGTERM, then SIGKILL if it does not end; returns the last signal that was needed. A process
     that has written the job's exit record gets time to end by itself, so that its exit code is the record's."""
     _send(process, signal.SIGTERM)
-    gone = _wait_gone(process, grace) or (job.exit_record() is not None and _wait_gone(process, _LEAVING))
+    gone = _wait_gone(process, grace) or (job.exit_record() is not None and _wait_gone(process, _EXIT_SECONDS))
     if not gone:
         _send(process, signal.SIGKILL)
         _wait_gone(process, 5.0)
@@ -79,8 +79,8 @@ def _stop(job: JobFolder, process: Mapping[str, Any], grace: float) -> int:
 
 
 def _send(process: Mapping[str, Any], number: signal.Signals) -> None:
-    """Signal the process group if the process leads one (a job started in the foreground of a script shares the
-    script's), else the process; SIGKILL is also sent to all descendants, which may lead groups of their own."""
+    """Send a signal to the process group if the process leads one (a job started in the foreground of a script does
+    not), else to the process. SIGKILL is also sent to all descendants, which may be in other groups."""
     if is_gone(process):
         return
     pid = process["pid"]

@@ -32,10 +32,10 @@ from nemotron_kit.runs.job import (
     run_state,
 )
 
-# What plan.json holds, as far as it is read back; `settings` are those of RunConfig, which spec.plan checks.
+# The keys of plan.json that are read back, with their types (see job.read_object); spec.plan checks `settings`.
 _TEXTS = {None: str}
 _TREE = {**dict.fromkeys(("root", "inside", "packager"), str), "git": bool}
-_PLACES = ("root", "run", "job", "code", "cwd", "python", "kit", "artifacts", "host")
+_PATHS = ("root", "run", "job", "code", "cwd", "python", "kit", "artifacts", "host")
 _NUMBERS = ("nodes", "processes", "cpus_per_task", "gpus_per_task")
 PLAN_SHAPE: dict[str, Any] = {
     **dict.fromkeys(("recipe", "stage", "executor", "profile", "mode", "kind", "command_line", "rerun_of"), str),
@@ -46,7 +46,7 @@ PLAN_SHAPE: dict[str, Any] = {
     "hydra": (str, list),
     "code": {**dict.fromkeys(("folder", "commit", "kit", "python"), str), "dirty": bool},
     "place": {
-        **dict.fromkeys(_PLACES, str),
+        **dict.fromkeys(_PATHS, str),
         **dict.fromkeys(("apart", "own_registry"), bool),
         "tree": _TREE,
         "moves": _TEXTS,
@@ -64,7 +64,7 @@ PLAN_SHAPE: dict[str, Any] = {
 # The kind of a pipeline's run, which has no jobs: its stages are runs.
 PIPELINE = "pipeline"
 _STAGES = "stages"
-# In what stands for a stage whose record can't be read: why.
+# The key of the error in the record that replaces an unreadable stage's.
 DAMAGE = "damage"
 _LABELS = "labels.json"
 _STAGE_SHAPE: dict[str, Any] = {
@@ -82,8 +82,8 @@ _LONGEST = {"name": 100, "note": 2000}
 
 @dataclass(frozen=True)
 class Labels:
-    """The user's labels of a run: a name beside its id, tags to list it by, a note. Raises UserError for an invalid
-    one."""
+    """The user's labels of a run: a name in addition to its id, tags (a filter of `nemotron runs`), and a note. Raises
+    UserError for invalid ones."""
 
     name: str | None = None
     tags: tuple[str, ...] = ()
@@ -93,17 +93,18 @@ class Labels:
         for kind, longest in _LONGEST.items():
             text = getattr(self, kind)
             if text and len(text) > longest:
-                raise UserError(f"This {kind} has {len(text)} characters; {longest} are the most.")
+                raise UserError(f"This {kind} has {len(text)} characters; at most {longest} are allowed.")
         for text in self.tags:
             if not _TAG.fullmatch(text):
-                raise UserError(f"{text!r} is no tag: it has up to 64 letters, digits and . : / = - _.")
+                raise UserError(f"{text!r} can't be a tag: use up to 64 letters, digits and . : / = - _.")
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON data: those that are set."""
+        """The labels that are set, as JSON data."""
         return {key: list(value) if key == "tags" else value for key, value in vars(self).items() if value}
 
     def for_wandb(self, environment: Mapping[str, str], job: int | None) -> dict[str, str]:
-        """The variables of W&B for a job with this environment, whose tags are kept; `job`: its number in a sweep."""
+        """The environment variables that give a job's W&B run these labels; tags in `environment` are kept. `job` is
+        the job's number in a sweep."""
         found = {"WANDB_NAME": self.name, "WANDB_NOTES": self.note}
         if self.name and job is not None:
             found["WANDB_NAME"] = f"{self.name}/{job}"
@@ -115,8 +116,8 @@ class Labels:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """The facts of a run that a listing shows. Times in seconds since the epoch; `error` is why it failed or is
-    damaged, `reason` what a pending one waits for."""
+    """The facts of a run in a listing. Times are in seconds since the epoch; `error` is why it failed or is damaged,
+    `reason` what a pending run waits for."""
 
     id: str
     state: str
@@ -161,29 +162,29 @@ class RunFolder:
     def job(self, number: int = 0) -> JobFolder:
         """Job `number`. Raises UserError if the run has no such job."""
         folder = self.path / "jobs" / str(number)
-        there = os.path.isdir(folder)  # noqa: PTH112 — pathlib's raises for a name that is too long
-        if not there and self.is_pipeline:
+        exists = os.path.isdir(folder)  # noqa: PTH112 — pathlib's raises for a name that is too long
+        if not exists and self.is_pipeline:
             named = [f"{self.id}/{at} ({each['stage'].replace('/', ' ')})" for at, each in enumerate(self.stages())]
-            again = f"To go on where it stopped: {self.plan().get('command_line')}"
+            again = f"To continue it: {self.plan().get('command_line')}"
             hint = f"Name one: {', '.join(named)}.\n{again}" if named else again
             raise UserError(f"{self.id} is a pipeline, whose stages are runs.", hint=hint)
-        if not there:
+        if not exists:
             known = ", ".join(str(job.number) for job in self.jobs()[:12]) or "none"
             raise UserError(f"{self.id} has no job {str(number)[:20]}.", hint=f"Its jobs: {known}.")
         return JobFolder(folder)
 
     def add_job(
-        self, number: int, texts: Mapping[str, str], *, attached: bool = False, here: bool = False
+        self, number: int, texts: Mapping[str, str], *, attached: bool = False, starts_here: bool = False
     ) -> JobFolder:
-        """Add one more `pending` job (the next of a sweep), as `create_run` makes them."""
+        """Add one more `pending` job (the next of a sweep); the arguments are those of `create_run`."""
         final = self.path / "jobs" / str(number)
         if final.is_dir() and not (final / "state").exists():
             # Hydra's basic launcher makes the folder, for its log, before it calls the task.
             final.chmod(0o700)
-            return _fill_job(JobFolder(final), texts, _starts(attached, here), files.write_text)
+            return _fill_job(JobFolder(final), texts, _starts(attached, starts_here), files.write_text)
         building = final.with_name(f".{number}.{secrets.token_hex(4)}.tmp")
         try:
-            _fill_job(JobFolder(building), texts, _starts(attached, here), files.write_new)
+            _fill_job(JobFolder(building), texts, _starts(attached, starts_here), files.write_new)
             _rename_new(building, final)
         except BaseException:
             shutil.rmtree(building, ignore_errors=True)
@@ -192,7 +193,7 @@ class RunFolder:
         return JobFolder(final)
 
     def labels(self) -> dict[str, Any]:
-        """The user's labels: `{"name", "tags", "note"}`, None and [] for those that were never set. Raises
+        """The user's labels: `{"name", "tags", "note"}`; None and [] for those that are not set. Raises
         DamagedRecord."""
         found: dict[str, Any] = {"name": None, "tags": [], "note": None}
         try:
@@ -207,21 +208,21 @@ class RunFolder:
 
     @property
     def is_pipeline(self) -> bool:
-        """Whether its stages are runs, and it has no jobs of its own."""
+        """Whether the run is a pipeline's: it has no jobs, and its stages are runs."""
         try:
             return self.plan().get("kind") == PIPELINE
         except DamagedRecord:
             return False
 
     def add_stage(self, number: int, record: Mapping[str, Any]) -> None:
-        """Record the decision on a pipeline's stage, by its number: `stage`, `why`, and `skipped` with the `outputs` of
-        an earlier run, or the `run` of the stage."""
+        """Record the decision on stage `number` of a pipeline: `stage`, `why`, and either `skipped` with the `outputs`
+        of an earlier run, or the id of the stage's `run`."""
         folder = self.path / _STAGES
         folder.mkdir(mode=0o700, exist_ok=True)
         files.write_json(folder / f"{number:03d}.json", masked({"at": now_iso(), **record}))
 
     def stages(self) -> list[dict[str, Any]]:
-        """The records of a pipeline's stages in order; of one that can't be read, its `stage` and the DAMAGE."""
+        """The records of a pipeline's stages in order; for an unreadable one, its `stage` and the error (DAMAGE)."""
         found: list[dict[str, Any]] = []
         for file in sorted((self.path / _STAGES).glob("[0-9]*.json")):
             with contextlib.suppress(FileNotFoundError):
@@ -235,8 +236,8 @@ class RunFolder:
     def stage_run(self, record: Mapping[str, Any]) -> RunFolder | None:
         """The run named in a stage's record; None if the stage was skipped or its run was removed."""
         folder = self.path.parent / str(record.get("run"))
-        there = os.path.isdir(folder)  # noqa: PTH112 — pathlib's raises for a name that is too long
-        return RunFolder(folder) if record.get("run") and there else None
+        exists = os.path.isdir(folder)  # noqa: PTH112 — pathlib's raises for a name that is too long
+        return RunFolder(folder) if record.get("run") and exists else None
 
     def state(self) -> str:
         jobs = self.jobs()
@@ -274,20 +275,20 @@ class RunFolder:
         )
 
     def _of_stages(self, plan: Mapping[str, Any], created: float | None) -> RunSummary:
-        """The state of a pipeline from those of its stages; a pipeline whose launch has ended with stages left has
-        failed. Where a stage's record can't be read, it is damaged."""
+        """The summary of a pipeline from those of its stages. It has failed if its launch ended before all stages were
+        started, and is damaged if a stage's record can't be read."""
         records, names = self.stages(), plan.get("stages") or []
         every = [self._of_stage(record) for record in records]
         damage = next((each.error for each in every if each.state == DAMAGED), None)
         known = [each for each in every if each.state != DAMAGED]
         state = run_state(each.state for each in known) if known else "succeeded"
-        left, launcher = names[len(records) :], plan.get("launcher") or {}
+        remaining, launcher = names[len(records) :], plan.get("launcher") or {}
         error = next(
             (f"{each.stage}: {each.error}" for each in known if each.error and each.state != "succeeded"), None
         )
-        if left and state == "succeeded":
+        if remaining and state == "succeeded":
             state = "failed" if is_gone(launcher) else "running"
-            error = f"its launch ended before {left[0]}" if state == "failed" else None
+            error = f"its launch ended before {remaining[0]}" if state == "failed" else None
         elif state == "pending" and any(each.started is not None for each in known):
             state = "running"
         if damage is not None and state in TERMINAL:
@@ -330,7 +331,7 @@ class RunFolder:
 
 
 def _stage_record(file: Path) -> dict[str, Any]:
-    """Raises DamagedRecord, also for one that names neither the stage nor who does its work."""
+    """A stage's record. Raises DamagedRecord, also for one without a stage, or without a run unless it is skipped."""
     record = read_object(file, _STAGE_SHAPE)
     for named in (("stage",), ("run", "skipped")):
         if not any(record.get(key) for key in named):
@@ -344,27 +345,27 @@ def create_run(
     jobs: Sequence[Mapping[str, str]],
     *,
     attached: bool = False,
-    here: bool = False,
+    starts_here: bool = False,
     root: Path | None = None,
     labels: Labels | None = None,
 ) -> RunFolder:
     """Make a run's folder with its plan and one `pending` job for each of `jobs`.
 
-    `plan` is JSON data; listings read `recipe`, `stage`, `created_at` (set here when left out), and `runs show` also
+    `plan` is JSON data; listings read `recipe`, `stage`, `created_at` (by default now), and `runs show` also
     `command_line`, `hydra`, `profile`, `inputs`. A job is `{relative file name: text}`, `config.yaml` among them.
     `attached`: the jobs run in this process, so they have failed when it disappears before they do. `here`: this
     process starts them on this machine, so they have failed when it disappears before their workers are there.
     """
     if not is_run_id(run_id):
-        raise UserError(f"{run_id!r} is no run id.", hint="Make one with new_run_id(recipe, stage).")
+        raise UserError(f"{run_id!r} is not a run id.", hint="Make one with new_run_id(recipe, stage).")
     root = root or runs_root()
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
     final = root / run_id
     files.collect_leftovers(root, ours=True)
-    # A dot in front: listings pass over what a killed launch leaves.
+    # Its name begins with a dot, so listings ignore the leftovers of a killed launch.
     building = files.aside(final)
     try:
-        _fill(building, {"created_at": now_iso(), **plan}, jobs, _starts(attached, here))
+        _fill(building, {"created_at": now_iso(), **plan}, jobs, _starts(attached, starts_here))
         if labels is not None and (texts := labels.to_dict()):
             files.write_json(building / _LABELS, masked(texts))
         _rename_new(building, final)
@@ -376,16 +377,16 @@ def create_run(
 
 
 def open_job(path: Path | str) -> JobFolder:
-    """The job folder at `path` (the value of NEMO_RUN_DIR). Raises UserError if it is none."""
+    """The job folder at `path`, the value of NEMO_RUN_DIR. Raises UserError if `path` is no job folder."""
     folder = Path(path).absolute()
     if not (folder.name.isdecimal() and folder.parent.name == "jobs" and folder.is_dir()):
-        raise UserError(f"{path} is no job folder.", hint="It should be …/runs/<run id>/jobs/<n>.")
+        raise UserError(f"{path} is not a job folder.", hint="It should be …/runs/<run id>/jobs/<n>.")
     return JobFolder(folder)
 
 
-def _starts(attached: bool, here: bool) -> dict[str, Any]:
+def _starts(attached: bool, starts_here: bool) -> dict[str, Any]:
     """What the state of a new job says of this process: that it is the job's, or the one that starts it here."""
-    return {"process" if attached else STARTER: process_facts()} if attached or here else {}
+    return {"process" if attached else STARTER: process_facts()} if attached or starts_here else {}
 
 
 def _fill(folder: Path, plan: Mapping[str, Any], jobs: Sequence[Mapping[str, str]], starts: Mapping[str, Any]) -> None:
@@ -413,7 +414,7 @@ def _rename_new(folder: Path, final: Path) -> None:
     except OSError as error:
         if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
             raise
-        raise NemotronError(f"{final} exists already.", hint="Launch again: the next run id is another.") from error
+        raise NemotronError(f"{final} exists already.", hint="Launch again: the run id will be another.") from error
 
 
 def _inside(folder: Path, name: str) -> Path:

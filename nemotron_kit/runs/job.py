@@ -23,16 +23,15 @@ from nemotron_kit.files import decoded, open_regular, process_exists, read_regul
 from nemotron_kit.masking import masked
 
 STATES = ("pending", "running", "succeeded", "failed", "cancelled", "preempted", "unreachable", "unknown")
-# Final states; `nemotron runs resume` begins a new attempt. A job that its scheduler starts again
-# is `pending`, whatever stopped it.
+# Final states; `nemotron runs resume` begins a new attempt. A requeued job is `pending`, whatever stopped it.
 TERMINAL = frozenset({"succeeded", "failed", "cancelled", "preempted"})
 # A run whose plan.json can't be read; no job is ever in this state.
 DAMAGED = "damaged"
 
-# sysexits' EX_TEMPFAIL: stopped by a signal after a checkpoint.
+# The exit code of a job that was stopped by a signal after a checkpoint (EX_TEMPFAIL in sysexits.h).
 PREEMPTED = 75
 
-# What a command that reports on a job exits with; those not named here (it is still going) count as success.
+# Job state → exit code of a command that reports it; 0 for the states of an unfinished job, which are not in it.
 EXIT_CODES = {
     "succeeded": 0,
     "failed": 1,
@@ -44,7 +43,7 @@ EXIT_CODES = {
 }
 
 _YEAR_3000 = 32_503_680_000.0
-# The state of a run is the first of these that one of its jobs is in.
+# A run's state is the first of these that any of its jobs is in.
 _PRECEDENCE = ("running", "pending", "unreachable", "unknown", "failed", "preempted", "cancelled", "succeeded")
 
 
@@ -65,23 +64,25 @@ class JobState:
 
     @property
     def terminal(self) -> bool:
+        """Whether the job has ended."""
         return self.state in TERMINAL
 
 
 def run_state(states: Iterable[str]) -> str:
-    """One state for all jobs of a run: unfinished takes precedence over failed, failed over succeeded; pending without
-    jobs."""
+    """The state of a run from those of its jobs: unfinished takes precedence over failed, failed over succeeded;
+    pending if there are no jobs."""
     present = set(states)
     return next((state for state in _PRECEDENCE if state in present), "pending")
 
 
 def now_iso() -> str:
+    """The current time in UTC as records have it: ISO format with microseconds."""
     return datetime.now(UTC).isoformat(timespec="microseconds")
 
 
 def parse_time(value: object) -> float | None:
-    """Seconds since the epoch of an ISO time or a number; None for anything else (a damaged record), and for a time
-    that is out of range for a run or for the calendar."""
+    """Seconds since the epoch of an ISO time or a number; None for anything else, and for a time before 1970 or after
+    the year 3000 (a damaged record)."""
     if isinstance(value, bool):
         return None
     try:
@@ -92,8 +93,8 @@ def parse_time(value: object) -> float | None:
 
 
 def process_facts(pid: int | None = None) -> dict[str, Any]:
-    """What identifies process `pid` (this one by default) to a later reader: pid and start time, its process group, and
-    the host, boot and pid namespace in which they mean anything."""
+    """The facts that identify process `pid` (by default this one) later: pid, start time and process group, and the
+    host, boot and pid namespace in which these are valid."""
     pid = os.getpid() if pid is None else pid
     status = _stat(pid)
     return {
@@ -106,13 +107,13 @@ def process_facts(pid: int | None = None) -> dict[str, Any]:
     }
 
 
-def is_here(process: Mapping[str, Any]) -> bool:
-    """Whether this process can judge the state of that one: same host and same pid namespace."""
+def is_on_this_host(process: Mapping[str, Any]) -> bool:
+    """Whether a recorded process is on this host and in this pid namespace, so that its state can be determined."""
     return process.get("host") == socket.gethostname() and process.get("namespace") == _namespace()
 
 
 def is_process(record: object) -> bool:
-    """Whether a record is that of a process, which can be judged where it runs."""
+    """Whether `record` has the form of `process_facts()`."""
     if not isinstance(record, Mapping):
         return False
     pid, host = record.get("pid"), record.get("host")
@@ -121,9 +122,9 @@ def is_process(record: object) -> bool:
 
 
 def is_gone(process: Mapping[str, Any]) -> bool:
-    """True only if the process is known to have ended; False if it lives or can't be judged from here."""
+    """True only if the process is known to have ended; False if it is alive, or on another host."""
     pid = process.get("pid")
-    if not is_here(process) or not isinstance(pid, int) or pid <= 0:
+    if not is_on_this_host(process) or not isinstance(pid, int) or pid <= 0:
         return False
     if process.get("boot") != _boot_id():
         return True
@@ -148,10 +149,10 @@ def descendants(pid: int) -> list[int]:
 
 
 def _fields(path: Path) -> list[str] | None:
-    """/proc/<pid>/stat from the state on: the command before it may hold spaces and parentheses."""
+    """The fields of /proc/<pid>/stat from the state on: the command before it may contain spaces and parentheses."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-    except OSError:  # it ended, or there is no /proc
+    except OSError:  # the process ended, or there is no /proc
         return None
 
 
@@ -165,31 +166,31 @@ def _parent(path: Path) -> int | None:
     return int(fields[1]) if fields and len(fields) > 1 else None
 
 
-_GOOD_FOR = 0.5
-# Of a process that is gone, by pid and start time: when the system was asked after that, and what it said.
-_asked: dict[tuple[Any, str], tuple[float, frozenset[bytes]]] = {}
+_SCAN_SECONDS = 0.5  # for how long a scan of /proc is reused
+# (pid, start time) of a starter that has ended → (when /proc was scanned after that, the folders in commands).
+_scans: dict[tuple[Any, str], tuple[float, frozenset[bytes]]] = {}
 
 
-def _is_named(folder: Path, starter: Mapping[str, Any]) -> bool:
-    """Whether a process of ours has a job's folder, or its run's, in its command: its worker, or whoever starts the
-    jobs of a sweep. `starter` is gone: what it had not started by then it never will. True where it can't be known."""
+def _is_in_a_command(folder: Path, starter: Mapping[str, Any]) -> bool:
+    """Whether the command of one of our processes contains a job's folder or its run's: the job's worker, or the
+    process that starts a sweep's jobs. `starter` has ended, so it starts nothing more. True if there is no /proc."""
     who, now = (starter.get("pid"), str(starter.get("started"))), time.monotonic()
-    at, named = _asked.get(who, (-_GOOD_FOR, frozenset()))
-    if now - at >= _GOOD_FOR:
+    at, named = _scans.get(who, (-_SCAN_SECONDS, frozenset()))
+    if now - at >= _SCAN_SECONDS:
         if not Path("/proc/self/cmdline").exists():
             return True
-        at, named = _asked[who] = now, frozenset(_named_folders())
+        at, named = _scans[who] = now, frozenset(_folders_in_commands())
     job = os.fsencode("/".join(folder.parts[-3:]))
     return job in named or job.split(b"/", 1)[0] in named
 
 
-def _named_folders() -> Iterable[bytes]:
-    """`<run id>` and `<run id>/jobs/<n>` of what the commands of our processes name."""
+def _folders_in_commands() -> Iterable[bytes]:
+    """`<run id>` and `<run id>/jobs/<n>` of the folders in the commands of our processes."""
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):  # it ended
-            words = entry.read_bytes().split(b"\0")
-            if any(word.startswith(b"nemotron_kit.") for word in words):
-                parts = (word.rstrip(b"/").split(b"/") for word in words if b"/" in word)
+        with contextlib.suppress(OSError):  # the process ended
+            arguments = entry.read_bytes().split(b"\0")
+            if any(argument.startswith(b"nemotron_kit.") for argument in arguments):
+                parts = (argument.rstrip(b"/").split(b"/") for argument in arguments if b"/" in argument)
                 yield from (b"/".join(each[-3:] if each[-2] == b"jobs" else each[-1:]) for each in parts)
 
 
@@ -208,16 +209,16 @@ _TAIL_BYTES = 1024 * 1024
 
 
 class DamagedRecord(NemotronError):
-    """A record exists but can't be read as the document that it should be."""
+    """A record exists, but is not valid JSON or has not the expected form."""
 
     exit_code = 3
 
 
-# The shape of a value (null, and a missing key, are always valid): a type, or one of several; {key: …} for an object
-# with these keys and any others, {None: …} for one whose keys are names of something; [kind] for a list. In a
-# list, and in an object of texts, null is not valid.
+# The shape of a JSON value: a type or a tuple of types; {key: shape} for an object with these keys and any others,
+# {None: shape} for an object with any keys; [shape] for a list. Null and missing keys are valid, except that a list and
+# {None: str} may have no null.
 Shape = Any
-_WORDS = {
+_TYPE_NAMES = {
     dict: "an object",
     list: "a list",
     str: "a text",
@@ -228,8 +229,8 @@ _WORDS = {
 
 
 def read_object(path: Path, shape: Shape = None) -> dict[str, Any]:
-    """The JSON object in `path`. Raises FileNotFoundError, or DamagedRecord if the file holds no complete object, or
-    one without this shape."""
+    """The JSON object in `path`. Raises FileNotFoundError, or DamagedRecord if the file can't be read, is no complete
+    JSON object, or has not this shape."""
     try:
         value = json.loads(read_regular(path, limit=_MAX_BYTES))
     except FileNotFoundError:
@@ -247,15 +248,16 @@ def read_object(path: Path, shape: Shape = None) -> dict[str, Any]:
 
 
 def misshapen(value: Any, shape: Shape, key: str) -> str | None:
-    """The first part of a value that does not have its shape, named by its key; None if all have."""
+    """An error message for the first part of a value that does not match its shape, named by its `key`; None if the
+    value matches."""
     if value is None:
         return None
     kinds = shape if isinstance(shape, tuple) else (type(shape) if isinstance(shape, dict | list) else shape,)
-    # To Python, true is a whole number.
+    # In Python, True is an int.
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-        expected = " or ".join(_WORDS[kind] for kind in kinds)
-        shown = json.dumps(value, default=str) if len(repr(value)) < 60 else f"{repr(value)[:57]}…"
-        return f"{key} is {shown}, not {expected}"
+        expected = " or ".join(_TYPE_NAMES[kind] for kind in kinds)
+        text = json.dumps(value, default=str) if len(repr(value)) < 60 else f"{repr(value)[:57]}…"
+        return f"{key} is {text}, not {expected}"
     if isinstance(shape, dict):
         if shape.get(None) is str and (nulls := [k for k in value if value[k] is None and k not in shape]):
             return f"{key}.{nulls[0]} is null".lstrip(".")
@@ -276,14 +278,14 @@ def tail(path: Path, count: int, *, limit: int = _TAIL_BYTES) -> list[bytes]:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - limit))
             if size > limit:
-                file.readline()  # the first of what is left is a part of a line
+                file.readline()  # only the end of a line
             return list(deque(file, maxlen=count)) if count > 0 else []
     except FileNotFoundError:
         return []
 
 
 def tail_objects(path: Path, count: int) -> list[dict[str, Any]]:
-    """The last `count` whole JSON objects, one a line; a line that is still being written is left out."""
+    """The last `count` JSON objects of a file with one in each line; without a last line that is still incomplete."""
     found = []
     for line in tail(path, count + 1):
         try:
@@ -306,7 +308,7 @@ _SPEC: dict[str, Any] = {
     "secrets": [str],
     "environment": {None: str},
     "deferred_inputs": {None: str},
-    "late": {None: str},  # the same, as an older version wrote it
+    "late": {None: str},  # deferred_inputs, as older versions wrote it
     "unchanged": {"run": str, "inputs": {None: str}, "outputs": [dict]},
     "after": [str],
     "torchrun": bool,
@@ -314,28 +316,28 @@ _SPEC: dict[str, Any] = {
 }
 DISAPPEARED = "the process disappeared"
 NOT_STARTED = "its launch ended before its worker had started"
-# In the state of a job of this machine that waits to be started: the process that starts it, or its worker's starter.
+# In the state of a pending job on this machine: the process that starts it.
 STARTER = "starter"
-ALONE = "its worker has ended; processes that it had started still run"
+ORPHANED = "its worker has ended; processes that it started are still running"
 _CHILD, _CHILD_END, _CANCEL = "child.json", "child-end.json", "cancel.json"
-# Of a job on several nodes: how each of them ended.
+# The folder with the exit records of each node of a job on several nodes.
 NODES = "nodes"
 # In the state that begins another attempt.
 RESUMED = "resumed"
-# In an exit record: signals that the job got. A worker ended by a signal does not know the reason; its sender does.
+# In an exit record: the signals that ended the job. The worker does not know why they were sent; their sender does.
 UNEXPLAINED = "signalled"
 # In an exit record: the scheduler was asked to start the job again.
 AGAIN = "again"
 
 
 def is_sound(record: Mapping[str, Any]) -> bool:
-    """Whether an exit record says how the job stands: a state, and an exit code where there is one."""
+    """Whether an exit record is valid: it has a state, and an exit code or null."""
     return record.get("state") in STATES and type(record.get("code")) in (int, type(None))
 
 
 def is_final_end(record: Mapping[str, Any]) -> bool:
-    """Whether an exit record ends the job: False for one that is UNEXPLAINED, after which it is requeued (AGAIN), or
-    that is not sound."""
+    """Whether an exit record is the job's end: False for one that is UNEXPLAINED, precedes a requeue (AGAIN), or is not
+    valid."""
     ends = is_sound(record) and record["state"] in TERMINAL
     return ends and UNEXPLAINED not in record and not record.get(AGAIN)
 
@@ -364,15 +366,16 @@ class JobFolder:
     def config_path(self) -> Path:
         return self.path / "config.yaml"
 
-    # --- what happens to it
+    # --- transitions
 
     def transition(self, state: str, *, writer: str | None = None, observed: bool = False, **facts: Any) -> None:
-        """Record that the job is now in `state`: one new file for each transition, so that no two hosts ever write to
-        the same one.
+        """Record that the job is now in `state`, in a new file for each transition, so that two hosts never write to
+        the same file.
 
-        `running` records this process too, unless `process=` names another (None: none on this machine). If an earlier
-        attempt had ended (a requeue), its exit record joins the history. Raises Cancelled if cancellation was requested
-        before the job ran. `observed`: the state was observed by another process; an existing exit record is kept.
+        `running` also records this process, unless `process=` gives another (None: no process on this machine). The
+        exit record of an earlier attempt (before a requeue) is moved to the history. Raises Cancelled if cancellation
+        was requested before the job ran. `observed`: the state was observed by a process that is not the job's; an
+        existing exit record is kept.
         """
         _check_state(state)
         if observed:
@@ -388,21 +391,21 @@ class JobFolder:
                 (self.path / name).unlink(missing_ok=True)
             self._keep_end(writer)
         self._write_state({"state": state, "at": now_iso(), **facts}, writer)
-        if begins:  # only now: without it the earlier attempt's end, the last of the history, would be the job's
+        if begins:  # after the new state is written: else the last entry of the history would be the old attempt's end
             (self.path / "exit.json").unlink(missing_ok=True)
 
-    def begin_again(self, *, here: bool = False) -> None:
-        """Prepare for another attempt after one that has ended: state pending, a request to cancel is dropped. `here`:
-        this process starts it."""
+    def begin_again(self, *, starts_here: bool = False) -> None:
+        """Prepare another attempt of a job that has ended: its state becomes pending, a request to cancel it is
+        dropped. `here`: this process starts it."""
         (self.path / _CANCEL).unlink(missing_ok=True)
         shutil.rmtree(self.path / NODES, ignore_errors=True)
-        starts: dict[str, Any] = {STARTER: process_facts()} if here else {}
+        starts: dict[str, Any] = {STARTER: process_facts()} if starts_here else {}
         self.transition("pending", resumed=True, **starts)
 
     def finish(self, code: int, state: str | None = None, *, error: str | None = None, **facts: Any) -> None:
-        """Write the exit record. `state` follows from `code` if it is left out; a job that did not succeed after
-        `request_cancel` is `cancelled`. A record with the fact UNEXPLAINED is provisional: until another is written the
-        job counts as running; one with AGAIN as pending."""
+        """Write the exit record. `state` by default follows from `code`; a job that failed or was preempted after
+        `request_cancel` is `cancelled`. With the fact UNEXPLAINED the record is provisional, and the job counts as
+        running until another is written; with AGAIN it counts as pending."""
         state = state or ("succeeded" if code == 0 else "failed")
         _check_state(state)
         if state in ("failed", "preempted") and self.cancel_requested:
@@ -411,32 +414,33 @@ class JobFolder:
         files.write_json(self.path / "exit.json", masked({**record, **facts}))
 
     def record_child(self, pid: int) -> None:
-        """Record the process that does the work of the recorded one, which it may outlive."""
+        """Record the child process that runs the job's work; it may outlive the recorded process, its worker."""
         files.write_json(self.path / _CHILD, process_facts(pid))
 
     def record_child_end(self, code: int) -> None:
-        """Record the exit code of this process, which does the work of the recorded one: that one may have ended by
-        then."""
+        """Record the exit code of this process, the recorded child: its worker may have been killed."""
         files.write_json(self.path / _CHILD_END, {**process_facts(), "code": code, "finished_at": now_iso()})
 
     def request_cancel(self) -> None:
+        """Record that cancellation was requested: an end without success is then `cancelled`."""
         files.write_json(self.path / _CANCEL, {"at": now_iso(), "host": socket.gethostname()})
 
     @property
     def cancel_requested(self) -> bool:
+        """Whether `request_cancel` was called for this attempt."""
         return (self.path / _CANCEL).exists()
 
-    # --- its state
+    # --- state
 
     def state(self) -> JobState:
-        """The job's state, from the exit record, else the last transition. A process of this machine that has ended
-        without an exit record has failed, and so has a job that it was to start."""
+        """The job's state, from its exit record, else from its last transition. A job has failed if its process on this
+        machine, or the process that was to start it, has ended without an exit record."""
         history = self.history()
         started = next((entry["at"] for entry in reversed(history) if entry["state"] == "running"), None)
         try:
             return _from_exit(read_object(self.path / "exit.json"), started, history)
         except FileNotFoundError:
-            if history and history[-1]["state"] in TERMINAL:  # it began again between our two looks
+            if history and history[-1]["state"] in TERMINAL:  # resumed after the history was read
                 history = self.history()
         except DamagedRecord as error:
             return JobState("unknown", error=error.message)
@@ -461,10 +465,11 @@ class JobFolder:
         except FileNotFoundError:
             return None
 
-    # --- what it left
+    # --- logs, artifacts, metrics
 
     def log_path(self, name: str = "job") -> Path:
-        """`logs/<name>.log`; "job" is the whole job's, "rank-3" that of one rank. Makes the folder, not the file."""
+        """The path of `logs/<name>.log`: "job" is the whole job's log, "rank-3" that of one rank. Creates the folder,
+        not the file."""
         if not _LOG_NAME.match(name) or ".." in name:
             raise ValueError(f"log name {name!r}: use letters, digits, '.', '_' and '-'.")
         folder = self.path / "logs"
@@ -476,9 +481,9 @@ class JobFolder:
         return files.open_appending(self.log_path(name))
 
     def artifacts(self) -> dict[str, Any]:
-        """`{"inputs": {slot: pin}, "outputs": [pin, …]}`, empty where nothing was recorded. Raises DamagedRecord.
+        """`{"inputs": {slot: pin}, "outputs": [pin, …]}`; empty ones if nothing was recorded. Raises DamagedRecord.
 
-        Each save is a file in `artifacts.d`: the list in artifacts.json may lack those of processes that were killed.
+        Each save is a file in `artifacts.d`; the list in artifacts.json may lack saves of killed processes.
         """
         try:
             record = read_object(self.path / "artifacts.json", _ARTIFACTS)
@@ -499,10 +504,10 @@ class JobFolder:
             return {}
 
     def metrics(self, count: int) -> list[dict[str, Any]]:
-        """The last `count` lines of metrics.jsonl."""
+        """The last `count` rows of metrics.jsonl."""
         return tail_objects(self.path / "metrics.jsonl", count)
 
-    # --- inside
+    # --- private
 
     def _state_files(self) -> list[tuple[int, str]]:
         try:
@@ -537,8 +542,7 @@ class JobFolder:
     def _from_child_end(
         self, child: Mapping[str, Any], last: Mapping[str, Any], started: float | None
     ) -> JobState | None:
-        """The job's end as recorded by the process that did its work and outlived the recorded one; None if it recorded
-        none."""
+        """The job's state by the exit code that its child recorded after the worker was killed; None without one."""
         end = self._child(_CHILD_END)
         if end is None or any(end.get(name) != child.get(name) for name in ("host", "pid", "started")):
             return None
@@ -552,32 +556,31 @@ class JobFolder:
         return JobState(state, finished, started, finished, code, error, last)
 
     def _is_abandoned(self, last: Mapping[str, Any]) -> bool:
-        """Whether nobody will start the job: who was to is gone, and has left no process to do it."""
+        """Whether the process that was to start the job has ended, and no other process of ours will start it."""
         starter = last.get(STARTER)
-        return isinstance(starter, Mapping) and is_gone(starter) and not _is_named(self.path, starter)
+        return isinstance(starter, Mapping) and is_gone(starter) and not _is_in_a_command(self.path, starter)
 
     def _from_last(self, last: Mapping[str, Any], started: float | None) -> JobState:
         state, error, process = last["state"], last.get("error"), last.get("process")
         finished = None
-        if state in ("pending", "running"):  # by a damaged record, nobody can tell whether it goes on
+        if state in ("pending", "running"):  # with a damaged record it is not known whether the job is alive
             for name in ("process", STARTER):
                 if last.get(name) is not None and not is_process(last[name]):
-                    said = f"the job's state: {name}: it names no process"
-                    return JobState("unknown", last["at"], started, error=said, facts=last)
+                    return JobState("unknown", last["at"], started, error=f"{name}: not a process", facts=last)
         if state in ("pending", "running") and isinstance(process, Mapping) and is_gone(process):
-            if (self.path / "exit.json").exists():  # it ended between our two looks
+            if (self.path / "exit.json").exists():  # written after `state` looked for it
                 return self.state()
             child = self._child()
             if child is not None and not is_process(child):
-                return JobState("unknown", last["at"], started, error=f"{_CHILD}: it names no process", facts=last)
+                return JobState("unknown", last["at"], started, error=f"{_CHILD}: not a process", facts=last)
             if child is not None and not is_gone(child):
                 facts = {**last, "process": child}
-                return JobState("running", last["at"], started, error=ALONE, facts=facts)
+                return JobState("running", last["at"], started, error=ORPHANED, facts=facts)
             if child is not None and (ended := self._from_child_end(child, last, started)) is not None:
                 return ended
             state, error = ("cancelled", None) if self.cancel_requested else ("failed", DISAPPEARED)
         elif state == "pending" and process is None and self._is_abandoned(last):
-            if (self.path / "exit.json").exists() or self.history()[-1] != last:  # its worker has said something
+            if (self.path / "exit.json").exists() or self.history()[-1] != last:  # its worker has written meanwhile
                 return self.state()
             state, error = ("cancelled", None) if self.cancel_requested else ("failed", NOT_STARTED)
         return JobState(state, last["at"], started, finished, last.get("code"), error, last)
@@ -586,9 +589,9 @@ class JobFolder:
 def _from_exit(record: Mapping[str, Any], started: float | None, history: list[dict[str, Any]]) -> JobState:
     state, code = str(record.get("state")), record.get("code")
     if not is_sound(record):
-        return JobState("unknown", error=f"exit.json: state {state!r} with code {code!r} makes no sense.")
+        return JobState("unknown", error=f"exit.json: state {state!r} with code {code!r} is not valid.")
     facts = {**(history[-1] if history else {}), **record}
-    if UNEXPLAINED in record and state == "failed":  # its scheduler knows whether it was cancelled, or comes again
+    if UNEXPLAINED in record and state == "failed":  # its scheduler knows whether it was cancelled or is requeued
         return JobState("running", parse_time(record.get("finished_at")), started, facts=facts)
     if record.get(AGAIN):
         why = record.get("error")
@@ -599,8 +602,8 @@ def _from_exit(record: Mapping[str, Any], started: float | None, history: list[d
 
 def _check_state(state: str) -> None:
     if state not in STATES:
-        raise UserError(f"{state!r} is no state of a job.", hint=nearest(state, STATES))
+        raise UserError(f"{state!r} is not a state of a job.", hint=nearest(state, STATES))
 
 
-# In the job's folder: what its function returned, if a sweeper can use it.
+# The file in the job's folder with the value that its function returned, if a sweeper can use it.
 VALUE = "value.json"

@@ -27,14 +27,14 @@ _NAME = ".index.json"
 _VERSION = 4
 # Fewer new entries than this are cheaper to compute again than to write.
 _WORTH_WRITING = 32
-# All jobs of a sweep would have to be read to know that the entry is still valid.
+# The summaries of larger sweeps are not cached: all their jobs would be read to know whether an entry is valid.
 _MOST_JOBS = 16
-# As many summaries are sooner read from their folders than from the index.
+# Up to so many summaries are read faster from their folders than from the index.
 _FEW = 256
 _COLUMNS = tuple(field.name for field in fields(RunSummary))[1:]  # the id is the key
 _RECIPE, _STAGE, _STATE, _JOBS = map(_COLUMNS.index, ("recipe", "stage", "state", "jobs"))
 
-# Whether a run of this recipe and stage is asked for.
+# A filter by (recipe, stage).
 Named = Callable[[str | None, str | None], bool]
 
 
@@ -42,7 +42,7 @@ class RunIndex:
     """A cache of run summaries: run id → [stamp of plan.json, stamps of the exit records, the summary's values]."""
 
     def __init__(self, root: Path, run_ids: Collection[str]) -> None:
-        """`run_ids`: all runs; entries of others are dropped when the cache is next written."""
+        """`run_ids` are all existing runs; the entries of others are dropped when the cache is written."""
         self._path, self._root = root / _NAME, str(root)
         self._run_ids = run_ids
         self._entries: dict[str, Any] = {}
@@ -56,17 +56,17 @@ class RunIndex:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is None and self._new >= _WORTH_WRITING:
-            there = set(self._run_ids)
-            kept = {run_id: entry for run_id, entry in self._entries.items() if run_id in there}
+            existing = set(self._run_ids)
+            kept = {run_id: entry for run_id, entry in self._entries.items() if run_id in existing}
             write_cache(self._path, _VERSION, kept)
 
     def search(self, run_ids: Iterable[str], named: Named, states: Collection[str]) -> Iterator[RunSummary]:
-        """The summaries of the runs whose recipe and stage pass `named`, and whose state is one of `states` (empty:
-        any) or unfinished: the caller has to look up the current state of an unfinished run."""
+        """The summaries of the runs whose recipe and stage pass `named`, and that are in one of `states` (empty: in
+        any) or unfinished: the caller determines the current state of an unfinished run."""
         for run_id in run_ids:
             try:
                 row = self._row(run_id, named, states)
-            # The entry is missing or of another version, or the run's files are gone.
+            # The entry is missing or of another version, or the run's files were deleted.
             except (TypeError, ValueError, LookupError, OSError):
                 row = None
             if row:
@@ -78,7 +78,7 @@ class RunIndex:
                     yield summary
 
     def _row(self, run_id: str, named: Named, states: Collection[str]) -> list[Any] | None:
-        """The run's summary without its id; [] if it does not match, None if its folder has to be read.
+        """The values of the run's summary; [] if it does not match, None if its folder has to be read.
 
         A run's recipe and stage never change; its state changes with a new exit record, so the exit records' stamps are
         always compared.
@@ -97,8 +97,8 @@ class RunIndex:
         return found if plan == _stamp(f"{folder}/plan.json") else None
 
     def _fresh(self, run: RunFolder) -> RunSummary:
-        """A new entry. The stamps are taken first: a change while the folder is read makes the entry outdated, not
-        wrong."""
+        """The summary from the run's folder, added to the cache if the run has ended. The stamps are taken first, so
+        that a change while the folder is read makes the entry invalid."""
         jobs, folder = len(run.jobs()), str(run.path)
         stamps: list[list[int]] = []
         with contextlib.suppress(OSError):
@@ -110,11 +110,11 @@ class RunIndex:
         return summary
 
 
-# Paths are text here, and rows lists: for 10,000 runs pathlib and dataclasses take longer than all the rest.
+# Below, paths are strings and rows are lists: for 10,000 runs pathlib and dataclasses take longer than all the rest.
 
 
 def _stamp(path: str) -> list[int]:
-    """Identity, size and time of a file."""
+    """Inode, size and mtime (ns) of a file."""
     status = os.stat(path)  # noqa: PTH116
     return [status.st_ino, status.st_size, status.st_mtime_ns]
 
@@ -127,7 +127,7 @@ def _exits(run: str, jobs: int) -> list[int]:
 
 
 def run_ids(root: Path | None = None) -> list[str]:
-    """Every run id, newest first, from the names alone."""
+    """Every run id, newest first; only the names of folders are read."""
     try:
         entries = os.scandir(root or runs_root())
     except FileNotFoundError:
@@ -150,9 +150,9 @@ def list_runs(
 ) -> list[RunSummary]:
     """Summaries of the newest `limit` runs that match, newest first; a run that can't be read is `damaged`.
 
-    `stage` also matches the stages below it (`data/prep`); a run must have all of `tags`. Without a filter only the
-    runs that are shown are opened. `update` is called once, with all the runs whose states matter, and may replace the
-    states of those that have not ended.
+    `stage` also matches the stages below it (`data/prep`); a run must have all of `tags`. Without a filter only `limit`
+    runs are read. `update` is called once, with all runs whose states matter, and returns them with the current states
+    of those that have not ended.
     """
     root = root or runs_root()
     everything = run_ids(root)
@@ -178,19 +178,19 @@ def _tags(run: RunFolder) -> set[str]:
 
 
 def open_run(reference: str, root: Path | None = None) -> RunFolder:
-    """The run with this id, with this unique prefix or last six digits of one, or the "latest": what was launched
-    last, the pipeline and not a stage of it."""
+    """The run with this id, this unique prefix of an id, or these last six digits of one; "latest" is the last launch
+    (a pipeline, not a stage of it). Raises UserError for an unknown or ambiguous reference."""
     root = root or runs_root()
     name, _, behind = reference.partition("/")
     if re.fullmatch(r"\d+(-\d+)?", behind):
         whole = open_run(name, root).id
         what = "one job" if behind.isdecimal() else "some jobs of a run"
-        raise UserError(f"{reference!r} is {what}; this takes whole runs.", hint=f"The run it belongs to: {whole}")
+        raise UserError(f"{reference!r} is {what}; this command takes whole runs.", hint=f"Its run: {whole}")
     if is_run_id(reference) and (root / reference).is_dir():
         return RunFolder(root / reference)
     ids = run_ids(root)
     if not ids:
-        raise UserError(f"No runs in {root}.", hint="A run appears there when a command is launched.")
+        raise UserError(f"No runs in {root}.", hint="Launching a command creates one.")
     if reference == "latest":
         return _launched(RunFolder(root / ids[0]))
     matching = [run_id for run_id in ids if reference and run_id.startswith(reference)]
@@ -198,14 +198,14 @@ def open_run(reference: str, root: Path | None = None) -> RunFolder:
     if len(matching) == 1:
         return RunFolder(root / matching[0])
     if matching:
-        shown = ", ".join(matching[:6]) + (", …" if len(matching) > 6 else "")
-        raise UserError(f"{reference!r} is the start of {len(matching)} runs.", hint=f"Which: {shown}?")
+        listed = ", ".join(matching[:6]) + (", …" if len(matching) > 6 else "")
+        raise UserError(f"{reference!r} matches {len(matching)} runs.", hint=f"Which one: {listed}?")
     newest = f"The newest is {ids[0]}." if not difflib.get_close_matches(reference, ids) else nearest(reference, ids)
     raise UserError(f"No run {reference!r}.", hint=f"{sentence(newest)} `nemotron runs` lists them.")
 
 
 def _launched(run: RunFolder) -> RunFolder:
-    """The run, or the pipeline that it is a stage of."""
+    """The pipeline that the run is a stage of, else the run."""
     try:
         whole = run.path.with_name(str(run.plan().get("part_of")))
     except DamagedRecord:
@@ -216,19 +216,18 @@ def _launched(run: RunFolder) -> RunFolder:
 def remove_run(
     run: RunFolder, *, referenced_by: Callable[[RunFolder], Collection[str]] = lambda _: (), force: bool = False
 ) -> None:
-    """Delete a run's folder. Raises the errors of `check_removable`."""
+    """Delete a run's folder. Raises UserError if it can't be removed; see `check_removable`."""
     check_removable(run, referenced_by=referenced_by, force=force)
     remove_unreferenced(run.path, lambda: referenced_by(run))
 
 
 def remove_unreferenced(folder: Path, referenced: Callable[[], Collection[str]]) -> None:
-    """Delete a run's folder, unless artifacts are stored in it (`referenced()` names them). Raises UserError if it has
-    to stay.
+    """Delete a run's folder. Raises UserError, and keeps it, if `referenced()` names artifacts stored in it.
 
-    The folder is renamed first and `referenced()` called again afterwards, so an artifact that was saved meanwhile is
-    found; a save in turn checks that its files still exist.
+    The folder is renamed before `referenced()` is called, so an artifact that is saved meanwhile is found; a save in
+    turn checks that its files still exist.
     """
-    # Gone at once under its name, so that no reader meets half of it.
+    # Renamed first, so that no process reads a half-deleted run.
     doomed = folder.with_name(f".{folder.name}.{os.getpid()}.{secrets.token_hex(4)}{files.REMOVED}")
     try:
         folder.rename(doomed)
@@ -246,15 +245,15 @@ def remove_unreferenced(folder: Path, referenced: Callable[[], Collection[str]])
 
 
 def collect_removed(referenced_by: Callable[[RunFolder], Collection[str]], root: Path | None = None) -> None:
-    """Complete the removals of processes that were killed more than a day ago; folders with artifacts are put back."""
+    """Complete the removals of processes that were killed more than a day ago; restore folders with artifacts."""
     root = root or runs_root()
     with contextlib.suppress(FileNotFoundError), os.scandir(root) as entries:
-        left = [
+        leftovers = [
             Path(e.path)
             for e in entries
             if e.name.endswith(files.REMOVED) and files.is_leftover(e, files.REMOVED, ours=True)
         ]
-        for doomed in left:
+        for doomed in leftovers:
             stem = doomed.name[1:].removesuffix(files.REMOVED).rpartition(".")[0]
             run_id = stem if is_run_id(stem) else stem.rpartition(".")[0]
             if not is_run_id(run_id):
@@ -270,9 +269,9 @@ def collect_removed(referenced_by: Callable[[RunFolder], Collection[str]], root:
 def check_removable(
     run: RunFolder, *, referenced_by: Callable[[RunFolder], Collection[str]] = lambda _: (), force: bool = False
 ) -> None:
-    """Raise UserError if a job has not ended (`force` permits that for one that is not known to be running), or if
-    artifacts are stored in the folder: `referenced_by(run)` names those."""
-    # A damaged run without jobs is known only not to be running.
+    """Raise UserError if a job has not ended (`force` allows it unless the job is running), or if `referenced_by(run)`
+    names artifacts stored in the folder."""
+    # For a damaged run without jobs, its summary has the state.
     state = run.state() if run.jobs() else run.summary().state
     if state not in (*TERMINAL, DAMAGED) and not (force and state != "running"):
         hint = f"Stop it first: nemotron runs cancel {run.id}." if state == "running" else "--force removes it."
@@ -285,7 +284,7 @@ def check_removable(
 def _held(run_id: str, artifacts: Sequence[str]) -> UserError:
     return UserError(
         f"{run_id} holds the files of {', '.join(artifacts[:6])}{', …' if len(artifacts) > 6 else ''}.",
-        hint="Artifacts are by reference: without this folder they could not be loaded.",
+        hint="An artifact refers to its files: without this folder it could not be loaded.",
     )
 
 

@@ -20,7 +20,7 @@ _UNFINISHED = re.compile(r"\x1b(\[[0-9;:]{0,32})?\Z")
 class TerminalSanitizer:
     """Decodes a log's bytes to text that is safe to print: control and escape characters are made visible.
 
-    Fed in pieces, it gives the same text as for the whole: an incomplete sequence is held back until its end arrives.
+    The input may be fed in pieces: an incomplete sequence at the end of a piece is kept until the next one.
     Invalid UTF-8 becomes U+FFFD; newline, tab and carriage return (progress bars) pass.
     """
 
@@ -30,10 +30,11 @@ class TerminalSanitizer:
 
     @property
     def held(self) -> int:
-        """How many of the bytes fed so far are held back."""
+        """The number of bytes kept because they end in an incomplete sequence."""
         return len(self._decoder.getstate()[0]) + len(self._held)
 
     def feed(self, data: bytes, *, final: bool = False) -> str:
+        """The text of the next piece of the log; with `final`, incomplete sequences are not kept."""
         text = self._held + self._decoder.decode(data, final)
         cut = None if final else _UNFINISHED.search(text)
         self._held = text[cut.start() :] if cut else ""
@@ -42,7 +43,7 @@ class TerminalSanitizer:
 
 
 def encodable(text: str, encoding: str | None) -> str:
-    """`text` with question marks for characters that a terminal's or a file's encoding lacks."""
+    """`text` with a question mark for each character that `encoding` (None: UTF-8) lacks."""
     return text.encode(encoding or "utf-8", "replace").decode(encoding or "utf-8")
 
 
@@ -52,7 +53,7 @@ def log_names(job: JobFolder) -> list[str]:
 
 
 def read_from(path: Path, offset: int) -> Iterator[bytes]:
-    """Yield the file's content from byte `offset` on, in pieces; nothing while there is no file."""
+    """Yield the file's content from byte `offset` on, in pieces; nothing if it does not exist."""
     try:
         file = open_regular(path)
     except FileNotFoundError:
@@ -64,7 +65,7 @@ def read_from(path: Path, offset: int) -> Iterator[bytes]:
 
 
 def last_lines(path: Path, count: int) -> int:
-    """The offset at which the last `count` lines of a file begin; 0 when it has fewer, or isn't there yet."""
+    """The byte offset at which the last `count` lines of a file begin; 0 if it has fewer, or does not exist."""
     try:
         file = open_regular(path)
     except FileNotFoundError:
@@ -97,7 +98,7 @@ def follow(
     """
     pace = Pace(poll, 1.5, slowest)
     while True:
-        over = is_over()  # asked before reading: what was written up to then is still shown
+        over = is_over()  # before reading, so that all output up to the end is read
         if path.exists() and path.stat().st_size < offset:
             offset = 0
         grown = False

@@ -36,7 +36,7 @@ RESERVED = ("step", "rank")
 _PERIOD_S = 0.25
 _ROWS = 20_000
 _CHUNK = 1 << 18
-_LOST = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+_NONFINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 _log = logging.getLogger(__name__)
 
 
@@ -58,11 +58,11 @@ def log_metrics(metrics: Mapping[str, Any], step: int | None = None) -> None:
     for name, value in metrics.items():
         kind = type(value)
         if type(name) is not str or not name or name in RESERVED:
-            raise UserError(f"log_metrics: {name!r} names no metric: a name is a text, and not step or rank.")
+            raise UserError(f"log_metrics: {name!r} can't be a metric's name: it must be a text, not step or rank.")
         row[name] = value if kind is float or kind is int else _number(name, value)
     folder = os.environ.get("NEMO_RUN_DIR")
     if not folder:
-        _say_once()
+        _log_once()
     else:
         rank = _rank()
         MetricsFile.of(_path(folder, rank)).write({**row, "rank": rank} if rank else row)
@@ -95,17 +95,17 @@ def _rank() -> int:
 
 
 def _path(folder: str, rank: int) -> str:
-    """The file of this process's rows. On rank 0's node all ranks, known by local rank, share one."""
+    """The file of this process's rows: all ranks on rank 0's node share one (their rank is their local rank)."""
     local = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or ""
     return f"{folder}/{METRICS_FILE}" if rank == 0 or local == str(rank) else f"{folder}/metrics-rank-{rank}.jsonl"
 
 
-_said: list[bool] = []
+_logged: list[bool] = []
 
 
-def _say_once() -> None:
-    if not _said:
-        _said.append(True)
+def _log_once() -> None:
+    if not _logged:
+        _logged.append(True)
         _log.debug("log_metrics: not in a job (NEMO_RUN_DIR is not set), so nothing is written")
 
 
@@ -115,19 +115,19 @@ def to_wandb(row: Mapping[str, Any]) -> None:
     if wandb is not None and getattr(wandb, "run", None) is not None:
         try:
             wandb.log({name: value for name, value in row.items() if name not in RESERVED}, step=row.get("step"))
-        except Exception as error:  # noqa: BLE001 — the row is on record; what W&B does with it ends no training
+        except Exception as error:  # noqa: BLE001 — an error of W&B must not end a training
             print(f"warning: W&B does not take the metrics of step {row.get('step')}: {error}", file=sys.stderr)  # noqa: T201
 
 
-# In the environment of a job whose metrics also go into event files.
+# An environment variable: the job's metrics are also written to TensorBoard's event files.
 TENSORBOARD = "NEMOTRON_TENSORBOARD"
-# (process, job folder) → its writer of event files; None: there can be none.
+# (pid, job folder) → the writer of event files; None if no package for them is installed.
 _writers: dict[tuple[int, str], Any] = {}
 
 
 def to_tensorboard(row: Mapping[str, Any]) -> None:
     """Add the row to TensorBoard's event files in `tensorboard` in the job's folder, if env.toml turns that on
-    (`[tracking] tensorboard = true`). Each rank has a folder of its own."""
+    (`[tracking] tensorboard = true`); each rank has its own folder."""
     if TENSORBOARD not in os.environ or not (folder := os.environ.get("NEMO_RUN_DIR")):
         return
     try:
@@ -139,13 +139,13 @@ def to_tensorboard(row: Mapping[str, Any]) -> None:
             for name, value in row.items():
                 if name not in RESERVED:
                     writer.add_scalar(name, float(value), step)
-    except Exception as error:  # noqa: BLE001 — the row is on record; what TensorBoard does with it ends no training
+    except Exception as error:  # noqa: BLE001 — an error of TensorBoard must not end a training
         print(f"warning: TensorBoard does not get the metrics of step {row.get('step')}: {error}", file=sys.stderr)  # noqa: T201
 
 
 def _event_writer(folder: str) -> Any:
     rank = _rank()
-    place = f"{folder}/tensorboard/rank-{rank}" if rank else f"{folder}/tensorboard"
+    path = f"{folder}/tensorboard/rank-{rank}" if rank else f"{folder}/tensorboard"
     try:
         from tensorboardX import SummaryWriter
     except ImportError:
@@ -154,13 +154,12 @@ def _event_writer(folder: str) -> Any:
         except ImportError as error:
             print(f"warning: no event files are written: {error}", file=sys.stderr)  # noqa: T201
             return None
-    return SummaryWriter(place, flush_secs=1)
+    return SummaryWriter(path, flush_secs=1)
 
 
 class MetricsFile:
-    """Rows to be appended to one file. The first is written at once, those that follow shortly after every quarter
-    second by a thread: whole lines, in one append. The file is opened each time, so that it may be replaced meanwhile.
-    """
+    """Appends rows to one file: the first at once, the following ones every quarter second by a thread, whole lines in
+    one write. The file is opened for each write, so it may be replaced meanwhile."""
 
     _all: ClassVar[dict[str, MetricsFile]] = {}
 
@@ -175,8 +174,8 @@ class MetricsFile:
         return found or cls._all.setdefault(str(path), cls(str(path)))
 
     def _begin(self) -> None:
-        """Start with no rows and no thread; also called in a forked process, whose parent writes its own rows."""
-        self._lock = threading.RLock()  # a signal handler may log, too
+        """Start with no rows and no thread; also called in a forked child, since the parent writes the pending rows."""
+        self._lock = threading.RLock()  # reentrant: a signal handler may log, too
         self._rows: deque[str] = deque()  # appended to without the lock
         self._rest = b""
         self._written_at = -math.inf
@@ -185,8 +184,8 @@ class MetricsFile:
         self._known = False
 
     def write(self, row: Mapping[str, Any], *, now: bool = False) -> None:
-        """Add a row; with `now` it is in the file on return. Raises NemotronError if it, or an earlier one, can't be
-        written."""
+        """Append a row; with `now` it is in the file on return. Raises NemotronError if this row, or an earlier one,
+        can't be written."""
         try:
             line = _ENCODE(row)
         except ValueError:
@@ -196,7 +195,7 @@ class MetricsFile:
             return
         with self._lock:
             if not self._known:
-                _at_end()
+                _register_finalizer()
             if now or self._error or time.monotonic() - self._written_at > _PERIOD_S or len(self._rows) >= _ROWS:
                 self._write_out()
             elif self._writer is None:
@@ -212,13 +211,13 @@ class MetricsFile:
         while True:
             time.sleep(_PERIOD_S)
             with self._lock:
-                self._writer, own = None, self._writer  # first: a concurrent append then starts a new thread
+                self._writer, this_thread = None, self._writer  # first: a concurrent append then starts a new thread
                 if not self._rows and not self._rest:
                     return
-                self._writer = own
+                self._writer = this_thread
                 try:
                     self._write_out()
-                except NemotronError:  # kept: the next call, or the end, raises it
+                except NemotronError:  # the next write, or the flush at exit, raises it again
                     self._writer = None
                     return
 
@@ -231,7 +230,7 @@ class MetricsFile:
         try:
             with open_appending(self._path) as file:
                 if not self._known:
-                    self._rest = _torn(self._path) + self._rest
+                    self._rest = _missing_newline(self._path) + self._rest
                     self._known = True
                 while self._rest:
                     self._rest = self._rest[file.write(self._rest) or 0 :]
@@ -244,8 +243,8 @@ class MetricsFile:
 _ENCODE = json.JSONEncoder(allow_nan=False, check_circular=False).encode
 
 
-def _torn(path: str) -> bytes:
-    """The bytes that end a line left incomplete by a kill."""
+def _missing_newline(path: str) -> bytes:
+    """A newline if the file ends in an incomplete line of a killed process, else nothing."""
     with open_regular(path) as file:
         if file.seek(0, os.SEEK_END) == 0:
             return b""
@@ -263,11 +262,11 @@ def flush_metrics() -> None:
     for key in [key for key in _writers if key[0] == os.getpid()]:
         writer = _writers.pop(key)
         if writer is not None:
-            writer.close()  # its flush() leaves behind what its thread has not taken yet
+            writer.close()  # flush() would not write the rows still in its thread's queue
 
 
-def _at_end() -> None:
-    """Register with multiprocessing too: its processes run their own finalizers and no atexit functions."""
+def _register_finalizer() -> None:
+    """Flush at the end of a multiprocessing child, too: it runs multiprocessing's finalizers, no atexit functions."""
     util = sys.modules.get("multiprocessing.util")
     if util is not None:
         util.Finalize(None, flush_metrics, exitpriority=0)
@@ -281,16 +280,16 @@ def _forked() -> None:
 atexit.register(flush_metrics)
 os.register_at_fork(after_in_child=_forked)
 
-# --- what was measured
+# --- evaluation
 
 _RANK_FILE = re.compile(r"metrics-rank-(\d{1,9})\.jsonl")
-_LESS = re.compile("loss|error|perplexity", re.IGNORECASE)
+_LESS_IS_BETTER = re.compile("loss|error|perplexity", re.IGNORECASE)
 
 
 @lru_cache(1024)
 def less_is_better(name: str) -> bool:
-    """Whether the best value of a metric is its least: if its name has loss, error or perplexity in it."""
-    return _LESS.search(name) is not None
+    """Whether the lowest value of a metric is the best: its name contains loss, error or perplexity."""
+    return _LESS_IS_BETTER.search(name) is not None
 
 
 @dataclass
@@ -307,8 +306,8 @@ class Measured:
 
 
 def measured(folder: Path) -> dict[str, Measured]:
-    """Each metric that the job in `folder` logged, in order of first appearance. Those of other ranks count only for
-    metrics that rank 0 did not log: then the last is the lowest rank's, and the best the best of all."""
+    """The metrics that the job in `folder` logged, in order of first appearance: rank 0's values. For a metric that
+    only other ranks logged, the last value is the lowest rank's, and the best is the best of all ranks."""
     ranks = measured_by_rank(folder)
     found = dict(ranks.pop(0, {}))
     others: dict[str, Measured] = {}
@@ -323,7 +322,7 @@ def measured(folder: Path) -> dict[str, Measured]:
 
 
 def measured_by_rank(folder: Path) -> dict[int, dict[str, Measured]]:
-    """Rank → each metric in the rows that it wrote. The files are read row by row, and invalid lines are skipped."""
+    """Rank → the metrics that it logged. Invalid lines are skipped."""
     found: dict[int, dict[str, Measured]] = {}
     for path in _metrics_files(folder):
         with contextlib.suppress(OSError):
@@ -332,8 +331,8 @@ def measured_by_rank(folder: Path) -> dict[int, dict[str, Measured]]:
                 into = found.setdefault(rank if isinstance(rank, int) else 0, {})
                 for name, value in row.items():
                     kind = type(value)
-                    if kind is not float and kind is not int:  # of many millions, a few
-                        value = _LOST.get(value) if kind is str else None
+                    if kind is not float and kind is not int:  # rare
+                        value = _NONFINITE.get(value) if kind is str else None
                         if value is None:
                             continue
                     known = into.get(name)
@@ -352,7 +351,7 @@ def _is_better(name: str, value: float, best: float) -> bool:
 
 
 def _metrics_files(folder: Path) -> list[Path]:
-    """The files of a job's rows: that of rank 0's node, and one for each rank elsewhere."""
+    """The files with a job's rows: one of rank 0's node, and one for each rank on another node."""
     try:
         names = os.listdir(folder)  # noqa: PTH208 — names only, and 10,000 folders are listed
     except OSError:
@@ -362,23 +361,23 @@ def _metrics_files(folder: Path) -> list[Path]:
 
 
 def series(folder: Path) -> dict[str, tuple[list[int], list[float]]]:
-    """Each metric's steps and values; a value without a step has the number of its row. A step that is taken again, by
-    another attempt, replaces what came after it. A metric is the lowest rank's that logged it."""
+    """Metric → (steps, values), from the lowest rank that logged it; the step of a value without one is the number of
+    its row. If a later attempt repeats a step, earlier values from that step on are dropped."""
     ranks: dict[int, dict[str, tuple[list[int], list[float]]]] = {}
     rows = chain.from_iterable(map(_readable_rows, _metrics_files(folder)))
     with contextlib.suppress(OSError):
         for number, row in enumerate(rows):
             step, rank = row.pop("step", None), row.pop("rank", 0)
-            place = step if isinstance(step, int) else number
+            position = step if isinstance(step, int) else number
             into = ranks.setdefault(rank if isinstance(rank, int) else 0, {})
             for name, text in row.items():
-                value = _LOST.get(text, text) if isinstance(text, str) else text
+                value = _NONFINITE.get(text, text) if isinstance(text, str) else text
                 if isinstance(value, int | float) and not isinstance(value, bool):
                     steps, values = into.setdefault(name, ([], []))
-                    while steps and steps[-1] >= place:
+                    while steps and steps[-1] >= position:
                         steps.pop()
                         values.pop()
-                    steps.append(place)
+                    steps.append(position)
                     values.append(value)
     return {name: curve for rank in sorted(ranks, reverse=True) for name, curve in ranks[rank].items()}
 
@@ -389,8 +388,8 @@ def _readable_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def condensed(job: JobFolder, count: int) -> list[dict[str, Any]]:
-    """A few rows for which `measured` gives the same as for all of a job's: the last `count`, preceded, if there are
-    more, by each metric's best and last row."""
+    """A few rows for which `measured` returns the same as for all rows of the job: the last `count`, and before them,
+    if there are more, rows with the best and the last value of each metric."""
     rows = job.metrics(count + 1)
     if len(rows) <= count:
         return rows
@@ -407,7 +406,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
                 lines.pop()
             try:
                 rows = json.loads(b"[" + b",".join(lines) + b"]")
-            except (ValueError, RecursionError):  # one of them is no JSON
+            except (ValueError, RecursionError):  # at least one line is not JSON
                 rows = list(_whole_lines(lines))
             yield from (row for row in rows if isinstance(row, dict))
 

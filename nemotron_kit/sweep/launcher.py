@@ -110,7 +110,9 @@ class JobWriter:
 
     def _write(self, sweep_job: SweepJob, attached: bool) -> tuple[SweepJob, JobFolder]:
         texts = {**sweep_job.plan.files, **sweep_job.texts, queue.LAUNCH_FILE: queue.to_text(sweep_job.plan)}
-        job = self.run.add_job(sweep_job.plan.job, texts, attached=attached, here=is_local(sweep_job.plan.executor))
+        job = self.run.add_job(
+            sweep_job.plan.job, texts, attached=attached, starts_here=is_local(sweep_job.plan.executor)
+        )
         # What is on disk by now need not stay in memory: a sweep may have very many jobs.
         return SweepJob(replace(sweep_job.plan, files={}, config={}), sweep_job.overrides), job
 

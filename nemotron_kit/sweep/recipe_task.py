@@ -87,7 +87,7 @@ class RecipeTask:
             plan.job,
             {**plan.files, **hydra_files(composed)},
             attached=plan.launch == IN_PROCESS,
-            here=is_local(plan.executor),
+            starts_here=is_local(plan.executor),
         )
         with self.users_environment():
             outcome = run_planned(plan, composed.command, job)

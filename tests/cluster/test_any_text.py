@@ -1,5 +1,5 @@
 """Text of any kind through every door at once, in jobs that really run: each job sees it exactly, or it was refused
-before anything was submitted; nothing else runs.
+before any job was submitted; nothing else runs.
 
 One job checks hundreds of texts. `NEMOTRON_TEXTS` says how many there are (400 unless told otherwise).
 """

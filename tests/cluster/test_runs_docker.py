@@ -30,7 +30,7 @@ def test_a_container_is_seen_entered_followed_and_stopped(world: World) -> None:
     attached = tool(world, "runs", "attach", job.run_id)
     assert attached.returncode == 4 and attached.stdout.startswith("line 0 of rank -\nline 1 of rank -\n")
     assert tool(world, "runs", "logs", job.run_id).stdout == attached.stdout
-    assert "there is nothing to enter" in tool(world, "runs", "shell", job.run_id).stderr
+    assert "not running" in tool(world, "runs", "shell", job.run_id).stderr
     assert tool(world, "runs", "rm", job.run_id).returncode == 0 and not job.path.exists()
 
 

@@ -293,7 +293,7 @@ def test_a_shell_in_the_allocation(world: World) -> None:  # noqa: F811
     assert said.splitlines() == [str(job.path), f"{number} a 'b' $c"]
     assert "is running" in runs(world, "rm", job.run_id, code=2)
     runs(world, "cancel", job.run_id)
-    assert "there is nothing to enter" in runs(world, "shell", job.run_id, "--", "true", code=2)
+    assert "not running" in runs(world, "shell", job.run_id, "--", "true", code=2)
     runs(world, "rm", job.run_id)
     assert not Path(job.path).exists()
 

@@ -247,7 +247,7 @@ def test_cancel() -> None:
     run.job().transition("running", process=process_facts(child.pid))
     assert nemotron("runs", "cancel", run.id).startswith(f"{run.id}: cancelled")
     assert child.wait(10) == -signal.SIGTERM
-    assert nemotron("runs", "cancel", run.id) == f"{run.id} is over already: cancelled\n"
+    assert nemotron("runs", "cancel", run.id) == f"{run.id} has ended already: cancelled\n"
     elsewhere = make()
     elsewhere.job().transition("running", process={**process_facts(), "host": "node-7"})
     assert "runs on node-7" in nemotron("runs", "cancel", elsewhere.id, code=2)

@@ -1,4 +1,4 @@
-"""`nemotron runs cancel|rm|wait|resume|shell`: acting on a run."""
+"""`nemotron runs wait|cancel|resume|shell`: wait for a run, stop it, continue it, or open a shell in it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from nemotron_kit.errors import Unreachable, UserError
 from nemotron_kit.executors.base import executor_for
 from nemotron_kit.launch import submission
 from nemotron_kit.launch.queue import SWEEP_FILE, SweepQueue
-from nemotron_kit.launch.resume import resume as begin_again
+from nemotron_kit.launch.resume import resume as resume_job
 from nemotron_kit.launch.resume import resume_levels
 from nemotron_kit.launch.status import Watch, ask, effective_state, refresh
 from nemotron_kit.launch.submission import drop_waiting, submit_waiting
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 _PATIENCE = 600
-# Of many runs the exit code is that of the first of these that one of them ended as.
+# The exit code for several runs is that of the first of these states that any of them is in.
 _WORST = (DAMAGED, "unreachable", "unknown", "failed", "preempted", "cancelled", "succeeded")
 
 
@@ -44,7 +44,7 @@ def wait(argv: list[str]) -> int:
         type=at_least(0),
         default=_PATIENCE,
         metavar="S",
-        help=f"give up (exit code 3) when nothing has been known of a run for S seconds ({_PATIENCE})",
+        help=f"give up (exit code 3) when a run's state could not be read for S seconds ({_PATIENCE})",
     )
     options = parser.parse(argv)
     if options is None:
@@ -54,19 +54,19 @@ def wait(argv: list[str]) -> int:
     waits = [Watch(run, jobs, patience=options.patience, lost=options.patience) for run, jobs in named.values()]
     until_over(waits)
     for each in waits:
-        say_end(each.run, each.state, each.jobs, each.damage)
+        print_end(each.run, each.state, each.jobs, each.damage)
     return EXIT_CODES[next(state for state in _WORST if state in {each.state for each in waits})]
 
 
 def until_over(waits: Sequence[Watch]) -> None:
-    """Poll them, at increasing intervals, until all have ended."""
-    pace = Pace(1.0, 1.3, 30.0) if any(each.elsewhere for each in waits) else Pace(0.1, 1.2, 2.0)
+    """Poll the runs, at increasing intervals, until all have ended."""
+    pace = Pace(1.0, 1.3, 30.0) if any(each.is_remote for each in waits) else Pace(0.1, 1.2, 2.0)
     reported = False
     while True:
-        left = [each for each in waits if not each.over]
-        snapshots = _ask(each.run for each in left if each.elsewhere)
-        for each in left:
-            each.look(snapshots.get(each.run.id))
+        unfinished = [each for each in waits if not each.over]
+        snapshots = _refresh(each.run for each in unfinished if each.is_remote)
+        for each in unfinished:
+            each.update(snapshots.get(each.run.id))
         if all(each.over for each in waits):
             return
         lost = next((s.lost for s in snapshots.values() if s.lost), None)
@@ -76,16 +76,13 @@ def until_over(waits: Sequence[Watch]) -> None:
         pace.wait()
 
 
-def _ask(runs: Iterable[RunFolder]) -> dict[str, StatusSnapshot]:
+def _refresh(runs: Iterable[RunFolder]) -> dict[str, StatusSnapshot]:
     asked = list(runs)
-    if not asked:
-        return {}
-
-    return refresh(asked)
+    return refresh(asked) if asked else {}
 
 
-def say_end(run: RunFolder, state: str, chosen: Sequence[JobFolder] | None = None, damage: str | None = None) -> None:
-    """How a run, or the chosen job of it, ended, in one line."""
+def print_end(run: RunFolder, state: str, chosen: Sequence[JobFolder] | None = None, damage: str | None = None) -> None:
+    """Print in one line how a run, or the chosen job of it, ended."""
     reported: RunSummary | JobState = chosen[0].state() if chosen else run.summary()
     code = f" (exit code {reported.code})" if reported.code else ""
     name = chosen[0].reference if chosen else run.id
@@ -94,11 +91,11 @@ def say_end(run: RunFolder, state: str, chosen: Sequence[JobFolder] | None = Non
 
 
 def cancel(argv: list[str]) -> int:
-    """Stop a run's jobs, wherever they are."""
+    """`nemotron runs cancel ID`: stop a run's jobs, on this machine or by their scheduler; returns the exit code."""
     parser = ToolParser("runs", "cancel")
-    parser.add_argument("--job", type=at_least(0), metavar="N", help="only this job of it")
+    parser.add_argument("--job", type=at_least(0), metavar="N", help="only this job of the run")
     parser.add_argument(
-        "--grace", type=at_least(0), default=int(GRACE), metavar="S", help="seconds between TERM and KILL"
+        "--grace", type=at_least(0), default=int(GRACE), metavar="S", help="seconds between SIGTERM and SIGKILL"
     )
     options = parser.parse(argv)
     if options is None:
@@ -107,14 +104,14 @@ def cancel(argv: list[str]) -> int:
     if run.is_pipeline:
         return _cancel_stages(run, options.grace)
     jobs = run.jobs() if chosen is None else chosen
-    elsewhere = not is_local(run.summary().executor)
-    if not elsewhere and all(job.state().terminal for job in jobs):
-        _say_over(run, chosen)
+    remote = not is_local(run.summary().executor)
+    if not remote and all(job.state().terminal for job in jobs):
+        _print_ended(run, chosen)
         return 0
-    if elsewhere:
-        return _cancel_elsewhere(run, jobs, chosen, options.grace)
+    if remote:
+        return _cancel_remote(run, jobs, chosen, options.grace)
     cancel_jobs(jobs, grace=options.grace)
-    say_end(run, _state(run, chosen), chosen)
+    print_end(run, _state(run, chosen), chosen)
     return 0
 
 
@@ -124,55 +121,53 @@ def _cancel_stages(run: RunFolder, grace: int) -> int:
     for damage in (record[DAMAGE] for record in records if DAMAGE in record):
         sys.stderr.write(f"note: the stage's run is not known: {clean(damage)}\n")
     stages = [each for record in records if (each := run.stage_run(record)) is not None]
-    left = [each for each in reversed(stages) if each.summary().state not in (*TERMINAL, DAMAGED)]
-    if not left:
-        _say_over(run, None)
-    return max((cancel([each.id, f"--grace={grace}"]) for each in left), default=0)
+    unfinished = [each for each in reversed(stages) if each.summary().state not in (*TERMINAL, DAMAGED)]
+    if not unfinished:
+        _print_ended(run, None)
+    return max((cancel([each.id, f"--grace={grace}"]) for each in unfinished), default=0)
 
 
 def _state(run: RunFolder, chosen: Sequence[JobFolder] | None) -> str:
     return chosen[0].state().state if chosen else run.state()
 
 
-def _say_over(run: RunFolder, chosen: Sequence[JobFolder] | None) -> None:
+def _print_ended(run: RunFolder, chosen: Sequence[JobFolder] | None) -> None:
     name = chosen[0].reference if chosen else run.id
-    write_lines([f"{name} is over already: {_state(run, chosen)}"])
+    write_lines([f"{name} has ended already: {_state(run, chosen)}"])
 
 
-def _cancel_elsewhere(
-    run: RunFolder, jobs: Sequence[JobFolder], chosen: Sequence[JobFolder] | None, grace: float
-) -> int:
-    """Request the cancellation, and wait a moment for it. Raises Unreachable if it is not known whether the request
-    arrived."""
+def _cancel_remote(run: RunFolder, jobs: Sequence[JobFolder], chosen: Sequence[JobFolder] | None, grace: float) -> int:
+    """Request the cancellation, and wait up to `grace` seconds for the jobs to end. Raises Unreachable if it is not
+    known whether the request arrived."""
     refresh([run])
-    left = [job for job in jobs if not job.state().terminal]
-    if not left:
-        _say_over(run, chosen)
+    unfinished = [job for job in jobs if not job.state().terminal]
+    if not unfinished:
+        _print_ended(run, chosen)
         return 0
     backend = executor_for(stored_plan(run).settings)
-    if handed_over := drop_waiting(run, left):
+    if handed_over := drop_waiting(run, unfinished):
         backend.cancel(run, handed_over)
 
     def have_ended() -> bool:
-        if any(not job.state().terminal for job in left):
-            with suppress(Unreachable):  # it was asked for; that is what counts
-                ask(run, backend, left)
-        return all(job.state().terminal for job in left)
+        if any(not job.state().terminal for job in unfinished):
+            with suppress(Unreachable):  # the request has arrived; only its effect is not known yet
+                ask(run, backend, unfinished)
+        return all(job.state().terminal for job in unfinished)
 
     if until(have_ended, 0.5, within=grace):
-        say_end(run, _state(run, chosen), chosen)
+        print_end(run, _state(run, chosen), chosen)
     else:
         name = chosen[0].reference if chosen else run.id
-        write_lines([f"{name}: its end is asked for; nemotron runs wait {name} sees it"])
+        write_lines([f"{name}: cancellation requested; to wait for its end: nemotron runs wait {name}"])
     return 0
 
 
-_SHOWN = 8
+_LISTED = 8
 
 
 def resume(argv: list[str]) -> int:
-    """Submit waiting jobs, as far as there is room; else start another attempt of a job that has stopped, and exit as
-    it does."""
+    """`nemotron runs resume ID[/N]`: submit the waiting jobs of a sweep, as far as its limit allows; else start another
+    attempt of a stopped job, and return its exit code."""
     parser = ToolParser("runs", "resume")
     options = parser.parse(argv)
     if options is None:
@@ -180,55 +175,55 @@ def resume(argv: list[str]) -> int:
     run, jobs = open_jobs(options.id)
     if "/" not in options.id:
         if (run.path / SWEEP_FILE).exists() and SweepQueue(run).levels:
-            given = resume_levels(run)
-            write_lines([f"{run.id}: {len(given)} jobs submitted", f"  nemotron runs attach {run.id}"])
+            submitted = resume_levels(run)
+            write_lines([f"{run.id}: {len(submitted)} jobs submitted", f"  nemotron runs attach {run.id}"])
             return 0
         message = _submit_waiting(run)
         if message is not None:
             write_lines([message])
             return 0
         if len(jobs) > 1:
-            raise _which(run, jobs)
-    codes = [_go_on(run, job) for job in jobs]
+            raise _several_stopped(run, jobs)
+    codes = [_resume_job(run, job) for job in jobs]
     return next((code for code in codes if code), 0)
 
 
 def _submit_waiting(run: RunFolder) -> str | None:
-    """Submit the waiting jobs; returns what was done, None if none waits."""
+    """Submit the waiting jobs; returns a message, None if no job waits."""
     if not (run.path / SWEEP_FILE).exists():
         _refuse_unplanned(run)
         return None
     if stored_plan(run).wait_first:
-        return f"{run.id}: it waits again, to be submitted" if submission.resume(run) else None
+        return f"{run.id}: waiting again, to be submitted" if submission.resume(run) else None
     queue = SweepQueue(run)
     if not (queue.waiting or queue.unfinished):
-        # Asked again after all is done, as a script does that asks until nothing waits.
-        return None if _stopped(run.jobs()) else f"{run.id}: 0 jobs submitted; none waits."
-    given = submit_waiting(run)
+        # No error: a script may repeat the command until no job waits.
+        return None if _stopped(run.jobs()) else f"{run.id}: 0 jobs submitted; none is waiting."
+    submitted = submit_waiting(run)
     waiting = len(SweepQueue(run).waiting)
-    rest = f"; {waiting} wait for room: nemotron runs resume {run.id}" if waiting else ""
-    return f"{run.id}: {len(given)} jobs submitted{rest}"
+    rest = f"; {waiting} are still waiting: nemotron runs resume {run.id}" if waiting else ""
+    return f"{run.id}: {len(submitted)} jobs submitted{rest}"
 
 
 def _refuse_unplanned(run: RunFolder) -> None:
-    """Raise UserError for a sweep elsewhere without a list of its jobs, which is written once all their folders
-    exist."""
+    """Raise UserError for a sweep on another machine without a list of its jobs: it is written after all their folders,
+    so the launch ended before."""
     plan = stored_plan(run)
     if plan.kind == "sweep" and not is_local(plan.executor):
         raise UserError(
-            f"{run.id} ended while it was planned, before anything was submitted.",
+            f"{run.id}: its launch ended during planning, before any job was submitted.",
             hint=f"Launch it again: {plan.command_line}",
         )
 
 
-def _which(run: RunFolder, jobs: list[JobFolder]) -> UserError:
+def _several_stopped(run: RunFolder, jobs: list[JobFolder]) -> UserError:
     stopped = _stopped(jobs)
     if not stopped:
-        return UserError(f"{run.id} has no jobs that wait to be submitted, and none that has stopped.")
-    shown = ", ".join(job.reference for job in stopped[:_SHOWN]) + (", …" if len(stopped) > _SHOWN else "")
+        return UserError(f"{run.id} has no jobs that wait to be submitted, and no stopped ones.")
+    listed = ", ".join(job.reference for job in stopped[:_LISTED]) + (", …" if len(stopped) > _LISTED else "")
     return UserError(
         f"{run.id} has no jobs that wait to be submitted; {len(stopped)} have stopped.",
-        hint=f"Name the one that is to go on: nemotron runs resume {stopped[0].reference}. There is: {shown}.",
+        hint=f"Name the one to resume: nemotron runs resume {stopped[0].reference}. Stopped: {listed}.",
     )
 
 
@@ -236,9 +231,9 @@ def _stopped(jobs: list[JobFolder]) -> list[JobFolder]:
     return [job for job in jobs if job.state().terminal and job.state().state != "succeeded"]
 
 
-def _go_on(run: RunFolder, job: JobFolder) -> int:
+def _resume_job(run: RunFolder, job: JobFolder) -> int:
     started = time.time()
-    outcome = begin_again(run, job)
+    outcome = resume_job(run, job)
     if outcome.state != "pending":
         return report_end(run, outcome, started)
     write_lines([f"{job.reference}: {clean(job.state().state)} again", f"  nemotron runs attach {run.id}"])
@@ -246,21 +241,21 @@ def _go_on(run: RunFolder, job: JobFolder) -> int:
 
 
 def shell(argv: list[str]) -> int:
-    """Replace this process by a shell, or the command after `--`, beside a job. Raises UserError if the job offers
-    none."""
+    """`nemotron runs shell ID[/N]`: replace this process by a shell, or the command after `--`, where the job runs.
+    Raises UserError if that is not possible."""
     arguments, command = _split(argv)
     parser = ToolParser("runs", "shell")
-    parser.add_argument("--job", type=at_least(0), metavar="N", help="of a run with many jobs: this one (0)")
-    parser.add_argument("--node", metavar="NAME", help="of a job on many nodes: this one")
+    parser.add_argument("--job", type=at_least(0), metavar="N", help="the job of a run with several (0)")
+    parser.add_argument("--node", metavar="NAME", help="the node of a job on several")
     options = parser.parse(arguments)
     if options is None:
         return 0
     run, chosen = chosen_jobs(options.id, options.job)
     job = chosen[0] if chosen else run.job()
-    return _become(_line(run, job, command, options.node))
+    return _exec(_line(run, job, command, options.node))
 
 
-def _become(line: list[str]) -> int:
+def _exec(line: list[str]) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     try:
@@ -277,18 +272,18 @@ def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 def _line(run: RunFolder, job: JobFolder, command: list[str], node: str | None) -> list[str]:
     plan = stored_plan(run)
     executor = executor_for(plan.settings)
-    # One of this machine has a folder to be in whatever its state is.
+    # A job on this machine has its folder in any state.
     state = job.state() if is_local(plan.executor) else _running(run, job)
     return executor.shell(plan, job, state, command, node)
 
 
 def _running(run: RunFolder, job: JobFolder) -> JobState:
-    """The job's state as it is now; UserError for one that holds no allocation."""
+    """The job's current state, with the facts of its allocation. Raises UserError for a job that is not running."""
     snapshot = refresh([run]).get(run.id)
     state = effective_state(job, snapshot)
-    seen = snapshot.observed.get(job.number) if snapshot else None
+    observed = snapshot.observed.get(job.number) if snapshot else None
     if state.state != "running":
         why = f": {state.error}" if state.error else ""
         where = f" Its folder: {job.path}" if state.terminal else ""
-        raise UserError(f"{run.id}: job {job.number} is {state.state}{why}; there is nothing to enter.{where}")
-    return JobState(state.state, facts={**state.facts, **(seen.facts if seen else {})})
+        raise UserError(f"{run.id}: job {job.number} is {state.state}{why}, not running.{where}")
+    return JobState(state.state, facts={**state.facts, **(observed.facts if observed else {})})

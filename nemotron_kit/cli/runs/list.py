@@ -1,4 +1,4 @@
-"""`nemotron runs`: the launches of this machine, newest first; the table of its subcommands."""
+"""`nemotron runs`: lists the runs launched from this machine; also `runs watch`, `tag`, `note` and `rename`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,16 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from nemotron_kit.cli.output import STYLES, clean, print_json, print_table, rich_table, terminal_width, write_lines
+from nemotron_kit.cli.output import (
+    STYLES,
+    clean,
+    print_json,
+    print_status,
+    print_table,
+    rich_table,
+    terminal_width,
+    write_lines,
+)
 from nemotron_kit.cli.request import near
 from nemotron_kit.cli.toolargs import ToolParser, at_least, short_span, span
 from nemotron_kit.errors import UserError
@@ -22,7 +31,7 @@ from nemotron_kit.spec.plan import is_local
 
 
 def open_jobs(reference: str) -> tuple[RunFolder, list[JobFolder]]:
-    """The run, and the selected jobs of it: one, or all."""
+    """The run and its jobs that `ID`, `ID/N` or `ID/2-5` selects. Raises UserError if there is none."""
     run, chosen = chosen_jobs(reference)
     jobs = run.jobs() if chosen is None else chosen
     if not jobs and run.is_pipeline:
@@ -33,18 +42,18 @@ def open_jobs(reference: str) -> tuple[RunFolder, list[JobFolder]]:
 
 
 def chosen_jobs(reference: str, number: int | None = None) -> tuple[RunFolder, list[JobFolder] | None]:
-    """The run, and the job of it that `ID/N` or `--job N` names, or the jobs of `ID/2-5`; None where none does. Of
-    a pipeline, N is a stage, which is a run of its own."""
+    """The run, and its jobs that `ID/N`, `--job N` or `ID/2-5` names; None for a reference to the whole run. For a
+    pipeline, N is a stage: the result is the stage's run. Raises UserError for an unknown run or job."""
     name, slash, behind = reference.partition("/")
     ends = re.fullmatch("([0-9]{1,9})(?:-([0-9]{1,9}))?", behind)
     if slash and ends is None:
-        raise UserError(f"{reference!r}: the number of a job must follow the /, or a range: {name}/2-5.")
+        raise UserError(f"{reference!r}: after the / comes a job's number, or a range of them: {name}/2-5.")
     if ends and ends[2] is None and number not in (None, int(ends[1])):
         raise UserError(f"{reference} and --job {number} name two jobs.", hint="Leave one of them out.")
     run = open_run(name)
     if ends and ends[2] is not None:
         if number is not None:
-            raise UserError(f"{reference} are several jobs, and --job {number} is one.", hint="Leave one of them out.")
+            raise UserError(f"{reference} and --job {number} both select jobs.", hint="Leave one of them out.")
         return run, _range(run, int(ends[1]), int(ends[2]))
     chosen = int(ends[1]) if ends else number
     if chosen is not None and run.is_pipeline:
@@ -53,13 +62,13 @@ def chosen_jobs(reference: str, number: int | None = None) -> tuple[RunFolder, l
 
 
 def _range(run: RunFolder, first: int, last: int) -> list[JobFolder]:
-    """The jobs of a sweep from one number to another, both included; there must be the first and the last."""
+    """The jobs of a sweep from `first` to `last`, both included. Raises UserError if one of these does not exist."""
     if run.is_pipeline:
         raise UserError(f"{run.id} is a pipeline: name one stage.", hint=f"{run.id}/{first}")
     if first > last:
-        raise UserError(f"{first}-{last} is no range.", hint=f"{run.id}/{last}-{first}")
+        raise UserError(f"{first}-{last} is not a range.", hint=f"{run.id}/{last}-{first}")
     for number in (first, last):
-        run.job(number)  # raises the error for one that is not there
+        run.job(number)  # raises the error for one that does not exist
     return [job for job in run.jobs() if first <= job.number <= last]
 
 
@@ -67,8 +76,8 @@ def _stage_run(run: RunFolder, number: int) -> RunFolder:
     """The run of a pipeline's stage; for a skipped one, the earlier run whose outputs were used."""
     records = run.stages()
     if number >= len(records):
-        there = ", ".join(f"{at} ({each['stage']})" for at, each in enumerate(records)) or "none yet"
-        raise UserError(f"{run.id} has no stage {number}.", hint=f"Its stages: {there}.")
+        stages = ", ".join(f"{at} ({each['stage']})" for at, each in enumerate(records)) or "none yet"
+        raise UserError(f"{run.id} has no stage {number}.", hint=f"Its stages: {stages}.")
     if damage := records[number].get(DAMAGE):
         raise DamagedRecord(str(damage))
     return open_run(str(records[number].get("run") or records[number].get("producer")))
@@ -88,7 +97,7 @@ _LIMIT = 20
 _WIDE = 120
 _REFRESH_S = 2.0
 _WRAPPED = ("PROGRESS", "WHY")
-_GOING = ("running", "pending", "unreachable")
+_UNFINISHED = ("running", "pending", "unreachable")
 
 
 def list_all(argv: list[str]) -> int:
@@ -105,7 +114,7 @@ def list_all(argv: list[str]) -> int:
         return 0
     if options.csv and options.json:
         raise UserError("nemotron runs: --csv and --json are two formats.", hint="Leave one of them out.")
-    gc.disable()  # an index of many runs is many objects, and all of them live until the end
+    gc.disable()  # the index of many runs is many objects, which all live until the end
     every = bool(options.sort or options.top or options.csv)
     limit = options.limit if options.limit is not None else 0 if every else _LIMIT
     found = _matching(options, limit)
@@ -115,14 +124,14 @@ def list_all(argv: list[str]) -> int:
         print_json(_with_results(found))
     elif found:
         _print_runs(found)
-        _say_more(options, len(found))
+        _print_omitted(options, len(found))
     else:
         write_lines(["No runs match." if _filtered(options) else f"No runs yet in {runs_root()}."])
     return 0
 
 
 def watch(argv: list[str]) -> int:
-    """`nemotron runs watch`: the table of `nemotron runs`, refreshed until no run in it goes on; returns 0."""
+    """`nemotron runs watch`: print the table of `nemotron runs`, refreshed until all its runs have ended; returns 0."""
     parser = ToolParser("runs", "watch")
     _add_filters(parser)
     options = parser.parse(argv)
@@ -134,7 +143,7 @@ def watch(argv: list[str]) -> int:
         write_lines(["No runs match." if _filtered(options) else f"No runs yet in {runs_root()}."])
     elif not sys.stdout.isatty():
         _print_runs(found)
-        print("nemotron runs watch: standard output is no terminal: printed once.", file=sys.stderr)  # noqa: T201
+        print_status("nemotron runs watch: standard output is no terminal: printed once.")
     else:
         from rich.console import Console
         from rich.live import Live
@@ -142,7 +151,7 @@ def watch(argv: list[str]) -> int:
         # Each table replaces the one before, and the last stays. Ctrl-C restores the terminal and ends with 130.
         console = Console(highlight=False)
         with Live(_drawn(found, console.width), console=console, auto_refresh=False) as live:
-            while any(run.state in _GOING for run in found):
+            while any(run.state in _UNFINISHED for run in found):
                 time.sleep(_REFRESH_S)
                 found = _matching(options, limit)
                 live.update(_drawn(found, console.width), refresh=True)
@@ -150,12 +159,14 @@ def watch(argv: list[str]) -> int:
 
 
 def _drawn(found: Sequence[RunSummary], width: int) -> Any:
-    """The table for a terminal of that width: what is redrawn can't be wider. PROGRESS and WHY wrap, and where that
-    isn't enough, columns are left out, which is said below."""
+    """The table for a terminal of that width: a table that is redrawn can't be wider. PROGRESS and WHY are wrapped; if
+    that isn't enough, columns are left out, and the caption names them."""
     columns = [[clean(cell) for cell in column] for column in zip(*_table(found), strict=True)]
     sizes = {title: max(map(len, (title, *cells))) + 1 for title, *cells in columns}
-    words = {title: max(len(word) for cell in (title, *cells) for word in cell.split()) for title, *cells in columns}
-    sizes.update({title: min(words[title], 12) + 1 for title in _WRAPPED if title in sizes})
+    longest_words = {
+        title: max(len(part) for cell in (title, *cells) for part in cell.split()) for title, *cells in columns
+    }
+    sizes.update({title: min(longest_words[title], 12) + 1 for title in _WRAPPED if title in sizes})
     left_out: list[str] = []
     for title in ("JOB", "EXIT", "AGE", "TOOK", "NAME"):
         if title in sizes and sum(sizes.values()) > width:
@@ -177,8 +188,8 @@ def _print_runs(found: Sequence[RunSummary]) -> None:
 
 
 def _table(found: Sequence[RunSummary]) -> list[list[str]]:
-    """A header and a row for each run. PROGRESS is there if one runs, NAME if one has a name or tags, and JOB if the
-    terminal is wide: the id contains recipe and stage."""
+    """A header and a row for each run. Has PROGRESS if a run is running, NAME if one has a name or tags, and JOB on a
+    wide terminal (the id contains recipe and stage)."""
     from nemotron_kit.cli.runs.progress import progress_of
 
     table = [["RUN", "JOB", "STATE", "PROGRESS", "AGE", "TOOK", "EXIT", "NAME", "WHY"]]
@@ -195,14 +206,14 @@ def _table(found: Sequence[RunSummary]) -> list[list[str]]:
 
 
 def _add_filters(parser: ToolParser) -> None:
-    parser.add_argument("--recipe", metavar="NAME", help="only of this recipe")
-    parser.add_argument("--stage", help="only this stage, or those below it: data/prep")
-    parser.add_argument("--state", action="append", default=[], help="only in these states, with commas between them")
+    parser.add_argument("--recipe", metavar="NAME", help="only runs of this recipe")
+    parser.add_argument("--stage", help="only runs of this stage, or of those below it: data/prep")
+    parser.add_argument("--state", action="append", default=[], metavar="STATE,…", help="only runs in these states")
     parser.add_argument(
-        "--since", type=span, metavar="SPAN", help="only of the last 90s, 30m, 2h, 3d, 1w, or since a date"
+        "--since", type=span, metavar="SPAN", help="only runs of the last 90s, 30m, 2h, 3d, 1w, or since a date"
     )
-    parser.add_argument("--tag", action="append", default=[], help="only with this tag; again for another one, too")
-    parser.add_argument("--limit", type=at_least(0), metavar="N", help="at most so many (20; 0 for all)")
+    parser.add_argument("--tag", action="append", default=[], help="only runs with this tag (may be given again)")
+    parser.add_argument("--limit", type=at_least(0), metavar="N", help="at most N runs (20; 0 for all)")
 
 
 def _matching(options: Any, limit: int) -> list[RunSummary]:
@@ -219,11 +230,12 @@ def _matching(options: Any, limit: int) -> list[RunSummary]:
 
 
 def _print_results(found: Sequence[RunSummary], options: Any) -> None:
-    """What the runs returned and measured, as asked for."""
+    """Print the runs with their results: returned values and metrics, by the options --columns, --sort, --top, --csv
+    and --json."""
     from nemotron_kit.cli.runs.results_table import LaunchTable, print_launches, print_launches_csv
 
     columns = [name.strip() for text in options.columns for name in text.split(",") if name.strip()]
-    if options.top and not options.sort:  # the newest so many
+    if options.top and not options.sort:  # the newest
         found = found[: options.top]
     table = LaunchTable(found, columns, options.sort)
     if options.csv:
@@ -231,32 +243,32 @@ def _print_results(found: Sequence[RunSummary], options: Any) -> None:
     elif options.json:
         print_json(_with_results(table.runs[: options.top]))
     elif found:
-        shown = options.top or options.limit or _LIMIT
-        print_launches(table, shown, asked=bool(columns))
+        limit = options.top or options.limit or _LIMIT
+        print_launches(table, limit, asked=bool(columns))
     else:
         write_lines(["No runs match." if _filtered(options) else f"No runs yet in {runs_root()}."])
 
 
 def _updated(runs: Sequence[RunSummary]) -> list[RunSummary]:
     """The runs with their current states: the back ends of unfinished ones are queried, each target once."""
-    going = [run for run in runs if run.state not in (*TERMINAL, DAMAGED)]
-    if not any(not run.jobs or not is_local(run.executor) for run in going):
+    unfinished = [run for run in runs if run.state not in (*TERMINAL, DAMAGED)]
+    if not any(not run.jobs or not is_local(run.executor) for run in unfinished):
         return list(runs)
     from nemotron_kit.launch.status import refresh_stages, refreshed
 
-    folders = {run.id: RunFolder(runs_root() / run.id) for run in going}
-    again = {}
-    for run in going:
+    folders = {run.id: RunFolder(runs_root() / run.id) for run in unfinished}
+    refreshed_pipelines = {}
+    for run in unfinished:
         if not run.jobs and folders[run.id].is_pipeline:
             refresh_stages(folders[run.id])
-            again[run.id] = folders[run.id].summary()
-    runs = [again.get(run.id, run) for run in runs]
-    left = [run.id for run in runs if not is_local(run.executor) and run.state not in (*TERMINAL, DAMAGED)]
-    return refreshed(runs, {run_id: folders[run_id] for run_id in left}) if left else list(runs)
+            refreshed_pipelines[run.id] = folders[run.id].summary()
+    runs = [refreshed_pipelines.get(run.id, run) for run in runs]
+    remote = [run.id for run in runs if not is_local(run.executor) and run.state not in (*TERMINAL, DAMAGED)]
+    return refreshed(runs, {run_id: folders[run_id] for run_id in remote}) if remote else list(runs)
 
 
 def as_json(run: RunSummary) -> dict[str, Any]:
-    """A run as `--json` prints it: times in ISO, UTC; durations in seconds."""
+    """A run as `--json` prints it: times in ISO format, UTC; durations in seconds."""
     return {
         "id": run.id,
         "recipe": run.recipe,
@@ -278,37 +290,39 @@ def as_json(run: RunSummary) -> dict[str, Any]:
 
 
 def _with_results(runs: Sequence[RunSummary]) -> list[dict[str, Any]]:
-    """The runs as `--json` prints them, with the overrides, value and metrics of a job; of a sweep those of its best
-    job, which `best_job` names (all of them: `runs show`); and the progress of what runs, else None."""
+    """The runs as `--json` prints them: with the overrides, value and metrics of the job, or of a sweep's best job (its
+    number is `best_job`; `runs show` has all of them), and with the progress of running ones, else None."""
     from nemotron_kit.cli.runs.progress import progress_of
     from nemotron_kit.cli.runs.result_cache import results_of_runs
 
     results, rows = results_of_runs(runs_root(), runs, run_ids()), []
     for run in runs:
         found = results.get(run.id)
-        its = found.to_dict() if found else dict.fromkeys(("overrides", "value", "step", "results"))
-        going = progress_of(run)
-        its["progress"] = going.to_dict() if going else None
-        rows.append({**as_json(run), **its, **({"best_job": found.number} if found and run.jobs > 1 else {})})
+        values = found.to_dict() if found else dict.fromkeys(("overrides", "value", "step", "results"))
+        progress = progress_of(run)
+        values["progress"] = progress.to_dict() if progress else None
+        rows.append({**as_json(run), **values, **({"best_job": found.number} if found and run.jobs > 1 else {})})
     return rows
 
 
 def iso(seconds: float | None) -> str | None:
+    """Seconds since the epoch as an ISO time, UTC."""
     return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat()
 
 
 def duration(started: float | None, finished: float | None, state: str) -> float | None:
-    """Seconds from start to end, or to now while it runs."""
+    """Seconds from `started` to `finished`, or to now if the state is running; None if either is not known."""
     if started is None or (finished is None and state != "running"):
         return None
     return max(0.0, (finished if finished is not None else time.time()) - started)
 
 
 def states_of(given: Sequence[str]) -> list[str]:
+    """The states that --state options name, each with commas between them. Raises UserError for an unknown one."""
     states = [state.strip() for text in given for state in text.split(",") if state.strip()]
     for state in states:
         if state not in (*STATES, DAMAGED):
-            raise UserError(f"nemotron runs: {state!r} is no state.", hint=near(state, [*STATES, DAMAGED]))
+            raise UserError(f"nemotron runs: unknown state {state!r}.", hint=near(state, [*STATES, DAMAGED]))
     return states
 
 
@@ -333,21 +347,23 @@ def labels_of(run_id: str) -> dict[str, Any]:
 
 
 def tag(argv: list[str]) -> int:
-    """Put tags on a run, or take them off."""
+    """`nemotron runs tag`: add tags to a run, or remove some; returns 0."""
     parser = ToolParser("runs", "tag")
     parser.add_argument("tags", nargs="*", metavar="TAG", help="letters, digits and . : / = - _")
-    parser.add_argument("--remove", action="append", default=[], metavar="TAG", help="take this one off")
+    parser.add_argument(
+        "--remove", action="append", default=[], metavar="TAG", help="remove this tag (may be given again)"
+    )
     options = parser.parse(argv)
     if options is None:
         return 0
     run = open_run(options.id)
     known = run.labels()["tags"]
-    Labels(tags=tuple(options.tags))  # checks them
+    Labels(tags=tuple(options.tags))  # raises UserError for an invalid one
     for text in options.remove:
         if text not in known:
             raise UserError(f"{run.id} has no tag {text!r}.", hint=near(text, known) if known else "It has none.")
     if not (options.tags or options.remove):
-        raise UserError("nemotron runs tag: which tag?", hint=f"nemotron runs tag {options.id} baseline")
+        raise UserError("nemotron runs tag: no tag is given.", hint=f"nemotron runs tag {options.id} baseline")
     kept = [text for text in dict.fromkeys([*known, *options.tags]) if text not in options.remove]
     run.label(tags=kept)
     write_lines([f"{run.id}: {', '.join(kept) or 'no tags'}"])
@@ -355,22 +371,22 @@ def tag(argv: list[str]) -> int:
 
 
 def note(argv: list[str]) -> int:
-    """Set the note of a run."""
-    return _say("note", "note", argv)
+    """`nemotron runs note ID TEXT`: set the note of a run; returns 0."""
+    return _set_label("note", "note", argv)
 
 
 def rename(argv: list[str]) -> int:
-    """Give a run a name beside its id."""
-    return _say("rename", "name", argv)
+    """`nemotron runs rename ID NAME`: give a run a name in addition to its id; returns 0."""
+    return _set_label("rename", "name", argv)
 
 
-def _say(command: str, label: str, argv: list[str]) -> int:
+def _set_label(command: str, label: str, argv: list[str]) -> int:
     parser = ToolParser("runs", command)
-    parser.add_argument("text", metavar=label.upper(), help='one text; "" removes it')
+    parser.add_argument("text", metavar=label.upper(), help='the text, in quotes; "" removes it')
     options = parser.parse(argv)
     if options is None:
         return 0
-    Labels(**{label: options.text})  # checks it
+    Labels(**{label: options.text})  # raises UserError for an invalid one
     run = open_run(options.id)
     text = options.text.strip() or None
     run.label(**{label: text})
@@ -382,7 +398,7 @@ def _filtered(options: Any) -> bool:
     return bool(options.recipe or options.stage or options.state or options.since or options.tag)
 
 
-def _say_more(options: Any, shown: int) -> None:
+def _print_omitted(options: Any, shown: int) -> None:
     more = 0 if _filtered(options) else len(run_ids()) - shown
     if more > 0:
         write_lines([f"and {more} older: --limit 0 lists all"])

@@ -17,21 +17,23 @@ from nemotron_kit.errors import UserError
 from nemotron_kit.runs.job import JobFolder
 from nemotron_kit.runs.metrics import series
 
-# --x of a name → the metrics that may hold it, beside the step.
+# --x → the metrics that may have the values of that axis.
 _AXES = {"step": (), "time": ("elapsed", "time", "seconds"), "tokens": ("tokens", "consumed_tokens")}
 _UNITS = {"step": "step", "time": "seconds", "tokens": "tokens"}
-_MOST = 12
-_POINTS = 2000
+_MAX_JOBS = 12
+_MAX_POINTS = 2000
 
 Series = dict[str, tuple[list[int], list[float]]]
 
 
 def plot(argv: list[str]) -> int:
-    """Draw one metric of each job."""
+    """`nemotron runs plot ID …`: draw the curves of a metric, one for each job; returns 0."""
     parser = ToolParser("runs", "plot")
-    parser.add_argument("--metric", metavar="NAME", help="which one (the first loss, else the first of all)")
-    parser.add_argument("--x", choices=tuple(_AXES), default="step", help="over steps, seconds or tokens (step)")
-    parser.add_argument("--height", type=at_least(5), default=20, metavar="N", help="lines (20)")
+    parser.add_argument(
+        "--metric", metavar="NAME", help="the metric (by default the first loss, else the first metric)"
+    )
+    parser.add_argument("--x", choices=tuple(_AXES), default="step", help="the horizontal axis (step)")
+    parser.add_argument("--height", type=at_least(5), default=20, metavar="N", help="the height in lines (20)")
     options = parser.parse(argv)
     if options is None:
         return 0
@@ -40,32 +42,32 @@ def plot(argv: list[str]) -> int:
     names = list(dict.fromkeys(name for each in found.values() for name in each))
     metric = options.metric or next((name for name in names if "loss" in name.lower()), next(iter(names), None))
     if metric is None:
-        raise UserError(f"{', '.join(options.ids)}: nothing was measured.", hint="log_metrics in the job does that.")
+        raise UserError(f"{', '.join(options.ids)}: no metric was logged.", hint="A job logs metrics by log_metrics.")
     if metric not in names:
-        raise UserError(f"--metric {metric}: none of these logged it.", hint=near(metric, names))
+        raise UserError(f"--metric {metric}: no job logged it.", hint=near(metric, names))
     curves = {name: _curve(name, each, metric, options.x) for name, each in found.items() if metric in each}
     write_lines(_drawn(curves, metric, options.x, options.height))
-    left = [name for name in found if name not in curves]
-    if left:
-        write_lines([f"without {metric}: {', '.join(map(clean, left))}"])
+    missing = [name for name in found if name not in curves]
+    if missing:
+        write_lines([f"without {metric}: {', '.join(map(clean, missing))}"])
     return 0
 
 
 def _jobs(reference: str) -> list[JobFolder]:
     run, chosen = chosen_jobs(reference)
     jobs = run.jobs() if chosen is None else chosen
-    if len(jobs) > _MOST:
-        hint = f"Name some of them: {run.id}/0-{_MOST - 1}."
-        raise UserError(f"{run.id} has {len(jobs)} jobs; {_MOST} curves are the most.", hint=hint)
+    if len(jobs) > _MAX_JOBS:
+        hint = f"Name some of them: {run.id}/0-{_MAX_JOBS - 1}."
+        raise UserError(f"{run.id} has {len(jobs)} jobs; at most {_MAX_JOBS} curves can be drawn.", hint=hint)
     if not jobs:
         raise UserError(f"{run.id} has no jobs.", hint=f"nemotron runs show {run.id}")
     return jobs
 
 
 def _named(jobs: Sequence[JobFolder]) -> dict[str, JobFolder]:
-    """The jobs by the run's name or the end of its id, with the job's number where it is one of several."""
-    if len(jobs) > _MOST:
-        raise UserError(f"These are {len(jobs)} jobs; {_MOST} curves are the most.")
+    """The jobs by the name of their curve: the run's name or the end of its id, and the job's number in a sweep."""
+    if len(jobs) > _MAX_JOBS:
+        raise UserError(f"These are {len(jobs)} jobs; at most {_MAX_JOBS} curves can be drawn.")
     found: dict[str, JobFolder] = {}
     for job in jobs:
         label = labels_of(job.run_id)["name"]
@@ -77,20 +79,20 @@ def _named(jobs: Sequence[JobFolder]) -> dict[str, JobFolder]:
 def _curve(name: str, found: Series, metric: str, axis: str) -> tuple[list[float], list[float]]:
     """(x, y) of one job, without NaN and infinities. Raises UserError for an axis that it did not log."""
     steps, values = found[metric]
-    places: dict[int, float] = {}
+    axis_values: dict[int, float] = {}
     if axis != "step":
-        known = next((each for each in _AXES[axis] if each in found), None)
-        if known is None:
+        axis_metric = next((each for each in _AXES[axis] if each in found), None)
+        if axis_metric is None:
             logs = f"It logs {', '.join(found)}."
             raise UserError(f"--x {axis}: {name} logged no {' or '.join(_AXES[axis])}.", hint=logs)
-        places = dict(zip(*found[known], strict=True))
+        axis_values = dict(zip(*found[axis_metric], strict=True))
     points = [
-        (float(step) if axis == "step" else places[step], value)
+        (float(step) if axis == "step" else axis_values[step], value)
         for step, value in zip(steps, values, strict=True)
-        if math.isfinite(value) and (axis == "step" or step in places)
+        if math.isfinite(value) and (axis == "step" or step in axis_values)
     ]
-    apart = max(1, len(points) // _POINTS)
-    points = [*points[::apart], *points[-1:]] if apart > 1 else points
+    stride = max(1, len(points) // _MAX_POINTS)
+    points = [*points[::stride], *points[-1:]] if stride > 1 else points
     return [x for x, _ in points], [y for _, y in points]
 
 

@@ -1,4 +1,4 @@
-"""How far a running run is: its step, of how many, the time left and its last loss, from the end of its metrics."""
+"""The progress of a running run: its step, the number of steps, the time left and the last loss, from its metrics."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from nemotron_kit.runs.folder import RunFolder, RunSummary
 from nemotron_kit.runs.job import JobFolder
 from nemotron_kit.runs.metrics import METRICS_FILE
 
-# So many rows at the end of metrics.jsonl are read; the ranks of a node share the file.
+# The number of rows read from the end of metrics.jsonl, which all ranks of a node share.
 _ROWS = 100
 _HEAD = 1 << 14
 _LARGEST = 1 << 53
-# The number of steps in a config: that of the recipes here, and as transformers and Lightning call it.
+# Fields with the number of steps: those of our recipes, of transformers and of Lightning.
 _STEPS = ("train.train_iters", "grpo.max_num_steps", "train.max_steps", "trainer.max_steps", "max_steps")
 
 
 @dataclass(frozen=True)
 class Progress:
-    """`done` steps (shards of data prep, ended jobs of a sweep), `of` how many, seconds left, and the last loss; None:
-    not known."""
+    """`done` units (steps, shards of data prep, or ended jobs of a sweep) out of `of`, the seconds left (`eta`), and
+    the last loss; None if not known."""
 
     unit: str
     done: int
@@ -44,14 +44,14 @@ class Progress:
 
     def __str__(self) -> str:
         of = "" if self.of is None else f"/{self.of}"
-        left = "" if self.eta is None else f"{short_span(self.eta)} left"
+        remaining = "" if self.eta is None else f"{short_span(self.eta)} left"
         loss = "" if self.loss is None else f"loss {self.loss:.4g}"
-        return ", ".join(filter(None, (f"{self.unit} {self.done}{of}", left, loss)))
+        return ", ".join(filter(None, (f"{self.unit} {self.done}{of}", remaining, loss)))
 
 
 def progress_of(run: RunSummary) -> Progress | None:
-    """The progress of a running run; of a pipeline that of its last stage. None for others, and before the first row of
-    metrics."""
+    """The progress of a running run, or of a running pipeline's last stage. None for a run that is not running, and
+    before it has logged metrics."""
     if run.state != "running":
         return None
     folder = RunFolder(runs_root() / run.id)
@@ -59,7 +59,7 @@ def progress_of(run: RunSummary) -> Progress | None:
     if len(jobs) == 1:
         try:
             return _of_job(jobs[0], run.started)
-        except OSError:  # removed meanwhile, or no file that can be read
+        except OSError:  # removed meanwhile, or unreadable
             return None
     if jobs:
         ended = sum(os.path.exists(f"{job.path}/exit.json") for job in jobs)  # noqa: PTH110 — of 10,000 jobs
@@ -79,8 +79,8 @@ def _of_job(job: JobFolder, started: float | None) -> Progress | None:
     if of is not None:
         at = (job.path / METRICS_FILE).stat().st_mtime
         rate = _steps_per_second(job, stepped, started, at)
-        left = max(0.0, (of - done) / rate - max(0.0, time.time() - at)) if rate else math.inf
-        eta = left if math.isfinite(left) else None
+        seconds = max(0.0, (of - done) / rate - max(0.0, time.time() - at)) if rate else math.inf
+        eta = seconds if math.isfinite(seconds) else None
     return Progress("step", done, of, eta, _loss(rows))
 
 
@@ -89,7 +89,7 @@ def _count(value: object) -> int | None:
 
 
 def _loss(rows: Sequence[Mapping[str, Any]]) -> float | None:
-    """The last `loss`, else the last of a metric that is called so, preferably not of validation."""
+    """The last value of `loss`, else of another metric with loss in its name, preferably not a validation loss."""
     names = {name: None for row in reversed(rows) for name in row if "loss" in name.lower()}
     for name in sorted(names, key=lambda name: (name != "loss", "val" in name or "test" in name)):
         value = next(row[name] for row in reversed(rows) if name in row)
@@ -103,8 +103,8 @@ def _loss(rows: Sequence[Mapping[str, Any]]) -> float | None:
 def _steps_per_second(
     job: JobFolder, rows: Sequence[Mapping[str, Any]], started: float | None, at: float
 ) -> float | None:
-    """The speed over the rows by their `elapsed`; without that, from the job's start to its last row, at `at`: which
-    says nothing of a job that was resumed."""
+    """The speed by the metric `elapsed`; without that, from the job's start to its last row, written at `at`. None if
+    it can't be computed, as for a resumed job without `elapsed`."""
     timed = [row for row in rows if type(row.get("elapsed")) in (int, float)]
     if timed:
         first = last = timed[-1]
@@ -121,7 +121,7 @@ def _steps_per_second(
 
 
 def _first_step(path: Path, otherwise: int) -> int:
-    """The first step in the file: a training that a program continues by itself does not begin at 1."""
+    """The first step in the file, which need not be 1: a program may continue from a checkpoint."""
     with open_regular(path) as file:
         head = file.read(_HEAD) or b""
     for line in head.split(b"\n")[:-1]:

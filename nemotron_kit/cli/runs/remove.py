@@ -1,4 +1,4 @@
-"""`nemotron runs rm`: deletes runs' folders, those that are named or those that match."""
+"""`nemotron runs rm` and `runs du`: deletes the folders of runs, by name or by filters; prints their sizes."""
 
 from __future__ import annotations
 
@@ -25,42 +25,45 @@ from nemotron_kit.runs.job import DamagedRecord
 from nemotron_kit.runs.ledger import check_removable, collect_removed, list_runs, open_run, remove_unreferenced
 from nemotron_kit.spec.plan import is_local, stored_plan
 
-_FORCE = "also one that never started, or whose state is not known, or whose jobs wrote into their copy of the code"
-# Of a run elsewhere: its scheduler would still start it.
+_FORCE = "also runs that never started, of unknown state, or whose jobs wrote files into their copy of the code"
+# States of a run on another machine that its scheduler would still start.
 _QUEUED = ("pending",)
 _FILTERS = ("older_than", "recipe", "stage", "state", "tag", "keep")
 
 
 def remove(argv: list[str]) -> int:
-    """`nemotron runs rm [ID …]`: delete runs' folders, here and where they ran. Returns 0.
+    """`nemotron runs rm [ID …]`: delete the folders of runs, on this machine and where they ran. Returns 0.
 
-    Runs that are named and can't be removed are an UserError; those that only match are left, and listed with why.
+    Raises UserError for a named run that can't be removed; runs that match filters and can't be removed are kept, and
+    listed with the reason.
     """
     parser = ToolParser("runs", "rm")
-    parser.add_argument("--older-than", type=span, metavar="SPAN", help="all that began longer ago: 12h, 30d")
-    parser.add_argument("--recipe", metavar="NAME", help="only of this recipe")
-    parser.add_argument("--stage", metavar="STAGE", help="only this stage, or those below it")
-    parser.add_argument("--state", action="append", default=[], metavar="STATE", help="only in these states")
-    parser.add_argument("--tag", action="append", default=[], metavar="TAG", help="only with this tag")
-    parser.add_argument("--keep", type=at_least(0), metavar="N", help="leave the newest N of those that match")
-    parser.add_argument("--with-artifacts", action="store_true", help="also the versions whose files lie in them")
-    parser.add_argument("--dry-run", action="store_true", help="print what would be removed, and what would stay")
+    parser.add_argument("--older-than", type=span, metavar="SPAN", help="runs launched longer ago than: 12h, 30d")
+    parser.add_argument("--recipe", metavar="NAME", help="only runs of this recipe")
+    parser.add_argument("--stage", metavar="STAGE", help="only runs of this stage, or of those below it")
+    parser.add_argument("--state", action="append", default=[], metavar="STATE,…", help="only runs in these states")
+    parser.add_argument("--tag", action="append", default=[], metavar="TAG", help="only runs with this tag")
+    parser.add_argument("--keep", type=at_least(0), metavar="N", help="keep the newest N of the runs that match")
+    parser.add_argument("--with-artifacts", action="store_true", help="also remove the artifacts in these folders")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be removed and what would be kept")
     parser.add_argument("--force", action="store_true", help=_FORCE)
-    parser.add_argument("--here", action="store_true", help="only this machine's record: what lies elsewhere stays")
-    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument(
+        "--here", action="store_true", help="remove only the records on this machine, not the folders on the target"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse(argv)
     if options is None:
         return 0
     filtered = any(getattr(options, name) not in (None, []) for name in _FILTERS)
     if filtered == bool(options.ids):
-        what = "names runs and says which match" if filtered else "neither names runs nor says which match"
+        what = "give either IDs or filters, not both" if filtered else "no ID and no filter is given"
         raise UserError(
-            f"nemotron runs rm {what}.", hint="nemotron runs rm ID …, or nemotron runs rm --older-than 30d --dry-run."
+            f"nemotron runs rm: {what}.", hint="nemotron runs rm ID …, or nemotron runs rm --older-than 30d --dry-run."
         )
     runs = _matching(options) if filtered else list({run.id: run for run in map(open_run, options.ids)}.values())
-    asked = [run for run in runs if not is_local(run.summary().executor)]
-    if asked:
-        refresh(asked)
+    remote_runs = [run for run in runs if not is_local(run.summary().executor)]
+    if remote_runs:
+        refresh(remote_runs)
     rows: list[dict[str, Any]] = []
     for run in runs:
         row: dict[str, Any] = {
@@ -69,16 +72,16 @@ def remove(argv: list[str]) -> int:
             "bytes": size_of(run.path),
         }
         try:
-            row["versions"] = _removable(run, options, queued=run in asked)
+            row["versions"] = _removable(run, options, queued=run in remote_runs)
             if not options.dry_run:
-                _remove(run, row["versions"], options, elsewhere=run in asked)
+                _remove(run, row["versions"], options, remote=run in remote_runs)
         except NemotronError as error:
             if not (filtered or options.dry_run):
                 raise
             row["stays"] = " ".join(filter(None, (error.message, error.hint)))
         rows.append(row)
         if not (options.json or options.dry_run or "stays" in row):
-            write_lines([f"removed {run.id}{_named(row)}"])
+            write_lines([f"removed {run.id}{_with_versions(row)}"])
     if not options.dry_run:
         collect_removed(artifacts_in)
     _report(rows, options)
@@ -101,10 +104,10 @@ def _matching(options: Any) -> list[RunFolder]:
 
 
 def _removable(run: RunFolder, options: Any, *, queued: bool) -> list[str]:
-    """The versions that would go with the run. Raises UserError for a run that has to stay."""
+    """The labels of the versions to remove with the run. Raises UserError if the run can't be removed."""
     if queued and run.state() in _QUEUED:
         hint = f"Stop it first: nemotron runs cancel {run.id}."
-        raise UserError(f"{run.id} is {run.state()}, and its scheduler still has it.", hint=hint)
+        raise UserError(f"{run.id} is {run.state()}: its scheduler may still start it.", hint=hint)
     registry = open_registry()
     versions = _versions_in(registry, run) if options.with_artifacts else []
     check_removable(
@@ -120,7 +123,8 @@ def _removable(run: RunFolder, options: Any, *, queued: bool) -> list[str]:
 
 
 def _versions_in(registry: LocalRegistry, run: RunFolder) -> list[str]:
-    """The versions that can go with the run. One whose record is damaged, or that another registry has, can't."""
+    """The labels of the versions in the run's folder that --with-artifacts removes: not those with a damaged record,
+    or of another registry."""
     folder = run.path.resolve()
     return [
         record.pin.label
@@ -129,22 +133,22 @@ def _versions_in(registry: LocalRegistry, run: RunFolder) -> list[str]:
     ]
 
 
-def _remove(run: RunFolder, versions: list[str], options: Any, *, elsewhere: bool) -> None:
+def _remove(run: RunFolder, versions: list[str], options: Any, *, remote: bool) -> None:
     registry = open_registry()
     for label in versions:
-        registry.remove(Reference.parse(label), force=True)  # judged before, with those that go with it
-    if elsewhere and not options.here:
-        _remove_there(run)
+        registry.remove(Reference.parse(label), force=True)  # _removable has checked all of them together
+    if remote and not options.here:
+        _remove_on_target(run)
     remove_unreferenced(run.path, lambda: artifacts_in(run))
 
 
 def size_of(folder: Path) -> int:
-    """The bytes of the files below a folder, links not followed; what vanishes meanwhile counts nothing."""
+    """The size in bytes of the files below a folder; links are not followed, files deleted meanwhile not counted."""
     total = 0
-    for place, _, names in os.walk(folder, onerror=lambda _: None):
+    for parent, _, names in os.walk(folder, onerror=lambda _: None):
         for name in names:
             try:
-                total += os.lstat(os.path.join(place, name)).st_size  # noqa: PTH118 — thousands of files
+                total += os.lstat(os.path.join(parent, name)).st_size  # noqa: PTH118 — thousands of files
             except OSError:
                 continue
     return total
@@ -153,8 +157,8 @@ def size_of(folder: Path) -> int:
 def usage(argv: list[str]) -> int:
     """`nemotron runs du`: the bytes of each run's folder on this machine, the largest first; returns 0."""
     parser = ToolParser("runs", "du")
-    parser.add_argument("--limit", type=at_least(0), default=20, metavar="N", help="at most so many (20; 0 for all)")
-    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument("--limit", type=at_least(0), default=20, metavar="N", help="at most N runs (20; 0 for all)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse(argv)
     if options is None:
         return 0
@@ -172,32 +176,32 @@ def usage(argv: list[str]) -> int:
     return 0
 
 
-def _named(row: dict[str, Any]) -> str:
+def _with_versions(row: dict[str, Any]) -> str:
     return f" and {', '.join(row['versions'])}" if row.get("versions") else ""
 
 
 def _report(rows: list[dict[str, Any]], options: Any) -> None:
-    gone = [row for row in rows if "stays" not in row]
-    left = [row for row in rows if "stays" in row]
+    removed = [row for row in rows if "stays" not in row]
+    kept = [row for row in rows if "stays" in row]
     if options.json:
-        print_json({"dry_run": options.dry_run, "removed": gone, "left": left})
+        print_json({"dry_run": options.dry_run, "removed": removed, "left": kept})
         return
     if options.dry_run and rows:
-        what = [f"stays: {row['stays']}" if "stays" in row else f"would go{_named(row)}" for row in rows]
+        what = [f"kept: {row['stays']}" if "stays" in row else f"would be removed{_with_versions(row)}" for row in rows]
         sizes = [f"{row['bytes'] / 1e6:,.1f}" for row in rows]
         table = [(row["run"], row["state"], *more) for row, *more in zip(rows, sizes, what, strict=True)]
         print_table(("RUN", "STATE", "MB", "WHAT"), table)
-    elif left:
-        print_table(("RUN", "STATE", "STAYS"), [(row["run"], row["state"], row["stays"]) for row in left])
-    size = sum(row["bytes"] for row in gone) / 1e6
+    elif kept:
+        print_table(("RUN", "STATE", "KEPT BECAUSE"), [(row["run"], row["state"], row["stays"]) for row in kept])
+    size = sum(row["bytes"] for row in removed) / 1e6
     if options.dry_run or not options.ids:
-        verb = "would go" if options.dry_run else "removed"
-        write_lines([f"{len(gone)} {verb}, {size:,.1f} MB; {len(left)} stay" if rows else "No runs match."])
+        verb = "would be removed" if options.dry_run else "removed"
+        write_lines([f"{len(removed)} {verb}, {size:,.1f} MB; {len(kept)} kept" if rows else "No runs match."])
 
 
 def _refuse_written(run: RunFolder) -> None:
-    """Raise UserError, with names, if a job has written files into its copy of the code. Files of a registered artifact
-    are excluded: its registry refuses by itself."""
+    """Raise UserError, with names, if a job has written files into its copy of the code, other than the files of
+    registered artifacts."""
     for job in run.jobs():
         found = written_by(job)
         if not found:
@@ -206,14 +210,14 @@ def _refuse_written(run: RunFolder) -> None:
         shown = ", ".join(map(clean, found["files"][:6])) + (", …" if count > 6 else "")
         what = "a file" if count == 1 else f"{count} files"
         raise UserError(
-            f"{job.reference} wrote {what} into its copy of the code, which would go with the run: {shown}.",
-            hint=f"Copy what is needed from {clean(found['folder'])}; --force removes it.",
+            f"{job.reference} wrote {what} into its copy of the code, which would be removed with the run: {shown}.",
+            hint=f"Copy what you need from {clean(found['folder'])}; --force removes it.",
         )
 
 
-def _remove_there(run: RunFolder) -> None:
-    """Remove the run's folder on its target. Raises Unreachable; the record then stays, so that the removal can be
-    retried."""
+def _remove_on_target(run: RunFolder) -> None:
+    """Remove the run's folder on its target. Raises Unreachable, before the record on this machine is removed, so the
+    removal can be repeated."""
     plan = stored_plan(run)
     if plan.has_separate_folder:
         transport = transport_for(plan.settings)
@@ -222,8 +226,8 @@ def _remove_there(run: RunFolder) -> None:
 
 
 def artifacts_in(run: RunFolder) -> list[str]:
-    """The versions of this machine's registry whose files lie in the run's folder, and those that its record lists in
-    another registry."""
+    """The labels of the artifacts whose files are in the run's folder: versions of this machine's registry, and those
+    that the run's record lists in another registry."""
     registry = open_registry()
     folder = run.path.resolve()
     found = versions_in(registry, folder)

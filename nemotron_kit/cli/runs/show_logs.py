@@ -1,4 +1,4 @@
-"""`nemotron runs logs|attach`: what a job printed, safe on a terminal, byte for byte into a pipe."""
+"""`nemotron runs logs|attach`: prints the logs of jobs, sanitized on a terminal, unchanged into a pipe."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from nemotron_kit.worker.process import Outcome
 
 
 class LocalLog:
-    """One log of one job, whose folder is here."""
+    """One log of one job whose folder is on this machine."""
 
     def __init__(self, job: JobFolder, name: str) -> None:
         self.job, self.name = job, name
         self._path = job.path / "logs" / f"{name}.log"
 
     def names(self) -> list[str]:
-        """The logs that there are: `job`, `rank-0`, …"""
+        """The names of the existing logs: `job`, `rank-0`, …"""
         return log_names(self.job)
 
     def tail(self, lines: int) -> int:
@@ -42,7 +42,7 @@ class LocalLog:
         return last_lines(self._path, lines)
 
     def read(self, offset: int) -> Iterator[bytes]:
-        """What there is from `offset` on, in pieces."""
+        """The log from byte `offset` on, in pieces."""
         return read_from(self._path, offset)
 
     def follow(self, is_over: Callable[[], bool], offset: int) -> Iterator[bytes]:
@@ -51,7 +51,7 @@ class LocalLog:
 
 
 class RemoteLog:
-    """One log of one job, elsewhere. Everything raises Unreachable where the target does not answer."""
+    """One log of one job on another machine. Every method raises Unreachable if the target does not answer."""
 
     def __init__(self, plan: Plan, job: JobFolder, name: str) -> None:
         self.job, self.name = job, name
@@ -60,7 +60,7 @@ class RemoteLog:
         self._folder = f"{plan.paths.run}/jobs/{job.number}"
 
     def names(self) -> list[str]:
-        """The logs that there are: `job`, `rank-0`, …"""
+        """The names of the existing logs: `job`, `rank-0`, …"""
         found, _ = self._transport.call("log_names", job=self._folder)
         return [str(name) for name in found]
 
@@ -70,7 +70,7 @@ class RemoteLog:
         return int(offset)
 
     def read(self, offset: int) -> Iterator[bytes]:
-        """What there is from `offset` on, in pieces; from its beginning where the log was cut."""
+        """The log from byte `offset` on, in pieces; from its beginning if it has become shorter."""
         return (piece.data for piece in self._pieces(offset))
 
     def _pieces(self, offset: int) -> Iterator[Piece]:
@@ -80,7 +80,7 @@ class RemoteLog:
             yield piece
 
     def follow(self, is_over: Callable[[], bool], offset: int) -> Iterator[bytes]:
-        """The log as it grows, until `is_over()` and its end is reached. A lost connection is waited out."""
+        """The log as it grows, until `is_over()` and its end is reached. Retries while the target does not answer."""
         pace, lost = Pace(0.5, 1.5, 10.0), False
         while True:
             over, grown = is_over(), False
@@ -101,12 +101,12 @@ class RemoteLog:
 
 
 def logs(argv: list[str]) -> int:
-    """Print one log of one job, or that of each job under a heading."""
+    """`nemotron runs logs`: print one log of one job, or each job's log under a heading; returns the exit code."""
     parser = ToolParser("runs", "logs")
-    parser.add_argument("-f", "--follow", action="store_true", help="go on until the job ends")
-    parser.add_argument("-n", "--tail", type=at_least(0), metavar="N", help="only the last N lines, of each job")
-    parser.add_argument("--job", type=at_least(0), metavar="N", help="of a run with many jobs: only this one")
-    parser.add_argument("--rank", type=at_least(0), metavar="N", help="of a job with many ranks: this one")
+    parser.add_argument("-f", "--follow", action="store_true", help="follow the log until the job ends")
+    parser.add_argument("-n", "--tail", type=at_least(0), metavar="N", help="only the last N lines of each log")
+    parser.add_argument("--job", type=at_least(0), metavar="N", help="only this job of a run with several")
+    parser.add_argument("--rank", type=at_least(0), metavar="N", help="the log of this rank")
     options = parser.parse(argv)
     if options is None:
         return 0
@@ -117,12 +117,12 @@ def logs(argv: list[str]) -> int:
         return _follow_all(run, jobs, options) if options.follow else _print_all(run, jobs, options)
     log = _log(plan, jobs[0], name)
     watch = Watch(run, [log.job])
-    over, names = _until(watch), log.names()
+    over, names = _is_over(watch), log.names()
     if name not in names and (not options.follow or over()):
         raise _no_log(run, log.job, options, names)
     offset = 0 if options.tail is None else log.tail(options.tail)
     _write(log.follow(over, offset) if options.follow else log.read(offset))
-    return _say_unknown(watch) if options.follow else 0
+    return _exit_code_of(watch) if options.follow else 0
 
 
 def _name(options: Any) -> str:
@@ -139,22 +139,29 @@ def _print_all(run: RunFolder, jobs: Sequence[JobFolder], options: Any) -> int:
     logs = [_log(plan, job, _name(options)) for job in jobs]
     if not is_local(plan.executor):
         refresh([run])
-    there = [log.name in log.names() for log in logs]
-    if not any(there):
+    existing = [log.name in log.names() for log in logs]
+    if not any(existing):
         raise _no_log(run, logs[0].job, options, logs[0].names())
-    _write(_under_headings(logs, there, options.tail))
+    _write(_under_headings(logs, existing, options.tail))
     return 0
 
 
-def _under_headings(logs: Sequence[LocalLog | RemoteLog], there: Sequence[bool], tail: int | None) -> Iterator[bytes]:
-    """Yield the logs of several jobs, each below a line with its job's number, as `tail` does for several files."""
-    owns = own_overrides([log.job for log in logs])
-    for at, (log, has_one, own) in enumerate(zip(logs, there, owns, strict=True)):
-        facts = [log.job.state().state, *([own] if own else []), *([] if has_one else [f"no {log.name} log"])]
+def _under_headings(
+    logs: Sequence[LocalLog | RemoteLog], existing: Sequence[bool], tail: int | None
+) -> Iterator[bytes]:
+    """Yield the logs of several jobs, each below a line with the job's number, state and overrides, in the format of
+    `tail` for several files."""
+    all_overrides = own_overrides([log.job for log in logs])
+    for at, (log, exists, overrides) in enumerate(zip(logs, existing, all_overrides, strict=True)):
+        facts = [
+            log.job.state().state,
+            *([overrides] if overrides else []),
+            *([] if exists else [f"no {log.name} log"]),
+        ]
         blank = "\n" if at else ""
         yield f"{blank}==> job {log.job.number}: {clean(', '.join(facts))} <==\n".encode()
         end = b"\n"
-        for piece in log.read(0 if tail is None else log.tail(tail)) if has_one else ():
+        for piece in log.read(0 if tail is None else log.tail(tail)) if exists else ():
             yield piece
             end = piece[-1:] or end
         if end != b"\n":
@@ -162,10 +169,11 @@ def _under_headings(logs: Sequence[LocalLog | RemoteLog], there: Sequence[bool],
 
 
 def _follow_all(run: RunFolder, jobs: list[JobFolder], options: Any) -> int:
-    """As `attach` does, from the beginning or the last lines on, and without a record of what was shown."""
+    """Follow the logs of several jobs from their beginning, or from the last lines on; records no offsets, unlike
+    `attach`."""
     if options.rank is not None:
         hint = f"nemotron runs logs {run.id}/0 -f --rank {options.rank}"
-        raise UserError("-f of many jobs follows their whole logs: --rank is for one of them.", hint=hint)
+        raise UserError("--rank with -f needs one job.", hint=hint)
     if not all(job.state().terminal for job in jobs):
         check_followed(run)
     _wait_for_submission(run, jobs)
@@ -179,40 +187,40 @@ def _follow_all(run: RunFolder, jobs: list[JobFolder], options: Any) -> int:
 
 
 def _plan(run: RunFolder) -> Plan:
-    """The run's plan; of a damaged run only what lies here can be read."""
+    """The run's plan; an empty one for a damaged run, whose logs on this machine can still be read."""
     try:
         return stored_plan(run)
     except DamagedRecord:
         return Plan.from_dict({}, run.path)
 
 
-def _until(watch: Watch) -> Callable[[], bool]:
-    """Whether a job will write no more. An exit record suffices; else its back end is queried at
+def _is_over(watch: Watch) -> Callable[[], bool]:
+    """A function that returns whether a job has ended: by its exit record, else by its back end, queried at
     intervals."""
 
     def over() -> bool:
         state = watch.jobs[0].state() if watch.jobs else None
-        ask = watch.elsewhere and not (state and state.terminal)
-        watch.look(refresh([watch.run]).get(watch.run.id) if ask else None)
+        ask = watch.is_remote and not (state and state.terminal)
+        watch.update(refresh([watch.run]).get(watch.run.id) if ask else None)
         return watch.over
 
     return over
 
 
-def _say_unknown(watch: Watch) -> int:
-    """The exit code of what was followed to its end: 0, or as of `wait` where that is not known, which it says."""
+def _exit_code_of(watch: Watch) -> int:
+    """The exit code after following a log to its end: 0. Raises Unreachable if it is not known how the job ended."""
     if watch.state in TERMINAL:
         return 0
     check_followed(watch.run)
     job = watch.jobs[0] if watch.jobs else watch.run.job()
     state = job.state()
-    raise Unreachable(f"{job.reference}: how it stands is not known: {state.error or state.state}")
+    raise Unreachable(f"{job.reference}: its state is not known: {state.error or state.state}")
 
 
-def _no_log(run: RunFolder, job: JobFolder, options: Any, there: Sequence[str]) -> NemotronError:
+def _no_log(run: RunFolder, job: JobFolder, options: Any, names: Sequence[str]) -> NemotronError:
     what = "log" if options.rank is None else f"log of rank {options.rank}"
-    if there:
-        return UserError(f"{job.run_id}: job {job.number} has no {what}.", hint=f"It has: {', '.join(there)}.")
+    if names:
+        return UserError(f"{job.run_id}: job {job.number} has no {what}.", hint=f"It has: {', '.join(names)}.")
     state = job.state()
     if options.follow and not state.terminal:
         try:
@@ -220,13 +228,13 @@ def _no_log(run: RunFolder, job: JobFolder, options: Any, there: Sequence[str]) 
         except DamagedRecord as error:
             return error
     why = f": {state.error}" if state.error else ""
-    hint = None if state.terminal else "-f waits for it."
+    hint = None if state.terminal else "-f waits until there is one."
     return UserError(f"{job.run_id}: job {job.number} has no {what}; it is {state.state}{why}.", hint=hint)
 
 
 def _write(pieces: Iterable[bytes]) -> None:
     if sys.stdout.isatty():
-        for text in _harmless(pieces):
+        for text in _sanitized(pieces):
             sys.stdout.write(text)
             sys.stdout.flush()
         return
@@ -235,18 +243,20 @@ def _write(pieces: Iterable[bytes]) -> None:
         sys.stdout.buffer.flush()
 
 
-def _harmless(pieces: Iterable[bytes]) -> Iterator[str]:
-    neutraliser = TerminalSanitizer()
+def _sanitized(pieces: Iterable[bytes]) -> Iterator[str]:
+    sanitizer = TerminalSanitizer()
     for piece in pieces:
-        yield encodable(neutraliser.feed(piece), sys.stdout.encoding)
-    yield encodable(neutraliser.feed(b"", final=True), sys.stdout.encoding)
+        yield encodable(sanitizer.feed(piece), sys.stdout.encoding)
+    yield encodable(sanitizer.feed(b"", final=True), sys.stdout.encoding)
 
 
 def attach(argv: list[str]) -> int:
-    """Follow a run. Ctrl-C stops following and does not affect the run."""
+    """`nemotron runs attach`: print a run's logs until it ends; returns the exit code. Ctrl-C only stops following."""
     parser = ToolParser("runs", "attach")
-    parser.add_argument("--job", type=at_least(0), metavar="N", help="of a run with many jobs: only this one")
-    parser.add_argument("--all", action="store_true", help="from the first line on, whatever was shown before")
+    parser.add_argument("--job", type=at_least(0), metavar="N", help="only this job of a run with several")
+    parser.add_argument(
+        "--all", action="store_true", help="from the first line, not from where the last attach stopped"
+    )
     options = parser.parse(argv)
     if options is None:
         return 0
@@ -259,7 +269,7 @@ def attach(argv: list[str]) -> int:
 
 
 def _wait_for_submission(run: RunFolder, jobs: list[JobFolder]) -> None:
-    """Stay while a process of this machine waits for other runs, to submit this one."""
+    """Wait while a process of this machine waits for other runs before it submits this one."""
     announced, pace = False, Pace(0.2, 1.2, 5.0)
     while (state := jobs[0].state()).state == "pending" and state.facts.get("reason") and SweepQueue(run).waiting:
         if not announced:
@@ -269,20 +279,19 @@ def _wait_for_submission(run: RunFolder, jobs: list[JobFolder]) -> None:
 
 
 def _submitted(run: RunFolder, jobs: list[JobFolder]) -> list[JobFolder]:
-    """Those of the jobs that were submitted; of a large sweep, some may wait for room. Raises UserError where none
+    """The jobs that were submitted; those of a large sweep above its limit may still wait. Raises UserError if none
     was."""
     waiting = set(SweepQueue(run).waiting)
-    there = [job for job in jobs if job.number not in waiting]
-    if not there:
+    submitted = [job for job in jobs if job.number not in waiting]
+    if not submitted:
         hint = f"nemotron runs resume {run.id}" if waiting else f"nemotron runs show {run.id}"
-        raise UserError(f"{run.id} has no jobs yet that were submitted.", hint=hint)
-    if len(there) < len(jobs):
-        sys.stderr.write(f"{len(jobs) - len(there)} jobs wait to be submitted: nemotron runs resume {run.id}\n")
-    return there
+        raise UserError(f"{run.id}: no job has been submitted yet.", hint=hint)
+    if len(submitted) < len(jobs):
+        sys.stderr.write(f"{len(jobs) - len(submitted)} jobs wait to be submitted: nemotron runs resume {run.id}\n")
+    return submitted
 
 
 def _follow(run: RunFolder, jobs: list[JobFolder], *, from_start: bool) -> Outcome:
-
     plan, offsets = stored_plan(run), LogOffsets(run)
     if from_start:
         offsets.forget()
@@ -293,7 +302,7 @@ def _follow(run: RunFolder, jobs: list[JobFolder], *, from_start: bool) -> Outco
 def report_end(run: RunFolder, outcome: Outcome, started: float | None = None) -> int:
     """Print how the run ended, on standard error; returns the exit code."""
     if outcome.state == "detached":
-        sys.stderr.write(f"Detached from {run.id}, which goes on.\n  nemotron runs attach {run.id}\n")
+        sys.stderr.write(f"Detached from {run.id}, which keeps running.\n  nemotron runs attach {run.id}\n")
         sys.stderr.write(f"  nemotron runs cancel {run.id}\n")
         return outcome.code
     summary = run.summary()

@@ -76,7 +76,7 @@ def test_two_jobs_of_one_sweep(capsys: pytest.CaptureFixture[str]) -> None:
     assert code == 1 and json.loads(out)["differences"] == {"config": {"lr": {"a": 1, "b": 2}}}
     with pytest.raises(UserError, match="is a sweep of 2 jobs"):
         run_tool("runs", ["diff", run.id, f"{run.id}/1"])
-    with pytest.raises(UserError, match="the number of a job must follow"):
+    with pytest.raises(UserError, match="after the / comes a job's number"):
         run_tool("runs", ["diff", f"{run.id}/x", f"{run.id}/1"])
 
 

@@ -56,7 +56,7 @@ def test_a_sweep_is_followed_as_attach_does(capsys: pytest.CaptureFixture[str]) 
                         (["-n", "1"], {"[job 0] b", "[job 1] d", "[job 2] e"})):  # fmt: skip
         assert run_tool("runs", ["logs", "-f", run.id, *words]) == 0
         assert set(capsys.readouterr().out.splitlines()) == said
-    with pytest.raises(UserError, match="--rank is for one of them") as refused:
+    with pytest.raises(UserError, match="--rank with -f needs one job") as refused:
         run_tool("runs", ["logs", "-f", run.id, "--rank", "1"])
     assert f"runs logs {run.id}/0 -f --rank 1" in str(refused.value.hint)
     # What attach would show has not been shown.

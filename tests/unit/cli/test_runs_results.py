@@ -179,10 +179,10 @@ def test_names_tags_and_notes(capsys) -> None:
 @pytest.mark.parametrize(
     ("words", "wrong"),
     [
-        (["tag", "latest", "two words"], "'two words' is no tag"),
-        (["tag", "latest"], "which tag"),
+        (["tag", "latest", "two words"], "'two words' can't be a tag"),
+        (["tag", "latest"], "no tag is given"),
         (["tag", "latest", "--remove", "x"], "has no tag 'x'"),
-        (["rename", "latest", "n" * 101], "has 101 characters; 100 are the most"),
+        (["rename", "latest", "n" * 101], "has 101 characters; at most 100 are allowed"),
     ],
 )
 def test_a_label_that_makes_no_sense_changes_nothing(words: list[str], wrong: str) -> None:
@@ -237,10 +237,10 @@ def test_results_of_ended_jobs_are_kept_and_read_again_when_they_change(capsys) 
 def test_jobs_by_range(capsys) -> None:
     run = sweep(*LOSSES)
     assert [row[0] for row in table(said(capsys, "show", f"{run.id}/0-1"))[1:3]] == ["1", "0"]
-    for reference, wrong in (("1-7", "has no job 7"), ("2-1", "2-1 is no range"), ("1-", "must follow the /")):
+    for reference, wrong in (("1-7", "has no job 7"), ("2-1", "2-1 is not a range"), ("1-", "after the / comes")):
         with pytest.raises(UserError, match=wrong):
             said(capsys, "show", f"{run.id}/{reference}")
-    with pytest.raises(UserError, match="--job 1 is one"):
+    with pytest.raises(UserError, match="both select jobs"):
         said(capsys, "show", f"{run.id}/0-1", "--job", "1")
     with pytest.raises(UserError, match=r"0-1 are 2 jobs; this takes one"):
         said(capsys, "diff", f"{run.id}/0-1", f"{run.id}/2")
@@ -280,12 +280,12 @@ def test_curves_are_drawn_over_steps_seconds_or_tokens(capsys) -> None:
     over = said(capsys, "plot", f"{run.id}/0", "--x", "time")
     assert "300" in over and "seconds" in over
     for words, wrong in (
-        (["--metric", "los"], "--metric los: none of these logged it"),
+        (["--metric", "los"], "--metric los: no job logged it"),
         (["--x", "tokens"], r"--x tokens: .*/0 logged no tokens"),
     ):
         with pytest.raises(UserError, match=wrong):
             said(capsys, "plot", run.id, *words)
-    with pytest.raises(UserError, match="nothing was measured"):
+    with pytest.raises(UserError, match="no metric was logged"):
         said(capsys, "plot", sweep({}).id)
     assert "loss 1 at step 3  █▆▃▁" in said(capsys, "show", f"{run.id}/0")
 

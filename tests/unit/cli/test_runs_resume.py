@@ -63,7 +63,7 @@ def test_one_that_starts_after_another_says_which_goes_first() -> None:
 def test_a_sweep_whose_launch_died_while_it_planned() -> None:
     plan = {"kind": "sweep", "executor": "slurm", "command_line": "python app.py -m x=1,2"}
     create_run(new_run_id("app", ""), plan, [{}])
-    with pytest.raises(UserError, match="before anything was submitted") as raised:
+    with pytest.raises(UserError, match="before any job was submitted") as raised:
         run_tool("runs", ["resume", "latest"])
     assert raised.value.hint == "Launch it again: python app.py -m x=1,2"
 
@@ -97,7 +97,7 @@ def test_what_a_job_wrote_into_its_code_is_not_removed_in_silence(capsys: pytest
     job.transition("running")
     written = {"folder": "/there/code", "files": ["out/model.bin", "odd\x1b[2J"], "more": 3}
     job.finish(0, "succeeded", written=written)
-    with pytest.raises(UserError, match=r"wrote 5 files .* go with the run: out/model\.bin, odd[^\x1b]*") as raised:
+    with pytest.raises(UserError, match=r"wrote 5 files .* be removed with the run: out/model\.bin, odd[^\x1b]*") as raised:
         run_tool("runs", ["rm", run.id])
     assert "/there/code" in str(raised.value.hint)
     assert run_tool("runs", ["show", run.id]) == 0
@@ -138,16 +138,16 @@ def test_nobody_waits_for_a_run_that_does_not_say_where_it_is(
         (["logs", "{run}"], 0, "^==> job 0: succeeded <==\nlog of 0\n\n==> job 1: failed <==\nlog of 1\n\n==> job 2"),
         (["logs", "{run}/1", "--job", "2"], 2, "{run}/1 and --job 2 name two jobs"),
         (["logs", "{run}/3"], 2, "has no job 3"),
-        (["logs", "{run}/x"], 2, "the number of a job must follow the /"),
+        (["logs", "{run}/x"], 2, "after the / comes a job's number"),
         (["attach", "--all", "{run}/1"], 1, "^log of 1\n$"),
         (["wait", "{run}/1"], 1, r"^{id}/1: failed \(exit code 3\)\n$"),
         (["wait", "{run}/0", "{run}/2"], 75, r"^{id}/0: succeeded\n{id}/2: preempted"),
-        (["cancel", "{run}/1"], 0, "^{id}/1 is over already: failed\n$"),
+        (["cancel", "{run}/1"], 0, "^{id}/1 has ended already: failed\n$"),
         (["diff", "{run}/1", "{run}/2"], 0, "no difference"),
         (["resume", "{run}/0"], 2, "{id}/0 has succeeded"),
         (["rerun", "{run}/1"], 2, "jobs/1/job.json"),
         (["shell", "{run}/3"], 2, "has no job 3"),
-        (["rm", "{run}/1"], 2, "'{run}/1' is one job; this takes whole runs"),
+        (["rm", "{run}/1"], 2, "'{run}/1' is one job; this command takes whole runs"),
     ],
 )
 def test_one_job_is_named_wherever_one_is_meant(

@@ -98,11 +98,11 @@ def test_pending_finished_and_elsewhere(make_run: MakeRun) -> None:
     with pytest.raises(UserError, match="runs on node-7"):
         cancel_jobs([pending, elsewhere])
     queued.transition("pending", scheduler={"slurm": 12})
-    with pytest.raises(UserError, match="not as a process of this machine"):
+    with pytest.raises(UserError, match="is no process of this machine"):
         cancel_jobs([queued])
     for pid in (0, -1, "x"):
         elsewhere.transition("running", process={**process_facts(), "pid": pid})
-        with pytest.raises(UserError, match="names no process"):
+        with pytest.raises(UserError, match="has no valid pid"):
             cancel_jobs([pending, elsewhere])
     assert not elsewhere.cancel_requested and not queued.cancel_requested
 

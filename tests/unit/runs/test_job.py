@@ -131,7 +131,7 @@ def test_a_child_that_outlived_its_worker(
 def test_an_unknown_state_is_refused(job: JobFolder) -> None:
     with pytest.raises(UserError, match="did you mean running"):
         job.transition("runing")
-    with pytest.raises(UserError, match="no state"):
+    with pytest.raises(UserError, match="is not a state"):
         job.finish(0, "done")
 
 
@@ -158,7 +158,7 @@ def test_a_process_on_record_that_is_none(job: JobFolder, where: str, damage: di
     if where == "child":
         (job.path / "child.json").write_text(json.dumps(broken))
     state = job.state()
-    assert state.state == "unknown" and "it names no process" in str(state.error)
+    assert state.state == "unknown" and "not a process" in str(state.error)
 
 
 def test_a_zombie_is_gone_too(job: JobFolder) -> None:
@@ -306,5 +306,5 @@ def test_artifacts_and_metrics(job: JobFolder) -> None:
 
 def test_open_job(job: JobFolder, tmp_path: Path) -> None:
     assert open_job(str(job.path)) == job and job.number == 0 and job.config_path.read_text() == "a: 1\n"
-    with pytest.raises(UserError, match="no job folder"):
+    with pytest.raises(UserError, match="not a job folder"):
         open_job(tmp_path)

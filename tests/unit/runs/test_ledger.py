@@ -55,7 +55,7 @@ def test_a_plan_that_is_not_json_leaves_nothing(home: Path) -> None:
     with pytest.raises(TypeError):
         create_run(new_run_id("nano3", "sft"), {"x": object()}, [{}])
     assert not any((home / "runs").iterdir())
-    with pytest.raises(UserError, match="no run id"):
+    with pytest.raises(UserError, match="is not a run id"):
         create_run("../evil", {}, [{}])
 
 
@@ -139,7 +139,7 @@ def test_open_by_part_of_the_id(make_run: MakeRun) -> None:
     last = make_run()
     assert open_run("latest") == last and open_run(first.id) == first
     assert open_run(first.id[:8]) == first and open_run(first.id[-6:]) == first
-    with pytest.raises(UserError, match="is the start of 2 runs"):
+    with pytest.raises(UserError, match="matches 2 runs"):
         open_run(last.id[:4])
     with pytest.raises(UserError, match=f"Did you mean.*{first.id}"):
         open_run(first.id[:-7] + "x" + first.id[-6:])

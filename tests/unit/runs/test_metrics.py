@@ -56,8 +56,8 @@ def test_numbers_of_every_kind_are_rows(job: Path) -> None:
         ({"loss": "low"}, 1, r"loss is 'low' \(str\), not a number"),
         ({"loss": None}, 1, r"loss is None \(NoneType\), not a number"),
         ({"loss": np.ones(2)}, 1, r"loss is array\(\[1\., 1\.\]\) \(ndarray\), not a number"),
-        ({"step": 1}, 1, "'step' names no metric"),
-        ({3: 1}, 1, "3 names no metric"),
+        ({"step": 1}, 1, "'step' can't be a metric"),
+        ({3: 1}, 1, "3 can't be a metric"),
         ([("loss", 1)], 1, "not a mapping of names to numbers"),
         ({"loss": 1}, 1.5, r"step is 1\.5 \(float\), not a whole number"),
     ],
@@ -71,7 +71,7 @@ def test_what_is_no_metric_is_one_error_and_no_row(job: Path, given: Any, step: 
 
 def test_outside_of_a_job_one_debug_line(monkeypatch, caplog) -> None:
     monkeypatch.delenv("NEMO_RUN_DIR", raising=False)
-    monkeypatch.setattr(metrics, "_said", [])
+    monkeypatch.setattr(metrics, "_logged", [])
     caplog.set_level(logging.DEBUG)
     log_metrics({"loss": 1.2}, step=1)
     log_metrics({"loss": 1.1}, step=2)

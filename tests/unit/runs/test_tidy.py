@@ -54,9 +54,9 @@ def test_runs_that_match(make_run: MakeRun, capsys: pytest.CaptureFixture[str], 
     assert report(capsys, holds.id, "--with-artifacts") == ([holds.id], [])
     with pytest.raises(ArtifactNotFoundError):
         open_registry().resolve("Model:v0")
-    with pytest.raises(UserError, match="neither names runs"):
+    with pytest.raises(UserError, match="no ID and no filter"):
         tool("runs", ["rm", "--dry-run"])
-    with pytest.raises(UserError, match="names runs and says which match"):
+    with pytest.raises(UserError, match="either IDs or filters"):
         tool("runs", ["rm", new.id, "--older-than", "1d"])
 
 
