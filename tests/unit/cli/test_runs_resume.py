@@ -97,7 +97,7 @@ def test_what_a_job_wrote_into_its_code_is_not_removed_in_silence(capsys: pytest
     job.transition("running")
     written = {"folder": "/there/code", "files": ["out/model.bin", "odd\x1b[2J"], "more": 3}
     job.finish(0, "succeeded", written=written)
-    with pytest.raises(UserError, match=r"wrote 5 files .* be removed with the run: out/model\.bin, odd[^\x1b]*") as raised:
+    with pytest.raises(UserError, match=r"wrote 5 files .* with the run: out/model\.bin, odd[^\x1b]*") as raised:
         run_tool("runs", ["rm", run.id])
     assert "/there/code" in str(raised.value.hint)
     assert run_tool("runs", ["show", run.id]) == 0
