@@ -411,6 +411,7 @@ class Sweep:
 
     def _composed(self, overrides: Sequence[str], number: int) -> Composed:
         """The job's config, and Hydra's node, split off it."""
+        from hydra_plugins.nemotron_kit_launcher.nemo_run import SingleRunCheck
         from omegaconf import flag_override, open_dict
 
         config = self.context.config_loader.load_sweep_config(self.config, list(overrides))
@@ -418,6 +419,7 @@ class Sweep:
         with open_dict(hydra):
             hydra.job.id = f"job_{number}"
             hydra.job.num = number
+        SingleRunCheck.remove(hydra)
         with flag_override(config, "readonly", False), open_dict(config):
             del config["hydra"]
         return config, hydra
@@ -428,7 +430,12 @@ class Sweep:
 
 def begin_sweep(config: Any, context: Any, task: Callable[..., Any], settings: Mapping[str, Any]) -> Sweep:
     """The sweep that Hydra's plugin runs its batches by. `settings` are the fields of `hydra.launcher`."""
+    from hydra_plugins.nemotron_kit_launcher.nemo_run import SingleRunCheck
+
     install(context.config_loader)
+    # Neither the sweep's record nor a job on a machine without this package has a use for it.
+    SingleRunCheck.remove(config.hydra)
+    context.callbacks.callbacks = [each for each in context.callbacks.callbacks if not isinstance(each, SingleRunCheck)]
     if config.hydra.job.env_copy:  # whose values the sweeper would write into multirun.yaml
         drop_copied(config.hydra)
     with worded(task):

@@ -136,12 +136,22 @@ def test_a_sweep_of_a_program(app: App, via: str) -> None:
         assert "after" not in log
         pids.add(log.split("pid ")[1].split()[0])
         folder = app.folder / "out" / str(number)
+        assert "nemo_run_check" not in (folder / ".hydra/hydra.yaml").read_text()
         assert sorted(path.name for path in (folder / ".hydra").iterdir()) == [
             "config.yaml", "hydra.yaml", "overrides.yaml"]  # fmt: skip
         assert "double" in (folder / "app.log").read_text()
         answer = json.loads((app.newest / "jobs" / str(number) / "answer.json").read_text())
         assert answer["value"] == {"x": number + 1, "double": 2 * number + 2, "list": [1, [2, 3]], "color": "BLUE"}
     assert len(pids) == 3
+
+
+def test_the_launcher_without_m_runs_nothing(app: App) -> None:
+    done = app("python", "app.py", "hydra/launcher=nemo_run", code=2)
+    assert (done.stdout, "has no effect without -m" in done.stderr) == ("before\n", True)
+    assert not (app.folder / "outputs").exists()
+    # In the program's own defaults list it is for its sweeps.
+    (app.folder / "mine.yaml").write_text("defaults:\n- config\n- override hydra/launcher: nemo_run\n- _self_\n")
+    assert "after" in app("python", "app.py", "--config-dir", ".", "--config-name", "mine", "job=0").stdout
 
 
 def test_a_sweep_of_a_module(app: App) -> None:

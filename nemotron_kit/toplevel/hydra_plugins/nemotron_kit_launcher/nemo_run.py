@@ -3,15 +3,20 @@ stays small."""
 
 # No `from __future__ import annotations`: Hydra's scan executes this module outside sys.modules, where @dataclass can't
 # look up postponed annotations.
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn
+from hydra.experimental.callback import Callback
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+
+_CHECK, _CALLBACK = "hydra/launcher_check", "nemo_run_check"
+_STORE = ConfigStore.instance()
 
 
 @dataclass
@@ -26,7 +31,8 @@ class NemoRunConf:
     objective: a metric of metrics.jsonl whose last value a job hands to the sweeper; null: what its function returns.
     """
 
-    _target_: str = "hydra_plugins.nemotron_kit_launcher.nemo_run.NemoRunLauncher"
+    defaults: list[Any] = field(default_factory=lambda: [{f"/{_CHECK}@_global_.hydra.callbacks": "nemo_run"}, "_self_"])
+    _target_: str = f"{__name__}.NemoRunLauncher"
     profile: str | None = None
     env: dict[str, Any] = field(default_factory=dict)
     max_parallel: int | None = None
@@ -35,7 +41,30 @@ class NemoRunConf:
     objective: str | None = None
 
 
-ConfigStore.instance().store(group="hydra/launcher", name="nemo_run", node=NemoRunConf, provider="nemotron_kit")
+_STORE.store(group="hydra/launcher", name="nemo_run", node=NemoRunConf, provider="nemotron_kit")
+_STORE.store(
+    group=_CHECK, name="nemo_run", node={_CALLBACK: {"_target_": f"{__name__}.SingleRunCheck"}}, provider="nemotron_kit"
+)
+
+
+class SingleRunCheck(Callback):
+    """Stops a program that was given `hydra/launcher=nemo_run` without `-m`: Hydra asks a launcher only in sweeps, and
+    would run the job here. A launcher in the program's own defaults list is for its sweeps, and no reason to stop."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Exit with code 2 where the command line names the launcher."""
+        typed = [override for override in config.hydra.overrides.hydra if override.startswith("hydra/launcher=")]
+        if typed:
+            hint = "Add -m; to run the job here, leave out the launcher."
+            sys.stderr.write(f"error: {typed[-1]} has no effect without -m.\n{hint}\n")
+            sys.exit(2)
+
+    @staticmethod
+    def remove(hydra: DictConfig) -> None:
+        """Remove it from Hydra's node of a sweep or of its job, for which it does nothing."""
+        with read_write(hydra), open_dict(hydra):
+            hydra.callbacks.pop(_CALLBACK, None)
+            hydra.runtime.choices.pop(f"{_CHECK}@hydra.callbacks", None)
 
 
 class NemoRunLauncher(Launcher):
