@@ -1,11 +1,13 @@
-"""The folder of this machine's records, and run ids."""
+"""The folder of this machine's records, which may be moved as a whole, and run ids."""
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from nemotron_kit.errors import UserError
 
@@ -90,3 +92,28 @@ def _slug(text: str) -> str:
 def runs_root() -> Path:
     """`$NEMOTRON_HOME/runs`; may not exist."""
     return nemotron_home() / "runs"
+
+
+def home_names(home: Path) -> list[str]:
+    """The paths of a home: the given one, and the real one where that differs. Records hold them as `home`; readers
+    pass them to `moved`."""
+    return list(dict.fromkeys([str(home), os.path.realpath(home)]))
+
+
+def moved(value: Any, was: Collection[str], home: Path) -> Any:
+    """`value`, from a record that was written when the home was called `was`, with paths inside the home as they are
+    now that it is `home`: in keys, texts and parts of texts. Unchanged if the home has not been moved."""
+    old = [name for name in was if name.rstrip("/")]
+    if not old or old == home_names(home):
+        return value
+    names = "|".join(re.escape(name) for name in sorted(old, key=len, reverse=True))
+    # "/home/ada/lab" is part of neither "/home/ada/lab2" nor "/mnt/home/ada/lab".
+    return _moved(value, re.compile(rf"(?<![\w.~-])(?:{names})(?![\w.~-])"), str(home))
+
+
+def _moved(value: Any, was: re.Pattern[str], home: str) -> Any:
+    if isinstance(value, str):
+        return was.sub(lambda _: home, value)
+    if isinstance(value, Mapping):
+        return {_moved(key, was, home): _moved(item, was, home) for key, item in value.items()}
+    return [_moved(item, was, home) for item in value] if isinstance(value, list) else value

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_kit.artifacts.manifest import METADATA, FileEntry, canonical, file_info, first_change, identity, scan
-from nemotron_kit.artifacts.metadata import read_document
+from nemotron_kit.artifacts.metadata import located_in, read_document
 from nemotron_kit.artifacts.reference import (
     SLUG,
     ArtifactChangedError,
@@ -42,6 +42,7 @@ from nemotron_kit.artifacts.store import (
 )
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.files import DAY_S, REMOVED, fsync_dir, sync_file_system, synced_later
+from nemotron_kit.home import moved
 
 # The largest file that a list reads to tell whether it is as saved, in bytes.
 _LARGE = 64 << 20
@@ -57,7 +58,7 @@ def require_unchanged(store: Store, record: ArtifactVersion, *, deep: bool = Fal
     stamps = {} if deep else store.stamps(record.name, record.version)
     change = first_change(root, record.files, seen=stamps, deep=deep)
     if change is None and "type" in record.document:
-        change = _metadata_change(root, record)
+        change = _metadata_change(store, root, record)
     if change is not None:
         what, hint = _explain_change(store, root, record)
         raise ArtifactChangedError(f"{record.pin.label}'s files {what}: {change} (in {root}).", hint=hint)
@@ -74,7 +75,7 @@ def files_status(store: Store, record: ArtifactVersion) -> str:
     if first_change(root, record.files, seen=stamps, unread=large) is not None:
         return "changed" if all((root / entry.path).exists() for entry in record.files) else "gone"
     try:
-        if "type" in record.document and _metadata_change(root, record) is not None:
+        if "type" in record.document and _metadata_change(store, root, record) is not None:
             return "changed"
     except DamagedRecordError:
         return "changed"
@@ -90,12 +91,15 @@ def describe_versions(versions: list[int], aliases: Mapping[str, int]) -> str:
     return f"It has {shown}; aliases: {named}." if named else f"It has {shown}, and no alias but latest."
 
 
-def _metadata_change(root: Path, record: ArtifactVersion) -> str | None:
+def _metadata_change(store: Store, root: Path, record: ArtifactVersion) -> str | None:
     document = read_document(root)
     if document is None:
         return f"{METADATA} is missing"
+    if store.home:
+        document = moved(document, record.moved_from, store.home)
+    there, recorded = located_in(root, document), located_in(root, record.document)
     for key in ("type", *record.fields):
-        now, then = document.get(key), record.document.get(key)
+        now, then = there.get(key), recorded.get(key)
         if now != then and canonical(now) != canonical(then):  # NaN differs from itself
             return f"{METADATA} says {key} {_short(now)}, not {_short(then)}"
     return None
@@ -344,7 +348,7 @@ class _Commit:
                     return existing
                 contents.announce(self.digest, number)
                 record = self._record(number, mark)
-                write_checksummed(stage / RECORD, record.to_dict(), self.store.modes)
+                self.store.write_record(stage / RECORD, record)
                 self._require_in_place()
                 if publish(stage, folder / f"v{number}") or self._is_mine(number, mark):
                     try:

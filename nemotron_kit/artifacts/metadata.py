@@ -76,3 +76,26 @@ def path_pin(text: str | os.PathLike[str]) -> Pin:
     document = read_document(folder_of(path)) or {}
     name = document.get("name")
     return Pin(name if isinstance(name, str) else "", None, None, document.get("type", ""), str(path))
+
+
+def located_in(folder: Path, document: dict[str, Any]) -> dict[str, Any]:
+    """The document with its paths changed to the folder where it was found: the artifact may have been moved."""
+    old = Path(document.get("path") or folder)
+    is_file = old.name != folder.name and (folder / old.name).is_file()
+    root = old.parent if is_file else old
+    values = document if root == folder else relative_to(document, {str(root): str(folder)})
+    return {**values, "path": folder / old.name if is_file else folder}
+
+
+def relative_to(value: Any, roots: dict[str, str]) -> Any:
+    """`value` with every path that is one of the folders `roots`, or inside one, replaced by the path that the folder
+    maps to."""
+    if isinstance(value, dict):
+        return {key: relative_to(item, roots) for key, item in value.items()}
+    if isinstance(value, list):
+        return [relative_to(item, roots) for item in value]
+    if isinstance(value, str):
+        for root in sorted(roots, key=len, reverse=True):
+            if value == root or value.startswith(root + "/"):
+                return roots[root] + value[len(root) :]
+    return value

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from nemotron_kit.artifacts.commit import commit, describe_versions, note_run, require_registered, require_unchanged
-from nemotron_kit.artifacts.metadata import absolute, folder_of, path_pin, read_document
+from nemotron_kit.artifacts.metadata import absolute, folder_of, located_in, path_pin, read_document
 from nemotron_kit.artifacts.reference import (
     LATEST,
     ArtifactChangedError,
@@ -387,7 +387,9 @@ def _document(pin: Pin, registry: Registry | None) -> dict[str, Any]:
     if pin.version is not None:
         found = (registry or open_registry()).record_of(pin)
         return found.document
-    return read_document(folder_of(absolute(Path(pin.path)))) or {}
+    folder = folder_of(absolute(Path(pin.path)))
+    found_there = read_document(folder)
+    return located_in(folder, found_there) if found_there else {}
 
 
 def _lookup(values: dict[str, Any], key: str, pin: Pin, *, prefix: str = "", asked: str | None = None) -> Any:

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from nemotron_kit.artifacts import lineage
 from nemotron_kit.artifacts.manifest import METADATA
-from nemotron_kit.artifacts.metadata import absolute, folder_of, is_ours, read_document, write_document
+from nemotron_kit.artifacts.metadata import (
+    absolute,
+    folder_of,
+    is_ours,
+    located_in,
+    read_document,
+    relative_to,
+    write_document,
+)
 from nemotron_kit.artifacts.pipe import announce_step, parse_piped, pick, piped_pin
 from nemotron_kit.artifacts.reference import ArtifactNotFoundError, DamagedRecordError, Pin, Reference, registry_name
 from nemotron_kit.artifacts.registry import Registry, open_registry
@@ -166,20 +174,6 @@ def identity_fields(artifact: Artifact, folder: Path) -> dict[str, Any]:
     given = artifact._get_output_dir()
     roots = {str(folder), str(folder.resolve()), *([str(given)] if str(given) != "." else [])}
     return {name: relative_to(dumped[name], dict.fromkeys(roots, ".")) for name in names}
-
-
-def relative_to(value: Any, roots: dict[str, str]) -> Any:
-    """`value` with every path that is one of the folders `roots`, or inside one, replaced by the path that the folder
-    maps to."""
-    if isinstance(value, dict):
-        return {key: relative_to(item, roots) for key, item in value.items()}
-    if isinstance(value, list):
-        return [relative_to(item, roots) for item in value]
-    if isinstance(value, str):
-        for root in sorted(roots, key=len, reverse=True):
-            if value == root or value.startswith(root + "/"):
-                return roots[root] + value[len(root) :]
-    return value
 
 
 def to_json(artifact: Artifact) -> str:
@@ -364,7 +358,7 @@ def _from_tracker(cls: type[A], reference: str) -> A:
 def _build(cls: type[A], document: dict[str, Any], folder: Path) -> A:
     where = folder / METADATA
     _check_type(cls, document.get("type"), where)
-    values = _moved_to(folder, document)
+    values = located_in(folder, document)
     known = {*cls.model_fields, *cls.field_aliases}
     metadata = {**{key: value for key, value in values.items() if key not in known}, **values.get("metadata", {})}
     fields = {key: value for key, value in values.items() if key in known}
@@ -374,15 +368,6 @@ def _build(cls: type[A], document: dict[str, Any], folder: Path) -> A:
         raise DamagedRecordError(f"{where}: not the {METADATA} of a {cls.__name__}: {error}") from error
     artifact._loaded = True
     return artifact
-
-
-def _moved_to(folder: Path, document: dict[str, Any]) -> dict[str, Any]:
-    """The document with its paths changed to the folder where it was found: the artifact may have been moved."""
-    old = Path(document.get("path") or folder)
-    is_file = old.name != folder.name and (folder / old.name).is_file()
-    root = old.parent if is_file else old
-    values = document if root == folder else relative_to(document, {str(root): str(folder)})
-    return {**values, "path": folder / old.name if is_file else folder}
 
 
 def _check_type(cls: type[Artifact], kind: Any, where: Path) -> None:

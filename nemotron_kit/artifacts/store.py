@@ -11,6 +11,7 @@ import secrets
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from nemotron_kit.artifacts.manifest import FileEntry, Stamp, read_checksummed, 
 from nemotron_kit.artifacts.reference import SLUG, ArtifactVersionNotFoundError, DamagedRecordError, Pin
 from nemotron_kit.errors import NemotronError
 from nemotron_kit.files import fsync_dir, read_regular, write_text
+from nemotron_kit.home import home_names, is_run_id, moved, nemotron_home
 
 FORMAT = 1
 RECORD = "version.json"
@@ -65,6 +67,8 @@ class ArtifactVersion:
     inputs: tuple[Pin, ...]
     registry: str
     commit: str
+    # What the home was called when the record was written, if the registry lies in it and both have been moved since.
+    moved_from: tuple[str, ...] = ()
 
     @property
     def pin(self) -> Pin:
@@ -86,22 +90,26 @@ class ArtifactVersion:
         """The record as JSON data, without its checksum."""
         return {
             "format": FORMAT,
-            **vars(self),
+            **{name: value for name, value in vars(self).items() if name != "moved_from"},
             "identified_by": self.identified_by,
             "files": [entry.to_list() for entry in self.files],
             "inputs": [pin.to_dict() for pin in self.inputs],
         }
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any], where: Path) -> ArtifactVersion:
-        """The record that `to_dict` wrote; `where` is named in the DamagedRecordError for anything else."""
+    def from_dict(cls, data: dict[str, Any], where: Path, home: Path | None = None) -> ArtifactVersion:
+        """The record that `to_dict` wrote; `where` is named in the DamagedRecordError for anything else. `home` is the
+        home that the registry lies in: paths inside it are as they are now."""
         if data.get("format") != FORMAT:
             raise DamagedRecordError(
                 f"{where}: this version record has format {data.get('format')!r}, not {FORMAT}.",
                 hint="A newer nemotron-kit may have written it: upgrade.",
             )
         try:
-            values = {name: data[name] for name in cls.__dataclass_fields__}
+            was = _moved_from(data, home) if home else ()
+            located = moved({name: data[name] for name in _MOVING}, was, home) if home and was else data
+            values = {name: data[name] for name in cls.__dataclass_fields__ if name != "moved_from"}
+            values |= {name: located[name] for name in _MOVING} | {"moved_from": was}
             values["files"] = tuple(FileEntry.from_list(row) for row in values["files"])
             values["inputs"] = tuple(Pin.from_dict(pin) for pin in values["inputs"])
             for name, kind in _KINDS.items():
@@ -112,6 +120,24 @@ class ArtifactVersion:
             return cls(**values)
         except (KeyError, TypeError, DamagedRecordError) as error:
             raise DamagedRecordError(f"{where}: this version record is damaged: {error}.") from error
+
+
+# Fields of a record that hold paths.
+_MOVING = ("path", "root", "fields", "document", "inputs")
+_RUN_OF = re.compile(r"(?P<home>.+)/runs/(?P<run>[^/]+)(?:/|\Z)")
+
+
+def _moved_from(data: Mapping[str, Any], home: Path) -> tuple[str, ...]:
+    """The paths of the home when a record was written, if it has been moved since; (). Records of older versions only
+    tell by the path of the run that saved: its files lie in the folder of that name."""
+    was, root = data.get("home"), data["root"]
+    if was is None and isinstance(root, str) and (match := _RUN_OF.match(root)) and is_run_id(match["run"]):
+        was = [match["home"]]
+    if not isinstance(was, list) or not all(isinstance(name, str) for name in was) or was == home_names(home):
+        return ()
+    # If only the registry was moved, the files are still where they were.
+    now = moved(root, was, home)
+    return () if now == root or (os.path.exists(root) and not os.path.exists(now)) else tuple(was)  # noqa: PTH110
 
 
 VERSION_FOLDER = re.compile(r"v(0|[1-9][0-9]{0,8})\Z")
@@ -176,6 +202,15 @@ class Store:
         # Whether the folder around the root was there before there was a registry.
         self.stood = False
 
+    @cached_property
+    def home(self) -> Path | None:
+        """The home that the registry lies in: versions whose files lie in it, too, move with it. None for a registry
+        elsewhere."""
+        home = nemotron_home()
+        if self.root.is_relative_to(home):
+            return home
+        return self.root.parent if self.root.name == "artifacts" and (self.root.parent / "runs").is_dir() else None
+
     @property
     def identity_folder(self) -> Path:
         return self.root / ".registry"
@@ -229,7 +264,7 @@ class Store:
         except DamagedRecordError as error:
             error.hint = error.hint or MEND
             raise
-        record = ArtifactVersion.from_dict(data, folder / RECORD)
+        record = ArtifactVersion.from_dict(data, folder / RECORD, self.home)
         if (record.name, record.version, record.registry) != (name, version, self.uuid):
             raise DamagedRecordError(
                 f"{folder / RECORD}: this is the record of {record.pin.label} of registry {record.registry}, "
@@ -237,6 +272,11 @@ class Store:
                 hint="It was copied or moved here; save the artifact itself again.",
             )
         return record
+
+    def write_record(self, file: Path, record: ArtifactVersion) -> None:
+        """Write a version's record, durably, into a folder that has not its final name yet."""
+        home = {"home": home_names(self.home)} if self.home else {}
+        write_checksummed(file, {**record.to_dict(), **home}, self.modes)
 
     def read_version(self, name: str, version: int) -> ArtifactVersion | DamagedVersion:
         """A version's record, or a DamagedVersion, so that one damaged record does not stop a listing."""

@@ -15,7 +15,7 @@ from nemotron_kit import files
 from nemotron_kit.errors import UserError
 from nemotron_kit.files import read_regular
 from nemotron_kit.runs.folder import PLAN_SHAPE, RunFolder
-from nemotron_kit.runs.job import DamagedRecord, JobFolder, read_object
+from nemotron_kit.runs.job import DamagedRecord, JobFolder, located, read_object
 from nemotron_kit.spec.plan import DETACHED, Plan
 
 LAUNCH_FILE = "launch.json"
@@ -25,7 +25,8 @@ _SHAPE = {**{name: PLAN_SHAPE[name] for name in (*_OWN, "secrets")}, "extra": PL
 
 
 class Texts(Mapping[str, str]):
-    """Name in a folder → the file's text, read when it is asked for: a sweep may have very many."""
+    """Name in a job's folder → the file's text, paths inside the home as they are now. It is read when it is asked for:
+    a sweep may have very many."""
 
     def __init__(self, folder: Path, names: Sequence[str]) -> None:
         self._folder, self._names = folder, tuple(names)
@@ -33,7 +34,7 @@ class Texts(Mapping[str, str]):
     def __getitem__(self, name: str) -> str:
         if name not in self._names:
             raise KeyError(name)
-        return read_regular(self._folder / name).decode()
+        return str(JobFolder(self._folder).located(read_regular(self._folder / name).decode()))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -67,7 +68,7 @@ def load_plan(run: RunFolder, job: JobFolder) -> Plan:
 
 def _load(run: RunFolder, shared: Mapping[str, Any], number: int) -> Plan:
     file = run.job(number).path / LAUNCH_FILE
-    own = read_object(file, _SHAPE)
+    own = located(read_object(file, _SHAPE), run.path)
     # The other facts in the run's record are those of its first job.
     common = {name: shared.get(name) for name in ("recipe", "stage", "profile", "environment")}
     names, extra = own.pop("files", None) or (), own.pop("extra", None) or {}

@@ -15,7 +15,7 @@ from typing import Any
 
 from nemotron_kit import files
 from nemotron_kit.errors import NemotronError, UserError
-from nemotron_kit.home import is_run_id, runs_root, started_at
+from nemotron_kit.home import home_names, is_run_id, moved, runs_root, started_at
 from nemotron_kit.masking import masked
 from nemotron_kit.runs.job import (
     DAMAGED,
@@ -24,7 +24,9 @@ from nemotron_kit.runs.job import (
     DamagedRecord,
     JobFolder,
     JobState,
+    home_in,
     is_gone,
+    located,
     now_iso,
     parse_time,
     process_facts,
@@ -60,6 +62,7 @@ PLAN_SHAPE: dict[str, Any] = {
     "part_of": str,
     **dict.fromkeys(("direction", "objective"), str),
     "stages": [str],
+    "home": [str],
 }
 # The kind of a pipeline's run, which has no jobs: its stages are runs.
 PIPELINE = "pipeline"
@@ -145,11 +148,15 @@ class RunFolder:
         return self.path.name
 
     def plan(self) -> dict[str, Any]:
-        """The content of plan.json. Raises DamagedRecord if it is missing or can't be read."""
+        """The content of plan.json, paths inside the home as they are now. Raises DamagedRecord if it is missing or
+        can't be read."""
         try:
-            return read_object(self.path / "plan.json", PLAN_SHAPE)
+            plan = read_object(self.path / "plan.json", PLAN_SHAPE)
         except FileNotFoundError as error:
             raise DamagedRecord(f"{self.path / 'plan.json'}: no such file.") from error
+        home = self.path.parent.parent
+        found: dict[str, Any] = moved(plan, home_in(plan, self.path), home)
+        return found if found is plan else {**found, "home": home_names(home)}
 
     def jobs(self) -> list[JobFolder]:
         """Its jobs by number; empty if the folder is damaged."""
@@ -227,7 +234,7 @@ class RunFolder:
         for file in sorted((self.path / _STAGES).glob("[0-9]*.json")):
             with contextlib.suppress(FileNotFoundError):
                 try:
-                    found.append(_stage_record(file))
+                    found.append(located(_stage_record(file), self.path))
                 except DamagedRecord as error:
                     name = [*(self.plan().get("stages") or ()), "?"][len(found) :][:1]
                     found.append({"stage": "".join(name) or "?", DAMAGE: error.message})
@@ -365,7 +372,8 @@ def create_run(
     # Its name begins with a dot, so listings ignore the leftovers of a killed launch.
     building = files.aside(final)
     try:
-        _fill(building, {"created_at": now_iso(), **plan}, jobs, _starts(attached, starts_here))
+        stored = {"created_at": now_iso(), **plan, "home": home_names(root.parent)}
+        _fill(building, stored, jobs, _starts(attached, starts_here))
         if labels is not None and (texts := labels.to_dict()):
             files.write_json(building / _LABELS, masked(texts))
         _rename_new(building, final)

@@ -20,7 +20,7 @@ from nemotron_kit.config.secrets import masked_overrides
 from nemotron_kit.errors import NemotronError, Problem
 from nemotron_kit.files import read_regular
 from nemotron_kit.masking import note_secrets
-from nemotron_kit.runs.job import DamagedRecord, misshapen
+from nemotron_kit.runs.job import DamagedRecord, JobFolder, misshapen
 
 if TYPE_CHECKING:
     from nemotron_kit.artifacts.reference import Pin
@@ -359,7 +359,7 @@ def read_spec(folder: Path) -> JobSpec:
     """The spec in a job folder. Raises NemotronError when it is missing or damaged."""
     path = folder / "job.json"
     try:
-        values = json.loads(read_regular(path))
+        values = JobFolder(folder).located(json.loads(read_regular(path)))
         if "late" in values:  # as an older version wrote it
             values["deferred_inputs"] = values["late"]
         spec = JobSpec(**{f.name: values[f.name] for f in fields(JobSpec) if f.name in values})
@@ -390,7 +390,7 @@ def _script(name: str | None) -> str | None:
 
 def read_config(folder: Path) -> Mapping[str, Any]:
     """The frozen config in a job folder. The secrets that it refers to are masked in output from now on."""
-    values = load_mapping(folder / "config.yaml")
+    values: Mapping[str, Any] = JobFolder(folder).located(load_mapping(folder / "config.yaml"))
     note_secrets(name for _, name in secrets_used(values))
     return values
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from nemotron_kit.artifacts.metadata import located_in, read_document
 from nemotron_kit.errors import UserError, nearest
 from nemotron_kit.files import open_regular, read_regular
 from nemotron_kit.objects import local_copies, object_url
@@ -37,7 +38,7 @@ class BlendSource:
 
 def read_blend(path: str | Path, only: str | None = None) -> dict[str, list[BlendSource]]:
     """The sources of each split in a blend file, without those of weight 0 and the splits that have no other; relative
-    prefixes are relative to the file's folder. Shards in an object store are copied to this machine's cache; with
+    prefixes are relative to the file's folder, and absolute ones that lay in it do so still if it was moved. Shards in an object store are copied to this machine's cache; with
     `only`, those of this split.
 
     Raises UserError for a missing or broken file, an unknown split, or a list that isn't weight, prefix, weight, …
@@ -58,6 +59,9 @@ def read_blend(path: str | Path, only: str | None = None) -> dict[str, list[Blen
 def _load(path: Path) -> dict[str, Any]:
     try:
         splits = json.loads(read_regular(path))
+        if isinstance(splits, dict) and (document := read_document(path.absolute().parent)):
+            here = located_in(path.absolute().parent, {"path": document.get("path"), "splits": splits})
+            splits = here["splits"]
     except OSError as error:
         raise UserError(
             f"{path}: {error.strerror}.", hint="Prepare the data first: nemotron nano3 data prep pretrain -c tiny"

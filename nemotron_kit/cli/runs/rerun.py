@@ -14,8 +14,8 @@ from functools import partial
 from typing import Any
 
 from nemotron_kit.app import App, ArtifactInput, Group, add_import_folders
+from nemotron_kit.artifacts.metadata import relative_to
 from nemotron_kit.artifacts.reference import DamagedRecordError, Pin
-from nemotron_kit.artifacts.saving import relative_to
 from nemotron_kit.cli import indexing, sweep
 from nemotron_kit.cli import tree as trees
 from nemotron_kit.cli.options import NEMOTRON
@@ -90,9 +90,10 @@ class Recorded:
         the request, else the recorded one."""
         file, environment = self.job.path / COMPOSED_FILE, self.spec.get("environment") or {}
         if file.is_file():
-            values = dict(load_mapping(file))
+            values = dict(self.job.located(load_mapping(file)))
         else:  # the same as the job's own config, or an older version's, which has the target's paths
-            file, values = self.job.config_path, self._with_paths_of_here(load_mapping(self.job.config_path))
+            file = self.job.config_path
+            values = self._with_paths_of_here(self.job.located(load_mapping(file)))
         run = dict(values["run"]) if isinstance(values.get("run"), dict) else {}
         run |= {"profile": request.profile or self.plan.profile, "mode": request.mode or self.plan.mode}
         run |= {slot: omegaconf_escaped(pin.label) for slot, pin in self.pins.items()}
@@ -180,7 +181,7 @@ def _overrides(job: JobFolder, plan: Plan) -> list[str]:
     """The overrides that were typed, without those that chose the command and its config."""
     file = job.path / ".hydra" / "overrides.yaml"
     try:
-        overrides = json.loads(read_regular(file))
+        overrides = job.located(json.loads(read_regular(file)))
     except (OSError, ValueError):
         overrides = [] if plan.kind else list(plan.hydra)
     if not isinstance(overrides, list) or not all(isinstance(override, str) for override in overrides):
