@@ -37,9 +37,9 @@ class BlendSource:
 
 
 def read_blend(path: str | Path, only: str | None = None) -> dict[str, list[BlendSource]]:
-    """The sources of each split in a blend file, without those of weight 0 and the splits that have no other; relative
-    prefixes are relative to the file's folder, and absolute ones that lay in it do so still if it was moved. Shards in an object store are copied to this machine's cache; with
-    `only`, those of this split.
+    """The sources of each split in a blend file, without those of weight 0 and the splits that have no other. Relative
+    prefixes are relative to the file's folder; absolute ones inside the folder are followed if it was moved. Shards in
+    an object store are copied to this machine's cache; with `only`, those of this split.
 
     Raises UserError for a missing or broken file, an unknown split, or a list that isn't weight, prefix, weight, …
     """
