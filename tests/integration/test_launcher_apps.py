@@ -151,7 +151,7 @@ def test_the_launcher_without_m_runs_nothing(app: App) -> None:
     assert not (app.folder / "outputs").exists()
     # In the program's own defaults list it is for its sweeps.
     (app.folder / "mine.yaml").write_text("defaults:\n- config\n- override hydra/launcher: nemo_run\n- _self_\n")
-    assert "after" in app("python", "app.py", "--config-dir", ".", "--config-name", "mine", "job=0").stdout
+    assert "after" in app("python", "app.py", "--config-dir", ".", "--config-name", "mine", "hydra.job.num=0").stdout
 
 
 def test_a_sweep_of_a_module(app: App) -> None:
