@@ -250,22 +250,39 @@ PLAN, SHARDS, FINISH = "plan", "shards", "finish"
 STEPS = (PLAN, SHARDS, FINISH)
 
 
-def check_step(step: str | None, task: int | None, tasks: int | None) -> None:
-    """Raise UserError, naming the field, for a step that can't be done."""
-    if tasks is not None and tasks < 1:
-        raise UserError(f"tasks={tasks}: must be at least 1.")
-    if step is None:
-        if task is not None:
-            raise UserError(f"task={task} belongs to step={SHARDS}.", hint="Leave it out: a launch gives each its own.")
-        return
-    if step not in STEPS:
-        raise UserError(f"step={step!r}: {nearest(step, STEPS)}.")
-    if step == SHARDS and (task is None or tasks is None or not 0 <= task < tasks):
-        raise UserError(f"step={SHARDS} needs task=N of tasks=M, N from 0 to M-1; there is {task} of {tasks}.")
+@dataclass(kw_only=True)
+class StepConfig:
+    """Which part of the work is done: all of it (`step` None), the plan, the shards of one `task` (from 0) of `tasks`,
+    or what is made of all shards. `sample`: only the first rows of each dataset. `force`: replace what is there."""
+
+    sample: int | None = None
+    force: bool = False
+    artifact_name: str | None = None
+    step: str | None = None
+    task: int | None = None
+    tasks: int | None = None
+
+    def check_step(self) -> None:
+        """Raise UserError, naming the field, for a step that can't be done, or a sample of no rows."""
+        step, task, tasks = self.step, self.task, self.tasks
+        if tasks is not None and tasks < 1:
+            raise UserError(f"tasks={tasks}: must be at least 1.")
+        if self.sample is not None and self.sample < 1:
+            raise UserError(f"sample={self.sample}: must be at least 1.")
+        if step is None:
+            if task is not None:
+                raise UserError(
+                    f"task={task} belongs to step={SHARDS}.", hint="Leave it out: a launch gives each its own."
+                )
+            return
+        if step not in STEPS:
+            raise UserError(f"step={step!r}: {nearest(step, STEPS)}.")
+        if step == SHARDS and (task is None or tasks is None or not 0 <= task < tasks):
+            raise UserError(f"step={SHARDS} needs task=N of tasks=M, N from 0 to M-1; there is {task} of {tasks}.")
 
 
 @dataclass
-class DataPrepConfig:
+class DataPrepConfig(StepConfig):
     """Input of `run_data_prep`.
 
     `num_shards` (train shards in all) and `shard_size` ("256MB" of text a shard) exclude each other; where neither is
@@ -290,13 +307,7 @@ class DataPrepConfig:
     max_doc_size: str | int = DEFAULT_MAX_DOC_SIZE
     on_bad_row: str = ERROR
     max_bad_rows: int | None = DEFAULT_MAX_BAD_ROWS
-    sample: int | None = None
     num_workers: int | None = None
-    force: bool = False
-    artifact_name: str | None = None
-    step: str | None = None
-    task: int | None = None
-    tasks: int | None = None
 
     @property
     def held_out(self) -> tuple[int, int]:
@@ -306,7 +317,7 @@ class DataPrepConfig:
 
     def check(self) -> None:
         """Raise UserError, naming the field, for invalid values."""
-        check_step(self.step, self.task, self.tasks)
+        self.check_step()
         if self.num_shards is not None and self.shard_size is not None:
             raise UserError(
                 f"num_shards={self.num_shards} and shard_size={self.shard_size} exclude each other.",
@@ -316,8 +327,7 @@ class DataPrepConfig:
         if self.on_bad_row not in (ERROR, SKIP):
             hint = f"{ERROR} stops at the first one, {SKIP} leaves them out and counts them."
             raise UserError(f"on_bad_row={self.on_bad_row!r}: {nearest(self.on_bad_row, (ERROR, SKIP))}.", hint=hint)
-        least = {"num_shards": 1, "min_doc_chars": 0, "max_doc_tokens": 1, "sample": 1, "num_workers": 1}
-        least["max_bad_rows"] = 0
+        least = {"num_shards": 1, "min_doc_chars": 0, "max_doc_tokens": 1, "num_workers": 1, "max_bad_rows": 0}
         for name, value in {name: getattr(self, name) for name in least}.items():
             if value is not None and value < least[name]:
                 raise UserError(f"{name}={value}: must be at least {least[name]}.")
@@ -389,7 +399,7 @@ class PackedTextConfig(SftPrepConfig):
 
 
 @dataclass
-class RLPrepConfig:
+class RLPrepConfig(StepConfig):
     """Input of `prepare_rl`. The ratios are for a source that comes without splits; `sample` takes the first rows of
     each dataset (of each of its splits)."""
 
@@ -399,12 +409,6 @@ class RLPrepConfig:
     valid_ratio: float = 0.01
     test_ratio: float = 0.01
     seed: int = 42
-    sample: int | None = None
-    force: bool = False
-    artifact_name: str | None = None
-    step: str | None = None
-    task: int | None = None
-    tasks: int | None = None
 
     @property
     def ratios(self) -> dict[str, float]:
@@ -412,14 +416,12 @@ class RLPrepConfig:
 
     def check(self) -> None:
         """Raise UserError, naming the field, for invalid values."""
-        check_step(self.step, self.task, self.tasks)
+        self.check_step()
         if min(self.ratios.values()) < 0 or self.train_ratio == 0 or abs(sum(self.ratios.values()) - 1) > 1e-6:
             raise UserError(
                 f"train_ratio {self.train_ratio}, valid_ratio {self.valid_ratio}, test_ratio {self.test_ratio}: they "
                 "must be 0 or more, train_ratio above 0, and their sum 1."
             )
-        if self.sample is not None and self.sample < 1:
-            raise UserError(f"sample={self.sample}: must be at least 1.")
 
 
 def load_rl_blend(path: Path) -> DataBlend:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from nemotron_kit.data_prep.config import DEFAULT_TOKENIZER
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -39,6 +41,17 @@ class BlendInput:
         default=None, metadata={"help": "Only this step: plan, shards (of one task) or finish; an array's jobs get it"}
     )
     task: int | None = field(default=None, metadata={"help": "With step=shards: which of the tasks, from 0"})
+    sample: int | None = field(
+        default=None, metadata={"help": "Take only the first rows of each dataset (of each of its splits), this many"}
+    )
+    force: bool = field(default=False, metadata={"help": "Replace what output_dir holds"})
+
+    def shared_settings(self, stage: Path) -> dict[str, Any]:
+        """The fields that a data preparation's own config has under the same names, for its constructor; the blend file
+        as a path that can be opened (see `beside`)."""
+        names = {each.name for each in fields(ShardedOutput if isinstance(self, ShardedOutput) else BlendInput)}
+        found = {name: getattr(self, name) for name in names - {"tokenizer_model", "config_name"}}
+        return {**found, "blend_path": beside(stage, self.blend_path), "output_dir": Path(self.output_dir)}
 
 
 @dataclass
@@ -50,6 +63,26 @@ class ShardedOutput(BlendInput):
         metadata={"help": "Train shards in all, each of one source (default: 128, or more of 4 GiB of text each)"},
     )
     shard_size: str | None = field(default=None, metadata={"help": 'Text a shard, like "256MB", instead of num_shards'})
+    tokenizer_model: str = field(
+        default=DEFAULT_TOKENIZER,
+        metadata={"help": "Folder, tokenizer.json or Hugging Face name; nano3-tiny comes with the recipe"},
+    )
+    max_doc_size: str = field(
+        default="64MiB", metadata={"help": "Largest line, document or record of a source; a larger one is a bad row"}
+    )
+    on_bad_row: str = field(
+        default="error", metadata={"help": "A row that can't be used: error stops there, skip leaves it out and counts"}
+    )
+    max_bad_rows: int | None = field(default=1000, metadata={"help": "With on_bad_row=skip, how many there may be"})
+    num_workers: int | None = field(default=None, metadata={"help": "CPUs to use, of each process (default: all)"})
+    config_name: str | None = field(
+        default=None, metadata={"help": "Ending of the artifact's name (default: the config file's name)"}
+    )
+
+
+def tokenizer_path(name: str) -> str:
+    """A tokenizer as data preparation finds it: the recipe's own by their names, any other as it is."""
+    return str(TOKENIZERS.get(name, name))
 
 
 def config_from_command_line(

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nemotron.recipes.nano3.stage_script import TOKENIZERS, ShardedOutput, beside, config_from_command_line, config_name
+from nemotron.recipes.nano3.stage_script import ShardedOutput, config_from_command_line, config_name, tokenizer_path
 
-from nemotron_kit.data_prep.config import DEFAULT_TOKENIZER, DataPrepConfig, PerSplitConfig, TokenizerConfig
+from nemotron_kit.data_prep.config import DataPrepConfig, PerSplitConfig, TokenizerConfig
 
 if TYPE_CHECKING:
     from nemotron_kit.artifacts import PretrainBlendsArtifact
@@ -32,10 +32,6 @@ class PretrainDataPrepConfig(ShardedOutput):
     )
     valid_shards: int = field(default=1, metadata={"help": "Validation shards, as large as train shards"})
     test_shards: int = field(default=1, metadata={"help": "Test shards, as large as train shards"})
-    tokenizer_model: str = field(
-        default=DEFAULT_TOKENIZER,
-        metadata={"help": "Folder, tokenizer.json or Hugging Face name; nano3-tiny comes with the recipe"},
-    )
     tokenizer: TokenizerConfig = field(
         default_factory=TokenizerConfig, metadata={"help": "The same as a block: model, add_bos, add_eos; it wins"}
     )
@@ -45,19 +41,6 @@ class PretrainDataPrepConfig(ShardedOutput):
     min_doc_chars: int | None = field(default=None, metadata={"help": "Leave out documents shorter than this"})
     max_doc_tokens: int | None = field(
         default=None, metadata={"help": "Cut documents to this many tokens, BOS and EOS included"}
-    )
-    max_doc_size: str = field(
-        default="64MiB", metadata={"help": "Largest line or document of a source; a larger one is a bad row"}
-    )
-    on_bad_row: str = field(
-        default="error", metadata={"help": "A row that can't be used: error stops there, skip leaves it out and counts"}
-    )
-    max_bad_rows: int | None = field(default=1000, metadata={"help": "With on_bad_row=skip, how many there may be"})
-    sample: int | None = field(default=None, metadata={"help": "Take only the first rows of each dataset, this many"})
-    num_workers: int | None = field(default=None, metadata={"help": "CPUs to use, of each process (default: all)"})
-    force: bool = field(default=False, metadata={"help": "Replace what output_dir holds"})
-    config_name: str | None = field(
-        default=None, metadata={"help": "Ending of the artifact's name (default: the config file's name)"}
     )
 
 
@@ -102,26 +85,14 @@ def settings(cfg: PretrainDataPrepConfig) -> DataPrepConfig:
     block = cfg.tokenizer
     model = block.model or cfg.tokenizer_model
     return DataPrepConfig(
-        blend_path=beside(STAGE, cfg.blend_path),
-        output_dir=Path(cfg.output_dir),
-        num_shards=cfg.num_shards,
-        shard_size=cfg.shard_size,
+        **cfg.shared_settings(STAGE),
         per_split=PerSplitConfig(valid_shards=cfg.valid_shards, test_shards=cfg.test_shards),
-        tokenizer_model=str(TOKENIZERS.get(model, model)),
+        tokenizer_model=tokenizer_path(model),
         add_bos=cfg.add_bos if block.add_bos is None else block.add_bos,
         add_eos=cfg.add_eos if block.add_eos is None else block.add_eos,
         text_field=cfg.text_field,
         min_doc_chars=cfg.min_doc_chars,
         max_doc_tokens=cfg.max_doc_tokens,
-        max_doc_size=cfg.max_doc_size,
-        on_bad_row=cfg.on_bad_row,
-        max_bad_rows=cfg.max_bad_rows,
-        sample=cfg.sample,
-        num_workers=cfg.num_workers,
-        force=cfg.force,
-        step=cfg.step,
-        task=cfg.task,
-        tasks=cfg.tasks,
         artifact_name=f"PretrainBlendsArtifact-{config_name(cfg.config_name)}",
     )
 

@@ -13,9 +13,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nemotron.recipes.nano3.stage_script import TOKENIZERS, ShardedOutput, beside, config_from_command_line, config_name
+from nemotron.recipes.nano3.stage_script import (
+    ShardedOutput,
+    beside,
+    config_from_command_line,
+    config_name,
+    tokenizer_path,
+)
 
-from nemotron_kit.data_prep.config import DEFAULT_TOKENIZER, SftPrepConfig, TokenizerConfig
+from nemotron_kit.data_prep.config import SftPrepConfig, TokenizerConfig
 from nemotron_kit.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,10 +42,6 @@ class SFTDataPrepConfig(ShardedOutput):
     num_shards: int | None = field(
         default=None,
         metadata={"help": "Shards in all, each of one source (default: 128, or more of 4 GiB of text each)"},
-    )
-    tokenizer_model: str = field(
-        default=DEFAULT_TOKENIZER,
-        metadata={"help": "Folder, tokenizer.json or Hugging Face name; nano3-tiny comes with the recipe"},
     )
     tokenizer: TokenizerConfig = field(
         default_factory=TokenizerConfig,
@@ -64,22 +66,9 @@ class SFTDataPrepConfig(ShardedOutput):
     valid_ratio: float = field(default=0.01, metadata={"help": "Part of the records for validation"})
     test_ratio: float = field(default=0.01, metadata={"help": "Part of the records for the test; together 1"})
     max_doc_tokens: int | None = field(default=None, metadata={"help": "Cut sequences to this many tokens"})
-    max_doc_size: str = field(
-        default="64MiB", metadata={"help": "Largest line or record of a source; a larger one is a bad row"}
-    )
-    on_bad_row: str = field(
-        default="error", metadata={"help": "A row that can't be used: error stops there, skip leaves it out and counts"}
-    )
-    max_bad_rows: int | None = field(default=1000, metadata={"help": "With on_bad_row=skip, how many there may be"})
     parquet_row_group_size: int = field(default=1000, metadata={"help": "Rows in a row group"})
     parquet_compression: str = field(default="zstd", metadata={"help": "zstd, snappy, gzip or none"})
-    sample: int | None = field(default=None, metadata={"help": "Take only the first rows of each dataset, this many"})
-    num_workers: int | None = field(default=None, metadata={"help": "CPUs to use, of each process (default: all)"})
     num_actors: int | None = field(default=None, metadata={"help": "Another name of num_workers"})
-    force: bool = field(default=False, metadata={"help": "Replace what output_dir holds"})
-    config_name: str | None = field(
-        default=None, metadata={"help": "Ending of the artifact's name (default: the config file's name)"}
-    )
 
 
 def main(cfg: SFTDataPrepConfig | None = None) -> SFTDataArtifact:
@@ -130,12 +119,10 @@ def settings(cfg: SFTDataPrepConfig) -> SftPrepConfig:
     model = cfg.tokenizer.model or cfg.tokenizer_model
     if cfg.num_actors is not None and cfg.num_workers is not None and cfg.num_actors != cfg.num_workers:
         raise UserError(f"num_workers={cfg.num_workers} and num_actors={cfg.num_actors} are two names of one setting.")
+    workers = cfg.num_actors if cfg.num_workers is None else cfg.num_workers
     return SftPrepConfig(
-        blend_path=beside(STAGE, cfg.blend_path),
-        output_dir=Path(cfg.output_dir),
-        num_shards=cfg.num_shards,
-        shard_size=cfg.shard_size,
-        tokenizer_model=str(TOKENIZERS.get(model, model)),
+        **{**cfg.shared_settings(STAGE), "num_workers": workers},
+        tokenizer_model=tokenizer_path(model),
         chat_template=_template(cfg.chat_template),
         text_field=cfg.messages_field,
         tools_field=cfg.tools_field,
@@ -148,17 +135,8 @@ def settings(cfg: SFTDataPrepConfig) -> SftPrepConfig:
         valid_ratio=cfg.valid_ratio,
         test_ratio=cfg.test_ratio,
         max_doc_tokens=cfg.max_doc_tokens,
-        max_doc_size=cfg.max_doc_size,
-        on_bad_row=cfg.on_bad_row,
-        max_bad_rows=cfg.max_bad_rows,
         parquet_row_group_size=cfg.parquet_row_group_size,
         parquet_compression=cfg.parquet_compression,
-        sample=cfg.sample,
-        num_workers=cfg.num_actors if cfg.num_workers is None else cfg.num_workers,
-        force=cfg.force,
-        step=cfg.step,
-        task=cfg.task,
-        tasks=cfg.tasks,
         artifact_name=f"SFTDataArtifact-{config_name(cfg.config_name)}",
     )
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nemotron.recipes.nano3.stage_script import BlendInput, beside, config_from_command_line
+from nemotron.recipes.nano3.stage_script import BlendInput, config_from_command_line
 
 from nemotron_kit.data_prep.config import RLPrepConfig
 from nemotron_kit.errors import UserError
@@ -37,10 +37,6 @@ class RLDataPrepConfig(BlendInput):
     valid_ratio: float = field(default=0.01, metadata={"help": "Share of the rows for validation, likewise"})
     test_ratio: float = field(default=0.01, metadata={"help": "Share of the rows for the test, likewise"})
     seed: int = field(default=42, metadata={"help": "Seed of that split"})
-    sample: int | None = field(
-        default=None, metadata={"help": "Take only the first rows of each dataset (of each of its splits), this many"}
-    )
-    force: bool = field(default=False, metadata={"help": "Replace what output_dir holds"})
     config_name: str = field(default="rl", metadata={"help": "Ending of the artifact's name"})
 
 
@@ -86,17 +82,11 @@ def outlook(cfg: RLDataPrepConfig, tasks: int, cpus: int | None) -> list[str]:
 def settings(cfg: RLDataPrepConfig) -> RLPrepConfig:
     """The recipe's config as what `prepare_rl` takes."""
     return RLPrepConfig(
-        blend_path=beside(STAGE, cfg.blend_path),
-        output_dir=Path(cfg.output_dir),
+        **cfg.shared_settings(STAGE),
         train_ratio=cfg.train_ratio,
         valid_ratio=cfg.valid_ratio,
         test_ratio=cfg.test_ratio,
         seed=cfg.seed,
-        sample=cfg.sample,
-        force=cfg.force,
-        step=cfg.step,
-        task=cfg.task,
-        tasks=cfg.tasks,
         artifact_name=f"SplitJsonlDataArtifact-{cfg.config_name}",
     )
 
