@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from typing import Any, Literal
 
 from nemotron_kit.errors import Note, UserError, nearest
-from nemotron_kit.training.config_blocks import unknown
+from nemotron_kit.training.config_blocks import free_block, unknown
 
 BRIDGE = "megatron_bridge"
 # A config can make nothing else be imported. The command's `targets` have the same prefix.
@@ -50,19 +50,14 @@ class BridgeBlocks:
     """What a training config has for Megatron-Bridge alone. Its names are those of Bridge's ConfigContainer."""
 
     engine: Literal["hf", "megatron_bridge"] = engine_field("hf", BRIDGE)
-    ddp: dict[str, Any] = field(default_factory=dict, metadata={"help": "Megatron-Bridge's block ddp"})
-    tokenizer: dict[str, Any] = field(
-        default_factory=dict, metadata={"help": "Megatron-Bridge's block tokenizer (empty: the data's tokenizer)"}
-    )
+    ddp: dict[str, Any] = free_block("Megatron-Bridge's block ddp")
+    tokenizer: dict[str, Any] = free_block("Megatron-Bridge's block tokenizer (empty: the data's tokenizer)")
     mixed_precision: Any = field(
         default=None, metadata={"help": "Megatron-Bridge's: bf16_mixed, a block, or null for its recipe's"}
     )
-    bridge: dict[str, Any] = field(
-        default_factory=dict,
-        metadata={
-            "help": "More settings of Megatron-Bridge, by the blocks of its ConfigContainer, in the last place: "
-            "{train: {manual_gc: true}, comm_overlap: {tp_comm_overlap: true}}"
-        },
+    bridge: dict[str, Any] = free_block(
+        "More settings of Megatron-Bridge, by the blocks of its ConfigContainer, in the last place: "
+        "{train: {manual_gc: true}, comm_overlap: {tp_comm_overlap: true}}"
     )
 
     @property

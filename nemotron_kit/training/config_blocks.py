@@ -25,6 +25,11 @@ DECAY_STYLES = ("WSD", "constant", "linear", "cosine")
 DECAY_SHAPES = ("linear", "cosine", "minus_sqrt", "exponential")
 
 
+def free_block(help: str) -> Any:
+    """The field of a block of settings (`dict[str, Any]`, empty by default) whose keys are checked by who reads it."""
+    return field(default_factory=dict, metadata={"help": help})
+
+
 @dataclass
 class BatchBlock:
     """The batches of a `train` block."""

@@ -12,7 +12,14 @@ from typing import Any, Literal
 from nemotron_kit.errors import Note, UserError
 from nemotron_kit.training import nemo_rl
 from nemotron_kit.training.bridge_config import engine_field
-from nemotron_kit.training.config_blocks import CheckpointConfig, LoggerConfig, ParallelBlock, SchedulerConfig, unknown
+from nemotron_kit.training.config_blocks import (
+    CheckpointConfig,
+    LoggerConfig,
+    ParallelBlock,
+    SchedulerConfig,
+    free_block,
+    unknown,
+)
 from nemotron_kit.training.grpo_checks import METRICS, PRECISIONS, bad_values, other_engines
 from nemotron_kit.training.memory import GpuFacts, Step, judged
 from nemotron_kit.training.prompts import agents_in
@@ -167,13 +174,11 @@ class DataBlock:
 class EnvBlock:
     """The `env` block: verifiers, and the share of each environment."""
 
-    weights: dict[str, float] = field(
-        default_factory=dict,
-        metadata={"help": "Share of the prompts by agent_ref.name (empty: as the rows have it; unnamed ones: none)"},
+    weights: dict[str, float] = free_block(
+        "Share of the prompts by agent_ref.name (empty: as the rows have it; unnamed ones: none)"
     )
-    verifiers: dict[str, Any] = field(
-        default_factory=dict,
-        metadata={"help": "Verifiers of one's own, by agent_ref.name: {_target_: module.function, and its arguments}"},
+    verifiers: dict[str, Any] = free_block(
+        "Verifiers of one's own, by agent_ref.name: {_target_: module.function, and its arguments}"
     )
     should_use_nemo_gym: bool = field(default=False, metadata={"help": "Another engine's"})
     nemo_gym: dict[str, Any] | None = field(default=None, metadata={"help": "Another engine's"})
@@ -210,7 +215,7 @@ class RLLoggerBlock:
     log_interval: int = field(default=1, metadata={"help": "Steps between two rows of metrics"})
     num_val_samples_to_print: int = field(default=0, metadata={"help": "Validation answers that are shown"})
     wandb_enabled: bool = field(default=False, metadata={"help": "Log to W&B"})
-    wandb: dict[str, Any] = field(default_factory=dict, metadata={"help": "project, name, entity"})
+    wandb: dict[str, Any] = free_block("project, name, entity")
     tensorboard_enabled: bool = field(default=False, metadata={"help": "Not in this engine"})
     mlflow_enabled: bool = field(default=False, metadata={"help": "Not in this engine"})
     swanlab_enabled: bool = field(default=False, metadata={"help": "Not in this engine"})
@@ -231,12 +236,9 @@ class GRPOConfig:
     cluster: dict[str, Any] | None = field(default=None, metadata={"help": "Another engine's: a profile says it here"})
     train: ParallelBlock = field(default_factory=ParallelBlock)
     engine: Literal["hf", "nemo_rl"] = engine_field("hf", nemo_rl.NEMO_RL)
-    nemo_rl: dict[str, Any] = field(
-        default_factory=dict,
-        metadata={
-            "help": "More settings of NeMo-RL, by the blocks of its config, in the last place; +name adds one that its "
-            "own example leaves out"
-        },
+    nemo_rl: dict[str, Any] = free_block(
+        "More settings of NeMo-RL, by the blocks of its config, in the last place; +name adds one that its "
+        "own example leaves out"
     )
 
     @property

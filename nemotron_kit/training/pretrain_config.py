@@ -23,6 +23,7 @@ from nemotron_kit.training.config_blocks import (
     check_limits,
     check_optimizer,
     check_target,
+    free_block,
     peak_lr,
     unknown,
     whole_number,
@@ -107,23 +108,16 @@ _DATASET_KEYS = ("seq_length", "seed", "verify")
 class PretrainConfig(BridgeBlocks):
     """A pretraining run."""
 
-    recipe: dict[str, Any] = field(
-        default_factory=dict,
-        metadata={"help": "per_split_data_args_path: the data's blend.json; _target_: the engine, if named at all"},
+    recipe: dict[str, Any] = free_block(
+        "per_split_data_args_path: the data's blend.json; _target_: the engine, if named at all"
     )
-    model: dict[str, Any] = field(
-        default_factory=dict,
-        metadata={
-            "help": "Fields of transformers' NemotronHConfig; hybrid_override_pattern gives the layers, a letter each; "
-            "vocab_size is the data's unless set"
-        },
+    model: dict[str, Any] = free_block(
+        "Fields of transformers' NemotronHConfig; hybrid_override_pattern gives the layers, a letter each; "
+        "vocab_size is the data's unless set"
     )
-    dataset: dict[str, Any] = field(
-        default_factory=dict,
-        metadata={
-            "help": "seq_length (4096); seed, of the shuffle (1234); verify, whether to read all shards and compare "
-            "them with their records before the run (null: where that takes seconds)"
-        },
+    dataset: dict[str, Any] = free_block(
+        "seq_length (4096); seed, of the shuffle (1234); verify, whether to read all shards and compare "
+        "them with their records before the run (null: where that takes seconds)"
     )
     train: TrainConfig = field(default_factory=TrainConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig, metadata={"open": True})

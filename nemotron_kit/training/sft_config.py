@@ -21,6 +21,7 @@ from nemotron_kit.training.config_blocks import (
     check_keys,
     check_optimizer,
     check_target,
+    free_block,
     peak_lr,
     unknown,
     whole_number,
@@ -123,24 +124,17 @@ class PeftConfig:
 class SFTConfig(BridgeBlocks):
     """A run of supervised fine-tuning on packed rows."""
 
-    recipe: dict[str, Any] = field(
-        default_factory=dict,
-        metadata={"help": "packed_sequence: true; peft: null or lora; _target_: the engine, if named at all"},
+    recipe: dict[str, Any] = free_block(
+        "packed_sequence: true; peft: null or lora; _target_: the engine, if named at all"
     )
-    model: dict[str, Any] = field(
-        default_factory=dict,
-        metadata={
-            "help": "seq_length; fields of transformers' NemotronHConfig in place of the pretrained model's, without "
-            "those that decide its shape; Megatron's parallel sizes, which must be 1"
-        },
+    model: dict[str, Any] = free_block(
+        "seq_length; fields of transformers' NemotronHConfig in place of the pretrained model's, without "
+        "those that decide its shape; Megatron's parallel sizes, which must be 1"
     )
-    dataset: dict[str, Any] = field(
-        default_factory=dict,
-        metadata={
-            "help": "nano3_packed_sft_dir, a folder with train/ and valid/ (or packed_sequence_specs with "
-            "packed_train_data_path and packed_val_data_path); seq_length, of the longest row (4096); seed, of the "
-            "shuffle (1234)"
-        },
+    dataset: dict[str, Any] = free_block(
+        "nano3_packed_sft_dir, a folder with train/ and valid/ (or packed_sequence_specs with "
+        "packed_train_data_path and packed_val_data_path); seq_length, of the longest row (4096); seed, of the "
+        "shuffle (1234)"
     )
     train: SFTTrainConfig = field(default_factory=SFTTrainConfig)
     optimizer: SFTOptimizerConfig = field(default_factory=SFTOptimizerConfig, metadata={"open": True})
