@@ -28,6 +28,20 @@ def _visible(code: int) -> str:
     return "^?" if code == 0x7F else f"\\u{code:04x}" if code > 0xFF else f"\\x{code:02x}"
 
 
+# The exit codes of `nemotron`, and of a job. A job in the launching process may choose another one, 1 to 255.
+EXIT_CODES = {
+    0: "done",
+    1: "the job failed",
+    2: "the command, a config or an input was wrong; nothing was started",
+    3: "a machine or scheduler did not answer; the state of the job is not known",
+    4: "cancelled",
+    70: "a process of the job ended itself because no step had ended for train.hang_minutes; the job failed",
+    75: "preempted: a signal stopped the job after a checkpoint; `nemotron runs resume ID` continues from there",
+    130: "interrupted with Ctrl-C",
+    143: "SIGTERM ended the launch, and the job with it",
+}
+
+
 class NemotronError(Exception):
     """An operation failed. `hint` is the next step to take; the command line prints both and exits with `exit_code`."""
 

@@ -2,6 +2,10 @@
 
 The processes of a job may save at the same time, so each save is a file of its own in `artifacts.d`. `artifacts.json`
 is updated after each save; readers join the two.
+
+    {"inputs": {"data": PIN}, "outputs": [PIN, …]}
+
+A pin names a version for good: `name`, `version` (a number), `digest`, `type`, `path`, `registry` (the registry's id).
 """
 
 from __future__ import annotations

@@ -1,4 +1,9 @@
-"""metadata.json: an artifact's own description, in its folder, or beside it where the artifact is a file."""
+"""metadata.json: an artifact's own description, in its folder, or beside it where the artifact is a file.
+
+It has `path`, `type` (the class), `metadata` (typed fields and free entries), `created_at`, `producer` (a run id, or
+local), `tracking` (W&B's ids), `name` once it has been registered, the typed fields again at the top level, `sealed_by`
+(nemotron_kit), and `sha256` of the document without this key.
+"""
 
 from __future__ import annotations
 

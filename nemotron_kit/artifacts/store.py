@@ -1,4 +1,20 @@
-"""The files of a local registry: their layout, and how they are read and written, also on a shared file system."""
+"""The files of a local registry: their layout, and how they are read and written, also on a shared file system.
+
+    artifacts/
+    ├── .registry/registry.json          the registry's id
+    └── <name>/
+        ├── v0/version.json, v1/…        the record of a version, which is never changed
+        ├── aliases/                     alias → version
+        ├── runs/                        run id → version
+        ├── stamps/                      a later look at a version's unchanged files
+        └── index/                       digest → version, for equal content; can be made again
+
+version.json: `format` (1), `name`, `version`, `type`, `digest`, `path` (what the artifact points at), `root` (the
+folder of its files), `files` (each [path, size, sha256, mtime in ns, ctime in ns, target of a broken link]), `fields`
+(the typed fields that belong to the identity), `document` (metadata.json), `created_at`, `producer` (a run id, or
+local), `inputs` (pins), `registry` (the registry's id), `commit` (random), `identified_by` (sha256, or size+mtime above
+hash_limit), and `sha256` of the record without this key.
+"""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from nemotron_kit.home import new_run_id
 from nemotron_kit.launch.plan import build_plan
 from nemotron_kit.masking import MASK, is_secret_name, mask
 from nemotron_kit.spec.profiles import read_profile
+from nemotron_kit.spec.runconfig import RunConfig
 
 _EXAMPLE = "For instance: nemotron explain train.lr nano3 pretrain -c tiny"
 _MISSING = "(not set)"
@@ -78,8 +79,7 @@ def explain(argv: list[str]) -> int:
     as_json = options.json or found[0].request.json
     if len(found) > 1:
         return _compare([name for name, _ in lines], found, options.fields, as_json=as_json)
-    fields = list(_fields(found[0], options.fields))
-    explained = [_explained(found[0], field) for field in fields]
+    explained = [_explained(found[0], field) for field in _fields(found[0], options.fields)]
     if as_json:
         print_json([asdict(each) for each in explained])
         return 0
@@ -182,7 +182,14 @@ def _explained(found: _Composition, field: str) -> Explained:
     kind = row.get("type", "") if name == field else type(value).__name__
     raw = written if isinstance(written, str) and "${" in written else None
     masked = [Setting(each.source, _masked(field, each.value)) for each in layers]
-    return Explained(field, _masked(field, value), raw, kind, row.get("help", ""), masked)
+    about = row.get("help", "") or _profile_help(field)
+    return Explained(field, _masked(field, value), raw, kind, about, masked)
+
+
+def _profile_help(field: str) -> str:
+    """What a field of the profile (run.env.nodes) means; "" for any other field."""
+    found = (each for each in fields(RunConfig) if f"run.env.{each.name}" == field)
+    return next((str(each.metadata["help"]) for each in found), "")
 
 
 def _profile_layer(profile: str | None, field: str) -> list[Setting]:

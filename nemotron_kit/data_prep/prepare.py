@@ -1,4 +1,12 @@
-"""Runs a data preparation: plan, shards, blend.json, artifact. Shows progress and writes report.json."""
+"""Runs a data preparation: plan, shards, blend.json, artifact. Shows progress and writes report.json.
+
+blend.json: per split (train, valid, test) Megatron's blend, a list of weight, prefix, weight, prefix, … with a prefix
+for each shard, or null if the split has no documents. A source's weight is divided among its shards by their tokens.
+
+report.json: `plan` (the digest of plan.json), `total` and, for each source, `datasets`: files, bytes, rows, documents,
+characters, tokens, `skipped` (why → how many), `cut` (documents cut to max_doc_tokens), `bad_rows` (the first ones,
+with file and line) and `left_out` (files that are not read, and why).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-"""Makes one shard of a plan: the one function that a loop, a worker process or datatrove runs."""
+"""Makes one shard of a plan: the one function that a loop, a worker process or datatrove runs.
+
+Beside shard_000000.bin and .idx stands shard_000000.json, written last: `plan` (the digest of plan.json), `documents`,
+`tokens`, `characters`, `bin` and `idx` (each [bytes, sha256]), `rows` that were read, and how many were `empty`,
+`short`, `bad` (the first ones in `bad_rows`) or `cut`.
+"""
 
 from __future__ import annotations
 

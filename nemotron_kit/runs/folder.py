@@ -1,4 +1,12 @@
-"""The folder of one launch: its id, its plan, its jobs. It appears atomically, under its final name."""
+"""The folder of one launch: its id, its plan, its jobs. It appears atomically, under its final name.
+
+    <run id>/                   date, time, recipe, stage and six random digits: 20261130-005212-nano3-pretrain-5e2af8
+    ├── plan.json               how the launch was made: its command line, config, profile, pinned inputs, job files
+    ├── labels.json             name, tags and note, as `nemotron runs rename|tag|note` set them
+    └── jobs/0/, jobs/1/, …     a folder for each job
+
+A pipeline's run has no jobs: the records of its stages, which are runs, are in `stages/`.
+"""
 
 from __future__ import annotations
 

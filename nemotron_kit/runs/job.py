@@ -1,4 +1,20 @@
-"""One job's folder: its inputs, its states, its exit record, and the process that runs it."""
+"""One job's folder: its inputs, its states, its exit record, and the process that runs it.
+
+    jobs/0/
+    ├── config.yaml             the config: every value fixed but `${art:…}` and `${secret:…}`
+    ├── job.json                what its worker is to do
+    ├── resolved.yaml           the config as the job read it, with artifacts looked up
+    ├── artifacts.json          its inputs and outputs
+    ├── state/000001-….json     a file for each change of state, in order: `state`, `at` (ISO 8601), `process` if it is
+    │                           one of that machine, and facts of the back end; the last one counts
+    ├── exit.json               once it has ended: `code`, `state`, `error` (null or text), `finished_at`, `host`; for a
+    │                           sweep's job `value`, and facts such as `signal` or `slurm`. It takes precedence
+    ├── cancel.json             `at` and `host` of the request to cancel it
+    ├── metrics.jsonl           what it measured
+    └── logs/job.log            what it printed, byte for byte; logs/rank-N.log where several processes print
+
+A damaged exit.json makes the state unknown; no other file replaces it.
+"""
 
 from __future__ import annotations
 

@@ -93,20 +93,29 @@ def _unquote(part: str) -> str:
 
 
 TEXT, TEXTS, FLAG, SIZE = "text", "a list of texts", "true or false", "bytes, as a number or text"
-KEYS: dict[str, dict[str, str]] = {
+# The reserved tables: key → what its value must be, and what it means.
+KEYS: dict[str, dict[str, tuple[str, str]]] = {
     "wandb": {
-        "project": TEXT,
-        "entity": TEXT,
-        "run_name": TEXT,
-        "name": TEXT,
-        "tags": TEXTS,
-        "notes": TEXT,
-        "enabled": FLAG,
+        "project": (TEXT, "the project that runs are tracked in; without one nothing is tracked"),
+        "entity": (TEXT, "the user or team that owns it (default: that of the login)"),
+        "run_name": (TEXT, "the name of the W&B run"),
+        "name": (TEXT, "the same as run_name"),
+        "tags": (TEXTS, "tags of the W&B run"),
+        "notes": (TEXT, "a note on the W&B run"),
+        "enabled": (FLAG, "false: track nothing"),
     },
-    "artifacts": {"backend": TEXT, "root": TEXT, "mode": TEXT, "hash_limit": SIZE},
-    "cache": {"git_dir": TEXT},
-    "cli": {"theme": TEXT, "recipes": TEXTS},
-    "tracking": {"tensorboard": FLAG},
+    "artifacts": {
+        "backend": (TEXT, "file or wandb; both register in files, and [wandb] decides what W&B gets"),
+        "root": (TEXT, "the registry's folder (default: artifacts in NEMOTRON_HOME)"),
+        "mode": (TEXT, "private, or group: the group may read and write"),
+        "hash_limit": (SIZE, "larger files are identified by size and time only: 50GB (default: no limit)"),
+    },
+    "cache": {"git_dir": (TEXT, "the folder for repositories that ${auto_mount:git+…} fetches")},
+    "cli": {
+        "theme": (TEXT, "the Pygments style of the config in a dry-run"),
+        "recipes": (TEXTS, "folders with recipes, relative to env.toml"),
+    },
+    "tracking": {"tensorboard": (FLAG, "write event files for TensorBoard in each job's folder")},
 }
 CHOICES = {("artifacts", "backend"): ("file", "wandb"), ("artifacts", "mode"): ("private", "group")}
 
@@ -118,7 +127,7 @@ def reserved_table(env: EnvFile, name: str) -> dict[str, Any]:
         if key not in KEYS[name]:
             found = nearest(key, KEYS[name])
             raise UserError(f"{_where(env, name, key)}: no such key.", hint=sentence(found))
-        expected = KEYS[name][key]
+        expected, _ = KEYS[name][key]
         if not _fits(value, expected):
             raise UserError(f"{_where(env, name, key)}: expected {expected}, got {value!r} ({type(value).__name__}).")
         choices = CHOICES.get((name, key))
@@ -140,7 +149,7 @@ def check_run_wandb(table: Any) -> None:
     for key, value in table.items():
         if key not in KEYS["wandb"]:
             raise UserError(f"run.wandb.{key}: no such setting.", hint=sentence(nearest(key, KEYS["wandb"])))
-        expected = KEYS["wandb"][key]
+        expected, _ = KEYS["wandb"][key]
         number = expected == TEXT and isinstance(value, int | float) and not isinstance(value, bool)
         if value is not None and not number and not _fits(value, expected):
             raise UserError(f"run.wandb.{key}: expected {expected}, got {value!r} ({type(value).__name__}).")

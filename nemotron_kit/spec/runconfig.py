@@ -7,7 +7,7 @@ import json
 import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, NoReturn
 
 from nemotron_kit.errors import UserError, nearest
@@ -17,6 +17,12 @@ class ProfileError(UserError, ValueError):
     """A profile, or a value given for one, is wrong."""
 
 
+# `_field` calls dataclasses.field:
+# ruff: noqa: RUF009
+def _field(help_text: str, default: Any = None) -> Any:
+    return field(default=default, metadata={"help": help_text})
+
+
 @dataclass
 class RunConfig:
     """Where and how a job runs: the fields of a profile in env.toml. None: not set, the executor's default applies.
@@ -24,92 +30,94 @@ class RunConfig:
     `load_run_profile` gives one with its `extends` resolved (`extends` itself is None then).
     """
 
-    executor: str = "local"
+    executor: str = _field("what runs the job", "local")
     # what runs
-    nproc_per_node: int | None = None
-    nodes: int | None = None
-    python: str | None = None
-    workdir: str | None = None
-    modules: list[str] | None = None
-    conda: str | None = None
-    startup_commands: list[str] | None = None
-    setup: str | None = None
-    env_vars: list[str] | None = None
-    secrets: list[str] | None = None
+    nproc_per_node: int | None = _field("processes on each node; more than one are started by torchrun")
+    nodes: int | None = _field("machines that the job takes")
+    python: str | None = _field("the Python that runs the job, in its container if there is one")
+    workdir: str | None = _field("the job's working folder; by default the copy of the code")
+    modules: list[str] | None = _field("environment modules that the batch script loads, in this order")
+    conda: str | None = _field("conda environment that the batch script activates; its Python runs the job")
+    startup_commands: list[str] | None = _field("shell commands before the job; one that fails ends the job")
+    setup: str | None = _field("shell text before the job, after startup_commands")
+    env_vars: list[str] | None = _field("variables of the job: NAME=VALUE; VALUE may use those of its machine, $PATH")
+    secrets: list[str] | None = _field("environment variables to pass to the job; their values are stored nowhere")
     # code
-    packager: str | None = None
-    packager_include_pattern: list[str] | None = None
-    subpath: str | None = None
-    include_submodules: bool | None = None
-    allow_dirty: bool | None = None
+    packager: str | None = _field("the code to send: worktree, git (the commit), pattern (files), hybrid (both), none")
+    packager_include_pattern: list[str] | None = _field("files for packager pattern or hybrid: src/**/*.py")
+    subpath: str | None = _field("the folder of the repository that is sent; by default all of it")
+    include_submodules: bool | None = _field("send git submodules, too (default: true)")
+    allow_dirty: bool | None = _field("packager git: launch with uncommitted changes, which are not sent")
     # container
-    container_image: str | None = None
-    container_runtime: str | None = None
-    mounts: list[str] | None = None
-    runtime: str | None = None
-    ipc_mode: str | None = None
-    shm_size: str | None = None
+    container_image: str | None = _field("image to run the job in: a registry's, or a .sqsh or .sif file")
+    container_runtime: str | None = _field("what runs containers on Slurm (default: pyxis)")
+    mounts: list[str] | None = _field("folders of the container: /THERE:/INSIDE[:ro], or /FOLDER (Apptainer)")
+    runtime: str | None = _field("docker run --runtime, such as nvidia")
+    ipc_mode: str | None = _field("docker run --ipc")
+    shm_size: str | None = _field("docker run --shm-size")
     # Slurm
-    account: str | None = None
-    partition: str | None = None
-    run_partition: str | None = None
-    batch_partition: str | None = None
-    time: str = "04:00:00"
-    job_name: str = "nemo-run"
-    ntasks_per_node: int | None = None
-    gpus_per_node: int | None = None
-    gpu_memory: str | None = None
-    mem: str | None = None
-    exclusive: bool | None = None
-    cpus_per_task: int | None = None
-    cpus_per_gpu: int | None = None
-    gpus_per_task: int | None = None
-    mem_per_gpu: str | None = None
-    mem_per_cpu: str | None = None
-    qos: str | None = None
-    constraint: str | None = None
-    exclude: str | None = None
-    nodelist: str | None = None
-    reservation: str | None = None
-    segment: int | None = None
-    gres: str | None = None
-    array: str | None = None
-    comment: str | None = None
-    mail_user: str | None = None
-    mail_type: str | None = None
-    signal_lead: int | None = None
+    account: str | None = _field("sbatch --account")
+    partition: str | None = _field("sbatch --partition")
+    run_partition: str | None = _field("the partition for --run, instead of `partition`")
+    batch_partition: str | None = _field("the partition for --batch, instead of `partition`")
+    time: str = _field("time limit of a job, as sbatch --time takes it", "04:00:00")
+    job_name: str = _field("part of the name that squeue prints", "nemo-run")
+    ntasks_per_node: int | None = _field("processes on each node; nproc_per_node takes precedence")
+    gpus_per_node: int | None = _field("GPUs on each node; as many processes unless nproc_per_node is set")
+    gpu_memory: str | None = _field("the memory of one GPU, as its vendor counts: 80GB; to refuse what does not fit")
+    mem: str | None = _field("sbatch --mem")
+    exclusive: bool | None = _field("sbatch --exclusive: no other jobs on the nodes")
+    cpus_per_task: int | None = _field("CPUs of each process")
+    cpus_per_gpu: int | None = _field("sbatch --cpus-per-gpu")
+    gpus_per_task: int | None = _field("GPUs of each process")
+    mem_per_gpu: str | None = _field("sbatch --mem-per-gpu")
+    mem_per_cpu: str | None = _field("sbatch --mem-per-cpu")
+    qos: str | None = _field("sbatch --qos")
+    constraint: str | None = _field("sbatch --constraint: features that the nodes must have")
+    exclude: str | None = _field("sbatch --exclude: nodes that the job must not get")
+    nodelist: str | None = _field("sbatch --nodelist: nodes that the job must get")
+    reservation: str | None = _field("sbatch --reservation")
+    segment: int | None = _field("sbatch --segment: nodes of one NVLink domain, in block topology")
+    gres: str | None = _field("sbatch --gres; its GPUs count as gpus_per_node if that is not set")
+    array: str | None = _field("not supported: a sweep (-m key=1,2,3) makes the array")
+    comment: str | None = _field("sbatch --comment")
+    mail_user: str | None = _field("sbatch --mail-user")
+    mail_type: str | None = _field("sbatch --mail-type")
+    signal_lead: int | None = _field("seconds before its limit at which a job is told to save (default: 300 at most)")
     # the target: connection and folders
-    tunnel: str = "local"
-    host: str | None = None
-    user: str | None = None
-    identity: str | None = None
-    remote_job_dir: str | None = None
-    artifacts_root: str | None = None
+    tunnel: str = _field("how the cluster is reached: its commands are on this machine, or ssh", "local")
+    host: str | None = _field("the login node, for tunnel ssh")
+    user: str | None = _field("the user there")
+    identity: str | None = _field("the private key for it")
+    remote_job_dir: str | None = _field("the folder for jobs, where the jobs run (default: ~/.nemotron there)")
+    artifacts_root: str | None = _field("the folder of the artifact registry, where the jobs run")
     # clouds
-    cloud: str | None = None
-    gpus: str | None = None
-    cluster_name: str | None = None
-    base_url: str | None = None
-    app_id: str | None = None
-    app_secret: str | None = None
-    project_name: str | None = None
-    pvcs: list[Any] | None = None
-    resource_shape: str | None = None
-    node_group: str | None = None
-    nemo_run_dir: str | None = None
+    cloud: str | None = _field("SkyPilot's cloud: aws, gcp, kubernetes, …")
+    gpus: str | None = _field("SkyPilot's GPUs: NAME or NAME:COUNT")
+    cluster_name: str | None = _field("SkyPilot's cluster to use, or to start")
+    base_url: str | None = _field("the address of DGX Cloud's API")
+    app_id: str | None = _field("DGX Cloud's application id")
+    app_secret: str | None = _field("DGX Cloud's application secret, as ${secret:NAME}")
+    project_name: str | None = _field("DGX Cloud's project")
+    pvcs: list[Any] | None = _field("volume claims of DGX Cloud: CLAIM:/PATH, or tables")
+    resource_shape: str | None = _field("Lepton's machine type")
+    node_group: str | None = _field("Lepton's node group")
+    nemo_run_dir: str | None = _field("the folder for jobs on a cloud's volume")
     # Ray
-    ray_working_dir: str | None = None
-    ray_mode: str | None = None
+    ray_working_dir: str | None = _field("the folder in which a Ray job's program starts (default: workdir)")
+    ray_mode: str | None = _field("job: the job has a Ray cluster of its own (default); cluster is not supported")
     # the launch
-    dry_run: bool | None = None
-    detach: bool | None = None
-    cancel_on_interrupt: bool | None = None
-    retries: int | None = None
-    max_segments: int | None = None
-    chain: int | None = None
-    max_parallel: int | None = None
-    extends: str | None = None
-    extra: dict[str, Any] | None = None
+    dry_run: bool | None = _field("make every launch with this profile a dry-run")
+    detach: bool | None = _field("make --run return at once, like --batch")
+    cancel_on_interrupt: bool | None = _field("Ctrl-C on an attached launch cancels its jobs (default: it detaches)")
+    retries: int | None = _field("how often a job that failed is started again")
+    max_segments: int | None = _field("how often a time limit may end a job that saves and is queued again (no limit)")
+    chain: int | None = _field("jobs of one name, one after another, where requeue is not allowed")
+    max_parallel: int | None = _field("jobs of a sweep at a time")
+    extends: str | None = _field("the profile whose fields this one has by default")
+    extra: dict[str, Any] | None = _field(
+        "other arguments; Slurm: additional_parameters, srun_args, apptainer_args, container_env"
+    )
 
 
 FIELDS = tuple(field.name for field in fields(RunConfig))

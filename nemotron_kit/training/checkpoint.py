@@ -1,5 +1,14 @@
-"""Training checkpoints: written, verified, read and pruned. One folder a step, `<folder>/step-<step>`, written
-atomically."""
+"""Training checkpoints: written, verified, read and pruned. One folder a step, written atomically.
+
+    step-00000100/
+    ├── checkpoint.json         see below
+    ├── model/                  the weights, as transformers saves them: config.json, *.safetensors
+    └── optimizer.safetensors   the optimizer's state
+
+checkpoint.json: `step`, `progress` (TrainingProgress), `identity` (the settings and the data that a run must share to
+continue from it), `processes` and `parallelism` that wrote it, `files` (path → size and sha256), `sealed_by`, and
+`sha256` of the record without this key.
+"""
 
 from __future__ import annotations
 

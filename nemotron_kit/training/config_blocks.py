@@ -50,9 +50,9 @@ class AdamWBlock:
     weight_decay: float = field(
         default=0.1, metadata={"help": "AdamW's; norms, biases and all else of one dimension don't decay"}
     )
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.95
-    adam_eps: float = 1e-8
+    adam_beta1: float = field(default=0.9, metadata={"help": "AdamW's decay of the mean of the gradients"})
+    adam_beta2: float = field(default=0.95, metadata={"help": "AdamW's decay of the mean of their squares"})
+    adam_eps: float = field(default=1e-8, metadata={"help": "AdamW's epsilon, in the denominator"})
     clip_grad: float = field(default=1.0, metadata={"help": "Largest norm of the gradients (0: no limit)"})
 
 
