@@ -13,19 +13,11 @@ from dataclasses import replace
 
 from nemotron_kit import files
 from nemotron_kit.errors import Unreachable, printable
-from nemotron_kit.executors.base import Executor, Observation
+from nemotron_kit.executors.base import Executor
+from nemotron_kit.launch.status import StatusSnapshot, Watch, effective_state, record
 from nemotron_kit.polling import Pace
 from nemotron_kit.runs.folder import RunFolder
-from nemotron_kit.runs.job import (
-    AGAIN,
-    EXIT_CODES,
-    TERMINAL,
-    UNEXPLAINED,
-    DamagedRecord,
-    JobFolder,
-    is_final_end,
-    read_object,
-)
+from nemotron_kit.runs.job import DAMAGED, EXIT_CODES, DamagedRecord, JobFolder, JobState, read_object
 from nemotron_kit.runs.logs import TerminalSanitizer, encodable
 from nemotron_kit.worker.process import INTERRUPTED, Outcome
 from nemotron_kit.worker.streams import unless_gone
@@ -65,13 +57,10 @@ class LogOffsets:
         self._jobs = {}
 
 
-# A job of which its scheduler has known nothing for so long is given up; one that can't be asked about never is.
-PATIENCE = 600.0
 # One round trip over ssh each.
 CHUNK = 1 << 20
 # Each rank's lines are in its node's log too.
 SKIPPED = ("rank-", "worker")
-_REPLACED = ("code", "state", "error", "finished_at", "host", UNEXPLAINED, AGAIN)
 DETACHED = Outcome(INTERRUPTED, "detached", "detached")
 
 
@@ -164,13 +153,16 @@ def _follow(
 
     # A back end that is a folder of this machine is asked more often than one that many ask.
     fastest, slowest = backend.pace
-    pace, lost, known = Pace(fastest, 1.3, slowest), False, time.monotonic()
+    pace, lost, watch = Pace(fastest, 1.3, slowest), False, Watch(run, jobs)
     try:
         while True:
             moved, asked = False, time.time()
-            observed: dict[int, Observation] = {}
             try:
                 observed = backend.observe(run, jobs)
+                with suppress(OSError):  # how it ended is told by who runs it: a full disk here changes nothing
+                    record(jobs, observed, asked)
+                seen = StatusSnapshot(asked, observed)
+                watch.update(seen)  # before the logs are read: a job that has ended has written all of them
                 moved = sum(follower.pump(_show, keep) for follower in followers) > 0
                 lost = False
             except Unreachable as error:
@@ -178,16 +170,12 @@ def _follow(
                     _say(f"{run.id}: unreachable, still trying: {error.message}")
                 lost = True
             keep()
-            with suppress(OSError):  # how it ended is told by who runs it: a full disk here changes nothing about that
-                record(jobs, observed, asked)
-            states = {o.state for o in observed.values()}
-            if "unknown" not in states:
-                known = time.monotonic()
-            forgotten = time.monotonic() - known > PATIENCE and states <= {*TERMINAL, "unknown"}
-            if observed and not lost and (states <= TERMINAL or forgotten):
+            if watch.over and not lost:
                 for follower in followers:
                     follower.rest(_show)
-                return outcome_of(observed)
+                if watch.state == DAMAGED:
+                    return Outcome(EXIT_CODES[DAMAGED], DAMAGED, watch.why)
+                return outcome_of([effective_state(job, seen) for job in jobs])
             if moved:
                 pace.restart()
             pace.wait()
@@ -205,35 +193,11 @@ def _uninterrupted() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def record(jobs: Sequence[JobFolder], observed: Mapping[int, Observation], asked: float | None = None) -> None:
-    """Write changed states into the ledger. `asked` is when the back end was queried: states that the job itself has
-    written since then are newer."""
-    asked = time.time() if asked is None else asked
-    for job in jobs:
-        seen = observed.get(job.number)
-        if seen is None:
-            continue
-        try:
-            own = job.exit_record()
-        except DamagedRecord:  # as one that says nothing: whoever runs the job has the last word
-            own = {}
-        if seen.state in TERMINAL:
-            if own is None or not is_final_end(own):
-                kept = {name: fact for name, fact in (own or {}).items() if name not in _REPLACED}
-                code = seen.code if seen.code is not None else 1
-                job.finish(code, seen.state, error=seen.error, **{**kept, **seen.facts})
-            continue
-        state = job.state()
-        if own is None and seen.state != state.state and (state.at or 0.0) < asked:
-            job.transition(seen.state, observed=True, reason=seen.reason, error=seen.error, **seen.facts)
-
-
-def outcome_of(observed: dict[int, Observation]) -> Outcome:
+def outcome_of(ends: Sequence[JobState]) -> Outcome:
     """One outcome of many jobs: success only if all are known to have succeeded."""
-    states = [o.state for o in observed.values()]
     for state in ("unknown", "unreachable", "failed", "preempted", "cancelled"):
-        if state in states:
-            error = next((o.error for o in observed.values() if o.state == state and o.error), state)
+        if found := [end for end in ends if end.state == state]:
+            error = next((end.error for end in found if end.error), state)
             return Outcome(EXIT_CODES.get(state, 1), state, error)
     return Outcome(0, "succeeded")
 

@@ -163,7 +163,7 @@ def _look(watch: Watch, snapshot: StatusSnapshot | None) -> str:
 
 def _why(watch: Watch) -> str:
     """Of a run whose end can't be known: what is damaged, or what its scheduler says."""
-    error = watch.damage or watch.run.summary().error
+    error = watch.why or watch.run.summary().error
     return f": {error}" if error else ""
 
 

@@ -16,14 +16,14 @@ from nemotron_kit import files
 from nemotron_kit.errors import NemotronError
 from nemotron_kit.executors.base import Executor, Observation, executor_for
 from nemotron_kit.home import runs_root
-from nemotron_kit.launch import attach
-from nemotron_kit.launch.attach import record
 from nemotron_kit.launch.queue import SweepQueue
 from nemotron_kit.remote.ssh import transport_for, user_config
 from nemotron_kit.runs.folder import RunFolder, RunSummary
 from nemotron_kit.runs.job import (
+    AGAIN,
     DAMAGED,
     TERMINAL,
+    UNEXPLAINED,
     DamagedRecord,
     JobFolder,
     JobState,
@@ -39,6 +39,11 @@ from nemotron_kit.spec.plan import Plan, check_followed, is_local, stored_plan
 SHORTEST, LONGEST = 3.0, 60.0
 _TIMES = 5.0
 _FIELDS = tuple(field.name for field in fields(Observation))
+
+# A job of which its scheduler has known nothing for so long is given up; one that can't be asked about never is.
+PATIENCE = 600.0
+# What another end replaces in an exit record.
+_REPLACED = ("code", "state", "error", "finished_at", "host", UNEXPLAINED, AGAIN)
 
 Known = tuple[float, dict[int, Observation], str | None]
 
@@ -198,12 +203,13 @@ def refreshed(summaries: Sequence[RunSummary], runs: Mapping[str, RunFolder]) ->
 
 
 class Watch:
-    """A run, or some jobs of it, that somebody waits for: `state` as last seen, `over` once nothing more is to come.
+    """A run, or some jobs of it, that somebody waits for: `state` as last seen, `over` once nothing more is to come;
+    `why`, if that is no end.
 
-    Beside an end that is what a damaged record leaves: `damaged` (`damage` says what is), where the plan does not say
-    who has the jobs, and `unknown` of a job here, whose folder nobody else will add to. A job elsewhere that its
-    scheduler knows nothing of is given up after `patience` seconds (None: PATIENCE); a target that does not answer,
-    after `lost` seconds.
+    That is what a damaged record leaves: `damaged`, where the plan does not say who has the jobs, and `unknown` of a
+    job here, whose folder nobody else will add to. A job elsewhere that its scheduler knows nothing of is given up
+    after `patience` seconds (None: PATIENCE); a target that does not answer, after `lost` seconds; jobs that nobody
+    submits until `nemotron runs resume`, after `patience` (None: never).
     """
 
     def __init__(
@@ -217,14 +223,16 @@ class Watch:
         self.run, self.jobs = run, jobs
         self.is_remote = not is_local(run.summary().executor)
         self.state, self.over = "pending", False
-        self.damage: str | None = None
-        self._limits = {"unknown": attach.PATIENCE if patience is None else patience, LOST: lost}
+        self.why: str | None = None
+        self._limits = {"unknown": PATIENCE if patience is None else patience, LOST: lost}
+        self._limits["pending"] = math.inf if patience is None else patience
         self._unsure_since: float | None = None
 
     def update(self, snapshot: StatusSnapshot | None) -> None:
         """Take in what `refresh` has found of the run."""
+        self.why = None
         self.state = self._state(snapshot)
-        if self.state not in _UNKNOWN:
+        if self.state == DAMAGED or (self.state not in _UNKNOWN and self.why is None):
             self._unsure_since = None
             self.over = self.state in (*TERMINAL, DAMAGED)
             return
@@ -242,10 +250,24 @@ class Watch:
                 raise DamagedRecord(f"{self.run.path}/jobs: there are none, and its launch has ended.")
             if state == "running" and not self.is_remote:
                 _check_processes(self.run.jobs() if self.jobs is None else self.jobs)
+            if state == "pending" and self.is_remote:
+                self.why = self._unsubmitted()
         except DamagedRecord as error:
-            self.damage = error.message.replace(f"{self.run.path}/", "")
+            self.why = error.message.replace(f"{self.run.path}/", "")
             return DAMAGED
         return state
+
+    def _unsubmitted(self) -> str | None:
+        """That all jobs that are left wait for room, and the launch that could submit them has ended; None if not."""
+        launcher, waiting = stored_plan(self.run).launcher, set(SweepQueue(self.run).waiting)
+        if not waiting or (launcher and not is_gone(launcher)):
+            return None
+        states = {job.number: job.state() for job in self.run.jobs()}
+        left = {number: state for number, state in states.items() if not state.terminal}
+        # A process of this machine may wait for other runs, to submit it.
+        if left.keys() - waiting or any(state.facts.get("process") for state in left.values()):
+            return None
+        return f"{len(left)} job{'s' * (len(left) > 1)} still to be submitted: nemotron runs resume {self.run.id}"
 
     def _standing(self, snapshot: StatusSnapshot | None) -> str:
         if self.jobs is not None:
@@ -271,6 +293,8 @@ def effective_state(job: JobFolder, snapshot: StatusSnapshot | None) -> JobState
     `facts["known"]`."""
     state = job.state()
     seen = snapshot.observed.get(job.number) if snapshot else None
+    if snapshot and seen and seen.state in TERMINAL and not state.terminal and (state.at or 0.0) < snapshot.at:
+        return replace(state, state=seen.state, code=seen.code, error=seen.error)  # it could not be written down
     lost = snapshot.lost if snapshot and snapshot.lost else seen.error if seen and seen.state == LOST else None
     if state.terminal or (lost is None and state.state != LOST):
         return state
@@ -344,6 +368,29 @@ def _is_outdated(asked: Asked, at: float, observed: Mapping[int, Observation], l
             return True
     doubted = (job for job in jobs if lost or observed[job.number].state == LOST)
     return any((job.state().at or 0.0) > at for job in doubted)
+
+
+def record(jobs: Sequence[JobFolder], observed: Mapping[int, Observation], asked: float | None = None) -> None:
+    """Write changed states into the ledger. `asked` is when the back end was queried: states that the job itself has
+    written since then are newer."""
+    asked = time.time() if asked is None else asked
+    for job in jobs:
+        seen = observed.get(job.number)
+        if seen is None:
+            continue
+        try:
+            own = job.exit_record()
+        except DamagedRecord:  # as one that says nothing: whoever runs the job has the last word
+            own = {}
+        if seen.state in TERMINAL:
+            if own is None or not is_final_end(own):
+                kept = {name: fact for name, fact in (own or {}).items() if name not in _REPLACED}
+                code = seen.code if seen.code is not None else 1
+                job.finish(code, seen.state, error=seen.error, **{**kept, **seen.facts})
+            continue
+        state = job.state()
+        if own is None and seen.state != state.state and (state.at or 0.0) < asked:
+            job.transition(seen.state, observed=True, reason=seen.reason, error=seen.error, **seen.facts)
 
 
 def ask(run: RunFolder, backend: Executor, jobs: Sequence[JobFolder]) -> None:

@@ -15,10 +15,9 @@ from pathlib import Path
 from nemotron_kit import files
 from nemotron_kit.errors import Cancelled, NemotronError, NotSent, Unreachable, UserError
 from nemotron_kit.executors.base import Executor, Observation, executor_for, missing_secrets
-from nemotron_kit.launch.attach import record
 from nemotron_kit.launch.dependencies import After, wait_for
 from nemotron_kit.launch.queue import LAUNCH_FILE, SWEEP_FILE, Busy, SweepQueue, load_plans, run_lock, to_text
-from nemotron_kit.launch.status import mirror
+from nemotron_kit.launch.status import mirror, record
 from nemotron_kit.polling import Pace, polls
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import RESUMED, TERMINAL, JobFolder, process_facts

@@ -48,6 +48,8 @@ def _process(job: JobFolder) -> Mapping[str, Any] | None:
     stop."""
     state = job.state()
     process = state.facts.get("process")
+    if state.state == "unknown":
+        raise UserError(f"{job.run_id}: job {job.number} can't be stopped: {state.error}.")
     if isinstance(process, Mapping):
         _check_process(job, process)
         return process

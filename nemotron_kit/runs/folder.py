@@ -34,6 +34,7 @@ from nemotron_kit.runs.job import (
     JobState,
     home_in,
     is_gone,
+    is_process,
     located,
     now_iso,
     parse_time,
@@ -162,6 +163,8 @@ class RunFolder:
             plan = read_object(self.path / "plan.json", PLAN_SHAPE)
         except FileNotFoundError as error:
             raise DamagedRecord(f"{self.path / 'plan.json'}: no such file.") from error
+        if plan.get("launcher") is not None and not is_process(plan["launcher"]):
+            raise DamagedRecord(f"{self.path / 'plan.json'}: launcher: not a process.")
         home = self.path.parent.parent
         found: dict[str, Any] = moved(plan, home_in(plan, self.path), home)
         return found if found is plan else {**found, "home": home_names(home)}

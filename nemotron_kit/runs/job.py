@@ -130,13 +130,22 @@ def is_on_this_host(process: Mapping[str, Any]) -> bool:
     return process.get("host") == socket.gethostname() and process.get("namespace") == _namespace()
 
 
+# What the facts of a process look like: any other text would be another machine's, boot's or container's for ever.
+_FACTS = {
+    "host": re.compile(r"[^\s\x00-\x1f\x7f/:]{1,255}"),
+    "boot": re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"),
+    "namespace": re.compile(r"pid:\[\d+\]"),
+}
+
+
 def is_process(record: object) -> bool:
     """Whether `record` has the form of `process_facts()`."""
     if not isinstance(record, Mapping):
         return False
-    pid, host = record.get("pid"), record.get("host")
-    texts = all(isinstance(record.get(name), str | None) for name in ("boot", "namespace"))
-    return type(pid) is int and pid > 0 and isinstance(host, str) and host != "" and texts
+    pid, started = record.get("pid"), record.get("started")
+    texts = {name: record.get(name) for name in _FACTS if name == "host" or record.get(name) is not None}
+    sound = all(isinstance(text, str) and _FACTS[name].fullmatch(text) for name, text in texts.items())
+    return type(pid) is int and pid > 0 and type(started) in (int, type(None)) and sound
 
 
 def is_gone(process: Mapping[str, Any]) -> bool:
@@ -497,27 +506,33 @@ class JobFolder:
     def state(self) -> JobState:
         """The job's state, from its exit record, else from its last transition. A job has failed if its process on this
         machine, or the process that was to start it, has ended without an exit record."""
-        history = self.history()
+        written = self._written()
+        history = [entry for _, entry in written]
         started = next((entry["at"] for entry in reversed(history) if entry["state"] == "running"), None)
         try:
             return _from_exit(read_object(self.path / "exit.json"), started, history)
         except FileNotFoundError:
             if history and history[-1]["state"] in TERMINAL:  # resumed after the history was read
-                history = self.history()
+                written = self._written()
         except DamagedRecord as error:
             return JobState("unknown", error=error.message)
-        if not history:
+        if not written:
             return JobState("unknown", error=f"{self.path / 'state'}: no readable state.")
-        return self._from_last(history[-1], started)
+        return self._from_last(*written[-1], started)
 
     def history(self) -> list[dict[str, Any]]:
         """Every readable transition in order; `at` as seconds since the epoch. The exit record is not among them."""
+        return [entry for _, entry in self._written()]
+
+    def _written(self) -> list[tuple[str, dict[str, Any]]]:
+        """The history, each with its writer: the name of its file without the number."""
         found = []
         for _, name in self._state_files():
             with contextlib.suppress(DamagedRecord, FileNotFoundError):
                 entry = read_object(self.path / "state" / name)
                 if entry.get("state") in STATES:
-                    found.append({**entry, "at": parse_time(entry.get("at"))})
+                    writer = name.partition("-")[2].removesuffix(".json")
+                    found.append((writer, {**entry, "at": parse_time(entry.get("at"))}))
         return found
 
     def exit_record(self) -> dict[str, Any] | None:
@@ -583,8 +598,8 @@ class JobFolder:
         folder.mkdir(mode=0o700, exist_ok=True)
         known = self._state_files()
         sequence = known[-1][0] + 1 if known else 0
-        writer = re.sub(r"[^A-Za-z0-9._]+", "-", writer or f"{socket.gethostname()}-{os.getpid()}").strip("-.")
-        files.write_json(folder / f"{sequence:06d}-{writer or 'kit'}.json", masked(record))
+        writer = _file_text(writer or f"{socket.gethostname()}-{os.getpid()}")
+        files.write_json(folder / f"{sequence:06d}-{writer}.json", masked(record))
 
     def _keep_end(self, writer: str | None) -> None:
         """At a new attempt: move the earlier exit record to the history."""
@@ -622,18 +637,18 @@ class JobFolder:
         starter = last.get(STARTER)
         return isinstance(starter, Mapping) and is_gone(starter) and not _is_in_a_command(self.path, starter)
 
-    def _from_last(self, last: Mapping[str, Any], started: float | None) -> JobState:
+    def _from_last(self, writer: str, last: Mapping[str, Any], started: float | None) -> JobState:
         state, error, process = last["state"], last.get("error"), last.get("process")
         finished = None
         if state in ("pending", "running"):  # with a damaged record it is not known whether the job is alive
             for name in ("process", STARTER):
-                if last.get(name) is not None and not is_process(last[name]):
+                if last.get(name) is not None and not _is_of(writer, last[name]):
                     return JobState("unknown", last["at"], started, error=f"{name}: not a process", facts=last)
         if state in ("pending", "running") and isinstance(process, Mapping) and is_gone(process):
             if (self.path / "exit.json").exists():  # written after `state` looked for it
                 return self.state()
             child = self._child()
-            if child is not None and not is_process(child):
+            if child is not None and not (is_process(child) and child["host"] == process["host"]):
                 return JobState("unknown", last["at"], started, error=f"{_CHILD}: not a process", facts=last)
             if child is not None and not is_gone(child):
                 facts = {**last, "process": child}
@@ -646,6 +661,17 @@ class JobFolder:
                 return self.state()
             state, error = ("cancelled", None) if self.cancel_requested else ("failed", NOT_STARTED)
         return JobState(state, last["at"], started, finished, last.get("code"), error, last)
+
+
+def _file_text(text: str) -> str:
+    """As a part of a file's name."""
+    return re.sub(r"[^A-Za-z0-9._]+", "-", text).strip("-.") or "kit"
+
+
+def _is_of(writer: str, record: object) -> bool:
+    """Whether a record is that of a process of the machine that wrote it, `<host>-<pid>`."""
+    pid = writer.rpartition("-")[2]
+    return is_process(record) and _file_text(f"{record['host']}-{pid}") == writer  # type: ignore[index]
 
 
 def _from_exit(record: Mapping[str, Any], started: float | None, history: list[dict[str, Any]]) -> JobState:

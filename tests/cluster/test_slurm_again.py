@@ -17,7 +17,7 @@ import pytest
 
 from nemotron_kit.errors import Unreachable
 from nemotron_kit.executors.base import executor_for
-from nemotron_kit.launch.attach import record
+from nemotron_kit.launch.status import record
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import JobFolder
 from nemotron_kit.spec.plan import stored_plan

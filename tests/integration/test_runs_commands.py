@@ -249,7 +249,7 @@ def test_cancel() -> None:
     assert child.wait(10) == -signal.SIGTERM
     assert nemotron("runs", "cancel", run.id) == f"{run.id} has ended already: cancelled\n"
     elsewhere = make()
-    elsewhere.job().transition("running", process={**process_facts(), "host": "node-7"})
+    elsewhere.job().transition("running", process={**process_facts(), "host": "node-7"}, writer="node-7-12")
     assert "runs on node-7" in nemotron("runs", "cancel", elsewhere.id, code=2)
 
 

@@ -11,6 +11,8 @@ NEMOTRON_FUZZ_REPORT=FILE lists what is wrong in FILE-….
 from __future__ import annotations
 
 import contextlib
+import copy
+import dataclasses
 import gc
 import importlib
 import io
@@ -22,8 +24,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +35,9 @@ import pytest
 
 from nemotron_kit.cli.main import run_app
 from nemotron_kit.cli.tools import run as run_tool
+from nemotron_kit.config.compose import Composed, PreparedCommand, compose_prepared
 from nemotron_kit.errors import NemotronError
+from nemotron_kit.polling import Pace
 
 RECIPE = """
 import os
@@ -152,9 +157,7 @@ COMMANDS = {
 }
 # What the recipe's own line reads: the pipeline compares its stages with the records of all earlier ones.
 LINES = {"again": ["go", *KINDS["pipeline"], "--dry-run"], "after": ["go", "--after", RUN, "--dry-run"]}
-# Composing takes a third of a second.
 SLOW = ("rerun", *LINES)
-CHANGING = ("rm", "cancel", "resume", "resume job", "tag")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -164,6 +167,22 @@ def environment() -> Iterator[None]:
     yield
     os.environ.clear()
     os.environ.update(before)
+
+
+def remembered(compose: Callable[..., Composed]) -> Callable[..., Composed]:
+    """Composing, which no record of a run has a part in but by what is composed, done once for each of that."""
+    known: dict[Any, Composed] = {}
+
+    def composed(prepared: PreparedCommand, config_dir: str | None = None) -> Composed:
+        key = (prepared.command.path, *prepared.overrides, prepared.config_name, config_dir)
+        if key not in known:
+            known[key] = compose(prepared, config_dir)
+        found = known[key]
+        config, hydra = copy.deepcopy((found.config, found.hydra))
+        lists = {"overrides": list(found.overrides), "notes": list(found.notes)}
+        return dataclasses.replace(found, config=config, hydra=hydra, **lists)
+
+    return composed
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -179,12 +198,14 @@ def home(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         patch.setenv("NEMOTRON_HOME", str(folder / "home"))
         for name in ("NEMOTRON_ENV_FILE", "HYDRA_FULL_ERROR", "WANDB_PROJECT"):
             patch.delenv(name, raising=False)
-        patch.setattr("nemotron_kit.launch.attach.PATIENCE", 0.0)  # how long a state that is not known is waited for
+        patch.setattr("nemotron_kit.launch.status.PATIENCE", 0.0)  # how long a state that is not known is waited for
         patch.chdir(folder)
         patch.setattr("nemotron_kit.executors.base.Executor.pace", (0.001, 0.3))
         known: dict[str, Any] = {}
         exec(SLURM, known)  # noqa: S102 — the text above, which the launch below runs, too
         patch.setattr("nemotron_kit.remote.agent.slurm_commands.run", known["slurm"])
+        for module in ("config.compose", "sweep.compose_jobs"):
+            patch.setattr(f"nemotron_kit.{module}.compose_prepared", remembered(compose_prepared))
         patch.setattr("nemotron_kit.cli.runs.control._become", lambda _: 0)  # else this process would be the shell
         subprocess.run(
             [sys.executable, "-P", "-c", SCRIPT, "fuzzed", "go", *KINDS[request.param]], check=True, capture_output=True
@@ -245,19 +266,64 @@ def records(kept: Path) -> list[str]:
     return sorted(name for name in [*found, *stage] if f"{RUN}/jobs/1/" not in name and (kept / name).exists())
 
 
+def never(*_: object) -> None:
+    raise TimeoutError("does not end")
+
+
+def looking() -> Callable[[Pace], None]:
+    """In place of `Pace.wait`: whoever looks for longer than a back end's answer is good for, whatever the machine's
+    load, looks for ever."""
+    left = itertools.count(200, -1)
+
+    def wait(pace: Pace) -> None:
+        if next(left) < 0:
+            never()
+        time.sleep(min(pace.seconds(), 0.02))
+
+    return wait
+
+
+class Copy:
+    """The runs as they were launched, in the home's folder: what a command or a damage has changed is put back."""
+
+    def __init__(self, kept: Path, root: Path) -> None:
+        self._kept, self._root = str(kept), str(root)
+        names = [(str(path.relative_to(kept)), path.is_dir()) for path in sorted(kept.rglob("*"))]
+        self._folders = [name for name, is_folder in names if is_folder]
+        self._stamps: dict[str, object] = {name: None for name, is_folder in names if not is_folder}
+
+    def restore(self) -> None:
+        # Paths are text here: this is done once a case.
+        known, cut = {*self._folders, *self._stamps}, len(self._root) + 1
+        for folder, folders, names in os.walk(self._root):
+            for path in (f"{folder}/{name}" for name in (*folders, *names)):
+                if path[cut:] not in known:
+                    shutil.rmtree(path) if os.path.isdir(path) else os.unlink(path)  # noqa: PTH108, PTH112
+        for name in self._folders:
+            os.makedirs(f"{self._root}/{name}", exist_ok=True)  # noqa: PTH103
+        for name, stamp in self._stamps.items():
+            if stamp is None or stamp != self._stamp(name):
+                shutil.copy2(f"{self._kept}/{name}", f"{self._root}/{name}")
+                self._stamps[name] = self._stamp(name)
+
+    def _stamp(self, name: str) -> object:
+        with contextlib.suppress(FileNotFoundError):
+            status = os.stat(f"{self._root}/{name}")  # noqa: PTH116
+            return status.st_ino, status.st_mtime_ns, status.st_ctime_ns
+        return None
+
+
 def said(command: str) -> tuple[str | None, str]:
     """What is wrong with how a command took it: a traceback, or that it does not end (None if nothing is); and what it
     wrote."""
 
-    def late(*_: object) -> None:
-        raise TimeoutError("does not end")
-
-    before = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, 8)
+    before = signal.signal(signal.SIGALRM, never)
+    signal.setitimer(signal.ITIMER_REAL, 30)
     written = io.BytesIO()
     out = io.TextIOWrapper(written, encoding="utf-8", write_through=True)
     try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Pace, "wait", looking())
             if command in LINES:
                 run_app(importlib.import_module("fuzzed").app, LINES[command])
             else:
@@ -317,18 +383,14 @@ def test_no_record_gives_a_traceback(home: Path, monkeypatch: pytest.MonkeyPatch
     root = home / "home" / "runs"
     wrong: list[str] = []
     count = 0
-    whole, folders = False, list(sys.path)
-    shutil.rmtree(root)
-    shutil.copytree(home / KEPT, root)
+    folders, copied = list(sys.path), Copy(home / KEPT, root)
+    copied.restore()
     stands = neighbour(said("json")[1])
     assert stands
     for name, at, kind, command in chosen(home, os.environ.get("NEMOTRON_FUZZ")):
-        if not whole:
-            shutil.rmtree(root, ignore_errors=True)
-            shutil.copytree(home / KEPT, root)
+        copied.restore()
         file = root / name
-        before = file.read_text()
-        file.write_text(damaged(before, at, kind))
+        file.write_text(damaged(file.read_text(), at, kind))
         count += 1
         monkeypatch.chdir(home)
         sys.path[:] = folders
@@ -338,8 +400,6 @@ def test_no_record_gives_a_traceback(home: Path, monkeypatch: pytest.MonkeyPatch
             fault = f"{OTHER} is {now}, and was {stands}"
         if fault is not None:
             wrong.append(f"{name} {'.'.join(map(str, at))} = {kind}: {command}: {fault}")
-        # Whoever looks at what is elsewhere writes down what he sees.
-        whole = command not in CHANGING and not (root / RUN / "slurm").exists() and file.write_text(before) > 0
     assert count > 20
     if path := os.environ.get("NEMOTRON_FUZZ_REPORT"):
         Path(f"{path}-{home.name}").write_text("\n\n".join([f"{len(wrong)} of {count}", *wrong]))

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 _PATIENCE = 600
 # The exit code for several runs is that of the first of these states that any of them is in.
-_WORST = (DAMAGED, "unreachable", "unknown", "failed", "preempted", "cancelled", "succeeded")
+_WORST = (DAMAGED, "unreachable", "unknown", "pending", "failed", "preempted", "cancelled", "succeeded")
 
 
 def wait(argv: list[str]) -> int:
@@ -54,8 +54,8 @@ def wait(argv: list[str]) -> int:
     waits = [Watch(run, jobs, patience=options.patience, lost=options.patience) for run, jobs in named.values()]
     until_over(waits)
     for each in waits:
-        print_end(each.run, each.state, each.jobs, each.damage)
-    return EXIT_CODES[next(state for state in _WORST if state in {each.state for each in waits})]
+        print_end(each.run, each.state, each.jobs, each.why)
+    return EXIT_CODES.get(next(state for state in _WORST if state in {each.state for each in waits}), 3)
 
 
 def until_over(waits: Sequence[Watch]) -> None:
@@ -81,12 +81,12 @@ def _refresh(runs: Iterable[RunFolder]) -> dict[str, StatusSnapshot]:
     return refresh(asked) if asked else {}
 
 
-def print_end(run: RunFolder, state: str, chosen: Sequence[JobFolder] | None = None, damage: str | None = None) -> None:
+def print_end(run: RunFolder, state: str, chosen: Sequence[JobFolder] | None = None, why: str | None = None) -> None:
     """Print in one line how a run, or the chosen job of it, ended."""
     reported: RunSummary | JobState = chosen[0].state() if chosen else run.summary()
     code = f" (exit code {reported.code})" if reported.code else ""
     name = chosen[0].reference if chosen else run.id
-    error = reported.error or damage or (run.summary().error if state == DAMAGED else None)
+    error = reported.error or why or (run.summary().error if state == DAMAGED else None)
     write_lines([clean(f"{name}: {state}{code}{f': {error}' if error else ''}")])
 
 

@@ -12,7 +12,7 @@ from nemotron_kit.cli.tools import run as run_tool
 from nemotron_kit.errors import UserError
 from nemotron_kit.home import new_run_id
 from nemotron_kit.launch.queue import SweepQueue
-from nemotron_kit.launch.status import refresh
+from nemotron_kit.launch.status import Watch, refresh
 from nemotron_kit.runs.folder import RunFolder, create_run
 from nemotron_kit.runs.job import process_facts
 
@@ -79,6 +79,22 @@ def test_jobs_that_a_dead_launch_never_listed_have_failed(capsys: pytest.Capture
     assert refreshed(run) == ["pending", "failed"]
     assert run_tool("runs", ["show", run.id, "--job", "1"]) == 0
     assert "its launch ended before it was submitted" in capsys.readouterr().out
+
+
+def test_wait_gives_up_on_jobs_that_nobody_submits(capsys: pytest.CaptureFixture[str]) -> None:
+    with subprocess.Popen(["true"]) as launch:
+        plan = {"kind": "sweep", "executor": "slurm", "launcher": process_facts(launch.pid)}
+    run = create_run(new_run_id("app", ""), plan, [{}, {}])
+    queue = SweepQueue(run)
+    queue.add([0, 1])
+    queue.begin([0])
+    queue.end()
+    run.job(0).finish(0)
+    assert run_tool("runs", ["wait", run.id, "--patience", "0"]) == 3
+    assert f"pending: 1 job still to be submitted: nemotron runs resume {run.id}" in capsys.readouterr().out
+    watch = Watch(run)
+    watch.update(None)
+    assert (watch.state, watch.over) == ("pending", False), "what is to start after it waits until somebody resumes it"
 
 
 def refreshed(run: RunFolder) -> list[str]:

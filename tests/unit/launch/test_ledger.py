@@ -239,12 +239,12 @@ def test_whoever_waits_for_what_nobody_knows_is_told_so(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A record that can't be read is final, and so is what its scheduler has forgotten."""
-    monkeypatch.setattr("nemotron_kit.launch.attach.PATIENCE", 0.0)
+    monkeypatch.setattr("nemotron_kit.launch.status.PATIENCE", 0.0)
     unplanned, forgotten = make(cluster, "running"), make(cluster, "unknown", error="the cluster has forgotten it")
     (unplanned.path / "plan.json").write_text("{")
     here = create_run(new_run_id("r", "s"), {"executor": "local"}, [{"config.yaml": ""}])
     here.job().path.joinpath("exit.json").write_text("{")
-    launcher = {**process_facts(), "boot": "another"}
+    launcher = {**process_facts(), "boot": "00000000-0000-4000-8000-000000000000"}
     empty = create_run(new_run_id("r", "s"), {"executor": "local", "kind": None, "launcher": launcher}, [])
     assert run_tool("runs", ["wait", empty.id]) == 3 and "its launch has ended" in capsys.readouterr().out
     running = create_run(new_run_id("r", "s"), {"executor": "local"}, [{"config.yaml": ""}])

@@ -94,7 +94,7 @@ def test_pending_finished_and_elsewhere(make_run: MakeRun) -> None:
     pending, done, elsewhere, queued = make_run().job(), make_run(codes=(0,)).job(), make_run().job(), make_run().job()
     assert cancel_jobs([pending])[0].state == "cancelled"
     assert cancel_jobs([done])[0].state == "succeeded"
-    elsewhere.transition("running", process={**process_facts(), "host": "node-7"})
+    elsewhere.transition("running", process={**process_facts(), "host": "node-7"}, writer="node-7-12")
     with pytest.raises(UserError, match="runs on node-7"):
         cancel_jobs([pending, elsewhere])
     queued.transition("pending", scheduler={"slurm": 12})
@@ -102,7 +102,7 @@ def test_pending_finished_and_elsewhere(make_run: MakeRun) -> None:
         cancel_jobs([queued])
     for pid in (0, -1, "x"):
         elsewhere.transition("running", process={**process_facts(), "pid": pid})
-        with pytest.raises(UserError, match="has no valid pid"):
+        with pytest.raises(UserError, match="can't be stopped"):
             cancel_jobs([pending, elsewhere])
     assert not elsewhere.cancel_requested and not queued.cancel_requested
 

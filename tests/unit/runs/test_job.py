@@ -15,7 +15,7 @@ import pytest
 from nemotron_kit.errors import Cancelled, NemotronError, UserError
 from nemotron_kit.executors.base import Observation
 from nemotron_kit.home import new_run_id
-from nemotron_kit.launch.attach import record
+from nemotron_kit.launch.status import record
 from nemotron_kit.runs.folder import create_run, open_job
 from nemotron_kit.runs.job import NOT_STARTED, UNEXPLAINED, JobFolder, process_facts
 
@@ -146,11 +146,22 @@ def test_a_process_that_is_gone_has_failed(job: JobFolder) -> None:
     assert job.state().state == "succeeded", "an exit record that came late is still believed"
 
 
-@pytest.mark.parametrize("damage", [{"pid": "7"}, {"pid": True}, {"pid": -1}, {"host": None}, {"boot": [[]]}])
+ANOTHER_BOOT = "00000000-0000-4000-8000-000000000000"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *({"pid": "7"}, {"pid": True}, {"pid": -1}, {"started": []}, {"boot": [[]]}, {"boot": "another"}),
+        *({"host": None}, {"host": "a\x1b[31m"}, {"host": "9999-12-31T23:59:59"}, {"host": "elsewhere"}),
+        {"namespace": "another"},
+    ],
+)
 @pytest.mark.parametrize("where", ["process", "starter", "child"])
 def test_a_process_on_record_that_is_none(job: JobFolder, where: str, damage: dict[str, object]) -> None:
-    """Nobody can tell whether the job goes on: it does not count as running for ever."""
-    broken, gone = {**process_facts(), **damage}, {**process_facts(), "boot": "another"}
+    """Nobody can tell whether the job goes on: it does not count as running for ever. A host is that of whoever wrote
+    the record, whose name the file has."""
+    broken, gone = {**process_facts(), **damage}, {**process_facts(), "boot": ANOTHER_BOOT}
     if where == "starter":
         job.transition("pending", starter=broken)
     else:
@@ -175,7 +186,7 @@ def test_a_zombie_is_gone_too(job: JobFolder) -> None:
     ("change", "state"),
     [
         ({"started": 1}, "failed"),  # the pid is another process's now
-        ({"boot": "another"}, "failed"),  # the machine was restarted
+        ({"boot": ANOTHER_BOOT}, "failed"),  # the machine was restarted
         ({"host": "elsewhere", "pid": 2**22 + 1}, "running"),  # can't be judged from here
         ({"namespace": "pid:[1]", "pid": 2**22 + 1}, "running"),  # another container's pids
         ({"pid": 2**22 + 1}, "failed"),
@@ -183,7 +194,8 @@ def test_a_zombie_is_gone_too(job: JobFolder) -> None:
     ],
 )
 def test_whose_process_it_is(job: JobFolder, change: dict[str, object], state: str) -> None:
-    job.transition("running", process={**process_facts(), **change})
+    process = {**process_facts(), **change}
+    job.transition("running", process=process, writer=f"{process['host']}-7")
     assert job.state().state == state
 
 
@@ -199,7 +211,7 @@ GARBAGE = ["", "{", "[]", "null", "{}", '{"state": "done"}', '{"state": "failed"
 
 def test_pending_while_there_is_a_process_to_start_it(job: JobFolder) -> None:
     with subprocess.Popen(["true"]) as launch:
-        starter = {**process_facts(launch.pid), "started": []}  # whatever a damaged record says
+        starter = process_facts(launch.pid)
     words = ["sleep 30; :", "nemotron_kit.worker", str(job.path)]
     with subprocess.Popen(["sh", "-c", *words], start_new_session=True) as worker:
         job.transition("pending", starter=starter)
