@@ -20,10 +20,25 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+_frozen = 0
+
+
+def _freeze() -> None:
+    """What is loaded stays: the garbage collector need not look through all of it time and again. With torch that is a
+    second, and each training collects when it ends."""
+    global _frozen
+    if len(sys.modules) > _frozen + 100:
+        gc.collect()
+        gc.freeze()
+        _frozen = len(sys.modules)
+
+
 def pytest_collection_finish() -> None:
-    """What the tests have imported stays: the garbage collector need not look through all of it time and again."""
-    gc.collect()
-    gc.freeze()
+    _freeze()
+
+
+def pytest_runtest_logfinish() -> None:
+    _freeze()
 
 
 def examples(count: int) -> int:

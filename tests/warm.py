@@ -7,6 +7,7 @@ is as in `python SCRIPT …`: arguments, environment, working folder, streams, e
 from __future__ import annotations
 
 import functools
+import gc
 import json
 import os
 import runpy
@@ -75,6 +76,8 @@ if __name__ == "__main__":
 
     torch.set_num_threads(1)
     assert transformers.NemotronHForCausalLM and transformers.Trainer
+    gc.collect()
+    gc.freeze()  # neither a collection nor the end of a process looks through all that was loaded
     if order := _fork():
         _become(order)
         runpy.run_path(sys.argv[0], run_name="__main__")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
@@ -100,6 +101,7 @@ def _main(folder: Path, kills: int) -> None:
 
     torch.set_num_threads(1)
     assert transformers.NemotronHForCausalLM and transformers.Trainer
+    gc.freeze()
     _write_data(folder / "data")
     rng = random.Random(7)
     began = time.monotonic()

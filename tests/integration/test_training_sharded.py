@@ -5,6 +5,7 @@ This file is also the program that makes the runs: it loads torch once, and fork
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -268,6 +269,7 @@ def do_all(runs: dict[str, Any], settings: dict[str, Any]) -> None:
 
 
 def main(settings: dict[str, Any]) -> None:
+    gc.freeze()
     for text, runs in settings["layouts"].items():
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
