@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from .backends import SCRIPT, Docker, Slurm, Sshd, bring_up
+from .backends import SCRIPT, Docker, Slurm, Sshd, bring_up, unavailable
 from .rogue_sshd import Rogue, start_rogue
 
 
@@ -43,14 +43,14 @@ def docker() -> Docker:
 
 @pytest.fixture(scope="session")
 def apptainer() -> Path:
-    """The real Apptainer's program. It is Debian's of unstable, which changes: where it can't be had, a test skips."""
+    """The real Apptainer's program, which is Debian's of unstable."""
     folder = os.environ.get("NEMOTRON_APPTAINER", "/var/lib/nemotron-kit-apptainer")
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
-        pytest.skip("scripts/apptainer needs root and apt-get")
+        unavailable("scripts/apptainer needs root and apt-get")
     words = [SCRIPT.parent / "apptainer", folder]
     made = subprocess.run(words, capture_output=True, text=True, timeout=280, check=False)
     if made.returncode:
-        pytest.skip(f"scripts/apptainer: {made.stderr[-500:]}")
+        unavailable(f"scripts/apptainer: {made.stderr[-500:]}")
     return Path(folder, "bin", "apptainer")
 
 

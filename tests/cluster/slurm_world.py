@@ -101,6 +101,11 @@ class World:
         assert done.returncode == 0, done.stderr
         return self.job(done.stderr)
 
+    def gated(self, *words: str, profile: str = "C") -> tuple[JobFolder, Path]:
+        """A job that goes on once that file is there: whatever is launched until then waits for it."""
+        gate = self.folder.parent / "gate"
+        return self.batch("speak", f"gate='{gate}'", *words, profile=profile), gate
+
     def job(self, stderr: str, number: int = 0) -> JobFolder:
         match = re.search(r"\d{8}-\d{6}-[\w.-]+-[0-9a-f]{6}", stderr)
         assert match, stderr

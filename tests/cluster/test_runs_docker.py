@@ -9,6 +9,7 @@ import signal
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import JobFolder
 
+from ..project import start
 from .docker_world import containers, tool, world  # noqa: F401
 from .slurm_world import World, until
 
@@ -55,16 +56,19 @@ def after(world: World, job: JobFolder, *words: str) -> JobFolder:  # noqa: F811
 
 
 def test_a_container_after_a_job_of_this_machine(world: World) -> None:  # noqa: F811
-    first = world.batch("speak", "lines=15", "sleep=2", profile="here")
+    first, gate = world.gated(profile="here")
     second = after(world, first, "lines=1")
     third = after(world, second, "lines=2")
     (world.folder / "work.py").write_text("raise SystemExit('this was written after the launch')")
     with (world.folder / "much").open("wb") as much:  # nor would this go along: the tree is not looked at again
         much.truncate(200_000_000)
     assert f"waits for  {first.run_id} (running)" in tool(world, "runs", "show", second.run_id).stdout
-    attached = tool(world, "runs", "attach", second.run_id)
-    assert attached.stderr.startswith(f"waits for {first.run_id} (running)") and attached.returncode == 0
-    assert attached.stdout.startswith("line 0")
+    line = ("nemotron", "runs", "attach", second.run_id)
+    with start(*line, cwd=world.folder, env=world.environment()) as attached:
+        assert attached.stderr.readline().startswith(f"waits for {first.run_id} (running)")
+        gate.touch()
+        assert attached.communicate(timeout=60)[0].startswith("line 0")
+    assert attached.returncode == 0
     assert world.wait(third) == "succeeded" and second.state().state == "succeeded"
     assert first.state().finished <= second.state().started  # type: ignore[operator]
     assert second.state().finished <= third.state().started  # type: ignore[operator]
@@ -89,7 +93,7 @@ def test_one_that_waits_is_cancelled_fails_or_is_taken_up_again(world: World) ->
 
 
 def test_one_that_waits_is_not_taken_up_without_its_secret(world: World) -> None:  # noqa: F811
-    first = world.batch("speak", "lines=30", "sleep=1", profile="here")
+    first, gate = world.gated(profile="here")
     token = {"WORK_TOKEN": "hush"}
     done = world.run("speak", "lines=1", "--after", first.run_id, "--batch", "secret", **token)
     job = world.job(done.stderr[done.stderr.index("is waiting") - 60 :])
@@ -98,16 +102,18 @@ def test_one_that_waits_is_not_taken_up_without_its_secret(world: World) -> None
     lacks = tool(world, "runs", "resume", job.run_id)
     assert lacks.returncode == 2 and "WORK_TOKEN is not set in this environment" in lacks.stderr
     assert tool(world, "runs", "resume", job.run_id, **token).returncode == 0
+    gate.touch()
     assert world.wait(job) == "succeeded"
 
 
 def test_one_that_waits_hears_of_its_cancellation_however_late(world: World) -> None:  # noqa: F811
     """Cancelled after the run before it has succeeded, before its process has seen that."""
-    first = world.batch("speak", "lines=15", "sleep=1", profile="here")
+    first, gate = world.gated(profile="here")
     done = world.run("speak", "--after", first.run_id, "--batch", "C")
     job = world.job(done.stderr[done.stderr.index("is waiting") - 60 :])
     waiter = job.state().facts["process"]["pid"]
     os.kill(waiter, signal.SIGSTOP)
+    gate.touch()
     assert world.wait(first) == "succeeded"
     assert "cancelled" in tool(world, "runs", "cancel", job.run_id).stdout
     os.kill(waiter, signal.SIGCONT)

@@ -212,12 +212,6 @@ def test_logs_of_ranks(world: World) -> None:  # noqa: F811
     assert "has no log of rank 7" in runs(world, "logs", job.run_id, "--rank", "7", code=2)
 
 
-def behind_a_gate(world: World, *words: str, profile: str = "C") -> tuple[JobFolder, Path]:  # noqa: F811
-    """A job that goes on once that file is there: whatever is launched until then waits for it."""
-    gate = world.folder.parent / "gate"
-    return world.batch("speak", f"gate='{gate}'", *words, profile=profile), gate
-
-
 def after(world: World, job: JobFolder) -> JobFolder:  # noqa: F811
     done = world.run("speak", "--after", job.run_id, "--batch", "C")
     assert done.returncode == 0 and f"it starts when {job.run_id} has succeeded" in done.stderr, done.stderr
@@ -225,7 +219,7 @@ def after(world: World, job: JobFolder) -> JobFolder:  # noqa: F811
 
 
 def test_a_job_after_another(world: World) -> None:  # noqa: F811
-    first, gate = behind_a_gate(world)
+    first, gate = world.gated()
     second = after(world, first)
     third = world.start("speak", "--after", second.run_id)  # here: it waits itself
     assert third.stderr is not None
@@ -242,7 +236,7 @@ def test_a_job_after_another(world: World) -> None:  # noqa: F811
 
 
 def test_a_sweep_after_a_job(world: World) -> None:  # noqa: F811
-    first, gate = behind_a_gate(world)
+    first, gate = world.gated()
     done = world.run("speak", "-m", "lines=1,2", "--after", first.run_id, "--batch", "C")
     assert done.returncode == 0, done.stderr
     sweep = RunFolder(newest(world).path.parent.parent)
@@ -252,7 +246,7 @@ def test_a_sweep_after_a_job(world: World) -> None:  # noqa: F811
     assert [job.state().state for job in sweep.jobs()] == ["succeeded"] * 2
     assert all(first.state().finished <= job.state().started for job in sweep.jobs())  # type: ignore[operator]
     gate.unlink()
-    second, _ = behind_a_gate(world)
+    second, _ = world.gated()
     runs(world, "rerun", sweep.id, "--batch", "C", "--after", second.run_id)
     again = RunFolder(newest(world).path.parent.parent)
     assert second.state().state in ("pending", "running"), "nor does a rerun of it"
@@ -262,7 +256,7 @@ def test_a_sweep_after_a_job(world: World) -> None:  # noqa: F811
 
 
 def test_a_job_after_one_that_fails_never_starts(world: World) -> None:  # noqa: F811
-    first, gate = behind_a_gate(world, "code=2")
+    first, gate = world.gated("code=2")
     second = after(world, first)
     assert shown(world, second)["state"] == "pending"
     gate.touch()
@@ -275,7 +269,7 @@ def test_a_job_after_one_that_fails_never_starts(world: World) -> None:  # noqa:
 
 def test_a_job_after_one_of_this_machine(world: World) -> None:  # noqa: F811
     """No scheduler knows of both: what waits is a process here, and a third one waits for it in turn."""
-    first, gate = behind_a_gate(world, profile="here")
+    first, gate = world.gated(profile="here")
     second = after(world, first)
     assert shown(world, second)["state"] == "pending" and not world.slurm_ids(RunFolder(second.path.parent.parent))
     third = after(world, second)

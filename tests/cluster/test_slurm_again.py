@@ -157,14 +157,14 @@ def test_what_has_stopped_is_resumed_as_a_job_of_its_own(world: World) -> None:
 
 
 def test_a_controller_that_is_silent_when_a_job_wants_to_go_on(world: World) -> None:
-    silent = world.folder / "silent"
-    env = world.fake("squeue", f'[ -e {silent} ] && exit 1; exec $REAL "$@"')
+    silent, asked = world.folder / "silent", world.folder / "asked"
+    env = world.fake("squeue", f'[ -e {silent} ] && {{ echo >> {asked}; exit 1; }}; exec $REAL "$@"')
     job = world.batch("step", "steps=40", **env)
     until(lambda: started(job), 60)
     silent.touch()
     world.slurm.run("scancel", "--signal=USR1", world.slurm_ids(run_of(job))[0])
     assert world.wait(job, "pending", timeout=60) == "pending"
-    time.sleep(4)  # the job asks again and again, and hears nothing
+    until(lambda: asked.exists() and asked.stat().st_size >= 2, 60)  # it asks again and again, and hears nothing
     silent.unlink()
     assert world.wait(job, timeout=90) == "succeeded"
     assert log(job).count("from step") == 2

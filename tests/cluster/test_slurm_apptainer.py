@@ -18,9 +18,6 @@ from nemotron_kit.runs.job import JobFolder
 from .docker_world import tool
 from .slurm_world import World, made_world, until
 
-pytestmark = pytest.mark.skipif(
-    os.environ.get("NEMOTRON_TEST_LONG") != "1", reason="NEMOTRON_TEST_LONG=1 fetches Debian's Apptainer: minutes"
-)
 TOKEN = "of-the-launch"  # noqa: S105 — of no service
 # What the image of the tests has not: programs, and this environment's Python.
 HERE = ("/usr", sys.prefix, os.path.realpath(sys.base_prefix), str(Path(__file__).resolve().parents[2]))

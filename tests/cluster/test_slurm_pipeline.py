@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 
@@ -63,7 +62,6 @@ def test_a_chain_of_three(world: World) -> None:
     assert ended(pipeline("--force", "data.make-it")) == ["succeeded", "skipped", "skipped"]
 
 
-@pytest.mark.skipif(os.environ.get("NEMOTRON_TEST_LONG") != "1", reason="NEMOTRON_TEST_LONG=1 trains for minutes")
 @pytest.mark.timeout(420)
 def test_nano3_from_raw_text_to_the_evaluation(world: World) -> None:
     with (world.folder / "env.toml").open("a") as file:
