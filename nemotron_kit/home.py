@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from nemotron_kit.errors import UserError
+from nemotron_kit.files import read_regular
 
 
 def nemotron_home() -> Path:
@@ -107,8 +110,9 @@ def moved(value: Any, was: Collection[str], home: Path) -> Any:
     if not old or old == home_names(home):
         return value
     names = "|".join(re.escape(name) for name in sorted(old, key=len, reverse=True))
-    # "/home/ada/lab" is part of neither "/home/ada/lab2" nor "/mnt/home/ada/lab".
-    return _moved(value, re.compile(rf"(?<![\w.~-])(?:{names})(?![\w.~-])"), str(home))
+    # "/home/ada/lab" is part of neither "/home/ada/lab2" nor "/mnt/home/ada/lab"; a path of now may begin with it.
+    end = r"(?![\w.~-])"
+    return _moved(value, re.compile(rf"(?<![\w.~-])(?!{re.escape(str(home))}{end})(?:{names}){end}"), str(home))
 
 
 def _moved(value: Any, was: re.Pattern[str], home: str) -> Any:
@@ -117,3 +121,50 @@ def _moved(value: Any, was: re.Pattern[str], home: str) -> Any:
     if isinstance(value, Mapping):
         return {_moved(key, was, home): _moved(item, was, home) for key, item in value.items()}
     return [_moved(item, was, home) for item in value] if isinstance(value, list) else value
+
+
+_RUN = re.compile(r"(?P<home>.+)/runs/[^/]+(?:/jobs/[0-9]+)?\Z")
+
+
+def home_in(plan: Mapping[str, Any], run: Path) -> list[str]:
+    """The paths of the home in which a run's plan was written; [] if the jobs have folders on another machine, whose
+    paths the record holds, and for an unknown home. Records of older versions only tell by their folder's path."""
+    found: object = plan.get("home")
+    if found is None and isinstance(named := plan.get("job_folder"), str) and (own := _RUN.match(named)):
+        found = [own["home"]]
+    place: Any = plan.get("place")
+    place = place if isinstance(place, Mapping) else {}
+    if found is None and plan.get("executor") == "local":  # a sweep's record
+        found = [place.get("root")]
+    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+        return []
+    there = place.get("run")
+    return found if there is None or there in [f"{name}/runs/{run.name}" for name in found] else []
+
+
+def located(value: Any, run: Path) -> Any:
+    """`value`, from a record in the folder of a run, with paths inside the home as they are now (see `moved`)."""
+    return moved(value, _home_of(run), run.parent.parent)
+
+
+@lru_cache(maxsize=4096)
+def _home_of(run: Path) -> tuple[str, ...]:
+    return tuple(home_in(_record(run / "plan.json"), run)) or _home_of_stages(run)
+
+
+def _home_of_stages(run: Path) -> tuple[str, ...]:
+    """For a pipeline's record of an older version: the home in the records of its stages."""
+    for file in sorted(run.glob("stages/[0-9]*.json")):
+        stage = _record(file).get("run")
+        if isinstance(stage, str) and is_run_id(stage) and (found := _home_of(run.with_name(stage))):
+            return found
+    return ()
+
+
+def _record(file: Path) -> dict[str, Any]:
+    """A record; {} if there is none, or a damaged one, which its own reader reports."""
+    try:
+        found = json.loads(read_regular(file))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}

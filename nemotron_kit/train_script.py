@@ -26,6 +26,7 @@ from nemotron_kit.config.scripts import ConfigPath, compose_file, parse_config_a
 from nemotron_kit.config.secrets import refuse_literal_secrets
 from nemotron_kit.config.wording import unreadable
 from nemotron_kit.errors import UserError
+from nemotron_kit.home import is_run_id, located
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -56,6 +57,9 @@ def load_omegaconf_yaml(path: str | Path) -> DictConfig:
     register_resolvers()
     overrides = list(getattr(path, "overrides", ()))
     values, chosen, spelled = _load(Path(path), overrides)
+    above = Path(path).absolute().parents
+    if len(above) > 3 and is_run_id(above[2].name):  # a job's own config, in its folder
+        values = located(values, above[2])
     config: Any = OmegaConf.create(values)
     config.__dict__["_spelled"] = spelled
     apply_hydra_overrides(config, [override for override in overrides if override not in chosen])

@@ -23,6 +23,7 @@ from nemotron_kit.artifacts.manifest import read_json, sha256_of
 from nemotron_kit.artifacts.reference import DamagedRecordError, Pin
 from nemotron_kit.errors import NemotronError
 from nemotron_kit.files import write_json
+from nemotron_kit.home import located
 
 FILE = "artifacts.json"
 # One file a save: `runs.job` reads them, too.
@@ -70,7 +71,9 @@ def job_inputs() -> dict[str, Pin]:
     """The job's pins by slot, as its artifacts.json names them; {} outside of a job."""
     if _given:
         return dict(_given[-1])
-    return {slot: Pin.from_dict(pin) for slot, pin in _job_artifacts()["inputs"].items()}
+    folder, inputs = job_folder(), _job_artifacts()["inputs"]
+    here = located(inputs, folder.absolute().parent.parent) if folder else inputs
+    return {slot: Pin.from_dict(pin) for slot, pin in here.items()}
 
 
 @contextlib.contextmanager

@@ -14,8 +14,9 @@ from typing import Any
 from nemotron_kit import files
 from nemotron_kit.errors import UserError
 from nemotron_kit.files import read_regular
+from nemotron_kit.home import located
 from nemotron_kit.runs.folder import PLAN_SHAPE, RunFolder
-from nemotron_kit.runs.job import DamagedRecord, JobFolder, located, read_object
+from nemotron_kit.runs.job import DamagedRecord, JobFolder, read_object
 from nemotron_kit.spec.plan import DETACHED, Plan
 
 LAUNCH_FILE = "launch.json"

@@ -23,7 +23,7 @@ from typing import Any
 
 from nemotron_kit import files
 from nemotron_kit.errors import NemotronError, UserError
-from nemotron_kit.home import home_names, is_run_id, moved, runs_root, started_at
+from nemotron_kit.home import home_in, home_names, is_run_id, located, moved, runs_root, started_at
 from nemotron_kit.masking import masked
 from nemotron_kit.runs.job import (
     DAMAGED,
@@ -32,10 +32,8 @@ from nemotron_kit.runs.job import (
     DamagedRecord,
     JobFolder,
     JobState,
-    home_in,
     is_gone,
     is_process,
-    located,
     now_iso,
     parse_time,
     process_facts,

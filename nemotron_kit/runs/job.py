@@ -29,7 +29,6 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import lru_cache
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,7 @@ from typing import Any
 from nemotron_kit import files
 from nemotron_kit.errors import Cancelled, NemotronError, UserError, nearest
 from nemotron_kit.files import decoded, open_regular, process_exists, read_regular
-from nemotron_kit.home import moved
+from nemotron_kit.home import located
 from nemotron_kit.masking import masked
 
 STATES = ("pending", "running", "succeeded", "failed", "cancelled", "preempted", "unreachable", "unknown")
@@ -367,46 +366,6 @@ def is_final_end(record: Mapping[str, Any]) -> bool:
     valid."""
     ends = is_sound(record) and record["state"] in TERMINAL
     return ends and UNEXPLAINED not in record and not record.get(AGAIN)
-
-
-_RUN = re.compile(r"(?P<home>.+)/runs/[^/]+(?:/jobs/[0-9]+)?\Z")
-
-
-def home_in(plan: Mapping[str, Any], run: Path) -> list[str]:
-    """The paths of the home in which a run's plan was written; [] if the jobs have folders on another machine, whose
-    paths the record holds, and for an unknown home. Records of older versions only tell by their folder's path."""
-    found: object = plan.get("home")
-    if found is None and isinstance(named := plan.get("job_folder"), str) and (own := _RUN.match(named)):
-        found = [own["home"]]
-    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
-        return []
-    place = plan.get("place")
-    there = place.get("run") if isinstance(place, Mapping) else None
-    return found if there is None or there in [f"{name}/runs/{run.name}" for name in found] else []
-
-
-@lru_cache(maxsize=4096)
-def _home_of(run: Path) -> tuple[str, ...]:
-    try:
-        plan = read_object(run / "plan.json")
-        return tuple(home_in(plan, run)) or _home_of_stages(run)
-    except (FileNotFoundError, DamagedRecord):
-        return ()
-
-
-def _home_of_stages(run: Path) -> tuple[str, ...]:
-    """For a pipeline's record of an older version: the home in the records of its stages."""
-    for file in sorted(run.glob("stages/[0-9]*.json")):
-        with contextlib.suppress(FileNotFoundError, DamagedRecord):
-            stage = read_object(file).get("run")
-            if isinstance(stage, str) and stage and "/" not in stage and (found := _home_of(run.with_name(stage))):
-                return found
-    return ()
-
-
-def located(value: Any, run: Path) -> Any:
-    """`value`, from a record in the folder of a run, with paths inside the home as they are now (`home.moved`)."""
-    return moved(value, _home_of(run), run.parent.parent)
 
 
 @dataclass(frozen=True)

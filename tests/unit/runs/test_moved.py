@@ -1,0 +1,221 @@
+"""A NEMOTRON_HOME that was moved: every command reads it where it is now, and what lies in it is found there."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nemotron_kit.artifacts import Artifact, lineage, tracking
+from nemotron_kit.artifacts.metadata import relative_to
+from nemotron_kit.artifacts.registry import open_registry
+from nemotron_kit.cli.main import nemotron
+from nemotron_kit.home import home_names, moved
+from nemotron_kit.runs.ledger import open_run
+from nemotron_kit.spec.plan import read_config, read_spec, stored_plan
+from nemotron_kit.training.data import read_blend
+
+from ...old_home import unpack
+from .conftest import MakeRun
+
+Says = Callable[..., str]
+RECIPE = """
+import json, os
+from dataclasses import dataclass
+from pathlib import Path
+from nemotron_kit import App, Artifact, ArtifactInput
+
+@dataclass
+class WriteConfig:
+    text: str = "to be or not"
+    where: str = "${oc.env:NEMO_RUN_DIR}/words"
+
+@dataclass
+class CountConfig:
+    words: str
+    at_least: int = 1
+    where: str = "${oc.env:NEMO_RUN_DIR}/count"
+    note: str = ""
+
+def write(cfg: WriteConfig) -> None:
+    Path(cfg.where).mkdir()
+    Path(cfg.where, "words.txt").write_text(cfg.text)
+    Artifact(path=Path(cfg.where), metadata={"file": f"{cfg.where}/words.txt"}).save(name="Words")
+
+def count(cfg: CountConfig) -> float:
+    found = len(Path(cfg.words).read_text().split())
+    Path(cfg.where).mkdir(exist_ok=True)
+    Path(cfg.where, "count.json").write_text(json.dumps([found, cfg.at_least]))
+    Artifact(path=Path(cfg.where)).save(name="Count")
+    if Path(cfg.note or "none").exists():
+        raise ValueError(cfg.note)
+    return float(found)
+
+app = App("letters")
+app.command("write", WriteConfig, write, produces=["Words"])
+app.command("count", CountConfig, count, produces=["Count"],
+    artifacts={"words": ArtifactInput(default_name="Words:latest", mappings={"file": "words"})})
+app.pipeline("all", stages=["write", "count"])
+"""
+
+
+@pytest.fixture
+def says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Says]:
+    """Run a command in the launch folder; what it printed."""
+    work = tmp_path / "work"
+    (work / "letters").mkdir(parents=True)
+    (work / "letters/__init__.py").write_text(RECIPE)
+    (work / "env.toml").write_text('[cli]\nrecipes = ["letters"]\n')
+    monkeypatch.setenv("NEMOTRON_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(work)
+
+    def run(line: str, code: int = 0) -> str:
+        monkeypatch.chdir(work)
+        capfd.readouterr()
+        got = nemotron(line.split())
+        assert got == code, "\n".join(capfd.readouterr())
+        out, err = capfd.readouterr()
+        return out if out and not code else out + err
+
+    yield run
+    gc.enable()
+    sys.modules.pop("letters", None)
+    lineage.forget_inputs()
+    tracking.reset()
+
+
+def move(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: str = "elsewhere/home") -> Path:
+    new = tmp_path / to
+    new.parent.mkdir(exist_ok=True)
+    (tmp_path / "home").rename(new)
+    monkeypatch.setenv("NEMOTRON_HOME", str(new))
+    tracking.reset()
+    return new
+
+
+def versions(says: Says, name: str) -> list[dict[str, Any]]:
+    return json.loads(says(f"artifacts {name} --json"))  # type: ignore[no-any-return]
+
+
+def test_everything_is_found_where_it_is_now(tmp_path: Path, says: Says, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = tmp_path / "home"
+    says("letters all")
+    says("letters count -m at_least=1,2")
+    (tmp_path / "home/stop").write_text("stop")
+    says(f"letters count at_least=3 note={old}/stop", code=1)
+    before = {name: versions(says, name) for name in ("Words", "Count")}
+    runs = {row["id"]: row for row in json.loads(says("runs --json"))}
+    failed = next(run for run, row in runs.items() if row["state"] == "failed")
+    sweep = next(run for run, row in runs.items() if row["jobs"] == 2)
+
+    home = move(tmp_path, monkeypatch)
+    for name, rows in before.items():
+        assert versions(says, name) == json.loads(json.dumps(rows).replace(str(old), str(home)))
+        assert json.loads(says(f"artifacts {name}:latest --verify --json"))["verified"]
+    assert {row["id"]: row["state"] for row in json.loads(says("runs --json"))} == {
+        run: row["state"] for run, row in runs.items()
+    }
+    for run in runs:
+        shown = json.loads(says(f"runs show {run} --json"))
+        pins = [record["artifacts"] for record in shown.get("job_records", ())]
+        assert str(old) not in json.dumps([shown["plan"], pins])
+        assert not stored_plan(open_run(run)).has_separate_folder
+    assert "at_least" in says(f"runs show {sweep}") and "job 1: succeeded" in says(f"runs logs {sweep}")
+    # Lineage, an artifact by its name, a pipeline that has nothing to do, a job anew and one that goes on.
+    (words,) = Artifact.from_uri("art://Count:v1").get_input_uris()
+    assert words == "art://Words:v0" and Path(Artifact.from_uri(words).metadata["file"]).read_text() == "to be or not"
+    assert "nothing to do" in says("letters all") + says("letters all")
+    plan = json.loads(says(f"runs rerun {failed} --dry-run --json"))
+    assert plan["problems"] == [] and plan["config"]["note"] == f"{home}/stop"
+    assert plan["inputs"]["words"]["path"].startswith(str(home))
+    (home / "stop").unlink()
+    assert "succeeded" in says(f"runs resume {failed}")
+    says("letters count at_least=4")
+    assert len(versions(says, "Count")) == 4
+    # Its files lie in it still.
+    whole = next(run for run, row in runs.items() if row["stage"] == "write")
+    assert "holds the files of Words:v0" in says(f"runs rm {whole}", code=2)
+    assert not (tmp_path / "home").exists()
+
+
+def test_it_is_moved_again_and_back(tmp_path: Path, says: Says, monkeypatch: pytest.MonkeyPatch) -> None:
+    says("letters all")
+    first = versions(says, "Count")
+    home = move(tmp_path, monkeypatch)
+    says("letters count at_least=2")
+    home.rename(tmp_path / "home")
+    monkeypatch.setenv("NEMOTRON_HOME", str(tmp_path / "home"))
+    assert versions(says, "Count")[0] == first[0] and versions(says, "Count")[1]["files"] == "whole"
+    # A copy reads its own files, and not the first ones.
+    shutil.copytree(tmp_path / "home", tmp_path / "copy")
+    monkeypatch.setenv("NEMOTRON_HOME", str(tmp_path / "copy"))
+    (found,) = (row["path"] for row in versions(says, "Words"))
+    assert found.startswith(f"{tmp_path}/copy/") and versions(says, "Words")[0]["files"] == "whole"
+
+
+def test_a_home_of_an_older_version(tmp_path: Path, says: Says, monkeypatch: pytest.MonkeyPatch) -> None:
+    was = unpack(tmp_path / "old")
+    (was / "home").rename(tmp_path / "home")
+    monkeypatch.setenv("NEMOTRON_HOME", str(tmp_path / "home"))
+    for run in (path.name for path in (tmp_path / "home/runs").iterdir() if path.name[0] != "."):
+        plan, record = json.loads(says(f"runs show {run} --json"))["plan"], open_run(run)
+        if plan.get("executor") == "local" and "place" in plan:
+            assert plan["place"]["run"] == str(record.path)
+            for job in record.jobs():
+                assert read_spec(job.path).environment["NEMO_RUN_DIR"] == str(job.path)
+        assert read_config(record.job().path)["run"]
+
+
+def test_a_registry_elsewhere_stays_what_it_is(
+    tmp_path: Path, make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only what lies in the home moves with it."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "a.txt").write_text("a")
+    Artifact(path=folder).save(name="Data")
+    move(tmp_path, monkeypatch)
+    assert open_registry().resolve("Data:v0").path == str(folder)
+    assert open_registry().verify(open_registry().resolve("Data:v0"), deep=True)
+
+
+def test_shards_of_a_blend_lie_beside_it(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "blend.json").write_text(json.dumps({"train": ["1", f"{folder}/train/shard", "2", "/other/shard"]}))
+    Artifact(path=folder).save()
+    new = folder.rename(tmp_path / "moved")
+    prefixes = [source.prefix for source in read_blend(new / "blend.json")["train"]]
+    assert prefixes == [f"{new}/train/shard", "/other/shard"]
+
+
+@pytest.mark.parametrize(
+    ("text", "now"),
+    [
+        ("/a/lab", "/b"),
+        ("/a/lab/runs/x", "/b/runs/x"),
+        ("--volume=/a/lab/x:/a/lab", "--volume=/b/x:/b"),
+        ("/a/lab2/x", "/a/lab2/x"),
+        ("/mnt/a/lab/x", "/mnt/a/lab/x"),
+        ("lab/x", "lab/x"),
+        ("file:///a/lab/x", "file:///b/x"),
+    ],
+)
+def test_paths_in_texts(text: str, now: str) -> None:
+    assert moved({text: [text, 1]}, ["/a/lab"], Path("/b")) == {now: [now, 1]}
+
+
+def test_a_home_inside_its_old_place(tmp_path: Path) -> None:
+    assert moved(["/lab/runs/x", "/lab/home/runs/x"], ["/lab"], Path("/lab/home")) == ["/lab/home/runs/x"] * 2
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path)
+    assert home_names(link) == [str(link), os.path.realpath(tmp_path)]
+    assert relative_to(["/a/b", "/ab"], {"/a": "."}) == ["./b", "/ab"]
