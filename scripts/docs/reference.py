@@ -174,7 +174,7 @@ def _launcher() -> str:
     rows = [
         (f"`hydra.launcher.{field.name}`", _code(_kind(field)), _code(_default(field)), _plain(about[field.name]))
         for field in dataclasses.fields(NemoRunConf)
-        if field.name != "_target_"
+        if field.name in about
     ]
     parts = [
         "# hydra.launcher",
