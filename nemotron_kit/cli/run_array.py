@@ -175,12 +175,12 @@ def _record(jobs: _Jobs, after: After | None, composed: Composed) -> RunFolder:
 
 def _submit(run: RunFolder, jobs: _Jobs, detached: bool, request: Job, started: float) -> int:
     from nemotron_kit.launch.attach import attach
-    from nemotron_kit.launch.submission import run_elsewhere
+    from nemotron_kit.launch.submission import submit_and_follow
 
     folders = run.jobs()
     print_status(f"{run.id}: a plan, {jobs.count} tasks and a final job, on {jobs.first.profile}")
     progress = _Progress(run, jobs)
-    run_elsewhere(run, folders, None if detached else progress.ended, progress.tick)
+    submit_and_follow(run, folders, None if detached else progress.ended, progress.tick)
     if detached:
         print_commands(run.id, "show", "attach", "cancel")
         if request.json:

@@ -61,7 +61,7 @@ def run_pipeline(pipeline: Pipeline, request: Job, argv: Sequence[str], tree: Tr
     ).prepare()
     if request.dry_run:
         return _show(launch, request)
-    if launch.stages[0].placed.settings.dry_run:
+    if launch.stages[0].resolved.settings.dry_run:
         print_status("dry_run is set in the profile: nothing is started. --run.dry_run false starts the pipeline.")
         return _show(launch, request)
     return _start(launch, request)
@@ -98,7 +98,7 @@ def _show(launch: Launch, request: Job) -> int:
                 "pipeline": launch.request.pipeline.full_name,
                 "hydra": shell_line(request),
                 "mode": launch.mode,
-                "profile": launch.stages[0].placed.config["run"]["profile"],
+                "profile": launch.stages[0].resolved.config["run"]["profile"],
                 "stages": [_stage_json(*row) for row in rows],
             }
         )
@@ -123,11 +123,11 @@ def _count(launch: Launch) -> str:
 
 
 def _stage_lines(number: int, stage: Stage, decision: Decision, problems: Sequence[str]) -> Iterator[str]:
-    settings = stage.placed.settings
+    settings = stage.resolved.settings
     resources = f"   (resources {stage.command.resources})" if stage.command.resources else ""
     where = f"   on {settings.executor}" if not is_local(settings.executor) else ""
     config = f" -c {stage.composed.config_name}" if stage.composed.config_file else ""
-    yield f"{number}  {stage.words}{config}: {'skip' if decision.skip else 'run'}: {decision.why}{where}{resources}"
+    yield f"{number}  {stage.label}{config}: {'skip' if decision.skip else 'run'}: {decision.why}{where}{resources}"
     for slot, text in stage.references.items():
         yield f"     reads {slot}: {_source(stage, slot, text)}"
     for name in stage.produces:
@@ -139,7 +139,7 @@ def _stage_lines(number: int, stage: Stage, decision: Decision, problems: Sequen
 def _source(stage: Stage, slot: str, text: str) -> str:
     pin = stage.inputs().get(slot)
     label = pin.label if pin else text
-    return f"{label}, from {stage.wired[slot][0].words}" if slot in stage.wired else label
+    return f"{label}, from {stage.wired[slot][0].label}" if slot in stage.wired else label
 
 
 def _stage_json(stage: Stage, decision: Decision, problems: Sequence[str]) -> dict[str, Any]:
@@ -160,7 +160,7 @@ def _stage_json(stage: Stage, decision: Decision, problems: Sequence[str]) -> di
         "produces": stage.produces,
         "outputs": [pin.label for pin in stage.outputs or ()],
         "resources": stage.command.resources,
-        "executor": stage.placed.settings.executor,
+        "executor": stage.resolved.settings.executor,
         "problems": list(problems),
         "notes": [*stage.notes, *stage.composed.notes],
     }
@@ -179,7 +179,7 @@ class _Progress:
     def decided(self, stage: Stage, decision: Decision, of: int) -> None:
         self.number += 1
         verb = "skipped" if decision.skip else "runs"
-        print_status(f"[{self.number}/{of}] {stage.words} {verb}: {decision.why}")
+        print_status(f"[{self.number}/{of}] {stage.label} {verb}: {decision.why}")
         for note in stage.notes:
             print_status(f"note: {note}")
         self.rows.append({"stage": stage.name, "state": "skipped" if decision.skip else "pending", "why": decision.why})
@@ -201,7 +201,7 @@ def _start(launch: Launch, request: Job) -> int:
     print_status(f"{launch.id}: {launch.request.pipeline.full_name}, {_count(launch)}")
     if launch.submitted:
         return _submit(launch, request, progress)
-    outcome = launch.run_here(progress)
+    outcome = launch.run_stages(progress)
     seconds = time.monotonic() - started
     ran = sum(row["state"] != "skipped" for row in progress.rows)
     if outcome.state == "succeeded":
@@ -216,7 +216,7 @@ def _start(launch: Launch, request: Job) -> int:
 
 
 def _submit(launch: Launch, request: Job, progress: _Progress) -> int:
-    attached = launch.mode == "run" and not launch.stages[0].placed.settings.detach
+    attached = launch.mode == "run" and not launch.stages[0].resolved.settings.detach
     launch.base = ["run.mode=batch" if override == "run.mode=run" else override for override in launch.base]
     submitted = launch.submit(progress)
     print_status(f"{launch.id}: {len(submitted)} stages submitted, {len(progress.rows) - len(submitted)} skipped")

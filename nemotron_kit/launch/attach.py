@@ -40,6 +40,7 @@ class LogOffsets:
                     self._jobs[number] = offsets
 
     def of(self, job: int) -> dict[str, int]:
+        """Log → the bytes that have been printed, of one job."""
         return dict(self._jobs.get(str(job), {}))
 
     def keep(self, offsets: Mapping[int, Mapping[str, int]]) -> None:
@@ -47,9 +48,9 @@ class LogOffsets:
         new = {**self._jobs, **{str(number): dict(of) for number, of in offsets.items() if of}}
         if self._path is None or new == self._jobs:
             return
-        with contextlib.suppress(OSError):  # a full disk must not end the watching
+        with contextlib.suppress(OSError):  # a full disk must not end the attached mode
             files.write_json(self._path, new)
-        # Only now: Ctrl-C in the middle of it must leave it to be written again.
+        # Set last, so that after Ctrl-C during the write it is written again.
         self._jobs = new
 
     def forget(self) -> None:
@@ -134,7 +135,7 @@ def attach(
     except KeyboardInterrupt:
         if not cancel_on_interrupt:
             return DETACHED
-    _say(f"{run.id}: cancelling; once more Ctrl-C leaves it to itself")
+    _report(f"{run.id}: cancelling; once more Ctrl-C leaves it to itself")
     try:
         backend.cancel(run, jobs)
         outcome = _follow(run, backend, jobs, followers, offsets)
@@ -151,7 +152,7 @@ def _follow(
             sys.stdout.flush()
         offsets.keep({follower.job.number: follower.written for follower in followers})
 
-    # A back end that is a folder of this machine is asked more often than one that many ask.
+    # The executor sets how often it is queried.
     fastest, slowest = backend.pace
     pace, lost, watch = Pace(fastest, 1.3, slowest), False, Watch(run, jobs)
     try:
@@ -161,13 +162,13 @@ def _follow(
                 observed = backend.observe(run, jobs)
                 with suppress(OSError):  # how it ended is told by who runs it: a full disk here changes nothing
                     record(jobs, observed, asked)
-                seen = StatusSnapshot(asked, observed)
-                watch.update(seen)  # before the logs are read: a job that has ended has written all of them
+                snapshot = StatusSnapshot(asked, observed)
+                watch.update(snapshot)  # before the logs are read: a job that has ended has written all of them
                 moved = sum(follower.pump(_show, keep) for follower in followers) > 0
                 lost = False
             except Unreachable as error:
                 if not lost:
-                    _say(f"{run.id}: unreachable, still trying: {error.message}")
+                    _report(f"{run.id}: unreachable, still trying: {error.message}")
                 lost = True
             keep()
             if watch.over and not lost:
@@ -175,7 +176,7 @@ def _follow(
                     follower.rest(_show)
                 if watch.state == DAMAGED:
                     return Outcome(EXIT_CODES[DAMAGED], DAMAGED, watch.why)
-                return outcome_of([effective_state(job, seen) for job in jobs])
+                return outcome_of([effective_state(job, snapshot) for job in jobs])
             if moved:
                 pace.restart()
             pace.wait()
@@ -207,6 +208,6 @@ def _show(text: str) -> None:
         sys.stdout.write(encodable(text, sys.stdout.encoding))
 
 
-def _say(text: str) -> None:
+def _report(text: str) -> None:
     with unless_gone(sys.stderr):
         print(printable(text), file=sys.stderr)  # noqa: T201

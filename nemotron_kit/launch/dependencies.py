@@ -1,4 +1,4 @@
-"""`--after ID`: a job that starts once other runs, here or submitted elsewhere, have succeeded."""
+"""`--after ID`: a job that starts once other runs, of this machine or submitted, have succeeded."""
 
 from __future__ import annotations
 
@@ -60,6 +60,7 @@ class After:
 
     @property
     def left(self) -> list[RunFolder]:
+        """The runs that have not succeeded yet."""
         return [run for run in self.runs if self.states[run.id] != "succeeded"]
 
     def dependency(self, plan: Plan) -> list[str] | None:
@@ -87,8 +88,8 @@ class After:
         else:
             waits["wait_first"] = tuple(run.id for run in self.left)
         notes = [f"it starts when {run.id} has succeeded" for run in self.left if run.id not in never]
-        # One may have ended between the look into the registry and this one: the job will find what it saved.
-        deferred = _late(plan, {run.id for run in self.runs}, command)
+        # A run may have ended since the registry was queried: the job will find what it saved.
+        deferred = _deferred_inputs(plan, {run.id for run in self.runs}, command)
         kept = [problem for problem in plan.problems if problem.slot not in deferred]
         read = [run for run in self.runs if any(reference.run == run.id for reference in deferred.values())]
         folders = [stored_plan(run).paths.run for run in read]
@@ -115,13 +116,14 @@ class SweepAfter:
         self._references = tuple(references)
         self._known: After | None = None
 
-    def apply(self, plan: Plan, command: Command, planned_again: Callable[[], Plan]) -> Plan:
-        """A job's plan; the first one may have to be made again, later. The runs are asked about once for all jobs."""
+    def apply(self, plan: Plan, command: Command, replan: Callable[[], Plan]) -> Plan:
+        """A job's plan; the first one may be made again by `replan` after a wait. The runs are queried once for all
+        jobs."""
         if self._known is None:
             self._known = After.of(self._references)
             if not is_local(plan.executor) and self._known.dependency(plan) is None:
                 wait_for(None, self._references)
-                self._known, plan = After.of(self._references), planned_again()
+                self._known, plan = After.of(self._references), replan()
         return self._known.apply(plan, command)
 
 
@@ -132,10 +134,10 @@ def wait_for(job: JobFolder | None, run_ids: Sequence[str]) -> None:
     was cancelled. An unreachable run is waited for.
     """
     waits = [Watch(open_run(run_id)) for run_id in run_ids]
-    pace, told = Pace(0.1, 1.3), False
+    pace, notified = Pace(0.1, 1.3), False
     while True:
         snapshots = refresh([each.run for each in waits])
-        states = {each.run.id: _look(each, snapshots.get(each.run.id)) for each in waits}
+        states = {each.run.id: _state_of(each, snapshots.get(each.run.id)) for each in waits}
         for each in waits:
             state = states[each.run.id]
             if state in _NEVER or (each.over and state != "succeeded"):
@@ -145,16 +147,16 @@ def wait_for(job: JobFolder | None, run_ids: Sequence[str]) -> None:
         waits = [each for each in waits if not each.over]
         if not waits:
             return
-        if not told:
-            _tell(job, states)
-            told = True
+        if not notified:
+            _notify(job, states)
+            notified = True
         if job is not None and (job.cancel_requested or not job.path.is_dir()):
             raise Cancelled(f"{job.run_id}: cancelled before it ran.")
         pace.longest = 30.0 if snapshots else 2.0
         pace.wait()
 
 
-def _look(watch: Watch, snapshot: StatusSnapshot | None) -> str:
+def _state_of(watch: Watch, snapshot: StatusSnapshot | None) -> str:
     if not watch.run.path.is_dir():
         return _GONE
     watch.update(snapshot)
@@ -162,12 +164,12 @@ def _look(watch: Watch, snapshot: StatusSnapshot | None) -> str:
 
 
 def _why(watch: Watch) -> str:
-    """Of a run whose end can't be known: what is damaged, or what its scheduler says."""
+    """`: …`, the reason why a run's end is not known: what is damaged, or the scheduler's error; else ""."""
     error = watch.why or watch.run.summary().error
     return f": {error}" if error else ""
 
 
-def _tell(job: JobFolder | None, states: Mapping[str, str]) -> None:
+def _notify(job: JobFolder | None, states: Mapping[str, str]) -> None:
     reason = ", ".join(f"{run_id} ({state})" for run_id, state in states.items() if state != "succeeded")
     sys.stderr.write(printable(f"waits for {reason}\n"))
     if job is not None:
@@ -181,15 +183,15 @@ def _dependency_ids(executor: Executor, run: RunFolder, snapshot: StatusSnapshot
         state = effective_state(job, snapshot)
         if state.terminal:
             continue
-        seen = snapshot.observed.get(job.number) if snapshot else None
-        number = executor.dependency_id({**state.facts, **(seen.facts if seen else {})})
+        observation = snapshot.observed.get(job.number) if snapshot else None
+        number = executor.dependency_id({**state.facts, **(observation.facts if observation else {})})
         if number is None:
             return set()
         found.add(number)
     return found
 
 
-def _late(plan: Plan, run_ids: set[str], command: Command) -> dict[str, Reference]:
+def _deferred_inputs(plan: Plan, run_ids: set[str], command: Command) -> dict[str, Reference]:
     """Slot → reference of inputs that the runs have not saved yet."""
     deferred: dict[str, Reference] = {}
     for slot, text in plan.references.items():

@@ -23,15 +23,15 @@ from nemotron_kit.config.freeze import walk_strings
 from nemotron_kit.errors import UserError
 from nemotron_kit.launch.placing import ResolvedJob
 
-# A file larger than this is known by its size and time.
+# A larger file is identified by size and modification time.
 _HASHED = 64 << 20
 # A file that lists others (a blend) is small.
 _LISTING = 4 << 20
 _MOST_FILES = 10_000
-# What is composed and makes no other result: where it runs, and whether it begins anew.
+# Parts of the config that do not change the result.
 _NO_RESULT = ("run", "force")
-_KIT = Path(nemotron_kit.__file__).resolve().parent
-# The rooms of nemotron_kit that recipes do their work with; of the rest, which launches them, the version counts.
+_PACKAGE = Path(nemotron_kit.__file__).resolve().parent
+# The packages of nemotron_kit that recipes compute with; the others are represented by the version.
 _ENGINES = ("data_prep", "training")
 _NAMED = [f"{name}.{engine}".encode() for name in ("nemotron_kit", "nemotron") for engine in _ENGINES]
 _INSTALLED = tuple({sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib", "platstdlib")})
@@ -39,7 +39,7 @@ _INSTALLED = tuple({sysconfig.get_path(name) for name in ("purelib", "platlib", 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """`config` is the frozen config without `run` and `force`, flat, the job's own folder written as `<job>`; `code`
+    """`config` is the frozen config without `run` and `force`, flat, the job's folder written as `<job>`; `code`
     file → digest; `files` those that the config names, and those that these list. A record holds it as plain JSON.
     """
 
@@ -48,6 +48,7 @@ class Fingerprint:
     files: Mapping[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
+        """JSON data, for the pipeline's record."""
         return asdict(self)
 
     @classmethod
@@ -58,7 +59,7 @@ class Fingerprint:
 
     def changes(self, before: Fingerprint, outputs: Sequence[str]) -> list[str]:
         """Sentences on what differs from the fingerprint `before`; [] where nothing does. Files in the folders
-        `outputs` are the stage's own results, and not compared."""
+        `outputs`, the stage's results, are not compared."""
         found = [f"{key} {_short(old)} → {_short(new)}" for key, old, new in _pairs(before.config, self.config)]
         found += [f"code: {name} {_how(old, new)}" for name, old, new in _pairs(before.code, self.code)]
         for name, old, new in _pairs(before.files, self.files):
@@ -88,10 +89,10 @@ def _how(old: Any, new: Any) -> str:
     return "is new" if old is _ABSENT else "is gone" if new is _ABSENT else "changed"
 
 
-def fingerprint(placed: ResolvedJob, command: Command) -> Fingerprint:
+def fingerprint(resolved: ResolvedJob, command: Command) -> Fingerprint:
     """The fingerprint of a composed job; its inputs are not in it."""
-    config = {key: value for key, value in placed.config.items() if key not in _NO_RESULT}
-    flat = {key: _portable(value, placed) for key, value in _flat(config)}
+    config = {key: value for key, value in resolved.config.items() if key not in _NO_RESULT}
+    flat = {key: _portable(value, resolved) for key, value in _flat(config)}
     beside = [command.script_path.resolve().parent] if command.script_path else []
     return Fingerprint(flat, code_of(command), named_files(config, [Path.cwd(), *beside]))
 
@@ -104,10 +105,10 @@ def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         yield key, value
 
 
-def _portable(value: Any, placed: ResolvedJob) -> Any:
+def _portable(value: Any, resolved: ResolvedJob) -> Any:
     if isinstance(value, list):
-        return [_portable(item, placed) for item in value]
-    return value.replace(placed.paths.job, "<job>") if isinstance(value, str) else value
+        return [_portable(item, resolved) for item in value]
+    return value.replace(resolved.paths.job, "<job>") if isinstance(value, str) else value
 
 
 # --- code
@@ -115,13 +116,13 @@ def _portable(value: Any, placed: ResolvedJob) -> Any:
 
 def code_of(command: Command) -> dict[str, str]:
     """File → digest of the modules that implement a command: its handler's, and those that they import, without
-    Python's own and those of installed packages other than the recipe's. Files are parsed, not imported. nemotron_kit
+    Python's and those of installed packages other than the recipe's. Files are parsed, not imported. nemotron_kit
     is represented by its version, and its engines (`nemotron_kit.training`, `nemotron_kit.data_prep`) by all of their
     files if the recipe uses them."""
     found: dict[Path, str] = {}
     engines: set[str] = set()
     left = [path for path in _roots(command) if path.is_file()]
-    own = {_top(name) for name in (command.handler_name, _class_name(command)) if name}
+    recipe_packages = {_top(name) for name in (command.handler_name, _class_name(command)) if name}
     while left:
         path = left.pop()
         if path in found:
@@ -129,20 +130,20 @@ def code_of(command: Command) -> dict[str, str]:
         data = path.read_bytes()
         found[path] = hashlib.sha256(data).hexdigest()[:16]
         engines |= {name.rpartition(b".")[2].decode() for name in _NAMED if name in data}
-        left += [file for module in _imported(path, data) if (file := _source(module, own))]
+        left += [file for module in _imported(path, data) if (file := _source(module, recipe_packages))]
     for engine in list(engines):  # one of them may use the other
-        files = sorted((_KIT / engine).rglob("*.py"))
+        files = sorted((_PACKAGE / engine).rglob("*.py"))
         engines |= {name.rpartition(b".")[2].decode() for file in files for name in _NAMED if name in file.read_bytes()}
     for engine in engines:
-        for file in sorted((_KIT / engine).rglob("*")):
+        for file in sorted((_PACKAGE / engine).rglob("*")):
             if file.is_file() and "__pycache__" not in file.parts:
                 found[file] = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
-    return {"nemotron_kit": nemotron_kit.__version__, **{_shown(file): found[file] for file in sorted(found)}}
+    return {"nemotron_kit": nemotron_kit.__version__, **{_portable_name(file): found[file] for file in sorted(found)}}
 
 
-def _shown(file: Path) -> str:
+def _portable_name(file: Path) -> str:
     """The name of one of nemotron_kit's files, relative to the package: the same wherever that is installed."""
-    return str(Path("nemotron_kit", file.relative_to(_KIT))) if file.is_relative_to(_KIT) else str(file)
+    return str(Path("nemotron_kit", file.relative_to(_PACKAGE))) if file.is_relative_to(_PACKAGE) else str(file)
 
 
 def _class_name(command: Command) -> str:
@@ -156,7 +157,7 @@ def _roots(command: Command) -> Iterator[Path]:
     for name in (command.handler_name, _class_name(command)):
         module = name.rpartition(":")[0]
         found = Path(module) if module.endswith(".py") else _spec_file(module)
-        if found is not None and not found.resolve().is_relative_to(_KIT):
+        if found is not None and not found.resolve().is_relative_to(_PACKAGE):
             yield found.resolve()
 
 
@@ -173,7 +174,7 @@ def _spec_file(module: str) -> Path | None:
 
 
 def _imported(path: Path, data: bytes) -> Iterator[str]:
-    """The names of the modules that a file may import, absolute; also those that only stand in it as "module:name"."""
+    """The names of the modules that a file may import, absolute; also those in texts of the form "module:name"."""
     try:
         tree = ast.parse(data)
     except (SyntaxError, ValueError):
@@ -203,7 +204,7 @@ def _package_of(path: Path) -> list[str]:
     return names
 
 
-def _source(module: str, own: set[str]) -> Path | None:
+def _source(module: str, recipe_packages: set[str]) -> Path | None:
     """The file of a module that counts as the recipe's code; None for all others."""
     first, *rest = module.split(".")
     if not first or first in ("nemotron_kit", "__main__"):
@@ -212,15 +213,15 @@ def _source(module: str, own: set[str]) -> Path | None:
         name, spec = first, importlib.util.find_spec(first)
         for part in rest:
             loaded = getattr(sys.modules.get(name), "__path__", None)  # which a package may have extended
-            places = loaded if loaded is not None else spec.submodule_search_locations if spec else None
+            search_paths = loaded if loaded is not None else spec.submodule_search_locations if spec else None
             name = f"{name}.{part}"
-            spec = PathFinder.find_spec(name, list(places)) if places is not None else None
+            spec = PathFinder.find_spec(name, list(search_paths)) if search_paths is not None else None
     except (ImportError, ValueError):
         return None
     if spec is None or not spec.has_location or not spec.origin or not spec.origin.endswith(".py"):
         return None
     installed = spec.origin.startswith(_INSTALLED)
-    return Path(spec.origin).resolve() if not installed or first in own else None
+    return Path(spec.origin).resolve() if not installed or first in recipe_packages else None
 
 
 # --- files
@@ -228,22 +229,22 @@ def _source(module: str, own: set[str]) -> Path | None:
 
 def named_files(config: Mapping[str, Any], folders: Sequence[Path]) -> dict[str, str]:
     """File → digest of the files that a config names, and of what is listed in those of them that are JSON or YAML
-    (a blend of datasets); of a folder that is listed, its files by size and time. Relative paths are looked for in
-    `folders`, the first first."""
+    (a blend of datasets); of a folder that is listed, its files by size and time. Relative paths are tried in
+    `folders`, in that order."""
     found: dict[str, str] = {}
     for _, text in walk_strings(config):
-        path = _there(text, folders)
-        if path is None or not path.is_file():  # a folder may be the stage's own output
+        path = _existing_path(text, folders)
+        if path is None or not path.is_file():  # a folder may be the stage's output
             continue
         found[str(path)] = _digest(path)
         for listed in _listed(path):
-            there = _there(listed, [path.parent, *folders])
-            if there is not None and there != path:
-                found[str(there)] = _digest(there) if there.is_file() else _folder_digest(there)
+            target = _existing_path(listed, [path.parent, *folders])
+            if target is not None and target != path:
+                found[str(target)] = _digest(target) if target.is_file() else _folder_digest(target)
     return found
 
 
-def _there(text: str, folders: Sequence[Path]) -> Path | None:
+def _existing_path(text: str, folders: Sequence[Path]) -> Path | None:
     """The path that a text denotes, if it exists."""
     text = text.removeprefix("file://")
     if text in ("", ".", "..") or len(text) > 4096 or any(mark in text for mark in ("\n", "\0", "${", "://")):
@@ -260,7 +261,7 @@ def _listed(path: Path) -> Iterator[str]:
         return
     try:
         values = load_mapping(path)
-    except (UserError, OSError):  # whoever reads it says what is wrong with it
+    except (UserError, OSError):  # reported by the job, which reads it
         return
     yield from (text for _, text in walk_strings(values))
 

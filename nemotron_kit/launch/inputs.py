@@ -69,7 +69,7 @@ def _asked_for(command: Command, asked: list[str], open_slots: list[str], notes:
 def _unasked(command: Command, slots: list[str], notes: list[str], dry_run: bool) -> Mapping[str, Any]:
     if not dry_run and (text := pipe.from_step()) is not None:
         if not text.strip():
-            # The step before may have failed: then what is read in its place is an older version.
+            # The step before may have failed: then an older version is read.
             notes.append("Nothing came through the pipe; inputs are read as without one.")
         return _parsed(text)
     shown, ended = pipe.peek_input()
@@ -77,7 +77,7 @@ def _unasked(command: Command, slots: list[str], notes: list[str], dry_run: bool
         notes.append("Nothing came through the pipe; inputs are read as without one.")
         return {}
     text = shown.decode(errors="replace")
-    artifacts = _ours(text if ended else text.partition("\n")[0], alone=ended or text.count("\n") == 1)
+    artifacts = _step_output(text if ended else text.partition("\n")[0], complete=ended or text.count("\n") == 1)
     if any(_match(slot, command, artifacts) for slot in slots):
         if not dry_run:
             pipe.take(len(shown))
@@ -89,10 +89,10 @@ def _unasked(command: Command, slots: list[str], notes: list[str], dry_run: bool
     return {}
 
 
-def _ours(text: str, *, alone: bool) -> Mapping[str, Any]:
+def _step_output(text: str, *, complete: bool) -> Mapping[str, Any]:
     """The artifacts in the pipe's content, if that is a step's output and nothing follows it."""
     try:
-        found = _parsed(text) if alone else {}
+        found = _parsed(text) if complete else {}
     except UserError:
         return {}
     # One artifact by itself could be any list's first entry, unless it names the registry that it is in.
@@ -115,7 +115,7 @@ def _match(slot: str, command: Command, artifacts: Mapping[str, Any]) -> Mapping
     same_type = [a for a in artifacts.values() if wanted and a.get("type") == wanted]
     if len(same_type) == 1:
         return same_type[0]  # type: ignore[no-any-return]
-    # With one input and one artifact of a type that nothing contradicts there is no doubt either.
+    # One input without a type, and one artifact.
     if not wanted and len(artifacts) == 1 and len(command.artifacts) == 1:
         return next(iter(artifacts.values()))  # type: ignore[no-any-return]
     return None
@@ -135,9 +135,9 @@ def _reference(artifact: Mapping[str, Any]) -> str:
     return hydra_quoted(omegaconf_escaped(text))
 
 
-# Slot → (reference as given, what a part of one is relative to); slot → its pin, or why there is none.
+# Slot → (reference as given, the default that a partial one is relative to).
 Asked = Mapping[str, "tuple[str, str | None]"]
-# What is asked besides: slot → fields of its artifact, which a machine elsewhere answers with the pin.
+# (asked, slot → fields of the artifact to fetch with the pin from another machine) → slot → pin, or why there is none.
 LookUp = Callable[[Asked, Mapping[str, "set[str]"]], "Mapping[str, Pin | NemotronError | None]"]
 # ${art:slot} and ${art:slot,field} without interpolations inside; an escaped one is text.
 ART = re.compile(r"(?<!\\)\$\{art:\s*(?P<slot>[A-Za-z_]\w*)\s*(?:,(?P<field>[^${},]*))?\}")
@@ -205,7 +205,7 @@ def _fields_used(config: Mapping[str, Any]) -> dict[str, set[str]]:
 
 
 def _default(slot: str, command: Command, composed: Composed) -> str | None:
-    """The reference that `--art.X v10` is relative to: the config file's own, else the command's default."""
+    """The reference that `--art.X v10` is relative to: that of the config file, else the command's default."""
     if not any(override.lstrip("+").startswith(f"run.{slot}=") for override in composed.overrides):
         return None
     run = (load_mapping(composed.config_file).get("run") or {}) if composed.config_file else {}
@@ -234,12 +234,12 @@ def input_slots(command: Command, frozen: Mapping[str, Any]) -> list[str]:
 
 
 def _files_refer(slot: str, command: Command) -> bool:
-    """Where the command's config files refer to the input, a composed config that doesn't has dropped it."""
+    """Whether the command's config files refer to the input: then a composed config that does not has dropped it."""
     return any(slot in slots_used(load_mapping(path)) for path in config_files(command).values())
 
 
 def makers(reference: str, app: App, asking: Composed) -> str:
-    """`Make it with: nemotron …` for the commands of a recipe that produce the artifact; "" when none says so. Its
+    """`Make it with: nemotron …` for the commands of a recipe that produce the artifact; "" if none declares it. Its
     config is the one that the artifact's name implies, else that of `asking`, if it has one of that name."""
     name = re.split(r"[:@]", reference.removeprefix("art://"))[0]
     for command in app.commands():
@@ -262,17 +262,17 @@ def _returns_artifact(command: Command) -> bool:
     return "Artifact" in (returned if isinstance(returned, str) else getattr(returned, "__name__", ""))
 
 
-# One launch is one answer: all jobs of a sweep see the same version, whatever is saved meanwhile.
+# Cached for one launch, so that all jobs of a sweep read the same version, whatever is saved meanwhile.
 _launch: list[str] = []
 _answers: dict[tuple[str, str, str | None], Pin | NemotronError | None] = {}
 # Fields of what was found in a registry on another machine: a value, or why there is none.
 _fields: dict[tuple[Pin, str], Any] = {}
 
 
-def look_up_for(placed: ResolvedJob, run_id: str, transports: TransportFactory | None) -> LookUp | None:
-    """The function that queries the registry of `placed`; None if that is on another machine and `transports` is None
+def look_up_for(resolved: ResolvedJob, run_id: str, transports: TransportFactory | None) -> LookUp | None:
+    """The function that queries the registry of `resolved`; None if that is on another machine and `transports` is None
     (a dry-run)."""
-    if placed.paths.is_remote and transports is None:
+    if resolved.paths.is_remote and transports is None:
         return None
     if _launch != [run_id]:
         _launch[:] = [run_id]
@@ -280,10 +280,10 @@ def look_up_for(placed: ResolvedJob, run_id: str, transports: TransportFactory |
         _fields.clear()
 
     def look_up(asked: Asked, fields: Mapping[str, set[str]]) -> Mapping[str, Pin | NemotronError | None]:
-        root = placed.paths.artifacts
+        root = resolved.paths.artifacts
         new = {slot: pair for slot, pair in asked.items() if (root, *pair) not in _answers}
-        if placed.paths.is_remote and transports:
-            # Another job of the launch may ask for more of what is pinned by now.
+        if resolved.paths.is_remote and transports:
+            # Another job of the launch may need other fields of an artifact that is pinned already.
             known = {slot: _answers[root, *pair] for slot, pair in asked.items() if slot not in new}
             pins = {slot: pin for slot, pin in known.items() if pin and not isinstance(pin, NemotronError)}
             more: dict[str, tuple[str, str | None]] = {
@@ -291,9 +291,9 @@ def look_up_for(placed: ResolvedJob, run_id: str, transports: TransportFactory |
                 for slot, pin in pins.items()
                 if any((pin, name) not in _fields for name in fields.get(slot, ()))
             }
-            found = _there(placed, {**new, **more}, fields, transports) if new or more else {}
+            found = _resolve_remotely(resolved, {**new, **more}, fields, transports) if new or more else {}
         else:
-            found = _here(placed.paths, new)
+            found = _resolve_locally(resolved.paths, new)
         _answers.update({(root, *asked[slot]): answer for slot, answer in found.items() if slot in new})
         return {slot: _answers[root, *pair] for slot, pair in asked.items()}
 
@@ -310,14 +310,14 @@ def remote_field(pin: Pin, name: str) -> Any:
 
 
 def pin_slots(
-    config: Mapping[str, Any], placed: ResolvedJob, run_id: str, transports: TransportFactory | None
+    config: Mapping[str, Any], resolved: ResolvedJob, run_id: str, transports: TransportFactory | None
 ) -> dict[str, Pin]:
     """Slot → pin, for a config of another program: of each `${art:slot}` in it, what `run.<slot>` refers to. Raises
     UserError for an artifact that is not there."""
     run: Any = config.get("run")
     used = sorted(slots_used(config) & set(run)) if isinstance(run, Mapping) else []
     asked = {slot: (str(run[slot]), None) for slot in used if isinstance(run[slot], str) and "${" not in run[slot]}
-    look_up = look_up_for(placed, run_id, transports)
+    look_up = look_up_for(resolved, run_id, transports)
     found = look_up(asked, {}) if look_up and asked else {}
     for slot, pin in found.items():
         if isinstance(pin, NemotronError):
@@ -325,7 +325,7 @@ def pin_slots(
     return {slot: pin for slot, pin in found.items() if pin is not None and not isinstance(pin, NemotronError)}
 
 
-def _here(paths: RemotePaths, asked: Asked) -> dict[str, Pin | NemotronError | None]:
+def _resolve_locally(paths: RemotePaths, asked: Asked) -> dict[str, Pin | NemotronError | None]:
     registry = open_registry(paths.artifacts)
     found: dict[str, Pin | NemotronError | None] = {}
     for slot, (text, default) in asked.items():
@@ -336,19 +336,19 @@ def _here(paths: RemotePaths, asked: Asked) -> dict[str, Pin | NemotronError | N
     return found
 
 
-def _there(
-    placed: ResolvedJob, asked: Asked, fields: Mapping[str, set[str]], transports: TransportFactory
+def _resolve_remotely(
+    resolved: ResolvedJob, asked: Asked, fields: Mapping[str, set[str]], transports: TransportFactory
 ) -> dict[str, Pin | NemotronError | None]:
     from nemotron_kit.remote.agent.operations import error_from_dict
 
-    paths = placed.paths
+    paths = resolved.paths
     for slot, (text, _) in asked.items():
         if text.startswith("."):
             raise UserError(
                 f"{slot}: {text} is a path on this machine, but the job runs on {paths.host}.",
                 hint=f"Name an artifact of its registry ({paths.artifacts}), or an absolute path there.",
             )
-    answers, _ = transports(placed.settings).call(
+    answers, _ = transports(resolved.settings).call(
         "resolve",
         root=paths.artifacts,
         references={slot: list(pair) for slot, pair in asked.items()},
@@ -358,8 +358,8 @@ def _there(
     for slot, answer in answers.items():
         if "pin" in answer:
             pin = found[slot] = Pin.from_dict(answer["pin"])
-            for name, said in answer["fields"].items():
-                _fields[pin, name] = error_from_dict(said["error"]) if "error" in said else said["value"]
+            for name, value in answer["fields"].items():
+                _fields[pin, name] = error_from_dict(value["error"]) if "error" in value else value["value"]
         else:
             error: Any = error_from_dict(answer["error"])
             found[slot] = NemotronError(f"on {paths.host}: {error.message}", hint=error.hint)

@@ -27,19 +27,19 @@ from nemotron_kit.worker.run import run_job
 if TYPE_CHECKING:
     from nemotron_kit.launch.attach import LogOffsets
 
-# A work tree so large that git needs longer than this is recorded by its commit alone.
+# If git needs more seconds than this for the status of a large work tree, only its commit is recorded.
 _SECONDS = 2.0
 
 
 def code_facts() -> dict[str, Any]:
     """`{"kit", "python", "folder", "commit", "dirty"}` of the working folder. `commit` is None outside a git work tree
     and before the first commit, `dirty` None where it isn't known. Starts git once, and only in a work tree."""
-    here = Path.cwd()
-    commit, dirty = _git(here) if any((folder / ".git").exists() for folder in (here, *here.parents)) else (None, None)
+    cwd = Path.cwd()
+    commit, dirty = _git(cwd) if any((folder / ".git").exists() for folder in (cwd, *cwd.parents)) else (None, None)
     return {
         "kit": __version__,
         "python": platform.python_version(),
-        "folder": str(here),
+        "folder": str(cwd),
         "commit": commit,
         "dirty": dirty,
     }
@@ -59,7 +59,7 @@ def _ask(folder: Path, *arguments: str) -> str | None:
     """The output of a git command; None if it fails or takes too long."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
     try:
-        # fsmonitor is a program named by the repository's own config: it must not be run.
+        # fsmonitor is a program that the repository's config names: it must not be run.
         done = subprocess.run(
             ["git", "-C", str(folder), "-c", "core.fsmonitor=false", *arguments],
             stdin=subprocess.DEVNULL,
@@ -81,7 +81,7 @@ def execute(plan: Plan, composed: Composed) -> Outcome:
     problems, before anything is written."""
     command = composed.command
     refuse_problems(plan)
-    # The handler is imported before there is a folder: what doesn't import leaves nothing behind.
+    # Import the handler first: one that can't be imported leaves no run folder.
     if plan.launch == IN_PROCESS:
         command.load_handler()
     run = create_run(
@@ -91,15 +91,15 @@ def execute(plan: Plan, composed: Composed) -> Outcome:
         labels=plan.labels,
     )
     if plan.launch == DETACHED:
-        return _elsewhere(plan, run)
+        return _submit(plan, run)
     if plan.launch == IN_PROCESS:
         set_run_dir(plan.folder)
         set_hydra_config(composed.config, composed.hydra, plan.job_folder)
     return run_planned(plan, command, run.job(plan.job))
 
 
-def _elsewhere(plan: Plan, run: RunFolder) -> Outcome:
-    """Submit to the plan's back end, now or later; with --run, stay until the end."""
+def _submit(plan: Plan, run: RunFolder) -> Outcome:
+    """Submit to the plan's executor, now or later; with --run, follow the job to its end."""
     from nemotron_kit.launch.attach import attach
 
     backend, job = executor_for(plan.settings), run.job(plan.job)
@@ -121,7 +121,7 @@ def submitted(run: RunFolder, job: JobFolder, backend: Executor, plan: Plan) -> 
             defer(plan, run)
         else:
             backend.submit(run, [plan])
-    except NotSent as error:  # it is known that nothing was submitted
+    except NotSent as error:  # certainly not submitted
         job.finish(error.exit_code, "failed", error=error.message)
         raise
     except Unreachable as error:
@@ -165,5 +165,5 @@ def followed(
 def refuse_problems(plan: Plan, notes: Sequence[str] = ()) -> None:
     """Raise the plan's problems as one UserError, with notes that may explain them."""
     if plan.problems:
-        said = [*plan.problems, *notes]
-        raise UserError(said[0], hint="\n".join(said[1:]) or None)
+        lines = [*plan.problems, *notes]
+        raise UserError(lines[0], hint="\n".join(lines[1:]) or None)

@@ -1,4 +1,4 @@
-"""Git repositories that are mounted into a container: which commit is meant, and the folder that it is mounted from."""
+"""Git repositories that are mounted into a container: their commits, and the folders that they are mounted from."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _AUTO = re.compile(r"(?:\$\{)?auto_mount:(.*?)\}?\Z", re.DOTALL)
 _GIT = re.compile(r"git\+([^,\s]+)@([A-Za-z0-9][A-Za-z0-9._/-]{0,199})(?:,(/[A-Za-z0-9._/@+=-]*))?\Z")
 _URL = re.compile(r"(?:https?|ssh|git|file)://[A-Za-z0-9._~/@:+%=-]+\Z")
 _COMMIT = re.compile(r"[0-9a-f]{40}\Z")
-# (where it is asked from, URL, ref) → commit: a sweep's jobs all mean the same one.
+# (target, URL, ref) → commit, so that all jobs of a sweep mount the same one.
 _commits: dict[tuple[Any, str, str], str] = {}
 
 TransportFactory = Callable[["RunConfig"], Any]
@@ -39,7 +39,7 @@ class Mounted(NamedTuple):
 def with_repositories(settings: RunConfig, root: str, transports: TransportFactory | None) -> Mounted:
     """The settings with each auto_mount as `FOLDER:TARGET`, in `[cache] git_dir` below the target's `root`.
 
-    Without `transports` nobody is asked which commit a branch or a tag is, and the folder is named after that. Raises
+    Without `transports` a branch or tag is not resolved to a commit, and the folder is named after it. Raises
     UserError for a mount that can't be read and for a ref that the repository doesn't have.
     """
     found, cache = Mounted(settings), f"{root}/repositories"
@@ -60,7 +60,7 @@ def _replaced(found: Mounted, mount: str, text: str, cache: str, transports: Tra
     folder = f"{name}-{commit[:12] if commit else re.sub('[^A-Za-z0-9._-]', '-', ref)}"
     mounted = f"{cache}/{folder}:{target or f'/opt/{name}'}"
     mounts = [mounted if each == mount else each for each in found.settings.mounts or ()]
-    note = f"{url}: which commit {ref} is, is asked at launch"
+    note = f"{url}: {ref} is resolved to a commit at launch"
     return Mounted(
         replace(found.settings, mounts=mounts),
         (*found.fetch, {"cache": cache, "url": url, "ref": ref, "commit": commit, "folder": folder}),

@@ -49,8 +49,8 @@ class Stage:
     config: str | None
     overrides: list[str]
     composed: Composed
-    placed: ResolvedJob
-    print: Fingerprint
+    resolved: ResolvedJob
+    fingerprint: Fingerprint
     references: dict[str, str]
     wired: dict[str, tuple[Stage, str]] = field(default_factory=dict)
     pins: dict[str, Pin | NemotronError | None] = field(default_factory=dict)
@@ -60,19 +60,26 @@ class Stage:
 
     @property
     def name(self) -> str:
+        """The stage's name in its recipe, as records have it: `prep/data`."""
         return self.command.stage
 
     @property
-    def words(self) -> str:
+    def label(self) -> str:
+        """The stage as a user types it: `prep data`."""
         return " ".join(self.command.path[1:])
 
     @property
     def given(self) -> set[str]:
         """The inputs named on the command line, which are used unchanged."""
-        return {word.removeprefix("run.").partition("=")[0] for word in self.overrides if word.startswith("run.")}
+        return {
+            override.removeprefix("run.").partition("=")[0]
+            for override in self.overrides
+            if override.startswith("run.")
+        }
 
     @property
     def produces(self) -> list[str]:
+        """The names of the artifacts that it declares to save."""
         return [name.replace("{config}", self.composed.config_name) for name in self.command.produces]
 
     def inputs(self) -> dict[str, Pin | None]:
@@ -118,7 +125,7 @@ class PipelineProgress(Protocol):
 
 @dataclass
 class Launch:
-    """A pipeline, ready to be shown or started. `prog` is the program before a command's names (`nemotron`)."""
+    """A launch of a pipeline. `prog` is the program before a command's names (`nemotron`)."""
 
     request: Request
     app: App
@@ -133,9 +140,9 @@ class Launch:
     labels: Labels = field(default_factory=Labels)
     id: str = ""
     stages: list[Stage] = field(default_factory=list)
-    memory: dict[str, list[Earlier]] = field(default_factory=dict)
+    history: dict[str, list[Earlier]] = field(default_factory=dict)
 
-    # --- making it ready: nothing is written
+    # --- preparing: nothing is written
 
     def prepare(self) -> Launch:
         """Compose every selected stage, connect the stages by their artifacts, and pin the other inputs.
@@ -147,42 +154,43 @@ class Launch:
         for at in self.request.selected:
             self.stages.append(self._composed(at))
         self._wire()
-        self.memory = earlier_runs(pipeline, self.transports is not None)
+        self.history = earlier_runs(pipeline, self.transports is not None)
         for stage in self.stages:
             self._pin(stage)
         return self
 
     @property
     def mode(self) -> str:
-        return str(self.stages[0].placed.config["run"]["mode"])
+        """`local`, `run` or `batch`, the same for all stages."""
+        return str(self.stages[0].resolved.config["run"]["mode"])
 
     @property
     def submitted(self) -> bool:
         """Whether the stages are submitted, rather than run one after another by this process."""
-        return self.mode == "batch" or not is_local(self.stages[0].placed.settings.executor)
+        return self.mode == "batch" or not is_local(self.stages[0].resolved.settings.executor)
 
     def _composed(self, at: int, pins: Sequence[str] = ()) -> Stage:
         request = self.request
         command, config = request.pipeline.stages[at], request.configs[at]
-        own = self._own(at)
+        stage_overrides = self._stage_overrides(at)
         overrides = [
             f"recipe={command.recipe}",
             f"stage={command.stage}",
             *([f"config={config}"] if config is not None else []),
             *self.base,
             *request.common,
-            *own,
+            *stage_overrides,
             *pins,
         ]
         composed = compose(self.tree, overrides, self.env, self.config_dir)
-        placed = resolve_job(composed, self.id, 0, None, self.transports)
-        run = placed.config["run"]
+        resolved = resolve_job(composed, self.id, 0, None, self.transports)
+        run = resolved.config["run"]
         references = {
             slot: omegaconf_unescaped(str(run[slot]))
-            for slot in input_slots(command, placed.config)
+            for slot in input_slots(command, resolved.config)
             if run.get(slot) is not None
         }
-        return Stage(at, command, config, overrides, composed, placed, fingerprint(placed, command), references)
+        return Stage(at, command, config, overrides, composed, resolved, fingerprint(resolved, command), references)
 
     def _wire(self) -> None:
         """Connect every input that names the newest version of what another stage saves with that stage."""
@@ -216,24 +224,25 @@ class Launch:
             if slot in stage.wired:
                 continue
             declared = stage.command.artifacts.get(slot)
-            own = self._own_version(stage, slot, text) if slot not in stage.given else None
-            asked[slot] = (own or text, declared.default_name if declared else None)
-        look_up = look_up_for(stage.placed, self.id, self.transports)
+            stage_overrides = self._last_version(stage, slot, text) if slot not in stage.given else None
+            asked[slot] = (stage_overrides or text, declared.default_name if declared else None)
+        look_up = look_up_for(stage.resolved, self.id, self.transports)
         stage.pins = dict(look_up(asked, {})) if look_up and asked else dict.fromkeys(asked)
         for slot, pin in stage.pins.items():
             if isinstance(pin, NemotronError):
                 hint = " ".join(filter(None, [pin.hint, makers(asked[slot][0], self.app, stage.composed)]))
-                stage.pins[slot] = UserError(f"{stage.words}: {slot}: {pin.message}", hint=hint or None)
+                stage.pins[slot] = UserError(f"{stage.label}: {slot}: {pin.message}", hint=hint or None)
 
-    def _own_version(self, stage: Stage, slot: str, text: str) -> str | None:
-        """`Name:vN` of what the pipeline itself saved last, for an input of which another stage is the maker."""
+    def _last_version(self, stage: Stage, slot: str, text: str) -> str | None:
+        """`Name:vN` of the version that this pipeline saved last, for an input that another of its stages produces;
+        else None."""
         name = text.partition(":")[0]
         if text not in (name, f"{name}:latest"):
             return None
         for other in self.request.pipeline.stages:
             if other is stage.command or not any(may_be(pattern, name) for pattern in other.produces):
                 continue
-            for earlier in self.memory.get(other.stage, ()):
+            for earlier in self.history.get(other.stage, ()):
                 if earlier.succeeded and (pin := next((p for p in earlier.outputs() if p.name == name), None)):
                     return pin.label
             stage.notes.append(f"{slot}: this pipeline has not saved {name} yet: the newest version is read")
@@ -245,7 +254,7 @@ class Launch:
         """Decide whether the stage is skipped, by its fingerprint and the inputs known now."""
         if stage.number in self.request.forced:
             return Decision(False, "--force")
-        known = self.memory.get(stage.name, [])
+        known = self.history.get(stage.name, [])
         successes = [earlier for earlier in known if earlier.succeeded]
         waits = stage.waits_for()
         if not successes:
@@ -258,7 +267,7 @@ class Launch:
                 differing.append((changes, earlier))
                 continue
             if waits:
-                names = " and ".join(other.words for other in waits)
+                names = " and ".join(other.label for other in waits)
                 return Decision(False, f"{names} runs; skipped if that saves the same again", earlier, open=True)
             broken = self._broken(stage, earlier)
             if broken is None:
@@ -278,7 +287,7 @@ class Launch:
                 found.append(f"input {slot}: {pin.label if pin else stage.references[slot]} can't be compared")
             elif old is None or old.digest != pin.digest:
                 found.append(f"input {slot}: {old.label if old else '(nothing)'} → {pin.label}")
-        return found + stage.print.changes(earlier.print, [pin.path for pin in earlier.outputs()])
+        return found + stage.fingerprint.changes(earlier.fingerprint, [pin.path for pin in earlier.outputs()])
 
     def _broken(self, stage: Stage, earlier: Earlier) -> str | None:
         """Why the saved outputs of the stage can't be used again; None if all are intact."""
@@ -286,15 +295,15 @@ class Launch:
         lacking = [name for name in stage.produces if name not in {pin.name for pin in outputs}]
         if lacking or not outputs:
             return f"{earlier.id} saved no {lacking[0]}" if lacking else "it saves no artifact"
-        look_up = look_up_for(stage.placed, self.id, self.transports)
+        look_up = look_up_for(stage.resolved, self.id, self.transports)
         if look_up is None:
-            return "its registry is asked at launch"
+            return "its registry is queried at launch"
         for pin in outputs:
             found = look_up({pin.name: (pin.label, None)}, {})[pin.name]
             if isinstance(found, NemotronError):
                 return " ".join(found.message.split("\n"))
             if found is None or found.digest != pin.digest:
-                return f"{pin.label} is another one now"
+                return f"{pin.label} has been replaced"
         return None
 
     # --- starting
@@ -342,19 +351,21 @@ class Launch:
     def _line(self, stage: Stage, pins: Sequence[str]) -> list[str]:
         """The command line that starts the same job by itself."""
         config = ["-c", stage.config] if stage.config is not None else []
-        own = self._own(stage.number)
-        return [*self.prog, *stage.command.path[1:], *config, *self.base, *self.request.common, *own, *pins]
+        stage_overrides = self._stage_overrides(stage.number)
+        return [*self.prog, *stage.command.path[1:], *config, *self.base, *self.request.common, *stage_overrides, *pins]
 
-    def _own(self, at: int) -> list[str]:
-        """The overrides of a stage by itself. A forced one with a field `force` gets `force=true`."""
-        own = [override for override in self.request.own[at] if not override.startswith("config=")]
-        if at in self.request.forced and not any(override.lstrip("+").startswith("force=") for override in own):
+    def _stage_overrides(self, at: int) -> list[str]:
+        """The overrides that concern one stage only. A forced one with a field `force` gets `force=true`."""
+        stage_overrides = [override for override in self.request.by_stage[at] if not override.startswith("config=")]
+        if at in self.request.forced and not any(
+            override.lstrip("+").startswith("force=") for override in stage_overrides
+        ):
             named = {field.name: field.type for field in fields(self.request.pipeline.stages[at].load_config_cls())}
-            own += ["force=true"] if named.get("force") in (bool, "bool") else []
-        return own
+            stage_overrides += ["force=true"] if named.get("force") in (bool, "bool") else []
+        return stage_overrides
 
     def record(self) -> RunFolder:
-        """Create the pipeline's own run, without stages yet."""
+        """Create the run of the pipeline, without stages yet."""
         first, pipeline = self.stages[0], self.request.pipeline
 
         plan = {
@@ -362,9 +373,9 @@ class Launch:
             "recipe": pipeline.recipe,
             "stage": pipeline.stage,
             "command_line": shlex.join(masked_overrides(self.argv)),
-            "mode": first.placed.config["run"]["mode"],
-            "profile": first.placed.config["run"]["profile"],
-            # The record is of this machine; its stages' runs say where they are.
+            "mode": first.resolved.config["run"]["mode"],
+            "profile": first.resolved.config["run"]["profile"],
+            # The pipeline runs on this machine; the runs of its stages have their executors.
             "executor": "local",
             "launcher": process_facts(),
             "stages": [stage.name for stage in self.stages],
@@ -372,45 +383,45 @@ class Launch:
         }
         return create_run(self.id, plan, [], labels=self.labels)
 
-    def run_here(self, say: PipelineProgress) -> Outcome:
+    def run_stages(self, progress: PipelineProgress) -> Outcome:
         """Run the stages one after another, each with its profile, until one does not succeed."""
         if self.after:
             wait_for(None, self.after)
         run, outcome = self.record(), Outcome(0, "succeeded")
-        for place, stage in enumerate(self.stages):
+        for index, stage in enumerate(self.stages):
             decision = self.decide(stage)
-            say.decided(stage, decision, len(self.stages))
+            progress.decided(stage, decision, len(self.stages))
             if decision.skip:
-                self._skip(run, place, stage, decision)
+                self._skip(run, index, stage, decision)
                 continue
             self._require_inputs(stage)
             stage.run = new_run_id(stage.command.recipe, stage.name)
             composed, plan = self.plan(stage, stage.run)
             _refuse(stage, plan.problems)
             plan = replace(plan, code=code_facts(), files={**plan.files, **hydra_files(composed)})
-            say.starts(plan)
+            progress.starts(plan)
             started = time.monotonic()
-            self._note(run, place, stage, decision)
+            self._note(run, index, stage, decision)
             outcome = execute(plan, composed)
-            say.ended(plan, outcome, time.monotonic() - started)
-            self._note(run, place, stage, decision, state=outcome.state)
+            progress.ended(plan, outcome, time.monotonic() - started)
+            self._note(run, index, stage, decision, state=outcome.state)
             if outcome.state != "succeeded":
                 return outcome
             stage.outputs = saved_by(RunFolder(runs_root() / stage.run))
             del composed, plan
-            gc.collect()  # a model of the stage before is in the way of the next one
+            gc.collect()  # free the memory of this stage's model before the next one starts
         return outcome
 
-    def submit(self, say: PipelineProgress) -> list[tuple[Stage, Plan]]:
+    def submit(self, progress: PipelineProgress) -> list[tuple[Stage, Plan]]:
         """Submit every stage that is not skipped, each to start after those whose artifacts it reads (on this machine
         after the one before it). The decision is made again when a stage starts, once its inputs exist."""
         run = self.record()
         given: list[tuple[Stage, Plan]] = []
-        for place, stage in enumerate(self.stages):
+        for index, stage in enumerate(self.stages):
             decision = self.decide(stage)
-            say.decided(stage, decision, len(self.stages))
+            progress.decided(stage, decision, len(self.stages))
             if decision.skip:
-                self._skip(run, place, stage, decision)
+                self._skip(run, index, stage, decision)
                 continue
             stage.run = new_run_id(stage.command.recipe, stage.name)
             composed, plan = self.plan(stage, stage.run)
@@ -422,11 +433,13 @@ class Launch:
                 plan = After.of(after).apply(plan, stage.command)
             _refuse(stage, plan.problems)
             plan = replace(
-                plan, code=code_facts(), files={**plan.files, **hydra_files(composed), **_again(plan, decision)}
+                plan,
+                code=code_facts(),
+                files={**plan.files, **hydra_files(composed), **_with_unchanged(plan, decision)},
             )
-            say.starts(plan)
-            self._note(run, place, stage, decision)
-            say.ended(plan, execute(plan, composed), 0.0)
+            progress.starts(plan)
+            self._note(run, index, stage, decision)
+            progress.ended(plan, execute(plan, composed), 0.0)
             given.append((stage, plan))
         return given
 
@@ -436,29 +449,30 @@ class Launch:
                 maker, name = stage.wired[slot]
                 saved = ", ".join(each.label for each in maker.outputs or ()) or "nothing"
                 raise UserError(
-                    f"{stage.words} reads {name}, which {maker.words} was to save; it saved {saved}.",
+                    f"{stage.label} reads {name}, which {maker.label} was to save; it saved {saved}.",
                     hint=f"Its record: nemotron runs show {maker.run}" if maker.run else None,
                 )
 
-    def _note(self, run: RunFolder, place: int, stage: Stage, decision: Decision, *, state: str | None = None) -> None:
-        """Put a stage's run on the pipeline's record, with its `state` once it has ended here: it may be removed."""
+    def _note(self, run: RunFolder, index: int, stage: Stage, decision: Decision, *, state: str | None = None) -> None:
+        """Add a stage's run to the pipeline's record, with its `state` once it has ended: the run may be removed
+        later."""
         run.add_stage(
-            place,
+            index,
             {
                 "stage": stage.name,
                 "run": stage.run,
                 "state": state,
                 "why": decision.why,
                 "inputs": {slot: pin.to_dict() for slot, pin in stage.inputs().items() if pin},
-                "fingerprint": stage.print.to_dict(),
+                "fingerprint": stage.fingerprint.to_dict(),
             },
         )
 
-    def _skip(self, run: RunFolder, place: int, stage: Stage, decision: Decision) -> None:
+    def _skip(self, run: RunFolder, index: int, stage: Stage, decision: Decision) -> None:
         assert decision.before is not None  # noqa: S101 — only what ran before is skipped
         stage.outputs = decision.before.outputs()
         run.add_stage(
-            place,
+            index,
             {
                 "stage": stage.name,
                 "skipped": True,
@@ -466,7 +480,7 @@ class Launch:
                 "producer": decision.before.id,
                 "inputs": {slot: pin.to_dict() for slot, pin in stage.inputs().items() if pin},
                 "outputs": [pin.to_dict() for pin in stage.outputs],
-                "fingerprint": stage.print.to_dict(),
+                "fingerprint": stage.fingerprint.to_dict(),
             },
         )
 
@@ -474,11 +488,11 @@ class Launch:
 def _refuse(stage: Stage, problems: Sequence[str]) -> None:
     """Raise the problems of a stage as one UserError that names it."""
     if problems:
-        raise UserError(f"{stage.words}: {problems[0]}", hint="\n".join(problems[1:]) or None)
+        raise UserError(f"{stage.label}: {problems[0]}", hint="\n".join(problems[1:]) or None)
 
 
-def _again(plan: Plan, decision: Decision) -> dict[str, str]:
-    """job.json with what the worker compares, where nothing but the inputs can differ."""
+def _with_unchanged(plan: Plan, decision: Decision) -> dict[str, str]:
+    """job.json with the earlier run that the worker compares its inputs with, where nothing else can differ."""
     before = decision.before
     if before is None or not decision.open or any(pin.digest is None for pin in before.inputs().values()):
         return {}

@@ -20,13 +20,13 @@ from nemotron_kit.spec.plan import is_local, stored_plan
 if TYPE_CHECKING:
     from nemotron_kit.artifacts.reference import Pin
 
-# How many of a pipeline's earlier runs are looked through for what is unchanged.
+# How many of a pipeline's earlier runs are compared with.
 _REMEMBERED = 30
 
 
 @dataclass(frozen=True)
 class Earlier:
-    """A stage's record in an earlier run of its pipeline, and the run that it was, where that is still there."""
+    """A stage's record in an earlier run of its pipeline, and the stage's run (None if it was skipped or removed)."""
 
     record: Mapping[str, Any]
     pipeline: str
@@ -39,20 +39,25 @@ class Earlier:
 
     @property
     def removed(self) -> bool:
+        """Whether the run has been deleted."""
         return bool(self.record.get("run")) and self.run is None
 
     @property
     def succeeded(self) -> bool:
+        """Whether the stage's work was done: it succeeded, or was skipped."""
         return bool(self.record.get("skipped")) or (self.run is not None and self.run.state() == "succeeded")
 
     @property
-    def print(self) -> Fingerprint:
+    def fingerprint(self) -> Fingerprint:
+        """The fingerprint that the stage had then; an empty one if none is recorded."""
         return Fingerprint.from_dict(self.record.get("fingerprint") or {})
 
     def inputs(self) -> dict[str, Pin]:
+        """Slot → pin of the artifacts that the run read."""
         return _pins_of(self._artifacts("inputs") or self.record.get("inputs") or {})
 
     def outputs(self) -> list[Pin]:
+        """The versions that the run saved; of a skipped stage, those that it took over."""
         found = self.record.get("outputs") if self.record.get("skipped") else self._artifacts("outputs")
         return list(_pins_of(dict(enumerate(found or ()))).values())
 
@@ -96,19 +101,19 @@ def earlier_runs(pipeline: Pipeline, connect: bool) -> dict[str, list[Earlier]]:
 
 
 def _bring_up_to_date(runs: Iterable[RunFolder]) -> None:
-    """Ask about the runs elsewhere that were not over when they were last looked at, and fetch what they saved."""
-    elsewhere = []
+    """Update the records of submitted runs, and fetch those of the artifacts that they saved."""
+    submitted = []
     for run in runs:
         with suppress(DamagedRecord):
             plan = stored_plan(run)
             if not is_local(plan.executor) and not (run.jobs() and (run.job(0).exit_record() or {}).get("mirrored")):
-                elsewhere.append((run, plan))
-    if not elsewhere:
+                submitted.append((run, plan))
+    if not submitted:
         return
     from nemotron_kit.launch.status import mirror, refresh
 
-    snapshots = refresh([run for run, _ in elsewhere])
-    for run, plan in elsewhere:
+    snapshots = refresh([run for run, _ in submitted])
+    for run, plan in submitted:
         lost = run.id in snapshots and snapshots[run.id].lost
         if not lost and run.state() == "succeeded":
             with suppress(NemotronError):  # then it is not known what it saved, and the stage runs again

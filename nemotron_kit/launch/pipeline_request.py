@@ -11,18 +11,18 @@ from nemotron_kit.config.config_files import config_files, load_mapping, other_c
 from nemotron_kit.errors import UserError, nearest, sentence
 from nemotron_kit.quoting import hydra_unquoted
 
-# A pipeline's own options, each of which takes a stage.
+# The options of a pipeline that take a stage.
 CHOICES = ("from", "to", "only", "force")
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a launch of a pipeline asks for. `common` are the overrides of every stage, `own` those of one (by its place
-    in the pipeline, `config=` among them); `selected` and `forced` are places, too."""
+    """What a launch of a pipeline asks for. `common` are the overrides of every stage, `by_stage` those of one (by its
+    index in the pipeline, `config=` among them); `selected` and `forced` are indices, too."""
 
     pipeline: Pipeline
     common: tuple[str, ...]
-    own: tuple[tuple[str, ...], ...]
+    by_stage: tuple[tuple[str, ...], ...]
     configs: tuple[str | None, ...]
     selected: tuple[int, ...]
     forced: tuple[int, ...]
@@ -32,7 +32,7 @@ def read_request(pipeline: Pipeline, config: str | None, overrides: Sequence[str
     """Sort a line's overrides by the stages that they are about. Raises UserError, with the nearest names."""
     stages = pipeline.stages
     common: list[str] = []
-    own: list[list[str]] = [[] for _ in stages]
+    by_stage: list[list[str]] = [[] for _ in stages]
     chosen: dict[str, list[int]] = {name: [] for name in CHOICES}
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
@@ -40,10 +40,10 @@ def read_request(pipeline: Pipeline, config: str | None, overrides: Sequence[str
             (at for at, stage in enumerate(stages) if _plain(key).startswith(f"{_plain(stage_prefix(stage))}.")), None
         )
         if key in chosen:
-            chosen[key] += [_place(pipeline, word, f"--{key}") for word in _words(value)]
+            chosen[key] += [_index_of(pipeline, name, f"--{key}") for name in _names(value)]
         elif at is not None:
             marks = override[: len(override) - len(override.lstrip("+~"))]
-            own[at].append(marks + override[len(marks) + len(stage_prefix(stages[at])) + 1 :])
+            by_stage[at].append(marks + override[len(marks) + len(stage_prefix(stages[at])) + 1 :])
         elif key.startswith("run."):
             common.append(override)
         else:
@@ -54,15 +54,15 @@ def read_request(pipeline: Pipeline, config: str | None, overrides: Sequence[str
         if len(chosen[name]) > 1:
             raise UserError(f"--{name} names {len(chosen[name])} stages.", hint="Give one.")
     selected = _selected(pipeline, chosen)
-    for at, words in enumerate(own):
-        if words and at not in selected:
+    for at, overrides in enumerate(by_stage):
+        if overrides and at not in selected:
             prefix = stage_prefix(stages[at])
-            raise UserError(f"{prefix}.{words[0]}: {prefix} is not among the stages that run.")
+            raise UserError(f"{prefix}.{overrides[0]}: {prefix} is not among the stages that run.")
     return Request(
         pipeline,
         tuple(common),
-        tuple(map(tuple, own)),
-        _configs(pipeline, config, own),
+        tuple(map(tuple, by_stage)),
+        _configs(pipeline, config, by_stage),
         selected,
         tuple(chosen["force"]),
     )
@@ -73,31 +73,31 @@ def _plain(text: str) -> str:
     return text.strip().replace("/", ".").replace(" ", ".").replace("-", "_")
 
 
-def _words(value: str) -> list[str]:
+def _names(value: str) -> list[str]:
     text = value.strip()
     parts = text[1:-1].split(",") if text[:1] + text[-1:] == "[]" else [text]
     return [hydra_unquoted(part.strip()) or part.strip() for part in parts if part.strip()]
 
 
-def _place(pipeline: Pipeline, word: str, option: str) -> int:
-    """Where a stage stands in the pipeline. Raises UserError for none."""
+def _index_of(pipeline: Pipeline, name: str, option: str) -> int:
+    """The index of a stage in the pipeline. Raises UserError for an unknown one."""
     for at, stage in enumerate(pipeline.stages):
         names = [stage_prefix(stage), *(".".join([*stage.path[1:-1], alias]) for alias in stage.aliases)]
-        if _plain(word) in map(_plain, names):
+        if _plain(name) in map(_plain, names):
             return at
     known = [stage_prefix(stage) for stage in pipeline.stages]
-    hint = sentence(nearest(_plain(word), known))
-    raise UserError(f"{option}: {pipeline.full_name} has no stage {word!r}.", hint=hint)
+    hint = sentence(nearest(_plain(name), known))
+    raise UserError(f"{option}: {pipeline.full_name} has no stage {name!r}.", hint=hint)
 
 
 def _meant(pipeline: Pipeline, override: str) -> str:
     """Which stages have the key, else the stages that there are."""
     first_key = override.lstrip("+~").partition("=")[0]
     first = first_key.partition(".")[0]
-    with suppress(Exception):  # a stage whose config does not import has no say in it
+    with suppress(Exception):  # a stage whose config can't be imported
         having = [s for s in pipeline.stages if first in {f.name for f in fields(s.load_config_cls())}]
         if having:
-            return f"Say whose value it is: {', '.join(f'{stage_prefix(stage)}.{override}' for stage in having)}."
+            return f"Name the stage: {', '.join(f'{stage_prefix(stage)}.{override}' for stage in having)}."
     prefixes, parts = [stage_prefix(stage) for stage in pipeline.stages], _plain(first_key).split(".")
     for length in range(len(parts), 0, -1):
         close = nearest(".".join(parts[:length]), prefixes)
@@ -106,19 +106,26 @@ def _meant(pipeline: Pipeline, override: str) -> str:
     return f"Write STAGE.key=value; the stages are {', '.join(prefixes)}."
 
 
-def _configs(pipeline: Pipeline, name: str | None, own: Sequence[Sequence[str]]) -> tuple[str | None, ...]:
-    """Each stage's config: its own `STAGE.config=`, else the one called `name` where it has that. UserError for a name
+def _configs(pipeline: Pipeline, name: str | None, by_stage: Sequence[Sequence[str]]) -> tuple[str | None, ...]:
+    """Each stage's config: that of `STAGE.config=`, else the one called `name` where it has that. UserError for a name
     that no stage has. A file in a folder that stages share is that stage's whose fields it sets."""
     files = [config_files(stage) for stage in pipeline.stages]
-    for stage, own_files in zip(pipeline.stages, files, strict=True):
+    for stage, stage_files in zip(pipeline.stages, files, strict=True):
         shared = any(other.config_folder == stage.config_folder for other in pipeline.stages if other is not stage)
-        if shared and name in own_files and other_command_of(load_mapping(own_files[name]), stage, [*pipeline.stages]):
-            del own_files[name]
+        if (
+            shared
+            and name in stage_files
+            and other_command_of(load_mapping(stage_files[name]), stage, [*pipeline.stages])
+        ):
+            del stage_files[name]
     if name is not None and not any(name in each for each in files):
         known = sorted({each for names in files for each in names})
         hint = sentence(nearest(name, known)) if "/" not in name else "A file is one stage's: STAGE.config=PATH."
         raise UserError(f"No stage of {pipeline.full_name} has a config {name!r}.", hint=hint)
-    given = [next((o.partition("=")[2] for o in reversed(words) if o.startswith("config=")), None) for words in own]
+    given = [
+        next((o.partition("=")[2] for o in reversed(overrides) if o.startswith("config=")), None)
+        for overrides in by_stage
+    ]
     return tuple(
         chosen if chosen is not None else name if name in each else None
         for chosen, each in zip(given, files, strict=True)

@@ -40,33 +40,33 @@ from nemotron_kit.spec.runconfig import RunConfig
 
 
 def absolutized(values: Mapping[str, Any], cls: type, folder: str) -> dict[str, Any]:
-    """`values`, a frozen config of the dataclass `cls`, with each relative path that is there in the working folder
-    as one below `folder`, which the working folder is called where the job runs.
+    """`values`, a frozen config of the dataclass `cls`, with each relative path that exists in the working folder made
+    absolute below `folder`, the path of the working folder where the job runs.
 
-    Only what a field of type Path holds is taken for a path. One that isn't there may be a result, or a file that the
-    job's own code finds in its own way: it stays relative, to where the job starts.
+    Only the values of fields of type Path are paths. One that does not exist may be a result, or a file that the job's
+    code finds by itself: it stays relative to the folder in which the job starts.
     """
-    return {key: _anchored(value, type_hints(cls).get(key), folder) for key, value in values.items()}
+    return {key: _absolutized(value, type_hints(cls).get(key), folder) for key, value in values.items()}
 
 
-def _anchored(value: Any, annotation: Any, folder: str) -> Any:
+def _absolutized(value: Any, annotation: Any, folder: str) -> Any:
     origin, args = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        return _anchored(value, args[0], folder)
+        return _absolutized(value, args[0], folder)
     if origin in (Union, types.UnionType):
         members = [each for each in args if each is not type(None)]
-        return _anchored(value, members[0], folder) if len(members) == 1 else value
+        return _absolutized(value, members[0], folder) if len(members) == 1 else value
     if isinstance(value, Mapping):
         if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
             return absolutized(value, annotation, folder)
-        return {key: _anchored(item, args[1], folder) for key, item in value.items()} if len(args) == 2 else value
+        return {key: _absolutized(item, args[1], folder) for key, item in value.items()} if len(args) == 2 else value
     if isinstance(value, list):
-        return [_anchored(item, args[0], folder) for item in value] if args else value
+        return [_absolutized(item, args[0], folder) for item in value] if args else value
     is_path = isinstance(annotation, type) and issubclass(annotation, Path) and isinstance(value, str)
-    return posixpath.normpath(posixpath.join(folder, value)) if is_path and _is_here(value) else value
+    return posixpath.normpath(posixpath.join(folder, value)) if is_path and _exists_in_cwd(value) else value
 
 
-def _is_here(text: str) -> bool:
+def _exists_in_cwd(text: str) -> bool:
     return not text.startswith(("/", "~")) and text not in ("", ".") and os.path.exists(text)  # noqa: PTH110 — any text
 
 
@@ -88,7 +88,7 @@ def check_paths(values: Mapping[str, Any], paths: RemotePaths, settings: RunConf
     for key, text in walk_strings({key: value for key, value in values.items() if key != "run"}):
         if text.startswith("../") or text == "..":
             _check_relative(key, text, paths)
-        elif text.startswith("/") and "\n" not in text and _stays_behind(text, paths, mounted, settings):
+        elif text.startswith("/") and "\n" not in text and _is_unshipped(text, paths, mounted, settings):
             left[key] = text
     return left
 
@@ -103,24 +103,24 @@ def _check_relative(key: str, text: str, paths: RemotePaths) -> None:
         )
 
 
-def _stays_behind(text: str, paths: RemotePaths, mounted: list[str], settings: RunConfig) -> bool:
+def _is_unshipped(text: str, paths: RemotePaths, mounted: list[str], settings: RunConfig) -> bool:
     if paths.move(text) != text or paths.is_on_target(text) or any(below(text, folder) for folder in mounted):
         return False
     if not paths.is_remote and not settings.container_image:
         return False  # the same files are there
-    # /dev/shm is a disk in memory: its files are as much of this machine alone as those of a home.
+    # The files in /dev/shm exist on this machine only.
     system = any(below(text, folder) for folder in _SYSTEM) and not below(text, "/dev/shm")  # noqa: S108
     return not system and text not in ("/", "/tmp") and os.path.exists(text)  # noqa: S108, PTH110 — any text
 
 
 def _mounted(mount: str, settings: RunConfig) -> Iterator[str]:
-    """Where a mount `HERE:THERE[:flags]` can be found by the job."""
+    """The paths at which the job finds a mount `SOURCE:TARGET[:flags]`."""
     if mount.startswith("$"):
         return
-    here, _, rest = mount.partition(":")
-    yield rest.partition(":")[0] or here
+    source, _, rest = mount.partition(":")
+    yield rest.partition(":")[0] or source
     if not settings.container_image:
-        yield here
+        yield source
 
 
 # A profile's settings → the Transport to the machine that they name.
@@ -132,16 +132,15 @@ class ResolvedJob:
     """A composed job's frozen config as the job reads it, the settings of its profile, and the paths of its files.
 
     `composed` is the config with this machine's paths, and with ${oc.env:NEMO_RUN_DIR} and ${oc.env:PWD} kept: the
-    input of a rerun. `behind`: field → path that exists here and is not sent (see check_paths). `fetch`: the
-    repositories that its mounts need (see mounts.with_repositories). `home`: the home folder where it runs, as far as
-    that is known; None for a job of this machine.
-    """
+    input of a rerun. `unshipped_paths`: field → path that exists on this machine and is not sent (see check_paths).
+    `fetch`: the repositories that its mounts need (see mounts.with_repositories). `home`: the home folder where it
+    runs, as far as that is known; None for a job of this machine."""
 
     config: dict[str, Any]
     settings: RunConfig
     paths: RemotePaths
     composed: dict[str, Any] = field(default_factory=dict)
-    behind: Mapping[str, str] = field(default_factory=dict)
+    unshipped_paths: Mapping[str, str] = field(default_factory=dict)
     fetch: tuple[dict[str, str], ...] = ()
     notes: tuple[str, ...] = ()
     home: str | None = None
@@ -156,21 +155,21 @@ def resolve_job(
 ) -> ResolvedJob:
     """Freeze a composed job for its profile's target. Raises UserError for a path that can't be valid there.
 
-    `recorded`: the settings of an earlier launch, used in place of the profile's.
+    `recorded`: the settings of an earlier launch, used instead of the profile's.
     """
     with hydra_visible(composed.hydra):
-        placed = _placed(composed, run_id, job, recorded, transports)
-    check_targets(placed.config, composed.command, composed.config_name, " ".join(composed.overrides))
-    refuse_secrets(placed.config, lambda key: _place_in(composed.config_file, key))
-    return placed
+        resolved = _resolve(composed, run_id, job, recorded, transports)
+    check_targets(resolved.config, composed.command, composed.config_name, " ".join(composed.overrides))
+    refuse_secrets(resolved.config, lambda key: _location_of(composed.config_file, key))
+    return resolved
 
 
-def _place_in(file: Path | None, key: str) -> str:
+def _location_of(file: Path | None, key: str) -> str:
     paths = key_location(file, key) if file else ""
     return f"{paths}: " if paths != str(file or "") else ""
 
 
-def _placed(
+def _resolve(
     composed: Composed, run_id: str, job: int, recorded: RunConfig | None, transports: TransportFactory | None
 ) -> ResolvedJob:
     folder = f"{nemotron_home()}/runs/{run_id}/jobs/{job}"
@@ -178,7 +177,7 @@ def _placed(
     settings = effective_settings(frozen["run"], composed.overrides, recorded, composed.command.resources)
     named = settings.remote_job_dir or f"~/{REMOTE_FOLDER}"
     settings, where = with_folder(settings, (lambda: str(transports(settings).root)) if transports else None)
-    paths = executor_for(settings).paths(run_id, job, registry=registry_here(settings))
+    paths = executor_for(settings).paths(run_id, job, registry=local_registry(settings))
     if is_local(settings.executor):
         variables = {"NEMO_RUN_DIR": folder, "PWD": os.environ.get("PWD", "")}
         return ResolvedJob(frozen, settings, paths, keep_variables(frozen, composed.config, variables))
@@ -190,20 +189,20 @@ def _placed(
 
         settings, fetch, more = with_repositories(settings, paths.root, transports)
         notes += more
-    there = freeze(composed.config, paths.job, pwd=paths.environment["PWD"])
-    again = {**keep_variables(there, composed.config, paths.environment), "run": frozen["run"]}
-    behind = check_paths(there, paths, settings)
-    there = absolutized(there, composed.command.load_config_cls(), paths.environment["PWD"])
+    target_config = freeze(composed.config, paths.job, pwd=paths.environment["PWD"])
+    rerun_config = {**keep_variables(target_config, composed.config, paths.environment), "run": frozen["run"]}
+    unshipped_paths = check_paths(target_config, paths, settings)
+    target_config = absolutized(target_config, composed.command.load_config_cls(), paths.environment["PWD"])
     # The `run` section is read by the launch, so its paths are those of this machine.
-    config = {**moved(there, paths), "run": frozen["run"]}
+    config = {**moved(target_config, paths), "run": frozen["run"]}
     home = str(Path.home()) if settings.tunnel != "ssh" else None
     if home is None and named.startswith("~/"):
         home = paths.root.removesuffix(named[1:])
-    return ResolvedJob(config, settings, paths, again, behind, fetch, notes, home)
+    return ResolvedJob(config, settings, paths, rerun_config, unshipped_paths, fetch, notes, home)
 
 
-def registry_here(settings: RunConfig) -> str | None:
-    """The registry that a job on this machine finds, unless its profile names another."""
+def local_registry(settings: RunConfig) -> str | None:
+    """The root of this machine's registry; None for a job of another machine, or whose profile names a registry."""
     if settings.tunnel == "ssh" or settings.artifacts_root:
         return None
     return str(open_registry().root)
@@ -213,18 +212,18 @@ def import_path(paths: RemotePaths, *, harmless: bool = False) -> list[str]:
     """sys.path of this process as the job has it: folders in the code that is sent are translated; on another machine
     the others are dropped, and the package comes first. `harmless`: without folders that would hide the standard
     library."""
-    here = [str(Path(entry).absolute()) for entry in sys.path]
-    here = [entry for entry in here if not (harmless and shadows_library(entry))]
-    if not paths.moves:  # the job starts where the launch was made, or on what the target has
-        return [] if paths.package else list(dict.fromkeys(here))
-    entries = [paths.move(entry) for entry in here if paths.package is None or paths.move(entry) != entry]
-    # nemotron_kit's own folders (a checkout's) are found through the package.
+    entries = [str(Path(entry).absolute()) for entry in sys.path]
+    entries = [entry for entry in entries if not (harmless and shadows_library(entry))]
+    if not paths.moves:  # no code is sent
+        return [] if paths.package else list(dict.fromkeys(entries))
+    entries = [paths.move(entry) for entry in entries if paths.package is None or paths.move(entry) != entry]
+    # nemotron_kit itself is imported from the package.
     inside = [entry for entry in entries if not (paths.package and entry.startswith(paths.package))]
     return list(dict.fromkeys([*filter(None, [paths.package]), *inside]))
 
 
 def registry_table(paths: RemotePaths) -> str:
-    """env.toml for the job: [artifacts] as it is here, its root as it is there."""
+    """env.toml for the job: this machine's [artifacts], with the root of the target's registry."""
     table = {**read_env_file().table("artifacts"), "root": paths.artifacts}
     lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in table.items()]
     return "\n".join(["[artifacts]", *lines]) + "\n"
@@ -235,24 +234,24 @@ def left_out(paths: RemotePaths) -> list[str]:
     if paths.tree is None:
         return []
     return [
-        f"{name}: a git repository of its own that git ignores in {paths.tree.root}, so it is not part of the code "
+        f"{name}: a git repository that git ignores in {paths.tree.root}, so it is not part of the code "
         "that is sent. If the job imports it, take it out of .gitignore."
         for name in repositories_left_out(paths.tree)
     ]
 
 
-def still_behind(placed: ResolvedJob, transports: TransportFactory | None) -> list[Problem]:
+def unshipped_problems(resolved: ResolvedJob, transports: TransportFactory | None) -> list[Problem]:
     """A problem for each field whose path the job will not find. With `transports` the target is queried."""
-    return [*_ignored(placed), *_elsewhere(placed, transports)]
+    return [*_ignored(resolved), *_missing_on_target(resolved, transports)]
 
 
-def _ignored(placed: ResolvedJob) -> list[Problem]:
-    """Files in the code's own folder that git ignores, so that they are not sent."""
-    paths = placed.paths
+def _ignored(resolved: ResolvedJob) -> list[Problem]:
+    """A problem for each file in the code tree that git ignores, so that it is not sent."""
+    paths = resolved.paths
     if paths.code is None or paths.tree is None:
         return []
     inside = f"{paths.code}/"
-    values = {key: value for key, value in placed.config.items() if key != "run"}
+    values = {key: value for key, value in resolved.config.items() if key != "run"}
     found = {key: text.removeprefix(inside) for key, text in walk_strings(values) if text.startswith(inside)}
     files = {key: name for key, name in found.items() if os.path.isfile(f"{paths.tree.root}/{name}")}  # noqa: PTH113
     not_sent = ignored(paths.tree, sorted(set(files.values()))) if files else set()
@@ -260,21 +259,21 @@ def _ignored(placed: ResolvedJob) -> list[Problem]:
         Problem(
             f"{name} is ignored by git, so it is not part of the code that is sent.",
             field=key,
-            hint=f"Add it to the repository (git add -f {name}), or name a place that {paths.host} sees.",
+            hint=f"Add it to the repository (git add -f {name}), or name a path on {paths.host}.",
         )
         for key, name in files.items()
         if name in not_sent
     ]
 
 
-def _elsewhere(placed: ResolvedJob, transports: TransportFactory | None) -> list[Problem]:
-    if not placed.behind:
+def _missing_on_target(resolved: ResolvedJob, transports: TransportFactory | None) -> list[Problem]:
+    if not resolved.unshipped_paths:
         return []
-    paths, missing = placed.paths, dict(placed.behind)
+    paths, missing = resolved.paths, dict(resolved.unshipped_paths)
     if transports is not None and paths.is_remote:
         missing_paths = list(missing.values())
-        there, _ = transports(placed.settings).call("exist", paths=missing_paths)
-        missing = {key: path for key, path in missing.items() if not there[missing_paths.index(path)]}
+        exists, _ = transports(resolved.settings).call("exist", paths=missing_paths)
+        missing = {key: path for key, path in missing.items() if not exists[missing_paths.index(path)]}
     where = f"is on this machine and not {f'on {paths.host}' if paths.is_remote else 'in the container'}"
     sent = f"the code that is sent is {paths.tree.root}" if paths.tree else "no code is sent"
     fix = "mount it (mounts = …)" if paths.code and not paths.is_remote else f"name a path on {paths.host}, or mount it"

@@ -31,7 +31,7 @@ from nemotron_kit.launch.placing import (
     left_out,
     registry_table,
     resolve_job,
-    still_behind,
+    unshipped_problems,
 )
 from nemotron_kit.masking import is_secret_name, secret_in
 from nemotron_kit.quoting import refers
@@ -64,7 +64,9 @@ def job_environment(
     overrides: Sequence[str],
     config_name: str | None = None,
 ) -> dict[str, str]:
-    # A job's Python programs print as they go: its log holds both streams in order, and a kill costs no line.
+    """The variables that the launch sets for a job, without its secrets. `run` is the config's section `run`,
+    `overrides` those of the command line. Raises UserError for a secret in env_vars and for a wrong `run.wandb`."""
+    # Unbuffered, so that the log has both streams in order, and all lines of a killed job.
     variables = {"PYTHONUNBUFFERED": "1", **_env_vars(settings)}
     check_run_wandb(run.get("wandb") or {})
     wandb = {key: value for key, value in (run.get("wandb") or {}).items() if value not in (None, "", [])}
@@ -111,7 +113,7 @@ def _env_vars(settings: RunConfig) -> dict[str, str]:
 
 
 def not_sent(command: Command, single: bool) -> UserError:
-    """What to say to who sends an interactive command elsewhere, or sweeps over it."""
+    """The error for an interactive command that is submitted, or (not `single`) swept over."""
     what = "is sent to no profile" if single else "is no job of a sweep"
     return UserError(
         f"{command.full_name} talks with you on this terminal: it {what}.", hint="Leave out --run, --batch and -m."
@@ -119,6 +121,7 @@ def not_sent(command: Command, single: bool) -> UserError:
 
 
 def launch_kind(command: Command, mode: str, settings: RunConfig, resources: Resources) -> str:
+    """How the job is started: IN_PROCESS, TORCHRUN, RAY, DETACHED or INTERACTIVE."""
     if command.interactive:
         return INTERACTIVE
     if mode == "batch" or not is_local(settings.executor):
@@ -139,6 +142,7 @@ def worker_command(paths: RemotePaths) -> list[str]:
 def launch_command(
     command: Command, launch: str, paths: RemotePaths, resources: Resources, restarts: int = 0
 ) -> list[str]:
+    """The command line that starts the job, for the plan; the handler's name for one that starts no process."""
     if launch == DETACHED:
         return worker_command(paths)
     if launch in (IN_PROCESS, INTERACTIVE):
@@ -185,17 +189,17 @@ COMPOSED_FILE = "composed.yaml"
 
 
 def job_files(
-    placed: ResolvedJob, spec: Mapping[str, Any], inputs: Inputs, environment: Mapping[str, str]
+    resolved: ResolvedJob, spec: Mapping[str, Any], inputs: Inputs, environment: Mapping[str, str]
 ) -> dict[str, str]:
     """Name in the job's folder → text, of the files that every executor's job has."""
-    paths, frozen = placed.paths, placed.config
+    paths, frozen = resolved.paths, resolved.config
     pins = {slot: pin.to_dict() for slot, pin in inputs.pins.items() if pin}
     return {
         "config.yaml": to_yaml(frozen),
         "job.json": json.dumps({**spec, "environment": dict(environment)}, indent=2) + "\n",
         "artifacts.json": json.dumps({"inputs": pins, "outputs": []}, indent=2) + "\n",
         **({"env.toml": registry_table(paths)} if paths.names_registry else {}),
-        **({COMPOSED_FILE: to_yaml(placed.composed)} if placed.composed != frozen else {}),
+        **({COMPOSED_FILE: to_yaml(resolved.composed)} if resolved.composed != frozen else {}),
     }
 
 
@@ -211,6 +215,7 @@ def problems_of(
 
 
 def missing_value(key: str) -> Problem:
+    """The problem of a field without a default that has no value."""
     option = "--" + key.replace("_", "-")
     hint = f"Give it: {key}=VALUE, {option} VALUE, or in a config file with -c."
     return Problem(f"{key} has no value.", hint=hint)
@@ -252,39 +257,39 @@ def preflight(
     known: Mapping[str, Any],
 ) -> list[Problem | Note]:
     """Fields that the config needs and the inputs lack, and the results of the command's own check (a Note: what it
-    could not judge). A check that takes `here` is also called for jobs of other machines, with the values known now;
-    any other would judge this machine. Of what is `known` of the job a check gets what it takes (App.command)."""
+    could not check). A check with a parameter `here` is also called for jobs of other machines, with the values known
+    now; others are about this machine. It gets those of the `known` facts that it has parameters for (App.command)."""
     values, problems = _with_fields(frozen, inputs, paths)
     check = command.load_preflight()
     if check is None or not (here or _takes(check, "here")):
         return problems
     try:
         with pinned({slot: pin for slot, pin in inputs.pins.items() if pin}):
-            # An input that isn't there is a problem already; the rest is checked all the same, its ${art:…} unresolved.
+            # A missing input is a problem already; the rest is checked with its ${art:…} unresolved.
             whole = here and not (inputs.problems or problems)
             config: Any = job_config.typed(job_config.resolve(frozen) if whole else values, command.load_config_cls())
     except UserError as error:
         return [Problem(str(error))] if whole else problems
-    told: dict[str, Any] = {"connect": connect, **({} if here else {"here": False})}
-    found = check(config, **told, **{name: value for name, value in known.items() if _takes(check, name)})
+    options: dict[str, Any] = {"connect": connect, **({} if here else {"here": False})}
+    found = check(config, **options, **{name: value for name, value in known.items() if _takes(check, name)})
     return [*problems, *(each if isinstance(each, Note) else Problem(each) for each in found)]
 
 
-def _known_of(placed: ResolvedJob, resources: Resources, transports: TransportFactory | None) -> dict[str, Any]:
-    """What a plan knows of where a job runs, by the names of a check's parameters."""
-    settings, paths = placed.settings, placed.paths
+def _known_of(resolved: ResolvedJob, resources: Resources, transports: TransportFactory | None) -> dict[str, Any]:
+    """Facts about where a job runs, by the names of a check's parameters."""
+    settings, paths = resolved.settings, resolved.paths
 
     def free(folder: str) -> int | None:
-        if paths.is_remote:  # nothing is asked for a dry-run
+        if paths.is_remote:  # a dry-run connects to nothing
             return int(transports(settings).call("writable", folder=folder)[0]["free"]) if transports else None
-        place = Path(folder)
-        existing = next((each for each in (place, *place.parents) if each.exists()), None)
+        path = Path(folder)
+        existing = next((each for each in (path, *path.parents) if each.exists()), None)
         return shutil.disk_usage(existing).free if existing else None
 
     return {
         "processes": resources.nodes * resources.processes,
         "gpu": gpu_of(settings),
-        "home": placed.home,
+        "home": resolved.home,
         "free": free,
     }
 
@@ -313,8 +318,8 @@ def _with_fields(
             try:
                 field = _field(found, inputs, paths)
             except NemotronError as error:
-                said = " ".join(str(error).split("\n"))
-                problems.append(Problem(f"{found[0]}: {said}", field=key))
+                message = " ".join(str(error).split("\n"))
+                problems.append(Problem(f"{found[0]}: {message}", field=key))
                 continue
             if field is not None and found[0] == value:
                 return field
@@ -372,18 +377,18 @@ def build_plan(
 
     `transports` (remote.ssh.transport_for) connects to the target, whose registry is then read; without it, and with
     `connect=False` (a dry-run), no connection is opened. What would stop the job is listed in `problems`; what makes
-    the command itself wrong is raised as UserError. `recorded`: the settings of an earlier launch, used in place of the
+    the command itself wrong is raised as UserError. `recorded`: the settings of an earlier launch, used instead of the
     profile's. `single`: false for the jobs of a sweep, which share a script. `labels`: the run's,
     which W&B gets too.
     """
     command = composed.command
     transports = transports if connect and not command.interactive else None
-    placed = resolve_job(composed, run_id, job, recorded, transports)
-    frozen, settings, paths = placed.config, placed.settings, placed.paths
+    resolved = resolve_job(composed, run_id, job, recorded, transports)
+    frozen, settings, paths = resolved.config, resolved.settings, resolved.paths
     if command.interactive and (frozen["run"]["mode"] != "local" or not is_local(settings.executor) or not single):
         raise not_sent(command, single)
     missing = job_config.check(frozen, command.load_config_cls())
-    inputs = resolve_inputs(command, frozen, app, composed, look_up_for(placed, run_id, transports))
+    inputs = resolve_inputs(command, frozen, app, composed, look_up_for(resolved, run_id, transports))
     detached = list(_detached(frozen, settings, single))
     executor, mode = executor_for(settings), frozen["run"]["mode"]
     resources = executor.resources(command.torchrun)
@@ -411,7 +416,7 @@ def build_plan(
     problems = [
         *(missing_value(key) for key in missing),
         *inputs.problems,
-        *still_behind(placed, transports),
+        *unshipped_problems(resolved, transports),
         *added.problems,
         *([Problem(_PREVIEW)] if settings.dry_run and connect and not single else []),
         *(_ray_problems(settings, resources) if resources.ray else ()),
@@ -419,7 +424,7 @@ def build_plan(
         *map(Problem, contradictions(composed.overrides, frozen, command.load_config_cls())),
     ]
     here = is_local(settings.executor)
-    known = _known_of(placed, resources, transports)
+    known = _known_of(resolved, resources, transports)
     found = preflight(command, frozen, inputs, paths, connect, here, known) if not missing else []
     problems += [problem for problem in found if isinstance(problem, Problem)]
     unjudged = [str(note) for note in found if isinstance(note, Note)]
@@ -447,14 +452,14 @@ def build_plan(
         environment=environment,
         secrets=tuple(settings.secrets or ()),
         captured=_captured(composed, paths),
-        files={**job_files(placed, spec, inputs, environment), **added.files},
+        files={**job_files(resolved, spec, inputs, environment), **added.files},
         problems=tuple(problems),
         notes=(
             *composed.notes,
             *detached,
             *inputs.notes,
             *added.notes,
-            *placed.notes,
+            *resolved.notes,
             *left_out(paths),
             *unjudged,
             *_ray_notes(command, resources, given),
@@ -462,7 +467,7 @@ def build_plan(
         ),
         job=job,
         paths=paths,
-        repositories=placed.fetch,
+        repositories=resolved.fetch,
         single=single,
         **added.fields,
     )
@@ -487,14 +492,14 @@ def _ray_notes(command: Command, resources: Resources, given: Sequence[str]) -> 
 
 
 def _detached(frozen: dict[str, Any], settings: RunConfig, single: bool) -> Iterator[str]:
-    """Where the profile sets `detach`, make of --run what --batch is, in `frozen`; yields a note on it."""
+    """If the profile sets `detach`, change mode `run` to `batch` in `frozen`; yields a note."""
     if not settings.detach or frozen["run"]["mode"] != "run":
         return
     if not single:
         yield "detach: no effect on a sweep; --batch detaches it."
         return
     frozen["run"]["mode"] = "batch"
-    yield "detach is set in the profile: the job is submitted and left to itself, as with --batch."
+    yield "detach is set in the profile: the job is submitted and not followed, as with --batch."
 
 
 def _captured(composed: Composed, paths: RemotePaths) -> dict[str, str]:

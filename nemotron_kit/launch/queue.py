@@ -20,14 +20,14 @@ from nemotron_kit.runs.job import DamagedRecord, JobFolder, read_object
 from nemotron_kit.spec.plan import DETACHED, Plan
 
 LAUNCH_FILE = "launch.json"
-# What of a plan stands in a job's own record, besides `extra`, which holds what Plan.more gives.
-_OWN = ("mode", "executor", "settings", "place")
-_SHAPE = {**{name: PLAN_SHAPE[name] for name in (*_OWN, "secrets")}, "extra": PLAN_SHAPE, "files": [str]}
+# The fields of a plan that launch.json in a job's folder holds, besides `extra`, which is Plan.optional_fields().
+_PER_JOB = ("mode", "executor", "settings", "place")
+_SHAPE = {**{name: PLAN_SHAPE[name] for name in (*_PER_JOB, "secrets")}, "extra": PLAN_SHAPE, "files": [str]}
 
 
 class Texts(Mapping[str, str]):
-    """Name in a job's folder → the file's text, paths inside the home as they are now. It is read when it is asked for:
-    a sweep may have very many."""
+    """Name in a job's folder → the file's text, with paths inside the home as they are now. Read on access: a sweep may
+    have very many."""
 
     def __init__(self, folder: Path, names: Sequence[str]) -> None:
         self._folder, self._names = folder, tuple(names)
@@ -45,11 +45,10 @@ class Texts(Mapping[str, str]):
 
 
 def to_text(plan: Plan) -> str:
-    """The part of a job's plan that its own folder stores, as JSON."""
+    """The content of launch.json: the part of a job's plan that is not in the run's plan.json."""
     stored = plan.to_dict()
-    own = {name: stored[name] for name in _OWN}
-    extra, secrets = plan.optional_fields(), stored["secrets"]
-    return json.dumps({**own, "extra": extra, "secrets": secrets, "files": list(plan.files)}) + "\n"
+    per_job = {name: stored[name] for name in (*_PER_JOB, "secrets")}
+    return json.dumps({**per_job, "extra": plan.optional_fields(), "files": list(plan.files)}) + "\n"
 
 
 def load_plans(run: RunFolder, numbers: Sequence[int]) -> list[Plan]:
@@ -69,11 +68,11 @@ def load_plan(run: RunFolder, job: JobFolder) -> Plan:
 
 def _load(run: RunFolder, shared: Mapping[str, Any], number: int) -> Plan:
     file = run.job(number).path / LAUNCH_FILE
-    own = located(read_object(file, _SHAPE), run.path)
+    stored = located(read_object(file, _SHAPE), run.path)
     # The other facts in the run's record are those of its first job.
     common = {name: shared.get(name) for name in ("recipe", "stage", "profile", "environment")}
-    names, extra = own.pop("files", None) or (), own.pop("extra", None) or {}
-    plan = Plan.from_dict({**common, **extra, **own}, run.path, number, where=file)
+    names, extra = stored.pop("files", None) or (), stored.pop("extra", None) or {}
+    plan = Plan.from_dict({**common, **extra, **stored}, run.path, number, where=file)
     return replace(plan, launch=DETACHED, files=Texts(file.parent, names))
 
 
@@ -92,7 +91,7 @@ class SweepQueue:
     def __init__(self, run: RunFolder) -> None:
         self._path = run.path / SWEEP_FILE
         record = read_object(self._path, _SWEEP) if self._path.exists() else {"jobs": [], "batches": []}
-        # Of what is missing, jobs would count as not submitted yet, and be waited for without end.
+        # Jobs that are missing would count as not submitted yet, and be waited for without end.
         batches: list[dict[str, Any]] = [batch or {} for batch in record.get("batches") or ()]
         named = [record.get("jobs"), *(batch.get("jobs") for batch in batches)]
         if record.get("batches") is None or None in named:
@@ -137,11 +136,11 @@ class SweepQueue:
 
     def before(self, number: int) -> list[int]:
         """The jobs that must have succeeded before this one starts."""
-        at = next((place for place, level in enumerate(self.levels) if number in level), 0)
+        at = next((index for index, level in enumerate(self.levels) if number in level), 0)
         return self.levels[at - 1] if at else []
 
-    def again(self, numbers: Sequence[int]) -> None:
-        """Let jobs wait that were submitted, or dropped, before."""
+    def requeue(self, numbers: Sequence[int]) -> None:
+        """Put jobs that were submitted or dropped back among those that wait."""
         chosen = set(numbers)
         self._jobs = sorted({*self._jobs, *chosen})
         for batch in self._batches:

@@ -30,17 +30,19 @@ def resume(run: RunFolder, job: JobFolder) -> Outcome:
 
     Raises UserError, with nothing changed, for a job that has succeeded, that has not ended, or that can't start.
     """
-    _state(run, job)  # the lock is held for as long as the job is followed: who comes second hears that it runs
+    _state(
+        run, job
+    )  # without the lock, which is held while the job is followed, so that a second call reports the state
     with run_lock(run, _LOCK):
         state = _state(run, job)
         plan = _held(job, load_plan(run, job))
-        for said in missing_secrets(plan.secrets):
-            raise UserError(f"{job.reference}: {said}")
+        for problem in missing_secrets(plan.secrets):
+            raise UserError(f"{job.reference}: {problem}")
         backend = executor_for(plan.settings)
         offsets = _printed_before(run, job)
         sys.stderr.write(f"{job.reference}: another attempt\n")
         if state.terminal:
-            _begin_again(job, plan)
+            _reset(job, plan)
         plan = replace(plan, attempt=attempts(job))
         if is_local(plan.executor) and plan.mode != "batch":
             return followed(run, backend, job, lambda: submitted(run, job, backend, plan), offsets)
@@ -52,8 +54,8 @@ def resume(run: RunFolder, job: JobFolder) -> Outcome:
 
 
 def resume_levels(run: RunFolder) -> list[JobFolder]:
-    """Submit the jobs of an array that wait, and again those that have ended without success. Raises UserError where
-    there is none."""
+    """Submit the waiting jobs of an array and those that have ended without success. Returns the submitted jobs. Raises
+    UserError if there are none."""
     with run_lock(run, _LOCK):
         refresh([run])
         jobs = run.jobs()
@@ -65,21 +67,21 @@ def resume_levels(run: RunFolder) -> list[JobFolder]:
                 raise UserError(f"{run.id} has succeeded.", hint=f"To run it anew: nemotron runs rerun {run.id}")
             raise UserError(f"{run.id} is {run.state()}.", hint=f"nemotron runs attach {run.id} follows it.")
         for plan in load_plans(run, [job.number for job in stopped]):
-            for said in missing_secrets(plan.secrets):
-                raise UserError(f"{run.id}: {said}")
-            _begin_again(run.job(plan.job), plan)
-        queue.again([job.number for job in stopped])
+            for problem in missing_secrets(plan.secrets):
+                raise UserError(f"{run.id}: {problem}")
+            _reset(run.job(plan.job), plan)
+        queue.requeue([job.number for job in stopped])
     return submit_waiting(run)
 
 
 def _state(run: RunFolder, job: JobFolder) -> JobState:
-    """How the job stands now, if another attempt of it may begin."""
+    """The job's state now. Raises UserError, or Unreachable, if no other attempt may begin."""
     state = effective_state(job, refresh([run]).get(run.id))
     _refuse(job, state, not is_local(stored_plan(run).executor))
     return state
 
 
-def _refuse(job: JobFolder, state: JobState, elsewhere: bool) -> None:
+def _refuse(job: JobFolder, state: JobState, is_remote: bool) -> None:
     name, run_id = job.reference, job.run_id
     if state.state == "succeeded":
         raise UserError(f"{name} has succeeded.", hint=f"To run it anew: nemotron runs rerun {name}")
@@ -87,12 +89,12 @@ def _refuse(job: JobFolder, state: JobState, elsewhere: bool) -> None:
         why = f": {state.error}" if state.error else ""
         hint = f"nemotron runs attach {run_id} follows it; nemotron runs cancel {run_id} ends it."
         raise UserError(f"{name} is running{why}.", hint=hint)
-    # One of an older version that nobody has started (its start was killed) waits for nothing.
-    if state.state == "pending" and (elsewhere or state.facts.get("process") or state.facts.get(STARTER)):
+    # A pending job without a process, of an older version, was never started.
+    if state.state == "pending" and (is_remote or state.facts.get("process") or state.facts.get(STARTER)):
         reason = state.facts.get("reason")
         raise UserError(f"{name} is pending{f': {reason}' if reason else ''}.", hint="It begins by itself.")
     if state.state == "unreachable":
-        raise Unreachable(f"{name}: how it stands is not known: {state.error}", hint="Try again once that answers.")
+        raise Unreachable(f"{name}: its state is not known: {state.error}", hint="Try again once that answers.")
     if not state.terminal and state.state != "pending":
         raise UserError(f"{name} is {state.state}: {state.error}.", hint=f"nemotron runs show {run_id}")
 
@@ -109,9 +111,9 @@ def _held(job: JobFolder, plan: Plan) -> Plan:
     return replace(plan, dependency=None, wait_first=None)
 
 
-def _begin_again(job: JobFolder, plan: Plan) -> None:
-    """Begin an attempt in the job's folders: first in its own, where that is not the record's, so that nobody reads the
-    old end there."""
+def _reset(job: JobFolder, plan: Plan) -> None:
+    """Set a job to pending: first in the folder that it writes, if that is not the record's, so that the old end is not
+    read there."""
     if plan.has_separate_folder:
         folder = f"{plan.paths.run}/jobs/{job.number}"
         transport_for(plan.settings).call("begin_again", jobs=[folder])

@@ -34,13 +34,13 @@ from nemotron_kit.runs.job import (
 )
 from nemotron_kit.spec.plan import Plan, check_followed, is_local, stored_plan
 
-# An answer is good for this long, for longer where it took long: a busy scheduler is asked less often. That there was
-# none is good for as long as it took to find out.
+# Seconds for which a cached response is used: _TIMES as long as the query took, within these limits, so that a busy
+# scheduler is queried less often; a failed query for as long as it took.
 SHORTEST, LONGEST = 3.0, 60.0
 _TIMES = 5.0
 _FIELDS = tuple(field.name for field in fields(Observation))
 
-# A job of which its scheduler has known nothing for so long is given up; one that can't be asked about never is.
+# Seconds after which a job that its scheduler does not know is given up. An unreachable one never is.
 PATIENCE = 600.0
 # What another end replaces in an exit record.
 _REPLACED = ("code", "state", "error", "finished_at", "host", UNEXPLAINED, AGAIN)
@@ -59,13 +59,13 @@ class StatusCache:
         self.path = runs_root() / ".seen" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
 
     def fresh(self, wanted: Mapping[str, Sequence[int]]) -> dict[str, Known] | None:
-        """Run id → (time of the question, observations, error of the target), if all of `wanted` (run id → job numbers)
-        was answered lately enough; else None.
+        """Run id → (time of the query, observations, error of the target), if the cache has a fresh response for all of
+        `wanted` (run id → job numbers); else None.
         """
         now, runs = time.time(), self._read()
         if any(not _covers(runs.get(run_id), numbers, now) for run_id, numbers in wanted.items()):
             return None
-        with contextlib.suppress(TypeError, KeyError, ValueError):  # another version's: as if there were none
+        with contextlib.suppress(TypeError, KeyError, ValueError):  # written by another version
             return {run_id: _known(runs[run_id]) for run_id in wanted}
         return None
 
@@ -114,14 +114,14 @@ def mirror(plan: Plan, jobs: Sequence[JobFolder]) -> None:
     """Copy the records of `jobs` from the target. Raises Unreachable; does nothing if the folders are the same."""
     if not jobs or not plan.has_separate_folder:
         return
-    there = [f"{plan.paths.run}/jobs/{job.number}" for job in jobs]
-    records, _ = transport_for(plan.settings).call("job_records", jobs=there)
+    folders = [f"{plan.paths.run}/jobs/{job.number}" for job in jobs]
+    records, _ = transport_for(plan.settings).call("job_records", jobs=folders)
     for job, found in zip(jobs, records, strict=True):
         _write(job, found)
 
 
 def is_mirrored(job: JobFolder) -> bool:
-    """Whether the end of a job elsewhere, and what it saved, is on record here."""
+    """Whether the exit record and the artifacts of a submitted job have been copied to this machine."""
     return bool((job.exit_record() or {}).get("mirrored"))
 
 
@@ -130,17 +130,16 @@ def _write(job: JobFolder, found: Mapping[str, Any]) -> None:
         files.write_json(job.path / "artifacts.json", found["artifacts"])
     if found["metrics"]:
         files.write_text(job.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in found["metrics"]))
-    end, own = found["exit"], job.exit_record()
+    end, recorded = found["exit"], job.exit_record()
     if end is not None and is_final_end(end):
         _began(job, found["history"])
-        own = end  # else the scheduler has the last word: a job that was stopped does not know why
-    if own is not None:
-        files.write_json(job.path / "exit.json", {**own, "mirrored": True})
+        recorded = end  # otherwise the scheduler's state counts: a job that was stopped does not know why
+    if recorded is not None:
+        files.write_json(job.path / "exit.json", {**recorded, "mirrored": True})
 
 
 def _began(job: JobFolder, history: Sequence[Mapping[str, Any]]) -> None:
-    """Record when the job began, by the history that it wrote itself: no observation may have been made while it
-    ran."""
+    """Record when the job began, by its own history: it may not have been observed while it ran."""
     began = next((entry for entry in reversed(history) if entry.get("state") == "running"), None)
     if began is not None and job.state().started is None:
         job.transition("running", observed=True, at=began["at"])
@@ -148,9 +147,9 @@ def _began(job: JobFolder, history: Sequence[Mapping[str, Any]]) -> None:
 
 LOST = "unreachable"
 ENDED = {"failed": "failed", "cancelled": "was cancelled", "preempted": "was preempted"}
-# What a record says where nothing is known: the state before it is the last known one.
+# States of a job of which nothing is known: the one before is its last known state.
 _UNKNOWN = (LOST, "unknown")
-# What makes two profiles' jobs answerable in one question.
+# Settings by which one query covers the jobs of several profiles.
 _TARGET = ("host", "user", "identity")
 
 Asked = tuple[RunFolder, Plan, Sequence[JobFolder]]
@@ -191,25 +190,24 @@ def refresh(runs: Iterable[RunFolder]) -> dict[str, StatusSnapshot]:
 
 
 def refresh_stages(run: RunFolder) -> None:
-    """Ask about those stages of a pipeline that run elsewhere: their records are then as they stand."""
+    """Update the records of a pipeline's submitted stages."""
     stages = [each for record in run.stages() if (each := run.stage_run(record)) is not None]
     refresh([each for each in stages if each.summary().state not in TERMINAL])
 
 
 def refreshed(summaries: Sequence[RunSummary], runs: Mapping[str, RunFolder]) -> list[RunSummary]:
-    """The summaries, updated with what their back ends report. `runs`: run id → folder of the runs to ask about."""
+    """The summaries, updated with what their back ends report. `runs`: run id → folder of the runs to query."""
     snapshots = refresh(runs.values())
     return [_updated(runs[s.id], snapshots[s.id]) if s.id in snapshots else s for s in summaries]
 
 
 class Watch:
-    """A run, or some jobs of it, that somebody waits for: `state` as last seen, `over` once nothing more is to come;
-    `why`, if that is no end.
+    """A run, or some of its jobs, that is waited for: `state` is the last known one, `over` whether waiting is useless;
+    `why`, if it has not ended.
 
-    That is what a damaged record leaves: `damaged`, where the plan does not say who has the jobs, and `unknown` of a
-    job here, whose folder nobody else will add to. A job elsewhere that its scheduler knows nothing of is given up
-    after `patience` seconds (None: PATIENCE); a target that does not answer, after `lost` seconds; jobs that nobody
-    submits until `nemotron runs resume`, after `patience` (None: never).
+    That is so at `damaged`, if the plan names no executor, and at `unknown` for a job of this machine. A submitted job
+    that its scheduler does not know is given up after `patience` seconds (None: PATIENCE), a target that does not
+    answer after `lost` seconds, jobs that wait for `nemotron runs resume` after `patience` (None: never).
     """
 
     def __init__(
@@ -229,7 +227,7 @@ class Watch:
         self._unsure_since: float | None = None
 
     def update(self, snapshot: StatusSnapshot | None) -> None:
-        """Take in what `refresh` has found of the run."""
+        """Update `state`, `over` and `why` by what `refresh` has found."""
         self.why = None
         self.state = self._state(snapshot)
         if self.state == DAMAGED or (self.state not in _UNKNOWN and self.why is None):
@@ -241,7 +239,7 @@ class Watch:
         self.over = not self.is_remote or now - self._unsure_since >= self._limits[self.state]
 
     def _state(self, snapshot: StatusSnapshot | None) -> str:
-        state = self._standing(snapshot)
+        state = self._effective_state(snapshot)
         if state in TERMINAL:
             return state
         try:
@@ -258,7 +256,7 @@ class Watch:
         return state
 
     def _unsubmitted(self) -> str | None:
-        """That all jobs that are left wait for room, and the launch that could submit them has ended; None if not."""
+        """A sentence if all unfinished jobs wait to be submitted, and their launch has ended; else None."""
         launcher, waiting = stored_plan(self.run).launcher, set(SweepQueue(self.run).waiting)
         if not waiting or (launcher and not is_gone(launcher)):
             return None
@@ -269,7 +267,7 @@ class Watch:
             return None
         return f"{len(left)} job{'s' * (len(left) > 1)} still to be submitted: nemotron runs resume {self.run.id}"
 
-    def _standing(self, snapshot: StatusSnapshot | None) -> str:
+    def _effective_state(self, snapshot: StatusSnapshot | None) -> str:
         if self.jobs is not None:
             return run_state(effective_state(job, snapshot).state for job in self.jobs)
         if self.run.is_pipeline:
@@ -280,8 +278,8 @@ class Watch:
 
 
 def _check_processes(jobs: Sequence[JobFolder]) -> None:
-    """Raise DamagedRecord if a job of this machine is on record as running, and not by which process: nobody would ever
-    hear of its end."""
+    """Raise DamagedRecord if a job of this machine is recorded as running, but not its process: its end would never be
+    noticed."""
     for job in jobs:
         state = job.state()
         if state.state == "running" and state.facts.get("process") is None and job.exit_record() is None:
@@ -292,10 +290,24 @@ def effective_state(job: JobFolder, snapshot: StatusSnapshot | None) -> JobState
     """The state of a job: as recorded, or `unreachable` if its back end did not answer, with the last known state in
     `facts["known"]`."""
     state = job.state()
-    seen = snapshot.observed.get(job.number) if snapshot else None
-    if snapshot and seen and seen.state in TERMINAL and not state.terminal and (state.at or 0.0) < snapshot.at:
-        return replace(state, state=seen.state, code=seen.code, error=seen.error)  # it could not be written down
-    lost = snapshot.lost if snapshot and snapshot.lost else seen.error if seen and seen.state == LOST else None
+    observation = snapshot.observed.get(job.number) if snapshot else None
+    if (
+        snapshot
+        and observation
+        and observation.state in TERMINAL
+        and not state.terminal
+        and (state.at or 0.0) < snapshot.at
+    ):
+        return replace(
+            state, state=observation.state, code=observation.code, error=observation.error
+        )  # not recorded: the write failed
+    lost = (
+        snapshot.lost
+        if snapshot and snapshot.lost
+        else observation.error
+        if observation and observation.state == LOST
+        else None
+    )
     if state.terminal or (lost is None and state.state != LOST):
         return state
     known = last_known(job)
@@ -375,22 +387,28 @@ def record(jobs: Sequence[JobFolder], observed: Mapping[int, Observation], asked
     written since then are newer."""
     asked = time.time() if asked is None else asked
     for job in jobs:
-        seen = observed.get(job.number)
-        if seen is None:
+        observation = observed.get(job.number)
+        if observation is None:
             continue
         try:
-            own = job.exit_record()
+            recorded = job.exit_record()
         except DamagedRecord:  # as one that says nothing: whoever runs the job has the last word
-            own = {}
-        if seen.state in TERMINAL:
-            if own is None or not is_final_end(own):
-                kept = {name: fact for name, fact in (own or {}).items() if name not in _REPLACED}
-                code = seen.code if seen.code is not None else 1
-                job.finish(code, seen.state, error=seen.error, **{**kept, **seen.facts})
+            recorded = {}
+        if observation.state in TERMINAL:
+            if recorded is None or not is_final_end(recorded):
+                kept = {name: fact for name, fact in (recorded or {}).items() if name not in _REPLACED}
+                code = observation.code if observation.code is not None else 1
+                job.finish(code, observation.state, error=observation.error, **{**kept, **observation.facts})
             continue
         state = job.state()
-        if own is None and seen.state != state.state and (state.at or 0.0) < asked:
-            job.transition(seen.state, observed=True, reason=seen.reason, error=seen.error, **seen.facts)
+        if recorded is None and observation.state != state.state and (state.at or 0.0) < asked:
+            job.transition(
+                observation.state,
+                observed=True,
+                reason=observation.reason,
+                error=observation.error,
+                **observation.facts,
+            )
 
 
 def ask(run: RunFolder, backend: Executor, jobs: Sequence[JobFolder]) -> None:
@@ -399,8 +417,8 @@ def ask(run: RunFolder, backend: Executor, jobs: Sequence[JobFolder]) -> None:
     _record(stored_plan(run), jobs, backend.observe(run, jobs), asked)
 
 
-def _record(plan: Plan, jobs: Sequence[JobFolder], seen: Mapping[int, Observation], asked: float) -> None:
-    known = {number: _explained(plan, o) for number, o in seen.items() if o.state != LOST}
+def _record(plan: Plan, jobs: Sequence[JobFolder], observed: Mapping[int, Observation], asked: float) -> None:
+    known = {number: _explained(plan, o) for number, o in observed.items() if o.state != LOST}
     ended = [job for job in jobs if job.number in known and known[job.number].state in TERMINAL]
     # Their output can still be fetched when the run is shown; their end is recorded now.
     with suppress(NemotronError):
@@ -408,16 +426,18 @@ def _record(plan: Plan, jobs: Sequence[JobFolder], seen: Mapping[int, Observatio
     record(jobs, known, asked)
 
 
-def _explained(plan: Plan, seen: Observation) -> Observation:
+def _explained(plan: Plan, observed: Observation) -> Observation:
     """The observation; where the scheduler dropped the job because another one did not succeed, with that as its
     error."""
-    if seen.state != "cancelled" or not plan.dependency:
-        return seen
+    if observation.state != "cancelled" or not plan.dependency:
+        return observation
     for run_id in plan.after:
         state = RunFolder(runs_root() / run_id).state()
         if state in ENDED:
-            return replace(seen, error=f"it did not start: {run_id}, which it was to start after, {ENDED[state]}.")
-    return seen
+            return replace(
+                observation, error=f"it did not start: {run_id}, which it was to start after, {ENDED[state]}."
+            )
+    return observation
 
 
 def _updated(run: RunFolder, snapshot: StatusSnapshot) -> RunSummary:

@@ -1,4 +1,4 @@
-"""Submits jobs to a scheduler up to its limits; the others wait for room."""
+"""Submits jobs to a scheduler up to its limits; the others wait."""
 
 from __future__ import annotations
 
@@ -43,19 +43,20 @@ def submit_waiting(run: RunFolder, *, running: int = 0) -> list[JobFolder]:
         while numbers := queue.unfinished or _fitting(queue, backend, running + len(given)):
             queue.begin(numbers)
             _reopen(run, numbers)
-            plans = _held(load_plans(run, numbers))
+            plans = _with_dependency(load_plans(run, numbers))
             try:
-                backend.submit(run, _behind(run, queue, backend, plans) if queue.levels else plans)
+                backend.submit(run, _after_level(run, queue, backend, plans) if queue.levels else plans)
             except NemotronError as error:
-                _told(run, backend, numbers, error)
+                _record_failure(run, backend, numbers, error)
                 raise
             queue.end()
             given += numbers
     return [run.job(number) for number in given]
 
 
-def _held(plans: list[Plan]) -> list[Plan]:
-    """The plans with what holds them back now: it may have been another day when they were made."""
+def _with_dependency(plans: list[Plan]) -> list[Plan]:
+    """The plans with the scheduler ids of the jobs that they depend on now: runs may have ended since they were
+    made."""
     if not plans[0].dependency:
         return plans
     numbers = After.of(plans[0].after).dependency(plans[0])
@@ -64,9 +65,9 @@ def _held(plans: list[Plan]) -> list[Plan]:
     return [replace(plan, dependency=tuple(numbers)) for plan in plans]
 
 
-def _behind(run: RunFolder, queue: SweepQueue, backend: Executor, plans: list[Plan]) -> list[Plan]:
-    """The plans of a level's jobs, with the jobs of the level before that have not succeeded yet as what holds them
-    back. Raises NemotronError if one of those never will."""
+def _after_level(run: RunFolder, queue: SweepQueue, backend: Executor, plans: list[Plan]) -> list[Plan]:
+    """The plans of a level's jobs, which depend on the jobs of the level before that have not succeeded yet. Raises
+    NemotronError if one of those has failed."""
     plans = [replace(plan, attempt=attempts(run.job(plan.job))) for plan in plans]
     before = queue.before(plans[0].job)
     if not before:
@@ -88,12 +89,12 @@ def _behind(run: RunFolder, queue: SweepQueue, backend: Executor, plans: list[Pl
 
 
 def attempts(job: JobFolder) -> int:
-    """How often a job was begun again."""
+    """How often a job was resumed."""
     return sum(1 for entry in job.history() if entry.get(RESUMED))
 
 
 def _reopen(run: RunFolder, numbers: Sequence[int]) -> None:
-    """What failed to be submitted, and never ran, waits again."""
+    """Set jobs whose submission failed, and that never ran, to pending."""
     for job in map(run.job, numbers):
         if job.state().state == "failed" and all(entry["state"] != "running" for entry in job.history()):
             job.transition("pending")
@@ -115,7 +116,7 @@ def drop_waiting(run: RunFolder, jobs: Sequence[JobFolder]) -> list[JobFolder]:
     return [job for job in jobs if job.number not in waiting]
 
 
-def run_elsewhere(
+def submit_and_follow(
     run: RunFolder, jobs: Sequence[JobFolder], ended: Ended | None, tick: Callable[[], None] | None = None
 ) -> None:
     """Submit the jobs and follow them to their ends, calling `ended` with each as it ends, and `tick` every few
@@ -141,7 +142,7 @@ def run_elsewhere(
 
 
 def _fitting(queue: SweepQueue, backend: Executor, running: int) -> list[int]:
-    """As many of those that wait as the back end takes now."""
+    """The numbers of the waiting jobs that the executor accepts now."""
     waiting = queue.together(queue.waiting)
     if not waiting:
         return []
@@ -150,7 +151,7 @@ def _fitting(queue: SweepQueue, backend: Executor, running: int) -> list[int]:
     return waiting[:free] if free >= min(len(waiting), backend.least) or not running else []
 
 
-def _told(run: RunFolder, backend: Executor, numbers: Sequence[int], error: NemotronError) -> None:
+def _record_failure(run: RunFolder, backend: Executor, numbers: Sequence[int], error: NemotronError) -> None:
     """Record the state of jobs whose submission failed: some may be queued, others refused."""
     jobs = [run.job(number) for number in numbers]
     try:
@@ -175,8 +176,8 @@ def _watch(
     """Follow submitted jobs. A target that does not answer ends nothing."""
     plan, pace, lost = stored_plan(run), Pace(0.3, 1.2, 10.0), False
     backend, left = executor_for(plan.settings), {job.number: job for job in given}
-    unseen = {job.number for job in jobs} - set(left)
-    while left or unseen:
+    unsubmitted = {job.number for job in jobs} - set(left)
+    while left or unsubmitted:
         asked = time.time()
         observed: dict[int, Observation] = {}
         try:
@@ -191,25 +192,25 @@ def _watch(
         over = [number for number, seen in observed.items() if seen.state in TERMINAL]
         for number in over:
             ended(left.pop(number))
-        if unseen and (over or not left):
+        if unsubmitted and (over or not left):
             with suppress(Unreachable):  # it is tried again
                 more = {job.number: job for job in submit_waiting(run, running=len(left))}
                 left.update(more)
-                unseen -= set(more)
-        for number in unseen - set(SweepQueue(run).waiting):  # it was cancelled
-            unseen.discard(number)
+                unsubmitted -= set(more)
+        for number in unsubmitted - set(SweepQueue(run).waiting):  # it was cancelled
+            unsubmitted.discard(number)
             ended(run.job(number))
         if over:
             pace.restart()
         if tick is not None:
             tick()
-        if left or unseen:
+        if left or unsubmitted:
             pace.wait()
 
 
 LOG, _WAITER = "waiter.log", "waiter"
 _START_SECONDS = 10.0
-# A cluster that does not answer is asked again, less and less often; after some hours a person has to look.
+# Retries become less frequent; after the longest pause, some hours later, it gives up.
 _LONGEST_PAUSE = 1800.0
 
 
@@ -222,7 +223,7 @@ def defer(plan: Plan, run: RunFolder) -> None:
 
 
 def start(run: RunFolder) -> None:
-    """Start the process that waits for other runs. Returns once it has reported that it runs; raises NemotronError when
+    """Start the process that waits for other runs. Returns once it has recorded that it runs. Raises NemotronError if
     it ends before that."""
     (job,) = run.jobs()
     known = len(job.history())
@@ -233,7 +234,7 @@ def start(run: RunFolder) -> None:
         if len(job.history()) != known or job.exit_record() is not None:
             return
         if ended not in (None, 0):
-            raise NemotronError(f"{run.id}: what is to submit it did not start: see {run.path / LOG}.")
+            raise NemotronError(f"{run.id}: the process that submits it did not start: see {run.path / LOG}.")
 
 
 def resume(run: RunFolder) -> bool:
@@ -250,8 +251,8 @@ def resume(run: RunFolder) -> bool:
     if job.cancel_requested or job.number not in {*queue.waiting, *queue.unfinished}:
         return False
     (plan,) = load_plans(run, [job.number])
-    for said in missing_secrets(plan.secrets):
-        raise UserError(f"{run.id}: {said}")
+    for problem in missing_secrets(plan.secrets):
+        raise UserError(f"{run.id}: {problem}")
     start(run)
     return True
 

@@ -214,7 +214,7 @@ def with_folder(settings: RunConfig, root: Callable[[], str] | None) -> tuple[Ru
         return replace(settings, remote_job_dir=root()), ()
     shown = f"/home/{settings.user}{named[1:]}"
     return replace(settings, remote_job_dir=shown), (
-        f"remote_job_dir is {named} of {settings.user} on {settings.host}: shown as {shown}, and asked for at launch.",
+        f"remote_job_dir is {named} of {settings.user} on {settings.host}: shown as {shown}, and queried at launch.",
     )
 
 

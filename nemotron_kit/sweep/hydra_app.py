@@ -24,7 +24,7 @@ from nemotron_kit.executors.base import PlanContext, executor_for
 from nemotron_kit.home import nemotron_home
 from nemotron_kit.launch.inputs import pin_slots
 from nemotron_kit.launch.mounts import with_repositories
-from nemotron_kit.launch.placing import ResolvedJob, import_path, left_out, registry_here, registry_table
+from nemotron_kit.launch.placing import ResolvedJob, import_path, left_out, local_registry, registry_table
 from nemotron_kit.launch.plan import job_environment, references, worker_command
 from nemotron_kit.masking import is_secret_name
 from nemotron_kit.remote.ssh import transport_for
@@ -299,7 +299,7 @@ class ProgramPlanner:
         here = is_local(self.run.executor)
         if self.run.packager is None and not here and _sees_this_tree(self.run):
             self.run = replace(self.run, packager=NONE)
-        self.registry = registry_here(self.run)
+        self.registry = local_registry(self.run)
         self.fetch: tuple[dict[str, str], ...] = ()
         if not here:
             root = executor_for(self.run).paths(run_id, 0, registry=self.registry).root

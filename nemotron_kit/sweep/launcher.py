@@ -25,7 +25,7 @@ from nemotron_kit.home import new_run_id
 from nemotron_kit.launch import queue
 from nemotron_kit.launch.launch import refuse_problems
 from nemotron_kit.launch.queue import SweepQueue
-from nemotron_kit.launch.submission import run_elsewhere
+from nemotron_kit.launch.submission import submit_and_follow
 from nemotron_kit.runs.folder import RunFolder, create_run
 from nemotron_kit.runs.job import JobFolder, process_facts
 from nemotron_kit.spec.plan import is_local
@@ -288,7 +288,7 @@ class Jobs:
             log.info("%s: launching %d jobs on %s (%s)", self.run.id, len(made), plan.profile, plan.executor)
             ended = None if detached else lambda job: _tell(job, labels)
             SweepQueue(self.run).add(list(labels))
-            run_elsewhere(self.run, [job for _, job in made], ended)
+            submit_and_follow(self.run, [job for _, job in made], ended)
         if detached and not self._ours:
             log.info("%s goes on: nemotron runs attach %s; to stop it: nemotron runs cancel %s", *[self.run.id] * 3)
 

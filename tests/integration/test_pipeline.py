@@ -225,7 +225,7 @@ def test_a_dry_run_shows_the_graph_and_writes_nothing(world: World) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["scale=2"], "Say whose value it is: sum.scale=2."),
+        (["scale=2"], "Name the stage: sum.scale=2."),
         (["smu.scale=2"], "Did you mean sum?"),
         (["sum.scal=2"], "Did you mean scale?"),
         (["data.mak-it.n=2"], "Did you mean data.make-it?"),

@@ -199,7 +199,7 @@ def test_levels_are_submitted_one_after_the_other_and_again(tmp_path: Path) -> N
         queue.end()
     assert submitted == [([0], []), ([1, 2, 3], [0]), ([4], [1, 2, 3])]
     queue.drop([4])
-    SweepQueue(run).again([2, 4])
+    SweepQueue(run).requeue([2, 4])
     again = SweepQueue(run)
     assert (again.waiting, again.together(again.waiting), again.listed) == ([2, 4], [2], {0, 1, 2, 3, 4})
     assert SweepQueue(run).unfinished == []

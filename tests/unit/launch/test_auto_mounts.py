@@ -88,7 +88,7 @@ def test_a_dry_run_asks_nobody_and_says_so() -> None:
     mounts, (fetch,), (note,) = mounted("auto_mount:git+https://no.invalid/x/tool.git@r1.0/fix,/opt/it", reach=None)
     assert mounts[1] == "/root/nk/repositories/tool-r1.0-fix:/opt/it"
     assert fetch["commit"] == ""
-    assert "r1.0/fix is, is asked at launch" in note
+    assert "r1.0/fix is resolved to a commit at launch" in note
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from nemotron_kit.discovery import Tree
 from nemotron_kit.envfile import read_env_file
 from nemotron_kit.errors import UserError
 from nemotron_kit.executors.base import executor_for
-from nemotron_kit.launch.placing import ResolvedJob, check_paths, still_behind
+from nemotron_kit.launch.placing import ResolvedJob, check_paths, unshipped_problems
 from nemotron_kit.launch.plan import build_plan
 from nemotron_kit.spec.paths import RemotePaths, moved, with_folder
 from nemotron_kit.spec.plan import Plan
@@ -166,7 +166,7 @@ def test_a_folder_in_the_home_over_there(launch: Path, named: str | None, there:
     settings = RunConfig(**{**SSH, "remote_job_dir": named})
     shown, (note,) = with_folder(settings, None)
     assert shown.remote_job_dir == f"/home/{settings.user}/{there}"
-    assert shown.remote_job_dir in note and "asked for at launch" in note
+    assert shown.remote_job_dir in note and "queried at launch" in note
     asked, notes = with_folder(settings, lambda: "/lustre/me")
     assert (asked.remote_job_dir, notes) == ("/lustre/me", ())
     for other in (RunConfig(**SSH), RunConfig(executor="slurm"), RunConfig(tunnel="ssh")):
@@ -236,7 +236,7 @@ def test_a_file_that_git_ignores_is_named_before_the_job_misses_it(launch: Path)
     subprocess.run(["git", "-C", launch.parent, "add", "-f", "sub/tracked.json"], check=True)
     there = place(**SSH)
     values = {name: f"{there.code}/sub/{name}" for name in ("ignored.json", "tracked.json", "sent.txt", "new.json")}
-    problems = still_behind(ResolvedJob({"run": {}, "data": values}, RunConfig(**SSH), there), None)  # type: ignore[arg-type]
+    problems = unshipped_problems(ResolvedJob({"run": {}, "data": values}, RunConfig(**SSH), there), None)  # type: ignore[arg-type]
     assert len(problems) == 1
     assert problems[0].startswith("data.ignored.json: sub/ignored.json is ignored by git")
 
