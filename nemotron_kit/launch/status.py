@@ -290,24 +290,13 @@ def effective_state(job: JobFolder, snapshot: StatusSnapshot | None) -> JobState
     """The state of a job: as recorded, or `unreachable` if its back end did not answer, with the last known state in
     `facts["known"]`."""
     state = job.state()
-    observation = snapshot.observed.get(job.number) if snapshot else None
-    if (
-        snapshot
-        and observation
-        and observation.state in TERMINAL
-        and not state.terminal
-        and (state.at or 0.0) < snapshot.at
-    ):
-        return replace(
-            state, state=observation.state, code=observation.code, error=observation.error
-        )  # not recorded: the write failed
-    lost = (
-        snapshot.lost
-        if snapshot and snapshot.lost
-        else observation.error
-        if observation and observation.state == LOST
-        else None
-    )
+    reported = snapshot.observed.get(job.number) if snapshot else None
+    if snapshot and reported and reported.state in TERMINAL and not state.terminal and (state.at or 0.0) < snapshot.at:
+        # The end is not recorded: writing it has failed.
+        return replace(state, state=reported.state, code=reported.code, error=reported.error)
+    lost = reported.error if reported and reported.state == LOST else None
+    if snapshot and snapshot.lost:
+        lost = snapshot.lost
     if state.terminal or (lost is None and state.state != LOST):
         return state
     known = last_known(job)
@@ -375,7 +364,7 @@ def _refresh(key: str, group: Sequence[Asked]) -> dict[str, StatusSnapshot]:
 def _is_outdated(asked: Asked, at: float, observed: Mapping[int, Observation], lost: str | None) -> bool:
     """Whether the back end was unreachable at `at`, and has answered since: another command, or a new submission."""
     _, plan, jobs = asked
-    with suppress(NemotronError):  # of settings that lead nowhere: that is what is lost
+    with suppress(NemotronError):  # settings without a reachable target
         if lost and transport_for(plan.settings).reached_at() > at:
             return True
     doubted = (job for job in jobs if lost or observed[job.number].state == LOST)
@@ -383,7 +372,7 @@ def _is_outdated(asked: Asked, at: float, observed: Mapping[int, Observation], l
 
 
 def record(jobs: Sequence[JobFolder], observed: Mapping[int, Observation], asked: float | None = None) -> None:
-    """Write changed states into the ledger. `asked` is when the back end was queried: states that the job itself has
+    """Write changed states into the ledger. `asked` is when the back end was queried: states that the job has
     written since then are newer."""
     asked = time.time() if asked is None else asked
     for job in jobs:
@@ -392,7 +381,7 @@ def record(jobs: Sequence[JobFolder], observed: Mapping[int, Observation], asked
             continue
         try:
             recorded = job.exit_record()
-        except DamagedRecord:  # as one that says nothing: whoever runs the job has the last word
+        except DamagedRecord:  # the observation counts
             recorded = {}
         if observation.state in TERMINAL:
             if recorded is None or not is_final_end(recorded):
@@ -402,13 +391,8 @@ def record(jobs: Sequence[JobFolder], observed: Mapping[int, Observation], asked
             continue
         state = job.state()
         if recorded is None and observation.state != state.state and (state.at or 0.0) < asked:
-            job.transition(
-                observation.state,
-                observed=True,
-                reason=observation.reason,
-                error=observation.error,
-                **observation.facts,
-            )
+            why = {"reason": observation.reason, "error": observation.error}
+            job.transition(observation.state, observed=True, **why, **observation.facts)
 
 
 def ask(run: RunFolder, backend: Executor, jobs: Sequence[JobFolder]) -> None:
@@ -426,17 +410,15 @@ def _record(plan: Plan, jobs: Sequence[JobFolder], observed: Mapping[int, Observ
     record(jobs, known, asked)
 
 
-def _explained(plan: Plan, observed: Observation) -> Observation:
-    """The observation; where the scheduler dropped the job because another one did not succeed, with that as its
-    error."""
+def _explained(plan: Plan, observation: Observation) -> Observation:
+    """The observation; that another run did not succeed is its error, where the scheduler dropped the job for that."""
     if observation.state != "cancelled" or not plan.dependency:
         return observation
     for run_id in plan.after:
         state = RunFolder(runs_root() / run_id).state()
         if state in ENDED:
-            return replace(
-                observation, error=f"it did not start: {run_id}, which it was to start after, {ENDED[state]}."
-            )
+            error = f"it did not start: {run_id}, which it was to start after, {ENDED[state]}."
+            return replace(observation, error=error)
     return observation
 
 
