@@ -26,7 +26,7 @@ TEMPLATES = {NANO3: Path(__file__).parent / "templates" / "nano3.jinja"}
 _OPEN, _CLOSE, _SHIELD = "\ufdd0", "\ufdd1", "\ufdd2"
 _RESERVED = re.compile(f"[{_OPEN}{_CLOSE}{_SHIELD}]")
 # Special tokens that may occur in messages; all others are reserved for the template.
-_SAID = frozenset(f"<{end}{name}>" for name in ("think", "tools", "tool_call", "tool_response") for end in ("", "/"))
+_ALLOWED = frozenset(f"<{end}{name}>" for name in ("think", "tools", "tool_call", "tool_response") for end in ("", "/"))
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class ChatFormat:
     def __init__(self, template: str, special_tokens: Iterable[str] = ()) -> None:
         self._template = _compiled(template)
         # A token of one character can't be taken apart.
-        own = [token for token in special_tokens if token not in _SAID and len(token) > 1]
+        own = [token for token in special_tokens if token not in _ALLOWED and len(token) > 1]
         self._own = re.compile(_any_of(own)) if own else None
 
     def sequences(self, messages: Any, tools: Any = None) -> list[list[Chunk]]:

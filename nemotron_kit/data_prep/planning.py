@@ -105,14 +105,14 @@ def assign_shards(
 
     Files are cut into cells, and each cell goes to the shard that is least filled relative to its share (greedy list
     scheduling, Graham 1969), in an order determined by hashes: the same on every machine. A large source is dealt out
-    in the order of its files instead, so that few shards read the same file (see `deal_large`).
+    in the order of its files instead, so that few shards read the same file (see `assign_large`).
     """
     sizes = [text_size(file) for file in files]
     finest = [sum(sizes) * min(shares) / cells for cells in (_RANGES, _STREAMS)]
     streams = [is_stream(file.path) for file in files]
     counts = [_cells(size, finest[stream]) for size, stream in zip(sizes, streams, strict=True)]
     if deal != FIRST_DEAL and _is_large(files, counts):
-        return deal_large(sizes, streams, shares, held_out)
+        return assign_large(sizes, streams, shares, held_out)
     cells = [
         _Cell(number, part, count, sizes[number] / count)
         for number, count in enumerate(counts)
@@ -155,7 +155,7 @@ def most_shards(files: Sequence[SourceFile], held_out: int) -> int | None:
     return 2 * len(files) - min(len(files), _STREAMS * held_out) if files and all(limited) else None
 
 
-def deal_large(
+def assign_large(
     sizes: Sequence[float], streams: Sequence[bool], shares: Sequence[float], held_out: int
 ) -> list[tuple[FilePart, ...]]:
     """The parts of a large source for each shard, in time and pieces linear in files and shards.

@@ -309,7 +309,7 @@ def main() -> int:
             if index is None:
                 raise UserError(f"{folder}: the plan is gone.")
             number = int(line)
-            make_numbered_shard(index.part([number]), number, folder, lambda event: _say(out, event))
+            make_numbered_shard(index.part([number]), number, folder, lambda event: _send(out, event))
         except BrokenPipeError:
             return 1  # the parent process has ended
         except NemotronError as error:
@@ -325,7 +325,7 @@ def _claim_stdout() -> TextIO:
     return out
 
 
-def _say(out: TextIO, event: ShardEvent) -> None:
+def _send(out: TextIO, event: ShardEvent) -> None:
     print(json.dumps(asdict(event)), file=out, flush=True)
 
 

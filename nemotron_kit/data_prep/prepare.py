@@ -76,14 +76,14 @@ class PrepProgress:
         if kind is None:
             kept = f" ({self.kept} of them were there already)" if self.kept else ""
             of = f" of {len(self.plan.shards)} by rank 0 of {self.ranks.count}" if self.ranks else ""
-            self.say(f"data prep: {self.shards} shards{of}{kept}, {self._rate()}")
+            self.print(f"data prep: {self.shards} shards{of}{kept}, {self._rate()}")
 
     @property
     def elapsed(self) -> float:
         return time.monotonic() - self._began
 
     def quiet(self) -> None:
-        """Say nothing more: there is no work to sum up."""
+        """Print nothing more: there is no work to sum up."""
         self._quiet = True
 
     def update(self, event: ShardEvent) -> None:
@@ -97,16 +97,16 @@ class PrepProgress:
             if self._counted:
                 log_metrics({"shards": self.shards, "of": self.total, "tokens": self.tokens, "text": self.characters})
             if event.how.startswith("remade"):
-                self.say(f"data prep: {event.how}; made again", always=True)
+                self.print(f"data prep: {event.how}; made again", always=True)
         if self._bar is not None:
             self._bar.update(
                 self._task, completed=self.shards, what=f"{self.tokens / 1e6:.1f} M tokens, {self._speed()}"
             )
         elif time.monotonic() - self._last > _EVERY:
             self._last = time.monotonic()
-            self.say(f"data prep: {self.shards} of {self.total} shards, {self._rate()}")
+            self.print(f"data prep: {self.shards} of {self.total} shards, {self._rate()}")
 
-    def say(self, line: str, *, always: bool = False) -> None:
+    def print(self, line: str, *, always: bool = False) -> None:
         """Print a line, above the bar; with `always` on every rank."""
         if self._quiet and not always:
             return
@@ -172,7 +172,7 @@ def _rates() -> dict[str, Any]:
 
 
 REPORT_FILE = "report.json"
-Say = Callable[[str], None]
+PrintLine = Callable[[str], None]
 _WHY = {
     "empty": "without text",
     "short": "shorter than min_doc_chars",
@@ -221,33 +221,35 @@ def _sums(records: Iterable[ShardRecord]) -> dict[str, Any]:
     }
 
 
-def print_left_out(plan: ShardPlan, say: Say) -> None:
+def print_left_out(plan: ShardPlan, print_line: PrintLine) -> None:
     """Print a line for each dataset with files that are not read."""
     for source in plan.sources:
         if source.left_out:
             count = sum(omission.count for omission in source.left_out)
             parts = "; ".join(_omission(omission) for omission in source.left_out)
-            say(f"data prep: dataset {source.name!r}: {count} left out: {parts}")
+            print_line(f"data prep: dataset {source.name!r}: {count} left out: {parts}")
 
 
-def print_summary(plan: ShardPlan, records: Mapping[int, ShardRecord], say: Say) -> None:
+def print_summary(plan: ShardPlan, records: Mapping[int, ShardRecord], print_line: PrintLine) -> None:
     """Print what was read and what was skipped, in a few lines."""
     found = report(plan, records)
     total = found["total"]
     rows = "" if total["rows"] is None else f"{total['rows']:,} rows, "
-    say(
+    print_line(
         f"data prep: read {total['files']:,} files ({show_size(total['bytes'])}): {rows}"
         f"{total['documents']:,} documents{_skipped(total)}"
     )
     for dataset, source in zip(found["datasets"], plan.sources, strict=True):
         if not dataset["documents"]:
-            say(f"data prep: dataset {source.name!r} gave no document; it is left out of blend.json.")
+            print_line(f"data prep: dataset {source.name!r} gave no document; it is left out of blend.json.")
         if dataset["skipped"]["bad"]:
             first = "; ".join(dataset["bad_rows"])
-            say(f"data prep: dataset {source.name!r}: {dataset['skipped']['bad']:,} bad rows, the first: {first}")
+            print_line(
+                f"data prep: dataset {source.name!r}: {dataset['skipped']['bad']:,} bad rows, the first: {first}"
+            )
     for split in dict.fromkeys(shard.split for shard in plan.shards):
         if not any(records[number].documents for number, shard in enumerate(plan.shards) if shard.split == split):
-            say(f"data prep: nothing fell to {split}: there is too little text for so many shards.")
+            print_line(f"data prep: nothing fell to {split}: there is too little text for so many shards.")
 
 
 def _skipped(total: Mapping[str, Any]) -> str:
@@ -388,7 +390,7 @@ class Outputs:
     describes the folder. They take the plan, its records and (a print function; the output folder; the folder and the
     elapsed seconds)."""
 
-    summary: Callable[[ShardPlan, dict[int, Any], Say], None]
+    summary: Callable[[ShardPlan, dict[int, Any], PrintLine], None]
     write: Callable[[ShardPlan, dict[int, Any], Path], None]
     artifact: Callable[[ShardPlan, dict[int, Any], Path, float], Any]
 
@@ -432,13 +434,13 @@ def prepare(
         return _one_step(config, output, outputs, plan_here, began)
     ranks = ranks_here()
     leads = ranks is None or ranks.leads
-    with RankSync(output, ranks) if ranks else nullcontext() as meeting:
-        plan = _shared_plan(meeting, plan_here) if meeting else plan_here()
-        records, kept = _make(plan, config, output, outputs, meeting)
+    with RankSync(output, ranks) if ranks else nullcontext() as sync:
+        plan = _shared_plan(sync, plan_here) if sync else plan_here()
+        records, kept = _make(plan, config, output, outputs, sync)
         if leads:
             outputs.write(plan, records, output)
-        if meeting and leads:
-            meeting.finish()
+        if sync and leads:
+            sync.finish()
     artifact = outputs.artifact(plan, records, output, time.monotonic() - began)
     if leads:
         _saved(artifact, config, plan, records, output)
@@ -455,10 +457,10 @@ def _one_step(
     if config.step == PLAN:
         plan = plan_here()
         with PrepProgress(plan, total=0) as progress:
-            _tell_plan(plan, config, progress)
+            _print_plan_notes(plan, config, progress)
             size = show_size(sum(source.size for source in plan.sources))
             count = sum(source.file_count for source in plan.sources)
-            progress.say(f"data prep: {len(plan.shards)} shards of {count:,} files ({size}) are planned")
+            progress.print(f"data prep: {len(plan.shards)} shards of {count:,} files ({size}) are planned")
             progress.quiet()
         return PreparedData(plan, {}, None, time.monotonic() - began, 0, 0)
     index = PlanIndex.load(output)
@@ -472,7 +474,7 @@ def _one_step(
     check_all(plan, known)
     _require_files(plan, known, output)
     with PrepProgress(plan, total=0) as progress:
-        outputs.summary(plan, known, progress.say)
+        outputs.summary(plan, known, progress.print)
         progress.quiet()
     outputs.write(plan, known, output)
     # From when the plan was frozen: that is what all of the steps took.
@@ -507,18 +509,18 @@ def _saved(
     artifact.save(name=config.artifact_name)
 
 
-def _shared_plan(meeting: RankSync, plan_here: Callable[[], ShardPlan]) -> ShardPlan:
+def _shared_plan(sync: RankSync, plan_here: Callable[[], ShardPlan]) -> ShardPlan:
     """The plan that rank 0 makes and the others load."""
-    if meeting.ranks.leads:
+    if sync.ranks.leads:
         plan = plan_here()
-        meeting.begin(plan.digest)
+        sync.begin(plan.digest)
         return plan
-    digest = meeting.wait_for_plan()
-    found = PlanIndex.load(meeting.output)
+    digest = sync.wait_for_plan()
+    found = PlanIndex.load(sync.output)
     if found is None or found.head.digest != digest:
         hint = "Do all nodes see one and the same folder?"
-        raise NemotronError(f"{meeting.output}: not the plan that rank 0 has written.", hint=hint)
-    numbers = _numbers_here(found.head, meeting.ranks)
+        raise NemotronError(f"{sync.output}: not the plan that rank 0 has written.", hint=hint)
+    numbers = _numbers_here(found.head, sync.ranks)
     return found.part(numbers)
 
 
@@ -527,35 +529,35 @@ def _make(
     config: DataPrepConfig,
     output: Path,
     outputs: Outputs,
-    meeting: RankSync | None = None,
+    sync: RankSync | None = None,
     part: Callable[[Sequence[int]], ShardPlan] | None = None,
 ) -> tuple[dict[int, SavedRecord], int]:
     """Every shard's record, and how many existed already: made here, and by the other ranks. With `part` (see
     `run_shards`) only those of the config's task."""
     from nemotron_kit.data_prep.pool import all_records, check_all, run_shards
 
-    ranks = meeting.ranks if meeting else None
+    ranks = sync.ranks if sync else None
     workers = config.num_workers or max(1, cpus() // (ranks.local if ranks else 1))
     mine = _numbers_here(plan, ranks)
     if config.step == SHARDS:
         mine = range(len(plan.shards))[config.task :: config.tasks]
     with PrepProgress(plan, total=len(mine), ranks=ranks, counted=part is not None) as progress:
         if part is None:
-            _tell_plan(plan, config, progress)
+            _print_plan_notes(plan, config, progress)
 
         def on_event(event: ShardEvent) -> None:
             progress.update(event)
-            if meeting is not None:
-                meeting.check()
+            if sync is not None:
+                sync.check()
 
         records = run_shards(plan, output, workers=workers, on_event=on_event, numbers=mine, part=part)
     note_rate(plan.tokens.model, progress.made, workers, progress.elapsed)
-    if meeting is not None:
-        meeting.wait_for_all()
+    if sync is not None:
+        sync.wait_for_all()
         records = all_records(plan, output, records)
         check_all(plan, records)
     if part is None and (ranks is None or ranks.leads):
-        outputs.summary(plan, records, progress.say)
+        outputs.summary(plan, records, progress.print)
     return records, progress.kept
 
 
@@ -583,14 +585,14 @@ def cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _tell_plan(plan: ShardPlan, config: DataPrepConfig, progress: PrepProgress) -> None:
+def _print_plan_notes(plan: ShardPlan, config: DataPrepConfig, progress: PrepProgress) -> None:
     asked = config.num_shards
     made = sum(shard.split in ("train", ALL) for shard in plan.shards)
     if asked is not None and made > asked:
-        progress.say(f"data prep: {made} train shards, not {asked}: a shard holds one source, and there are {made}.")
+        progress.print(f"data prep: {made} train shards, not {asked}: a shard holds one source, and there are {made}.")
     if asked is not None and made < asked:
-        progress.say(f"data prep: {made} train shards, not {asked}: no compressed file is read more than twice.")
-    print_left_out(plan, progress.say)
+        progress.print(f"data prep: {made} train shards, not {asked}: no compressed file is read more than twice.")
+    print_left_out(plan, progress.print)
 
 
 def _remove_temporary(output: Path) -> None:

@@ -93,9 +93,9 @@ def prepare_rl(config: RLPrepConfig) -> artifacts.SplitJsonlDataArtifact:
             _require_free(output, run_hash, force=config.force)
         found = _make(config, inputs, restorer, output, run_hash)
     else:
-        _say("data prep: everything is there already")
+        _print("data prep: everything is there already")
     (output / INPUTS).unlink(missing_ok=True)  # no part of the data
-    _tell(found)
+    _print_summary(found)
     artifact = _artifact(blend, found, output, monotonic() - began)
     publish(output, artifact)
     artifact.save(name=config.artifact_name)
@@ -107,7 +107,7 @@ def _write_plan(inputs: list[_Input], output: Path) -> None:
     rows = [[one.dataset, one.split, one.identity, *vars(one.file).values()] for one in inputs]
     output.mkdir(parents=True, exist_ok=True)
     write_json(output / INPUTS, {"files": rows}, mode=0o666)
-    _say(f"data prep: {len(rows):,} files are to be read")
+    _print(f"data prep: {len(rows):,} files are to be read")
 
 
 def _planned(output: Path) -> list[_Input]:
@@ -134,7 +134,7 @@ def _read_some(mine: list[_Input], inputs: list[_Input], restorer: Restorer, wor
         raise NemotronError(
             f"{error.filename or work}: {error.strerror or error}.", hint="What is finished is kept: run it again."
         ) from error
-    _say(f"data prep: {rows:,} rows of {len(mine)} of {len(inputs)} files")
+    _print(f"data prep: {rows:,} rows of {len(mine)} of {len(inputs)} files")
 
 
 def _make(
@@ -416,17 +416,17 @@ def _counts(inputs: list[_Input], parts: list[_Part]) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def _tell(report: Mapping[str, Any]) -> None:
+def _print_summary(report: Mapping[str, Any]) -> None:
     for dataset in report["datasets"]:
         agents = ", ".join(f"{name} {count:,}" for name, count in sorted(dataset["agents"].items()))
         restored = f", {dataset['restored']:,} of them restored" if dataset["restored"] else ""
-        _say(f"data prep: {dataset['name']}: {dataset['rows']:,} rows{restored} ({agents})")
-    _say("data prep: " + ", ".join(f"{split} {report['rows'][split]:,}" for split in SPLITS) + " rows")
+        _print(f"data prep: {dataset['name']}: {dataset['rows']:,} rows{restored} ({agents})")
+    _print("data prep: " + ", ".join(f"{split} {report['rows'][split]:,}" for split in SPLITS) + " rows")
     if report["held_out_in_train"]:
-        _say(f"data prep: {report['held_out_in_train']:,} prompts of the source's val or test are in its train too.")
+        _print(f"data prep: {report['held_out_in_train']:,} prompts of the source's val or test are in its train too.")
 
 
-def _say(line: str) -> None:
+def _print(line: str) -> None:
     print(line, file=sys.stderr)  # noqa: T201
 
 

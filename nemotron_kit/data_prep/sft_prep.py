@@ -18,7 +18,7 @@ from nemotron_kit.data_prep.prepare import (
     BLEND_FILE,
     REPORT_FILE,
     Outputs,
-    Say,
+    PrintLine,
     omissions,
     prepare,
     source_info,
@@ -250,12 +250,12 @@ def _dataset(plan: ShardPlan, number: int) -> str:
     return plan.sources[plan.shards[number].source].name
 
 
-def print_summary(plan: ShardPlan, records: Records, say: Say) -> None:
+def print_summary(plan: ShardPlan, records: Records, print_line: PrintLine) -> None:
     """Print what was read, what was left out and why, and the resulting rows, in a few lines."""
     found = report(plan, records, [])
     total = found["total"]
     why = ", ".join(f"{count:,} {_WHY[why]}" for why, count in total["filtered"].items() if count)
-    say(
+    print_line(
         f"data prep: read {total['files']:,} files ({show_size(total['bytes'])}): {total['records']:,} records, "
         f"{total['used']:,} used as {total['sequences']:,} sequences; {f'left out {why}' if why else 'none left out'}"
         + (f"; {total['cut']:,} {'documents' if _of_documents(plan) else 'sequences'} cut" if total["cut"] else "")
@@ -263,10 +263,12 @@ def print_summary(plan: ShardPlan, records: Records, say: Say) -> None:
     for dataset in found["datasets"]:
         if not dataset["used"]:
             what = "document" if _of_documents(plan) else "conversation"
-            say(f"data prep: dataset {dataset['name']!r} has no usable {what}.")
+            print_line(f"data prep: dataset {dataset['name']!r} has no usable {what}.")
         if dataset["filtered"]["bad"]:
             first = "; ".join(dataset["bad_rows"])
-            say(f"data prep: dataset {dataset['name']!r}: {dataset['filtered']['bad']:,} bad rows, the first: {first}")
+            print_line(
+                f"data prep: dataset {dataset['name']!r}: {dataset['filtered']['bad']:,} bad rows, the first: {first}"
+            )
     size = plan.chat.pack_size if plan.chat else 1
     chosen = choose_rows(plan, records)
     for split, ratio in zip(SPLITS, plan.chat.ratios if plan.chat else (), strict=False):
@@ -277,9 +279,11 @@ def print_summary(plan: ShardPlan, records: Records, say: Say) -> None:
             kept = sum(chosen_rows.rows for chosen_rows in chosen if chosen_rows.split == split)
             weighed = f"; {kept:,} rows kept, by the weights" if kept < rows else ""
             full = f"{100 * tokens / rows / size:.1f} % full"
-            say(f"data prep: {split}: {sequences:,} sequences in {rows:,} rows of {size:,} tokens, {full}{weighed}")
+            print_line(
+                f"data prep: {split}: {sequences:,} sequences in {rows:,} rows of {size:,} tokens, {full}{weighed}"
+            )
         elif ratio and total["used"]:
-            say(f"data prep: nothing fell to {split}: {total['used']:,} records at {split}_ratio={ratio:g}.")
+            print_line(f"data prep: nothing fell to {split}: {total['used']:,} records at {split}_ratio={ratio:g}.")
 
 
 def make_artifact(plan: ShardPlan, records: Records, output: Path, elapsed: float) -> artifacts.SFTDataArtifact:

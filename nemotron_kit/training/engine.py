@@ -142,7 +142,7 @@ def _train(
     silent = processes.rank() != 0
     reporter = Reporter(metrics_path(config.logger, folder), progress.step, config.train.train_iters, silent=silent)
     for line in (*start.notes, start.describe(), *placement(config.train.layout, model)):
-        reporter.say(line)
+        reporter.print(line)
     balance = ExpertBalance(model, config.train.moe_router_bias_update_rate)
     run = TrainingRun(
         config, model, optimizer, balance, data.held_out, progress, dict(start.identity), reporter, stop, start.valid_on

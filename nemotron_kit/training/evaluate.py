@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from nemotron_kit.errors import NemotronError, UserError, nearest, sentence
 from nemotron_kit.files import read_regular
 from nemotron_kit.training.data import HeldOutSamples, collate, read_blend
-from nemotron_kit.training.generate import Speaker
+from nemotron_kit.training.generate import TextGenerator
 from nemotron_kit.training.parallel import token_nll
 from nemotron_kit.training.prompts import agent_of, read_rows
 from nemotron_kit.training.rewards import check_rows, find_verifiers, reward
@@ -32,7 +32,7 @@ _ANY_LENGTH = 1 << 40
 
 
 def held_out(
-    speaker: Speaker, data: Path, *, split: str, limit: int | None, seq_length: int | None, batch_size: int
+    generator: TextGenerator, data: Path, *, split: str, limit: int | None, seq_length: int | None, batch_size: int
 ) -> Result:
     """{"loss", "bits_per_byte", "tokens"} of a split of prepared data: pretraining shards with a blend.json, or packed
     chat rows, of which only the assistant's tokens count. The loss is in nats per token.
@@ -41,9 +41,9 @@ def held_out(
     """
     packed = split_folder(data, split)
     if packed is not None:
-        nll, tokens, size = _packed(speaker, packed, limit)
+        nll, tokens, size = _packed(generator, packed, limit)
     else:
-        nll, tokens, size = _shards(speaker, data, split, limit, seq_length, batch_size)
+        nll, tokens, size = _shards(generator, data, split, limit, seq_length, batch_size)
     if not math.isfinite(nll):
         raise NemotronError(f"The held-out loss is {nll}: the model's weights hold values that are no numbers.")
     return {
@@ -54,7 +54,7 @@ def held_out(
 
 
 def _shards(
-    speaker: Speaker, data: Path, split: str, limit: int | None, seq_length: int | None, batch_size: int
+    generator: TextGenerator, data: Path, split: str, limit: int | None, seq_length: int | None, batch_size: int
 ) -> tuple[float, int, int]:
     import torch
 
@@ -67,14 +67,14 @@ def _shards(
     blend = read_blend(path, only=split)
     if split not in blend:
         raise UserError(f"{path}: there is no {split} split.", hint=f"It has: {', '.join(blend)}. Set split=.")
-    length = seq_length or trained_length(speaker.folder) or min(4096, speaker.model.config.max_position_embeddings)
+    length = seq_length or trained_length(generator.folder) or min(4096, generator.model.config.max_position_embeddings)
     samples = HeldOutSamples(blend[split], length, limit)
     if len(samples) == 0:
         raise UserError(
             f"{path}: no shard of the {split} split holds {length + 1} tokens.", hint="Set a smaller seq_length."
         )
-    sizes = byte_lengths(speaker.tokenizer, speaker.model.config.vocab_size)
-    total, size, model = 0.0, 0, speaker.model
+    sizes = byte_lengths(generator.tokenizer, generator.model.config.vocab_size)
+    total, size, model = 0.0, 0, generator.model
     with torch.no_grad():
         for start in range(0, len(samples), batch_size):
             positions = range(start, min(start + batch_size, len(samples)))
@@ -92,13 +92,13 @@ def split_folder(data: Path, split: str) -> Path | None:
     return next((folder for folder in folders if next(folder.glob("**/*.parquet"), None) is not None), None)
 
 
-def _packed(speaker: Speaker, folder: Path, limit: int | None) -> tuple[float, int, int]:
+def _packed(generator: TextGenerator, folder: Path, limit: int | None) -> tuple[float, int, int]:
     """(summed loss in nats, number of counted tokens, their bytes) of packed rows, with each sequence run
     separately."""
     import torch
 
-    model = speaker.model
-    sizes = byte_lengths(speaker.tokenizer, model.config.vocab_size)
+    model = generator.model
+    sizes = byte_lengths(generator.tokenizer, model.config.vocab_size)
     packed = PackedRows(folder, seq_length=_ANY_LENGTH)
     packed.vocab_size = model.config.vocab_size
     total, tokens, size = 0.0, 0, 0
@@ -142,7 +142,7 @@ def byte_lengths(tokenizer: Any, vocab_size: int) -> NDArray[np.int64]:
 
 
 def answers(
-    speaker: Speaker,
+    generator: TextGenerator,
     data: Path,
     *,
     split: str,
@@ -159,9 +159,9 @@ def answers(
     `verifiers` are the config's own, in the form that rl takes. Raises UserError for data without the split, and for
     rows whose verifier is missing.
     """
-    if not speaker.chats:
+    if not generator.chats:
         raise UserError(
-            f"{speaker.folder}: the model has no chat template, so it can't be asked questions.",
+            f"{generator.folder}: the model has no chat template, so it can't be asked questions.",
             hint="Give a model that sft or rl has made, or leave run.tasks out.",
         )
     file = jsonl_of(data, split)
@@ -171,14 +171,14 @@ def answers(
     judges = find_verifiers(dict.fromkeys(map(agent_of, rows)), verifiers or {})
     check_rows(rows, judges, str(file))
     asked = [row["responses_create_params"] for row in rows]
-    prompts = [speaker.prompt(given["input"], given.get("tools"), enable_thinking=enable_thinking) for given in asked]
+    prompts = [generator.prompt(given["input"], given.get("tools"), enable_thinking=enable_thinking) for given in asked]
     # Prompts of like length together: the less is padding.
     order = sorted(range(len(rows)), key=lambda number: len(prompts[number]))
     scores: dict[str, list[float]] = {agent: [] for agent in judges}
     ended = dict.fromkeys(judges, 0)
     for start in range(0, len(order), batch_size):
         numbers = order[start : start + batch_size]
-        generated = speaker.answers([prompts[number] for number in numbers], max_new_tokens)
+        generated = generator.answers([prompts[number] for number in numbers], max_new_tokens)
         for answer, number in zip(generated, numbers, strict=True):
             agent = agent_of(rows[number])
             scores[agent].append(reward(judges[agent], answer.text, rows[number], agent))
@@ -217,7 +217,7 @@ def jsonl_of(data: Path, split: str) -> Path:
 
 
 def run_tasks(
-    speaker: Speaker,
+    generator: TextGenerator,
     tasks: Sequence[str],
     *,
     task_path: Path | None,
@@ -238,8 +238,8 @@ def run_tasks(
     evaluator.get_git_commit_hash = lambda: None
     manager = _task_manager(tasks, task_path)
     model = HFLM(
-        pretrained=speaker.model,
-        tokenizer=speaker.tokenizer,
+        pretrained=generator.model,
+        tokenizer=generator.tokenizer,
         batch_size=batch_size,
         enable_thinking=enable_thinking,
     )
@@ -250,7 +250,7 @@ def run_tasks(
             task_manager=manager,
             num_fewshot=num_fewshot,
             limit=limit,
-            apply_chat_template=speaker.chats,
+            apply_chat_template=generator.chats,
             log_samples=False,
         )
     except (OSError, ConnectionError, FileNotFoundError) as error:

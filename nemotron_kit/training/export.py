@@ -124,9 +124,9 @@ def export(
     if chat is not None:
         chat.set_in(model)
     try:
-        place = Path(processes.together(begin)[0])
+        place = Path(processes.on_all_ranks(begin)[0])
         weights = sharded.export_weights(model, place) if is_on_ranks(model) else {}
-        processes.together(lambda: finish(weights))
+        processes.on_all_ranks(lambda: finish(weights))
     except OSError as error:
         raise NemotronError(f"{path}: the model can't be written: {error.strerror or error}.") from error
     finally:

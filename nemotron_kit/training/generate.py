@@ -53,7 +53,7 @@ class Answer:
     tokens: int
 
 
-class Speaker:
+class TextGenerator:
     """A model and its tokenizer, from a folder in transformers' format."""
 
     def __init__(self, folder: Path) -> None:

@@ -29,7 +29,7 @@ from nemotron_kit.training.grpo_config import GRPOConfig, settings_identity
 from nemotron_kit.training.grpo_loss import advantages, token_losses
 from nemotron_kit.training.loop import build_optimizer
 from nemotron_kit.training.model import load_model, require_model
-from nemotron_kit.training.parallel import equal_turns, is_on_ranks, prepare
+from nemotron_kit.training.parallel import equal_passes, is_on_ranks, prepare
 from nemotron_kit.training.pretrain_config import TrainConfig
 from nemotron_kit.training.processes import Preempted, StopRequest
 from nemotron_kit.training.prompts import PromptOrder, Prompts, agent_of, encode, read_rows
@@ -221,7 +221,7 @@ class _Run:
         try:
             placed = placement(config.train.layout, model)
             for line in (*self.start.notes, *self._notes(), self.start.describe(), *placed):
-                reporter.say(line)
+                reporter.print(line)
             evaluate = work.evaluate if self.valid is not None else None
             if evaluate is not None and config.grpo.val_at_start and not progress.step:
                 loop.evaluate(evaluate)
@@ -229,7 +229,7 @@ class _Run:
             if progress.step < self.steps:
                 loop.run(work.step, evaluate)
             if evaluate is not None:
-                reporter.say(
+                reporter.print(
                     _comparison(progress.before, progress.held_out, len(self.valid.rows if self.valid else ()))
                 )
         finally:
@@ -341,7 +341,7 @@ class _Loop(StepLoop):
         folder = self.settings.checkpoint.save
         if folder and processes.rank() == 0:
             for problem in self._keep(Path(folder)):
-                self.reporter.say(f"Warning: {problem} It is tried again after the next checkpoint.")
+                self.reporter.print(f"Warning: {problem} It is tried again after the next checkpoint.")
 
 
 @dataclass(frozen=True)
@@ -394,7 +394,7 @@ class _Work:
         # After the step's work: the loop saves and stops at once, not a step later.
         if self.limit is not None and time.monotonic() - self.run.began > self.limit:
             self.loop.stop.signal = self.loop.stop.signal or "checkpointing.checkpoint_must_save_by"
-        return {**values, **self._described(rollouts)}
+        return {**values, **self._metrics(rollouts)}
 
     def _rollout(self, number: int, rows: Sequence[int]) -> _Rollout:
         """Sampled and scored answers to the prompts in `rows`."""
@@ -405,7 +405,7 @@ class _Work:
         keys = [(self.config.grpo.seed, number, row, answer) for row, answer in wanted]
         asked = [prompts.ids[row] for row, _ in wanted]
         answers = self._answers(asked, keys, self.config.policy.generation_batch_size)
-        found = [self._judged(prompts.rows[row], answer) for (row, _), answer in zip(wanted, answers, strict=True)]
+        found = [self._score(prompts.rows[row], answer) for (row, _), answer in zip(wanted, answers, strict=True)]
         rewards = torch.as_tensor(found, dtype=torch.float32, device=self.model.device)
         valid = torch.as_tensor(
             [answer.ended or not self.config.grpo.overlong_filtering for answer in answers], device=rewards.device
@@ -421,7 +421,7 @@ class _Work:
         """Answers to the prompts; greedy without `keys`."""
         answers: list[Completion] = []
         longest = self.config.policy.max_total_sequence_length
-        for at, counts in equal_turns(range(0, len(prompts), size), 0, self.model):
+        for at, counts in equal_passes(range(0, len(prompts), size), 0, self.model):
             batch = prompts[at : at + size] if counts else self.run.train.ids[:1]
             room = longest - max(map(len, batch))
             with self.loop.autocast():
@@ -437,7 +437,7 @@ class _Work:
             answers += found if counts else []
         return answers
 
-    def _judged(self, row: Mapping[str, Any], answer: Completion) -> float:
+    def _score(self, row: Mapping[str, Any], answer: Completion) -> float:
         agent = agent_of(row)
         return reward(self.run.verifiers[agent], self._text(answer), row, agent)
 
@@ -455,7 +455,7 @@ class _Work:
         size = self.config.policy.train_micro_batch_size
         sums: dict[str, Any] = {"loss": 0.0}
         batches = [chosen[at : at + size] for at in range(0, len(chosen), size)]
-        for batch, counted in equal_turns(batches, [0], self.model):
+        for batch, counted in equal_passes(batches, [0], self.model):
             loss, kl = self._loss(rollout, batch, totals)
             if not counted:
                 (loss * 0).backward()
@@ -494,7 +494,7 @@ class _Work:
         size = self.config.policy.logprob_batch_size
         temperature = self.generation.temperature
         found = []
-        for at, counts in equal_turns(range(0, len(prompts), size), 0, self.reference):
+        for at, counts in equal_passes(range(0, len(prompts), size), 0, self.reference):
             some = slice(at, at + size)
             logprobs = probabilities(
                 self.reference, prompts[some], answers[some], temperature, pad=self.pad, chunk=self.chunk
@@ -502,7 +502,7 @@ class _Work:
             found += [logprobs] if counts else []
         return torch.cat(found)
 
-    def _described(self, rollouts: Sequence[_Rollout]) -> dict[str, Any]:
+    def _metrics(self, rollouts: Sequence[_Rollout]) -> dict[str, Any]:
         """Rewards, lengths and entropy: this rank's contribution to each mean."""
         answers = [answer for rollout in rollouts for answer in rollout.answers]
         total = self.config.answers
@@ -541,7 +541,7 @@ class _Work:
                 keys = [(self.config.grpo.seed, _VALIDATION, row, sample) for row, sample in own]
                 answers = self._answers([prompts.ids[row] for row, _ in own], None if greedy else keys, size)
                 for (row, _), answer in zip(own, answers, strict=True):
-                    value = self._judged(prompts.rows[row], answer)
+                    value = self._score(prompts.rows[row], answer)
                     place = agents.index(agent_of(prompts.rows[row]))
                     sums[0 if greedy else 1, place] += value
                     sums[0 if greedy else 1, -1] += value
@@ -566,4 +566,4 @@ class _Work:
     def _show(self, row: int, answer: Completion, value: float) -> None:
         assert self.run.valid is not None  # noqa: S101
         asked = self.run.tokenizer.decode(self.run.valid.ids[row], skip_special_tokens=False)
-        self.loop.reporter.say(f"{asked!r} → {self._text(answer)!r}: reward {value:g}")
+        self.loop.reporter.print(f"{asked!r} → {self._text(answer)!r}: reward {value:g}")

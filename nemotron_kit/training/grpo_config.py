@@ -21,7 +21,7 @@ from nemotron_kit.training.config_blocks import (
     unknown,
 )
 from nemotron_kit.training.grpo_checks import METRICS, PRECISIONS, bad_values, other_engines
-from nemotron_kit.training.memory import GpuFacts, Step, judged
+from nemotron_kit.training.memory import GpuFacts, Step, memory_notes
 from nemotron_kit.training.prompts import agents_in
 from nemotron_kit.training.rewards import missing_verifiers
 
@@ -407,10 +407,10 @@ def preflight(
         problems = [" ".join(str(error).split("\n"))]
     if problems:
         return problems
-    return [*(_judges(config) if here else []), *_memory(config, processes, here, gpu)]
+    return [*(_missing_verifiers(config) if here else []), *_memory(config, processes, here, gpu)]
 
 
-def _judges(config: GRPOConfig) -> list[str]:
+def _missing_verifiers(config: GRPOConfig) -> list[str]:
     """Verifiers that the rows name and that are not installed here. A rows file that does not exist yet names none."""
     named: dict[str, None] = {}
     for path in (config.data.train_jsonl_fpath, config.data.validation_jsonl_fpath):
@@ -435,6 +435,6 @@ def _memory(config: GRPOConfig, processes: int, here: bool, gpu: GpuFacts | None
             loss_chunk=train.tokens_per_chunk,
             reference=bool(config.loss_fn.reference_policy_kl_penalty),
         )
-        return judged(f"Training {config.policy.model_name}", step, config.precision, here=here, gpu=gpu)
+        return memory_notes(f"Training {config.policy.model_name}", step, config.precision, here=here, gpu=gpu)
     except (OSError, ValueError, TypeError, AttributeError, UserError):  # the run reports the error
         return []

@@ -14,9 +14,9 @@ def advantages(rewards: torch.Tensor, *, leave_one_out: bool, normalize: bool) -
     """The advantage of each answer over the others to its prompt, [prompts, answers], from the rewards, [prompts,
     answers].
 
-    GRPO (Shao et al., arXiv 2402.03300): the baseline is the mean of the other answers (leave-one-out) or of all of
-    them, the scale their standard deviation, if it is not 0; a prompt whose answers have equal rewards gets advantages
-    of 0.
+    GRPO (Shao et al., arXiv 2402.03300): the baseline is the mean of all answers, or of the others (leave-one-out:
+    RLOO, Ahmadian et al., arXiv 2402.14740); with `normalize` the scale is their standard deviation, if it is not 0. A
+    prompt whose answers have equal rewards gets advantages of 0. Both are float32.
     """
     import torch
 
@@ -44,10 +44,13 @@ def token_losses(
     block: LossBlock,
     reference: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The loss of each token, [tokens], and its divergence from the reference (None without one).
+    """The loss of each token, float32 [tokens], and its divergence from the reference, [tokens] (None without one).
 
-    The clipped objective of PPO (Schulman et al., arXiv 1707.06347) with a limit of its own on either side (DAPO, arXiv
-    2503.14476). `old` are the log probabilities with which the tokens were sampled. The divergence is Schulman's k3.
+    `logprobs`, `old` and `reference` are the log probabilities (nats, [tokens]) of the sampled tokens by the model that
+    is trained, by the one that sampled them, and by the reference; `advantages` is that of each token's answer,
+    [tokens]. The objective is PPO's (Schulman et al., arXiv 1707.06347), clipped to 1 − ratio_clip_min … 1 +
+    ratio_clip_max ("clip-higher": DAPO, Yu et al., arXiv 2503.14476). The divergence is estimated by k3: exp(d) − d − 1
+    with d = reference − logprobs (Schulman, "Approximating KL Divergence", 2020, joschu.net/blog/kl-approx.html).
     """
     import torch
 

@@ -267,22 +267,22 @@ def require_finite(what: str, value: float, step: int, lr_setting: str = "train.
         )
 
 
-class Saves:
+class CheckpointWriter:
     """The checkpoints that a run writes, each by the ranks that hold the model. Older ones are removed afterwards: all
-    but the newest `block.kept`. What can't be removed is reported by `say`, once, and tried again."""
+    but the newest `block.kept`. What can't be removed is reported by `report`, once, and tried again."""
 
     def __init__(
         self,
         block: CheckpointConfig,
         model: Any,
         optimizer: torch.optim.Optimizer,
-        say: Callable[[str], None],
+        report: Callable[[str], None],
         write_model: Callable[[Path], None] | None = None,
     ) -> None:
         """`write_model(folder)` writes the model's part of a checkpoint of one process (all of it, in `model/`)."""
         self.block, self.model, self.optimizer = block, model, optimizer
         self._write_model = write_model or (lambda folder: export_model(model, folder / MODEL))
-        self._say, self._said = say, set[str]()
+        self._report, self._reported = report, set[str]()
         self._pending: sharded.Save | None = None
 
     def save(self, step: int, record: Mapping[str, Any], *, last: bool) -> None:
@@ -290,11 +290,11 @@ class Saves:
         has written one of this step meanwhile, or if the disk refuses."""
         assert self.block.save is not None  # noqa: S101 - the caller has seen to it
         folder = Path(self.block.save)
-        told = {**record, "processes": processes.world_size(), "parallelism": str(layout_of(self.model))}
+        entry = {**record, "processes": processes.world_size(), "parallelism": str(layout_of(self.model))}
         if is_on_ranks(self.model):
             self.finish()
             later = self.block.asynchronous and not last
-            self._pending = sharded.save(folder, step, told, self.model, self.optimizer, later=later)
+            self._pending = sharded.save(folder, step, entry, self.model, self.optimizer, later=later)
             if not later:
                 self.finish()
             return
@@ -302,10 +302,10 @@ class Saves:
         def write() -> None:
             if processes.rank() == 0:
                 checkpoint.require_own(folder / checkpoint.name(step), record["identity"])
-                checkpoint.write(folder, step, lambda aside: self._fill(aside, told))
+                checkpoint.write(folder, step, lambda aside: self._fill(aside, entry))
                 self._prune(folder)
 
-        processes.together(write)
+        processes.on_all_ranks(write)
 
     def poll(self) -> None:
         """Make the checkpoint that is being written one, if all ranks have written."""
@@ -327,9 +327,9 @@ class Saves:
 
     def _prune(self, folder: Path) -> None:
         for problem in checkpoint.prune(folder, self.block.kept):
-            if problem not in self._said:
-                self._said.add(problem)
-                self._say(f"Warning: {problem} It is tried again after the next checkpoint.")
+            if problem not in self._reported:
+                self._reported.add(problem)
+                self._report(f"Warning: {problem} It is tried again after the next checkpoint.")
 
 
 def preempted(signal: str, step: int, steps: int, save: str | None) -> Preempted:
@@ -379,7 +379,7 @@ class TrainingRun:
         self._window = self._started = time.monotonic()
         self._window_steps = 0
         self._elapsed_before = self.progress.elapsed
-        self.saves = Saves(self.config.checkpoint, self.model, self.optimizer, self.reporter.say)
+        self.saves = CheckpointWriter(self.config.checkpoint, self.model, self.optimizer, self.reporter.print)
 
     def before_step(self, step: int) -> None:
         """Seed the step: its random numbers depend on (seed, step, rank) only, resumed or not."""

@@ -1,5 +1,5 @@
-"""What a training step needs of a GPU, or of a machine without one, computed from the config: bytes of memory by what
-they are for, and bytes over the network. Light: a plan is made from it, without torch.
+"""An estimate of a training step, computed from the config: bytes of memory by purpose, and bytes sent over the
+network. Every launch imports it, so it imports no torch.
 
 The terms were compared with torch's FSDPMemTracker for the published model and with measured processes for small ones
 (scripts/bench/memory.py).
@@ -254,12 +254,12 @@ def _layouts(step: Step, ranks: int) -> Iterator[Step]:
 def settings_of(step: Step) -> str:
     """What to set for a step's layout, as on a command line."""
     sizes = {name: size for name, size in step.layout.sizes().items() if size > 1}
-    said = ", ".join(f"{name}: {size}" for name, size in sizes.items())
-    layout = f"'train.parallelism={{{said}}}'" if step.layout.sharded else "train.parallelism=ddp"
+    sizes_text = ", ".join(f"{name}: {size}" for name, size in sizes.items())
+    layout = f"'train.parallelism={{{sizes_text}}}'" if step.layout.sharded else "train.parallelism=ddp"
     return f"{layout} train.activation_checkpointing=true" if step.activation_checkpointing else layout
 
 
-def misfit(what: str, step: Step, memory: int, whose: str, instead: str = "") -> str | None:
+def fit_problem(what: str, step: Step, memory: int, whose: str, instead: str = "") -> str | None:
     """A sentence with the estimate, and the smallest layout that fits, where `step` does not fit into `memory`, which
     is that of `whose`; None where it does. `instead`: what else to do."""
     found = memory_of(step)
@@ -290,10 +290,10 @@ class GpuFacts(Protocol):
     def unsure(self) -> str | None: ...
 
 
-def judged(
+def memory_notes(
     what: str, step: Step, precision: str, *, here: bool, gpu: GpuFacts | None = None, instead: str = ""
 ) -> list[str]:
-    """The problem, as `misfit` says it, of a step that does not fit on the job's GPUs (`gpu`), or without them on this
+    """The problem (see `fit_problem`) of a step that does not fit on the job's GPUs (`gpu`), or without them on this
     machine's, or into its memory if the job runs `here`. A Note with the estimate for a step that fits, or whose GPUs
     are not known; nothing for one that fits on any."""
     memory, whose = None, ""
@@ -308,7 +308,7 @@ def judged(
         else:
             memory = usable(memory)
     found = memory_of(step)
-    if memory is not None and (problem := misfit(what, step, memory, whose, instead)):
+    if memory is not None and (problem := fit_problem(what, step, memory, whose, instead)):
         return [problem]
     if found.peak < _SMALL or (here and gpu is None):
         return []
@@ -331,20 +331,20 @@ def disk_notes(
     needed = size * (kept + 1) + _WEIGHTS * count_parameters(model)
     if needed < _SMALL:
         return []
-    told = (
+    text = (
         f"checkpoint.save: a checkpoint is {size / 1e9:,.0f} GB; {kept} are kept while one is written, and the model "
         f"is {_WEIGHTS * count_parameters(model) / 1e9:,.0f} GB: {needed / 1e9:,.0f} GB in {place}."
     )
     left = free(place) if free is not None else None
     if left is not None and left < needed:
-        told = f"Warning: {told} Only {left / 1e9:,.0f} GB are free there."
+        text = f"Warning: {text} Only {left / 1e9:,.0f} GB are free there."
     if home and (place == home or place.startswith(home.rstrip("/") + "/")):
-        warning = "" if told.startswith("Warning") else "Warning: "
-        told = (
-            f"{warning}{told} That is below the home folder: set remote_job_dir in the profile, or checkpoint.save, to "
+        warning = "" if text.startswith("Warning") else "Warning: "
+        text = (
+            f"{warning}{text} That is below the home folder: set remote_job_dir in the profile, or checkpoint.save, to "
             "a file system for it."
         )
-    return [Note(told)]
+    return [Note(text)]
 
 
 _MACHINE = "this machine"

@@ -1,7 +1,8 @@
-"""A model over ranks: which layout it has, how it is sharded, and how its weights come to be.
+"""A model over ranks: its layout, its sharding, and the initialisation of its weights.
 
-The sharding is transformers' own (DistributedConfig: FSDP2, HSDP, expert parallel with all-to-all). A tensor is cut
-along its first dimension, so that what a rank holds of it is a range of rows.
+The sharding is transformers' own (DistributedConfig): FSDP2 (torch's fully_shard; Zhao et al., arXiv 2304.11277), HSDP
+(the same, with replicas of the sharded model), and expert parallelism with all-to-all (GShard: Lepikhin et al., arXiv
+2006.16668). A tensor is sharded along its first dimension: a rank holds a range of rows.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ DDP = "ddp"
 
 @dataclass(frozen=True)
 class Layout:
-    """`train.parallelism`: over how many ranks a model's tensors are sharded, of these over how many its experts are
-    dealt out, and how many replicas of that there are. Without any, every rank holds the whole model (ddp)."""
+    """`train.parallelism`: the number of ranks over which a model's tensors are sharded (`fsdp_size`), of these the
+    number over which its experts are divided (`ep_size`), and the number of replicas of that (`dp_replicate_size`).
+    Not `sharded`: every rank holds the whole model (ddp)."""
 
     fsdp_size: int = 1
     ep_size: int = 1
@@ -135,7 +137,7 @@ def empty_model(config: NemotronHConfig, layout: Layout, *, bf16: bool = False) 
 
 
 def distributed_config(layout: Layout, *, bf16: bool = False) -> Any:
-    """What transformers is told of a layout; None where each rank holds the whole model."""
+    """transformers' DistributedConfig of a layout; None where each rank holds the whole model."""
     from transformers.distributed import DistributedConfig
 
     if layout.ranks <= 1:
@@ -151,13 +153,13 @@ def _shard(model: Any, layout: Layout, bf16: bool) -> Any:
 
 
 def require_layout(model: Any, layout: Layout) -> None:
-    """NemotronError when a tensor is not where the layout says: what is asked for is what runs."""
+    """Raises NemotronError if a parameter is not sharded as the layout says."""
     if layout.ranks <= 1:
         return
     for name, parameter in model.named_parameters():
         placed = getattr(parameter, "placements", ())
-        dealt = ".experts." in name
-        wanted = (layout.dp_replicate_size > 1) + 1 + (layout.ep_size > 1 and dealt)
+        is_expert = ".experts." in name
+        wanted = (layout.dp_replicate_size > 1) + 1 + (layout.ep_size > 1 and is_expert)
         if len(placed) != wanted or not any(hasattr(one, "dim") for one in placed):
             raise NemotronError(
                 f"train.parallelism ({layout}): {name} lies on the ranks as {placed or 'one whole'}: transformers has "
@@ -167,8 +169,9 @@ def require_layout(model: Any, layout: Layout) -> None:
 
 
 def prepare(model: Any, *, activation_checkpointing: bool = False, compile_blocks: bool = False) -> None:
-    """What training adds to a model in its layout. Activations that are not kept are computed again, block by block, in
-    the backward pass."""
+    """Prepare a model in its layout for training, in place. With `activation_checkpointing` (Chen et al., arXiv
+    1604.06174) a block keeps its input alone and recomputes its activations in the backward pass; `compile_blocks`:
+    torch.compile for each block. Afterwards `within` can be used with the model."""
     if activation_checkpointing:
         if hasattr(model, "activation_checkpointing_enable"):
             model.activation_checkpointing_enable({"use_reentrant": False})
@@ -185,7 +188,7 @@ def prepare(model: Any, *, activation_checkpointing: bool = False, compile_block
 
 def held_bytes(model: torch.nn.Module) -> int:
     """The bytes of the model's tensors that this rank holds."""
-    return sum(part.numel() * part.element_size() for part in map(own_part, tensors(model).values()))
+    return sum(part.numel() * part.element_size() for part in map(local_shard, tensors(model).values()))
 
 
 def is_sharded(tensor: Any) -> bool:
@@ -215,13 +218,13 @@ def rows_of(tensor: torch.Tensor) -> Rows:
     return Rows(offset[0], offset[0] + shape[0])
 
 
-def own_part(tensor: Any) -> torch.Tensor:
+def local_shard(tensor: Any) -> torch.Tensor:
     """This rank's rows of a tensor, as a plain tensor that shares its memory."""
     return (tensor.to_local() if is_sharded(tensor) else tensor).detach()
 
 
-def is_first_copy(tensor: Any) -> bool:
-    """Whether this rank is the first of those that hold the same rows of the tensor."""
+def is_first_replica(tensor: Any) -> bool:
+    """Whether this rank is in the first replica, of those that hold the same rows of the tensor."""
     if not is_sharded(tensor):
         return processes.rank() == 0
     mesh = tensor.device_mesh
@@ -235,9 +238,9 @@ def whole(tensor: Any) -> torch.Tensor:
     import torch
 
     # The rows are put in their places and summed, as whole numbers: bit for bit, whatever the placements are.
-    own = own_part(tensor)
+    own = local_shard(tensor)
     full = torch.zeros(tensor.shape, dtype=own.dtype, device=own.device)
-    if is_first_copy(tensor):
+    if is_first_replica(tensor):
         start, stop = rows_of(tensor)
         full[start:stop] = own
     processes.sum_over_ranks(full.view(torch.int32 if own.element_size() == 4 else torch.uint8))
@@ -272,7 +275,7 @@ def initialise(model: Any, seed: int) -> None:
 def put(target: Any, value: torch.Tensor) -> None:
     """Write a whole tensor's values into a tensor of the model, or this rank's rows of them."""
     start, stop = rows_of(target)
-    own_part(target).copy_(value[start:stop] if is_sharded(target) else value)
+    local_shard(target).copy_(value[start:stop] if is_sharded(target) else value)
 
 
 def _fresh_blocks(config: NemotronHConfig) -> Iterator[tuple[str, Any]]:
@@ -304,13 +307,14 @@ def _take_functions(module: Any) -> None:
     module._takes_functions = True
 
 
-def equal_turns(own: Sequence[T], spare: T | None, model: Any) -> list[tuple[T, bool]]:
-    """What this rank passes through the model, turn by turn, and whether it counts. Where ranks share the model, all of
-    them take part in each pass of any: who has fewer repeats its last (or `spare`), and that does not count."""
+def equal_passes(own: Sequence[T], spare: T | None, model: Any) -> list[tuple[T, bool]]:
+    """(input, whether it counts) of each forward pass of this rank, given its own inputs. Where ranks share the model,
+    each pass is a collective operation: all ranks make equally many, and one with fewer inputs repeats its last one
+    (or `spare`), whose result does not count. All ranks must call it. NemotronError without any input."""
     turns = [(one, True) for one in own]
     if not is_on_ranks(model):
         return turns
-    missing = processes.largest(len(own), processes.device()) - len(own)
+    missing = processes.max_over_ranks(len(own), processes.device()) - len(own)
     last = own[-1] if own else spare
     if missing and last is None:
         raise NemotronError("A process has nothing that it could pass through the shared model.")
@@ -318,16 +322,16 @@ def equal_turns(own: Sequence[T], spare: T | None, model: Any) -> list[tuple[T, 
 
 
 def scale_gradients(model: torch.nn.Module, clip: float) -> torch.Tensor:
-    """Turn the sharded gradients, means over the ranks, into sums; clip them to the norm `clip` (0: no limit). Returns
-    the norm before that."""
+    """Turn the sharded gradients, which FSDP reduces to means over the ranks, into sums, in place, and clip them to the
+    norm `clip` (0: no limit). Returns their norm before clipping, float64 []. All ranks must call it."""
     import torch
 
     trained = [parameter for parameter in model.parameters() if parameter.grad is not None]
-    own = [own_part(parameter.grad) for parameter in trained]
+    own = [local_shard(parameter.grad) for parameter in trained]
     squares = torch.zeros((), dtype=torch.float64, device=processes.device())
     for parameter, gradient in zip(trained, own, strict=True):
         gradient.mul_(processes.world_size())
-        if is_first_copy(parameter):
+        if is_first_replica(parameter):
             squares += gradient.double().square().sum()
     norm = processes.sum_over_ranks(squares).sqrt()
     if clip > 0:
@@ -362,9 +366,11 @@ def is_on_ranks(model: torch.nn.Module) -> bool:
 
 
 def token_nll(model: Any, input_ids: torch.Tensor, labels: torch.Tensor, chunk: int | None) -> torch.Tensor:
-    """The summed −log p of the labels, [batch, sequence], in one call of the model, of which the head is given `chunk`
-    tokens at a time: the logits of all tokens, [tokens, vocabulary], are the largest thing in a step. None: all at
-    once."""
+    """The summed −log p (nats, float32 []) of `labels`, int64 [batch, sequence], after `input_ids` of the same shape.
+
+    The head is applied to `chunk` tokens at a time (None: all at once): the logits of all tokens, [tokens, vocabulary],
+    are the largest tensor of a step.
+    """
 
     def both() -> torch.Tensor:
         inner = getattr(model, "module", model)
@@ -375,14 +381,15 @@ def token_nll(model: Any, input_ids: torch.Tensor, labels: torch.Tensor, chunk: 
 
 
 def head_nll(head: Any, hidden: torch.Tensor, labels: torch.Tensor, chunk: int | None) -> torch.Tensor:
-    """The summed −log p of labels, [tokens], after hidden states, [tokens, hidden]."""
+    """The summed −log p (nats, float32 []) of labels, int64 [tokens], after hidden states, [tokens, hidden]."""
     return within(head, lambda states: _chunked_nll(head, states, labels, chunk), hidden)
 
 
 def head_logprobs(
     head: Any, hidden: torch.Tensor, labels: torch.Tensor, temperature: float, chunk: int | None
 ) -> torch.Tensor:
-    """The log probability of each label, [tokens], after hidden states, [tokens, hidden], at a temperature."""
+    """The log probability (nats, float32 [tokens]) of each label, int64 [tokens], after hidden states, [tokens,
+    hidden], at a temperature."""
 
     def logprobs(states: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         logits = _logits(head, states) / temperature

@@ -28,7 +28,7 @@ from nemotron_kit.training.config_blocks import (
     unknown,
     whole_number,
 )
-from nemotron_kit.training.memory import GpuFacts, Step, disk_notes, judged
+from nemotron_kit.training.memory import GpuFacts, Step, disk_notes, memory_notes
 from nemotron_kit.training.model import with_data_settings
 from nemotron_kit.training.model_size import MODEL_DEFAULTS, check_block, count_parameters, expert_count
 
@@ -241,7 +241,7 @@ def _size_notes(config: PretrainConfig, processes: int, here: bool, gpu: GpuFact
         loss_chunk=train.tokens_per_chunk,
     )
     what = f"Training this model of {count_parameters(model) / 1e9:.1f} B parameters"
-    return judged(what, step, train.precision, here=here, gpu=gpu, instead="try -c tiny")
+    return memory_notes(what, step, train.precision, here=here, gpu=gpu, instead="try -c tiny")
 
 
 def _disk_notes(config: PretrainConfig, home: str | None, free: Callable[[str], int | None] | None) -> list[Note]:

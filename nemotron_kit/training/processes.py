@@ -74,7 +74,7 @@ def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def largest(number: int, device: torch.device) -> int:
+def max_over_ranks(number: int, device: torch.device) -> int:
     """The largest of the ranks' numbers, on every rank."""
     if not _joined():
         return number
@@ -95,20 +95,20 @@ def any_rank(flag: bool, device: torch.device) -> bool:
     return bool(sum_over_ranks(torch.tensor([int(flag)], device=device)).item())
 
 
-def together(work: Callable[[], Any]) -> list[Any]:
-    """Do `work` on every rank; what it returned (a JSON value) on each, by rank, on every rank.
+def on_all_ranks(work: Callable[[], Any]) -> list[Any]:
+    """Call `work` on every rank and return what it returned (a JSON value) on each, in the order of ranks.
 
-    All ranks must call it. Where it raises OSError or NemotronError on one rank, every rank raises: nobody waits for a
-    peer that has given up.
+    All ranks must call it. If it raises OSError or NemotronError on one rank, every rank raises: none waits in a
+    collective operation for a rank that has failed.
     """
     failed: Exception | None = None
     try:
-        told: dict[str, Any] = {"value": work()}
+        outcome: dict[str, Any] = {"value": work()}
     except (OSError, NemotronError) as error:
         failed = error
         message = error.message if isinstance(error, NemotronError) else str(error)
-        told = {"error": f"{message} (process {rank()} of {world_size()})", "hint": getattr(error, "hint", None)}
-    every = _everybodys(told)
+        outcome = {"error": f"{message} (process {rank()} of {world_size()})", "hint": getattr(error, "hint", None)}
+    every = _all_gather_json(outcome)
     if failed is not None:
         raise failed
     for other in every:
@@ -117,8 +117,8 @@ def together(work: Callable[[], Any]) -> list[Any]:
     return [other["value"] for other in every]
 
 
-def _everybodys(value: Any) -> list[Any]:
-    """A JSON value of each rank, on every rank."""
+def _all_gather_json(value: Any) -> list[Any]:
+    """The JSON value of each rank, in the order of ranks, on every rank."""
     if not _joined():
         return [value]
     import torch

@@ -20,7 +20,7 @@ Row = dict[str, Any]
 # reserves it for a program's own use.
 _SHIELD = "\ufdd2"
 # Special tokens that may occur in messages; all others are reserved for the template.
-_SAID = re.compile(r"</?(?:think|tools|tool_call|tool_response)>\Z")
+_ALLOWED = re.compile(r"</?(?:think|tools|tool_call|tool_response)>\Z")
 
 
 def read_rows(path: Path, key: str) -> list[Row]:
@@ -125,7 +125,7 @@ def chat_ids(
     template's `system`. Raises UserError for messages that the template refuses."""
     from jinja2 import TemplateError
 
-    own = _own_tokens(tokenizer)
+    own = _reserved_tokens(tokenizer)
     messages = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
     try:
         text: str = tokenizer.apply_chat_template(
@@ -151,11 +151,11 @@ def _for_template(message: Mapping[str, Any]) -> Row:
 
 
 @lru_cache(maxsize=4)
-def _own_tokens(tokenizer: Any) -> re.Pattern[str] | None:
+def _reserved_tokens(tokenizer: Any) -> re.Pattern[str] | None:
     """A pattern that finds the special tokens reserved for the template."""
     own = [token for token in tokenizer.all_special_tokens if len(token) > 1]
     own += [str(added) for added in tokenizer.added_tokens_decoder.values() if added.special and len(str(added)) > 1]
-    own = [token for token in dict.fromkeys(own) if not _SAID.match(token)]
+    own = [token for token in dict.fromkeys(own) if not _ALLOWED.match(token)]
     return re.compile("|".join(map(re.escape, sorted(own, key=len, reverse=True)))) if own else None
 
 

@@ -34,7 +34,7 @@ class Reporter:
         if sys.stderr.isatty():
             self._bar = _Bar(done, total)
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         """Print one line for a person, on stderr: standard output is reserved for the artifacts passed to the next
         step."""
         if self._silent:
@@ -60,7 +60,7 @@ class Reporter:
         if self._bar is not None and not {"valid_loss", "val_reward"} & row.keys():
             self._bar.describe(text.partition(": ")[2])
         else:
-            self.say(text)
+            self.print(text)
 
     def close(self) -> None:
         if self._bar is not None:

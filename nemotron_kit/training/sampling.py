@@ -91,7 +91,7 @@ def generate(
     done = torch.zeros(len(prompts), dtype=torch.bool, device=device)
     # Ranks that share the model go on until all of them are done: each takes part in the others' passes.
     shared = is_on_ranks(model)
-    passes = processes.largest(max_new_tokens, device) if shared else max_new_tokens
+    passes = processes.max_over_ranks(max_new_tokens, device) if shared else max_new_tokens
     entropy = torch.zeros(len(prompts), dtype=torch.float64, device=device)
     written: list[torch.Tensor] = []
     cache = None
@@ -139,7 +139,8 @@ def drawn(logits: torch.Tensor, numbers: torch.Tensor) -> tuple[torch.Tensor, to
 
 
 def uniform(keys: Sequence[Key], count: int) -> NDArray[Any]:
-    """`count` random numbers in [0, 1) for each key, [keys, count]."""
+    """`count` random numbers in [0, 1) for each key, float64 [keys, count]: a key is that of a Philox generator
+    (Salmon et al., SC 2011)."""
     import numpy as np
 
     streams = []

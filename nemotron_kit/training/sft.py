@@ -34,7 +34,7 @@ from nemotron_kit.training.export import (
 )
 from nemotron_kit.training.loop import build_optimizer, use_bf16
 from nemotron_kit.training.model import ExpertBalance, load_model, require_model
-from nemotron_kit.training.parallel import equal_turns, head_nll, is_on_ranks, prepare, within
+from nemotron_kit.training.parallel import equal_passes, head_nll, is_on_ranks, prepare, within
 from nemotron_kit.training.processes import StopRequest
 from nemotron_kit.training.reporter import Reporter, metrics_path
 from nemotron_kit.training.sft_config import SFTConfig, settings_identity
@@ -190,7 +190,7 @@ class _Run:
         work = SFTWork(config, self.rows, self.held_out, model, loop)
         try:
             for line in (*start.notes, *self._notes(model), self._described(), *placement(train.layout, model)):
-                reporter.say(line)
+                reporter.print(line)
             evaluate = work.evaluate if self.held_out is not None else None
             new_data = evaluate is not None and start.valid_on != progress.valid_on and not silent
             progress.valid_on = start.valid_on
@@ -296,7 +296,7 @@ class SFTWork:
         (no rows, or none with loss tokens), two tokens of `spare` take part in the others' passes."""
         divided = packed_batches if self.packed else batches
         instead = next(iter(divided([spare.dummy()], self.most)))
-        for given, counts in equal_turns(list(divided(rows, self.most)), instead, self.model):
+        for given, counts in equal_passes(list(divided(rows, self.most)), instead, self.model):
             batch = given.to(self.model.device)
             with self.loop.autocast(), self.loop.balance.counting(batch.real if counts else batch.real & False):
                 summed = batch_nll(self.model, batch, self.chunk)

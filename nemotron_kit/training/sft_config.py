@@ -26,7 +26,7 @@ from nemotron_kit.training.config_blocks import (
     unknown,
     whole_number,
 )
-from nemotron_kit.training.memory import GpuFacts, Step, judged
+from nemotron_kit.training.memory import GpuFacts, Step, memory_notes
 from nemotron_kit.training.model import check_unused
 from nemotron_kit.training.model_size import FIELDS, check_block, expert_count
 
@@ -324,7 +324,7 @@ def _size_notes(
     )
     what = f"Fine-tuning {config.checkpoint.pretrained_checkpoint}"
     instead = "train adapters (lora=small), or try -c tiny"
-    return judged(what, step, train.precision, here=here, gpu=gpu, instead=instead)
+    return memory_notes(what, step, train.precision, here=here, gpu=gpu, instead=instead)
 
 
 def _pretrained_block(folder: str | None) -> Mapping[str, Any]:

@@ -1,5 +1,5 @@
-"""Checkpoints of a model that lies on several ranks: each writes, syncs and hashes a file of its own rows, and the
-record that makes them a checkpoint comes last. Any other layout can go on from it: a rank reads the rows that it holds.
+"""Checkpoints of a sharded model: each rank writes, syncs and hashes a file of its own rows; the record that makes them
+a checkpoint is written last. A run with any other layout can resume from it: a rank reads the rows that it holds.
 
     step-00000100/
     ├── checkpoint.json             as in every checkpoint: progress, identity, each file's size and sha256
@@ -27,7 +27,7 @@ from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.files import fsync_dir, write_text
 from nemotron_kit.training import checkpoint, processes
 from nemotron_kit.training.checkpoint import MODEL, OPTIMIZER, disk_errors, save_config
-from nemotron_kit.training.parallel import is_first_copy, own_part, rows_of, tensors, whole
+from nemotron_kit.training.parallel import is_first_replica, local_shard, rows_of, tensors, whole
 
 if TYPE_CHECKING:
     import torch
@@ -80,11 +80,11 @@ class Save:
     def begin(self, own: dict[str, tuple[list[Any], torch.Tensor]], *, later: bool) -> None:
         """Make the place for the files, and write this rank's: in a thread, from a copy, if it is for later."""
         with _as_checkpoint_error(self.final):
-            aside = processes.together(self._place)[0]
+            aside = processes.on_all_ranks(self._place)[0]
             if aside is None:  # the same step of the same run: the same content
                 return
             self._aside = Path(aside)
-            processes.together(self._require_shared)
+            processes.on_all_ranks(self._require_shared)
         self._own = {key: info for key, (info, _) in own.items()}
         values = {key: value.to("cpu", copy=True) if later else value.contiguous() for key, (_, value) in own.items()}
         if later:
@@ -141,13 +141,13 @@ class Save:
             self._thread.join()
         try:
             with _as_checkpoint_error(self.final):
-                parts = processes.together(self._told)
-                processes.together(lambda: self._commit(parts) if processes.rank() == 0 else None)
+                parts = processes.on_all_ranks(self._written_part)
+                processes.on_all_ranks(lambda: self._commit(parts) if processes.rank() == 0 else None)
         finally:
             if processes.rank() == 0:
                 shutil.rmtree(self.aside, ignore_errors=True)
 
-    def _told(self) -> dict[str, Any]:
+    def _written_part(self) -> dict[str, Any]:
         if self._error is not None:
             raise self._error
         return {"files": self._files, "rows": self._own}
@@ -189,8 +189,8 @@ def _own_rows(model: Any, optimizer: torch.optim.Optimizer | None) -> dict[str, 
     own = {}
     for key, tensor in _state(model, optimizer).items():
         start, stop = rows_of(tensor)
-        if is_first_copy(tensor) and stop > start:
-            rows = own_part(tensor)
+        if is_first_replica(tensor) and stop > start:
+            rows = local_shard(tensor)
             own[key] = ([str(rows.dtype).removeprefix("torch."), list(tensor.shape), start, stop], rows)
     return own
 
@@ -223,7 +223,7 @@ class Shards:
             there = "missing" if entry is None else f"of the shape {entry['shape']}"
             raise UserError(f"{self.path}: {key} is {there}; the model's is {list(target.shape)}.")
         start, stop = rows_of(target)
-        own = own_part(target)
+        own = local_shard(target)
         done = start
         for first, end, file in entry["rows"]:
             lower, upper = max(first, start), min(end, stop)
@@ -334,12 +334,12 @@ def export_weights(model: Any, folder: Path) -> dict[str, dict[str, Any]]:
             failed = error
         names[file] = list(stored)
 
-    def told() -> dict[str, Any]:
+    def written_part() -> dict[str, Any]:
         if failed is not None:
             raise failed
         return {"files": written, "names": names}
 
-    parts = processes.together(told)
+    parts = processes.on_all_ranks(written_part)
     if processes.rank() == 0 and len(groups) > 1:
         where = {name: file for part in parts for file, stored in part["names"].items() for name in stored}
         size = sum(tensor.numel() * tensor.element_size() for tensor in own.values())

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from nemotron_kit.training import processes
 from nemotron_kit.training.checkpoint import TrainingProgress
 from nemotron_kit.training.config_blocks import CheckpointConfig, SchedulerConfig
-from nemotron_kit.training.loop import Saves, learning_rate, preempted, require_finite, seed_step
+from nemotron_kit.training.loop import CheckpointWriter, learning_rate, preempted, require_finite, seed_step
 from nemotron_kit.training.model import ExpertBalance
 from nemotron_kit.training.parallel import is_on_ranks, scale_gradients
 from nemotron_kit.training.processes import HangWatch, StopRequest
@@ -79,7 +79,7 @@ class StepLoop:
         self.first_step = progress.step + 1
         self.stopped: str | None = None
         self.watch = HangWatch(None)
-        self.saves = Saves(settings.checkpoint, model, optimizer, reporter.say, write_model)
+        self.saves = CheckpointWriter(settings.checkpoint, model, optimizer, reporter.print, write_model)
         self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._device = self._trained[0].device
         self._sharded = is_on_ranks(model)

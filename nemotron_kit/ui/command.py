@@ -91,7 +91,7 @@ def _serve(port: int | None, *, browser: bool, as_json: bool) -> int:
         server_header=False,
         timeout_graceful_shutdown=2,
     )
-    _say(f"{base}{token}", port, as_json=as_json)
+    _print_address(f"{base}{token}", port, as_json=as_json)
     remote = bool(os.environ.get("SSH_CONNECTION"))
     if browser and not remote and sys.stdout.isatty():
         threading.Thread(target=webbrowser.open, args=(f"{base}{once}",), daemon=True).start()
@@ -104,7 +104,7 @@ def _serve(port: int | None, *, browser: bool, as_json: bool) -> int:
     return 0
 
 
-def _say(url: str, port: int, *, as_json: bool) -> None:
+def _print_address(url: str, port: int, *, as_json: bool) -> None:
     tunnel = _tunnel(port)
     if as_json:
         print_json({"url": url, "port": port, "pid": os.getpid(), "tunnel": tunnel})

@@ -69,7 +69,7 @@ def import_pretrain_data(cfg: ImportData) -> Artifact:
     from nemotron.kit import PretrainBlendsArtifact
 
     folder = _folder(cfg)
-    _tell(_opened(folder))
+    _print(_opened(folder))
     return _saved(_described(PretrainBlendsArtifact, folder), cfg)
 
 
@@ -165,7 +165,7 @@ def _opened(folder: Path) -> str:
     return "\n".join(notes)
 
 
-def _tell(text: str) -> None:
+def _print(text: str) -> None:
     print(text, file=sys.stderr)
 
 

@@ -82,7 +82,7 @@ def ours(folder: Path, steps: int) -> float:
     rows = PackedRows(folder / "train", PACK, 1)
     rows.vocab_size = model.config.vocab_size
     reporter = Reporter(folder / "metrics.jsonl", 0, steps)
-    reporter.say = lambda text: None  # type: ignore[method-assign]
+    reporter.print = lambda text: None  # type: ignore[method-assign]
     times: list[tuple[float, int]] = []
     with StopRequest() as stop:
         loop = StepLoop(

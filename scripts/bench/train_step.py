@@ -114,7 +114,7 @@ def ours(folder: Path, samples: BlendSamples, steps: int, micro: int) -> float:
     prepare(model)
     optimizer = build_optimizer(cfg.train, model)
     reporter = Reporter(folder / "metrics.jsonl", 0, steps)
-    reporter.say = lambda text: None  # type: ignore[method-assign]
+    reporter.print = lambda text: None  # type: ignore[method-assign]
     with StopRequest() as stop:
         run = TrainingRun(
             cfg, model, optimizer, ExpertBalance(model, 1e-3), None, TrainingProgress(), {}, reporter, stop

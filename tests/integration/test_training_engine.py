@@ -161,15 +161,15 @@ def test_the_held_out_loss_is_that_of_the_data_given(config: PretrainConfig, tin
 def test_two_runs_in_one_folder_are_told_apart(config: PretrainConfig, monkeypatch) -> None:
     other = replace(into(config, "save", seed=5), scheduler=config.scheduler)
     config.checkpoint.save_interval = 2
-    started = Reporter.say
+    started = Reporter.print
 
     def meanwhile(reporter: Reporter, text: str) -> None:
         started(reporter, text)
         if text == "Starting with fresh weights." and not list(Path(str(config.checkpoint.save)).glob("step-*")):
-            monkeypatch.setattr(Reporter, "say", started)
+            monkeypatch.setattr(Reporter, "print", started)
             pretrain(replace(other, train=replace(other.train, train_iters=2)))
 
-    monkeypatch.setattr(Reporter, "say", meanwhile)
+    monkeypatch.setattr(Reporter, "print", meanwhile)
     with pytest.raises(NemotronError, match=r"step-00000002 appeared while this run was under way"):
         pretrain(config)
 

@@ -241,7 +241,7 @@ def do_all(runs: dict[str, Any], settings: dict[str, Any]) -> None:
     seen: dict[str, Any] = {}
 
     def watch(model: Any) -> None:
-        seen["bytes"] = processes.together(lambda: parallel.held_bytes(model))
+        seen["bytes"] = processes.on_all_ranks(lambda: parallel.held_bytes(model))
         seen["types"] = sorted({type(module).__name__ for module in model.modules()})
 
     class WatchedRun(engine.TrainingRun):

@@ -150,13 +150,13 @@ def _measured(cfg: EvalConfig, model: Path, data: Pin | None, questions: Pin | N
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # no bars in a log; read where tqdm is imported
     from nemotron_kit.training import evaluate
-    from nemotron_kit.training.generate import Speaker
+    from nemotron_kit.training.generate import TextGenerator
 
-    speaker = Speaker(model)
+    generator = TextGenerator(model)
     found: dict[str, dict[str, Any]] = {}
     if data is not None:
         found["held_out"] = evaluate.held_out(
-            speaker,
+            generator,
             Path(data.path),
             split=cfg.split,
             limit=cfg.limit,
@@ -165,7 +165,7 @@ def _measured(cfg: EvalConfig, model: Path, data: Pin | None, questions: Pin | N
         )
     if questions is not None:
         found |= evaluate.answers(
-            speaker,
+            generator,
             Path(questions.path),
             split="test",
             limit=cfg.limit,
@@ -176,7 +176,7 @@ def _measured(cfg: EvalConfig, model: Path, data: Pin | None, questions: Pin | N
         )
     if cfg.tasks:
         found |= evaluate.run_tasks(
-            speaker,
+            generator,
             cfg.tasks,
             task_path=cfg.task_path.expanduser() if cfg.task_path else None,
             limit=cfg.limit,

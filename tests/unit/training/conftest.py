@@ -11,7 +11,7 @@ from ...packed import base_model, packed_data
 from ...shards import tiny_data, write_chat_model, write_shard_fixture
 
 if TYPE_CHECKING:
-    from nemotron_kit.training.generate import Speaker
+    from nemotron_kit.training.generate import TextGenerator
 
 __all__ = ["base_model", "packed_data", "tiny_data", "write_shard_fixture"]
 
@@ -23,7 +23,7 @@ def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def speaker(chat_model: Path) -> Speaker:
-    from nemotron_kit.training.generate import Speaker
+def generator(chat_model: Path) -> TextGenerator:
+    from nemotron_kit.training.generate import TextGenerator
 
-    return Speaker(chat_model)
+    return TextGenerator(chat_model)

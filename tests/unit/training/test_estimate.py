@@ -19,7 +19,7 @@ from nemotron_kit.training.memory import (
     Step,
     available_bytes,
     disk_notes,
-    judged,
+    memory_notes,
     memory_of,
     network_bytes,
     smallest_layout,
@@ -222,9 +222,9 @@ def test_the_smallest_layout_is_on_the_jobs_processes_if_it_fits_there() -> None
     found = smallest_layout(one, usable(80 * GIB))
     assert found is not None and found.processes == found.layout.ranks == 8  # no fewer would hold it
     assert smallest_layout(one, GIB) is None
-    (problem,) = judged("It", one, "auto", here=False, gpu=Known("a GPU", GIB))
+    (problem,) = memory_notes("It", one, "auto", here=False, gpu=Known("a GPU", GIB))
     assert "no layout on up to 4096 of these fits" in problem
-    (note,) = judged("It", published(64), "auto", here=False, gpu=Known("an A100", 80 * GIB, "40 or 80"))
+    (note,) = memory_notes("It", published(64), "auto", here=False, gpu=Known("an A100", 80 * GIB, "40 or 80"))
     assert "40 or 80 GB: gpu_memory says which" in note
 
 

@@ -16,7 +16,7 @@ from nemotron_kit.artifacts import EvalArtifact, ModelArtifact, PretrainBlendsAr
 from nemotron_kit.artifacts.lineage import forget_inputs, given_inputs
 from nemotron_kit.errors import UserError
 from nemotron_kit.training import evaluate
-from nemotron_kit.training.generate import Speaker
+from nemotron_kit.training.generate import TextGenerator
 
 from ...shards import write_shard
 
@@ -35,9 +35,9 @@ def _data(folder: Path, ids: list[int]) -> None:
 
 
 def test_what_is_found_is_an_artifact_with_its_inputs(
-    chat_model: Path, speaker: Speaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    chat_model: Path, generator: TextGenerator, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _data(tmp_path / "data", speaker.raw("Some text that the model has never seen. " * 3))
+    _data(tmp_path / "data", generator.raw("Some text that the model has never seen. " * 3))
     shared: dict[str, Any] = {"seq_length": 8, "limit": 2, "output_dir": tmp_path / "out"}
     data = open_registry().resolve(Reference.parse("Data"))
     with given_inputs({"data": data}):
@@ -45,7 +45,7 @@ def test_what_is_found_is_an_artifact_with_its_inputs(
     table = capsys.readouterr().err
     assert "held_out" in table and "bits_per_byte" in table and "\x1b" not in table
     found = EvalArtifact.from_uri("art://EvalArtifact-default:latest")
-    expected = evaluate.held_out(speaker, tmp_path / "data", split="valid", limit=2, seq_length=8, batch_size=16)
+    expected = evaluate.held_out(generator, tmp_path / "data", split="valid", limit=2, seq_length=8, batch_size=16)
     assert (found.results, found.tasks, found.model) == ({"held_out": expected}, ["held_out"], str(chat_model))
     assert found.metrics == {f"held_out.{name}": value for name, value in expected.items()}
     assert json.loads((found.path / "results.json").read_text())["results"] == {"held_out": expected}
@@ -106,13 +106,15 @@ metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
 """
 
 
-def test_the_harness_and_our_scorer_agree(speaker: Speaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_harness_and_our_scorer_agree(
+    generator: TextGenerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hf/datasets"))
     rows: list[dict[str, Any]] = []
     for number in range(8):
         asked = [{"role": "user", "content": f"Is {number} even?"}]
-        (answer,) = speaker.answers([speaker.prompt(asked)], 6)
+        (answer,) = generator.answers([generator.prompt(asked)], 6)
         expected = answer.text.strip() if number % 4 else "No."
         rows.append(
             {
@@ -127,8 +129,8 @@ def test_the_harness_and_our_scorer_agree(speaker: Speaker, tmp_path: Path, monk
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks/exercises.yaml").write_text(TASK.replace("TEST", str(tmp_path / "test.jsonl")))
     shared: dict[str, Any] = {"limit": None, "batch_size": 4, "enable_thinking": False}
-    ours = evaluate.answers(speaker, tmp_path, split="test", max_new_tokens=6, **shared)["exact_match"]
+    ours = evaluate.answers(generator, tmp_path, split="test", max_new_tokens=6, **shared)["exact_match"]
     path = tmp_path / "tasks"
-    theirs = evaluate.run_tasks(speaker, ["exercises"], task_path=path, num_fewshot=None, **shared)["exercises"]
+    theirs = evaluate.run_tasks(generator, ["exercises"], task_path=path, num_fewshot=None, **shared)["exercises"]
     assert ours["accuracy"] == theirs["exact_match"] == 0.75
     assert ours["stderr"] == pytest.approx(theirs["exact_match_stderr"])

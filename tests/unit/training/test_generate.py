@@ -12,7 +12,7 @@ import pytest
 
 from nemotron_kit.artifacts import ModelArtifact
 from nemotron_kit.cli.main import nemotron
-from nemotron_kit.training.generate import Sampling, Speaker
+from nemotron_kit.training.generate import Sampling, TextGenerator
 
 Script = Callable[..., list[str]]
 
@@ -25,7 +25,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What a model was given, as text. It answers `answer N`; to what holds `stop`, it is stopped after a word."""
     given: list[str] = []
 
-    def stream(self: Speaker, prompt: list[int], sampling: Sampling) -> Generator[str, None, bool]:
+    def stream(self: TextGenerator, prompt: list[int], sampling: Sampling) -> Generator[str, None, bool]:
         given.append(self.tokenizer.decode(prompt))
         yield "answer"
         if "stop" in given[-1].rpartition("<|im_start|>user")[2]:
@@ -33,27 +33,27 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         yield f" {len(given)}"
         return sampling.max_new_tokens > 1
 
-    monkeypatch.setattr(Speaker, "stream", stream)
+    monkeypatch.setattr(TextGenerator, "stream", stream)
     return given
 
 
 def test_generate_prints_what_the_model_says_and_nothing_else(
-    chat_model: Path, speaker: Speaker, home: Path, capsys: pytest.CaptureFixture[str]
+    chat_model: Path, generator: TextGenerator, home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = "What is ${x} = 'y'?\nAnd 2+2="
     shared = ["--art.model", str(chat_model), "--max-new-tokens", "5"]
     for more, ids in (
-        ([], speaker.prompt([{"role": "user", "content": text}])),
-        (["--raw"], speaker.raw(text)),
+        ([], generator.prompt([{"role": "user", "content": text}])),
+        (["--raw"], generator.raw(text)),
         (
             ["--system", "Be ${brief}", "--enable-thinking"],
-            speaker.prompt(
+            generator.prompt(
                 [{"role": "system", "content": "Be ${brief}"}, {"role": "user", "content": text}], enable_thinking=True
             ),
         ),
     ):
         assert nemotron(["nano3", "generate", text, *shared, *more]) == 0
-        assert capsys.readouterr().out.removesuffix("\n") == speaker.answers([ids], 5)[0].text.removesuffix("\n")
+        assert capsys.readouterr().out.removesuffix("\n") == generator.answers([ids], 5)[0].text.removesuffix("\n")
     assert not (home / "runs").exists()
 
 

@@ -136,14 +136,14 @@ def test_a_checkpoint_that_one_process_cant_write_ends_all_of_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[dict[str, object]] = []
-    monkeypatch.setattr(processes, "_everybodys", lambda own: told.append(own) or [own, {"value": None}])
+    monkeypatch.setattr(processes, "_all_gather_json", lambda own: told.append(own) or [own, {"value": None}])
     saves = Run(tmp_path).loop.saves
     saves.save(1, {"identity": {"seed": 3}}, last=False)
     with pytest.raises(NemotronError, match="with the weights of another one"):
         saves.save(1, {"identity": {"seed": 4}}, last=False)
     assert told[0] == {"value": None} and "with the weights of another one" in str(told[1]["error"])
     monkeypatch.setenv("RANK", "1")
-    monkeypatch.setattr(processes, "_everybodys", lambda own: [told[1], own])
+    monkeypatch.setattr(processes, "_all_gather_json", lambda own: [told[1], own])
     with pytest.raises(NemotronError, match=r"with the weights of another one\. \(process 0 of 1\)"):
         saves.save(2, {"identity": {"seed": 3}}, last=False)
 

@@ -63,10 +63,10 @@ def test_over_ssh_the_tunnels_line_is_printed(
     monkeypatch.setenv("SSH_CONNECTION", "10.0.0.1 50000 10.0.0.2 2222")
     monkeypatch.setenv("USER", "me")
     monkeypatch.setattr(socket, "gethostname", lambda: "login1")
-    command._say("http://127.0.0.1:8321/?token=t", 8321, as_json=False)
+    command._print_address("http://127.0.0.1:8321/?token=t", 8321, as_json=False)
     assert "ssh -N -L 8321:127.0.0.1:8321 -p 2222 me@login1" in capsys.readouterr().out
     monkeypatch.delenv("SSH_CONNECTION")
-    command._say("http://127.0.0.1:8321/?token=t", 8321, as_json=True)
+    command._print_address("http://127.0.0.1:8321/?token=t", 8321, as_json=True)
     assert json.loads(capsys.readouterr().out)["tunnel"] is None
 
 
