@@ -27,7 +27,7 @@ def _freeze() -> None:
     """What is loaded stays: the garbage collector need not look through all of it time and again. With torch that is a
     second, and each training collects when it ends."""
     global _frozen
-    if len(sys.modules) > _frozen + 100:
+    if len(sys.modules) > _frozen + 400:
         gc.collect()
         gc.freeze()
         _frozen = len(sys.modules)

@@ -150,7 +150,7 @@ PartitionName=DEFAULT Nodes=n1,n2 State=UP PriorityTier=10 PreemptMode=OFF
 PartitionName=batch Default=YES MaxTime=INFINITE
 PartitionName=interactive MaxTime=01:00:00 PriorityTier=20
 PartitionName=short MaxTime=$short DefaultTime=$short
-PartitionName=preempt MaxTime=INFINITE PriorityTier=1 PreemptMode=REQUEUE GraceTime=5
+PartitionName=preempt MaxTime=INFINITE PriorityTier=1 PreemptMode=REQUEUE GraceTime=10
 PartitionName=remote Nodes=r1,r2 MaxTime=INFINITE
 CONF
 }

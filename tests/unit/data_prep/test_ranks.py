@@ -127,7 +127,7 @@ def test_a_plan_that_is_refused_leaves_no_folder(tmp_path: Path) -> None:
 def test_a_rank_that_died_is_not_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same_machine: bool
 ) -> None:
-    monkeypatch.setattr(ranks, "DEAD_AFTER", 60.0 if same_machine else 1.5)
+    monkeypatch.setattr(ranks, "DEAD_AFTER", 60.0 if same_machine else 0.5)
     monkeypatch.setattr(ranks, "_FAREWELL", 0.1)
 
     def die(meeting: RankSync) -> None:
