@@ -86,7 +86,7 @@ class ParallelBlock:
         default=None,
         metadata={
             "help": "After so long without a step each process prints its stacks, and the run ends with exit code 70 "
-            "(null: it waits for ever). Steps, evaluations and checkpoints must each take less"
+            "(null: it waits forever). Steps, evaluations and checkpoints must each take less"
         },
     )
 

@@ -89,3 +89,25 @@ def test_formats_are_described_where_they_are_written() -> None:
     for text in page.split("\n## ")[1:]:
         assert len(text.split()) > 20, text
     assert "```text\n<run id>/  " in page and "`identified_by`" in page
+
+
+# British spellings and their American ones. `cancelled` is the name of a state, and stays.
+BRITISH = (
+    r"\b(?:un|re|de|mis)?(?:(?:colou|behaviou|honou|favou|neighbou|labou|flavou|endeavou)r\w*|cent(?:re|res|red)"
+    r"|artefacts?|catalogues?|analys(?:e|ed|es|ing)|(?:learn|spel|burn|dream)t|grey\w*|model(?:led|ling)"
+    r"|label(?:led|ling)|travel(?:led|ling|ler)|signal(?:led|ling)|fuel(?:led|ling)|whilst|amongst|judgements?"
+    r"|for ever|licences?|defences?|fulfil|enrol|programmes?|maths|metres?"
+    r"|(?:organ|recogn|initial|optim|normal|token|serial|synchron|summar|minim|maxim|special|general|util|real|custom"
+    r"|author|categor|emphas|final|visual|parallel|quant|vector|material|sanit|random|capital)is(?:e|ed|es|er|ers|ing"
+    r"|ation))\b"
+)
+
+
+def test_all_pages_are_in_american_english() -> None:
+    files = [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("examples/*.md"), *REPOSITORY.glob("docs/**/*.md")]
+    pages = {str(file.relative_to(REPOSITORY)): file.read_text(encoding="utf-8") for file in files} | _pages()
+    assert len(pages) >= 30
+    found = [(name, word) for name, text in pages.items() for word in re.findall(BRITISH, text, re.IGNORECASE)]
+    assert found == []
+    words = "Colours, recognised and learnt, modelling the tokeniser: behaviour at the centre, for ever."
+    assert len(re.findall(BRITISH, words, re.IGNORECASE)) == 8
