@@ -96,14 +96,14 @@ def write_tokenizer(source: Path, path: Path) -> None:
     tokenizer.save(str(path))
 
 
-def child(code: str, *words: object) -> list[list[float]]:
-    """Run code in a process of its own; its lines of numbers."""
+def child(code: str, *arguments: object) -> list[list[float]]:
+    """The lines of numbers that code prints, run in another process."""
     env = {**os.environ, "NEMOTRON_HOME": tempfile.gettempdir() + "/bench-home"}
-    command = [sys.executable, "-c", code, *map(str, words)]
+    command = [sys.executable, "-c", code, *map(str, arguments)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(done.stderr)
-    return [[float(word) for word in line.split()] for line in done.stdout.splitlines()]
+    return [[float(field) for field in line.split()] for line in done.stdout.splitlines()]
 
 
 def blend(folder: Path, source: Path) -> Path:
@@ -142,7 +142,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(prefix="bench-data-prep-") as name:
         folder = Path(name)
-        # In a process of its own: a child's peak memory counts from its parent's.
+        # In another process: a child's peak memory counts from its parent's.
         command = [sys.executable, __file__, "--prepare", name, "--megabytes", str(args.megabytes)]
         subprocess.run(command, check=True)
         compare(args, folder)

@@ -4,8 +4,8 @@
 
 Real Slurm jobs print that much while `nemotron runs logs -f` and `nemotron runs attach` follow them: on the login node,
 where what is moved is what the follower reads, and through ssh, where a relay in front of sshd counts. One job's log is
-a single line. The peer is NeMo-Run's own iterator over its own tunnel, to a file of 20 MB that grows by a tenth at each
-of ten looks; ours then follows a job that prints as much in ten seconds.
+a single line. The peer is NeMo-Run's iterator over its tunnel, to a file of 20 MB that grows by a tenth at each
+of ten polls; ours then follows a job that prints as much in ten seconds.
 """
 
 from __future__ import annotations
@@ -60,15 +60,15 @@ from torchx.schedulers.api import DescribeAppResponse
 from torchx.specs import AppState
 
 user, host, port, identity, path = sys.argv[1:]
-log, tenth, looks = Path(path) / "log.out", os.urandom(1_000_000).hex(), 0
+log, tenth, polls = Path(path) / "log.out", os.urandom(1_000_000).hex(), 0
 
 
 def describe(_):
-    global looks
-    looks += 1
+    global polls
+    polls += 1
     with log.open("a") as file:
         print(tenth, file=file)
-    return DescribeAppResponse(state=AppState.SUCCEEDED if looks == 10 else AppState.RUNNING)
+    return DescribeAppResponse(state=AppState.SUCCEEDED if polls == 10 else AppState.RUNNING)
 
 
 tunnel = SSHTunnel(host=host, user=user, port=int(port), identity=identity, job_dir=path)
@@ -85,8 +85,8 @@ def main() -> None:
     options = parser.parse_args()
     status = subprocess.run([ROOT / "scripts/cluster", "status", "--json"], capture_output=True, text=True, check=False)
     ssh = json.loads(status.stdout)["parts"]["ssh"]
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
+    with tempfile.TemporaryDirectory() as directory:
+        folder = Path(directory)
         project(folder, ssh)
         for profile in ("here", "ssh"):
             for megabytes in options.megabytes:
@@ -97,24 +97,28 @@ def main() -> None:
 
 
 def project(folder: Path, ssh: dict[str, Any]) -> None:
-    """A recipe, and a profile for each way; jobs through ssh lie in a folder of their own on the same nodes."""
+    """A recipe, and a profile for each way; jobs through ssh have another folder on the same nodes."""
     (folder / "bench").mkdir()
     (folder / "bench" / "__init__.py").write_text(APP)
-    here = {"executor": "slurm", "account": "research", "partition": "batch", "time": "00:30:00"}
+    slurm = {"executor": "slurm", "account": "research", "partition": "batch", "time": "00:30:00"}
     far = {"tunnel": "ssh", "host": "nk-plain", "user": ssh["user"], "identity": ssh["identity"]}
     far |= {"remote_job_dir": str(folder / "far"), "python": sys.executable}
-    tables = {"cli": {"recipes": ["bench"]}, "here": here, "ssh": here | far}
+    tables = {"cli": {"recipes": ["bench"]}, "here": slurm, "ssh": slurm | far}
     lines = [
         (f"[{name}]", *(f"{key} = {json.dumps(to)}" for key, to in table.items())) for name, table in tables.items()
     ]
     (folder / "env.toml").write_text("\n".join(line for table in lines for line in table) + "\n")
 
 
-def follow(folder: Path, ssh: dict[str, Any], profile: str, *words: str) -> None:
+def follow(folder: Path, ssh: dict[str, Any], profile: str, *arguments: str) -> None:
     env = {**os.environ, "NEMOTRON_HOME": str(folder / "home"), "NEMOTRON_SSH_CONFIG": ssh["config"]}
     command = [sys.executable, "-c", "from nemotron_kit.cli.main import console; console()"]
     begun = subprocess.run(
-        [*command, "bench", "speak", *words, "--batch", profile], cwd=folder, env=env, capture_output=True, text=True
+        [*command, "bench", "speak", *arguments, "--batch", profile],
+        cwd=folder,
+        env=env,
+        capture_output=True,
+        text=True,
     )
     run_id = begun.stderr.split(":")[0]
     for follower in (["logs", "-f"], ["attach"]):
@@ -125,7 +129,7 @@ def follow(folder: Path, ssh: dict[str, Any], profile: str, *words: str) -> None
         moved, size = meter.moved if profile == "ssh" else cost.read, shown.stat().st_size
         if cost.code != 0 or not size:
             raise SystemExit(f"{run_id}: exit code {cost.code}\n{shown.with_suffix('.err').read_text()}")
-        what = f"{profile}, {' '.join(words)}, {' '.join(follower)}"
+        what = f"{profile}, {' '.join(arguments)}, {' '.join(follower)}"
         print(f"{what}: moved {moved / size:.3f}x the log (goal 1.1x), peak {cost.peak / MB:.0f} MB   {load()}")
         meter.close()
         shutil.rmtree(shown.parent)
@@ -135,14 +139,14 @@ def follow(folder: Path, ssh: dict[str, Any], profile: str, *words: str) -> None
 
 
 def peer(folder: Path, ssh: dict[str, Any]) -> None:
-    meter, place = Meter(ssh["hosts"]["plain"]["port"]), folder / "peer"
-    place.mkdir()
-    words = [ssh["user"], "127.0.0.1", str(meter.port), ssh["identity"], str(place)]
-    done = subprocess.run([sys.executable, "-c", NEMO_RUN, *words], capture_output=True, text=True, check=False)
+    meter, directory = Meter(ssh["hosts"]["plain"]["port"]), folder / "peer"
+    directory.mkdir()
+    arguments = [ssh["user"], "127.0.0.1", str(meter.port), ssh["identity"], str(directory)]
+    done = subprocess.run([sys.executable, "-c", NEMO_RUN, *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"NeMo-Run: exit code {done.returncode}\n{done.stderr[-2000:]}")
-    moved, size = meter.moved, (place / "log.out").stat().st_size
-    print(f"NeMo-Run, ssh, 20 MB in ten looks: moved {moved / size:.3f}x the log   {load()}")
+    moved, size = meter.moved, (directory / "log.out").stat().st_size
+    print(f"NeMo-Run, ssh, 20 MB in ten polls: moved {moved / size:.3f}x the log   {load()}")
 
 
 if __name__ == "__main__":

@@ -109,8 +109,8 @@ def main() -> None:
         found, ours = peak(row, None), peak(row, 1024)
         error = found / EXPECTED[row] - 1
         off = off or abs(error) > 0.05
-        told = f"{found:5.1f} GiB, {EXPECTED[row]} in the table: {100 * error:+.1f} %"
-        print(f"{row:>8} GPUs: {told}; the engine {ours:.1f} GiB", flush=True)
+        line = f"{found:5.1f} GiB, {EXPECTED[row]} in the table: {100 * error:+.1f} %"
+        print(f"{row:>8} GPUs: {line}; the engine {ours:.1f} GiB", flush=True)
     sys.exit(1 if off else 0)
 
 

@@ -35,7 +35,7 @@ PROMPTS, ANSWERS, NEW = 16, 8, 6
 
 
 def bit(text: str, row: Any = None) -> float:
-    """A reward that no model has seen through."""
+    """A reward that differs between the answers to a prompt."""
     return float(hashlib.blake2b(text.encode("utf-8"), digest_size=1).digest()[0] & 1)
 
 
@@ -133,12 +133,12 @@ def main() -> None:
     given = parser.parse_args()
     transformers.logging.set_verbosity_error()
     times: dict[str, list[float]] = {"ours": [], "trl": []}
-    with tempfile.TemporaryDirectory() as place:
-        model = Path(place, "model")
+    with tempfile.TemporaryDirectory() as directory:
+        model = Path(directory, "model")
         make_model(model)
         for number in range(given.rounds):
             for name, measured in (("ours", ours), ("trl", theirs)):
-                folder = Path(place, f"{name}-{number}")
+                folder = Path(directory, f"{name}-{number}")
                 folder.mkdir()
                 times[name] += measured(model, folder, given.steps)[1:]
     medians = {name: statistics.median(found) for name, found in times.items()}

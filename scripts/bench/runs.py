@@ -26,7 +26,7 @@ from nemotron_kit.runs.folder import RunFolder, create_run
 COMMAND = [sys.executable, "-c", "import sys; from nemotron_kit.cli.main import nemotron; sys.exit(nemotron())"]
 LISTINGS = (
     ("runs",),
-    # No run is in this state or of this recipe, and all are as young: every run is looked at.
+    # No run is in this state or of this recipe, and none is older: every run is read.
     ("runs", "--state", "cancelled"),
     ("runs", "--recipe", "other"),
     ("runs", "--since", "52w", "--stage", "sft"),
@@ -46,12 +46,12 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         homes = {count: fill(Path(folder) / str(count), count) for count in (10, options.many)}
-        for words in LISTINGS:
-            if words == LISTINGS[1]:  # the first one makes the index
-                print(f"{' '.join(words)}, no index yet: {once(homes[options.many], words):.2f} s")
-            if "--sort" in words:
-                print(f"{' '.join(words)}, no results kept yet: {once(homes[options.many], words):.2f} s")
-            compare(words, homes, options.rounds)
+        for arguments in LISTINGS:
+            if arguments == LISTINGS[1]:  # the first one makes the index
+                print(f"{' '.join(arguments)}, no index yet: {once(homes[options.many], arguments):.2f} s")
+            if "--sort" in arguments:
+                print(f"{' '.join(arguments)}, no results kept yet: {once(homes[options.many], arguments):.2f} s")
+            compare(arguments, homes, options.rounds)
         show_sweep(Path(folder) / "sweep", options.many, options.rounds)
 
 
@@ -93,30 +93,30 @@ def show_sweep(home: Path, jobs: int, rounds: int) -> None:
         copy = shutil.copytree(run.job().path, run.path / "jobs" / str(number))
         (copy / ".hydra").mkdir()
         (copy / ".hydra" / "overrides.yaml").write_text(json.dumps([f"lr={number}"]))
-    words = ("runs", "show", "latest", "--sort", "loss")
-    first = once(home, words)
-    again = statistics.median(once(home, words) for _ in range(rounds))
-    print(f"table of a sweep of {jobs} jobs: {again:.2f} s (goal 2 s), the first time {first:.2f} s   {load()}")
+    arguments = ("runs", "show", "latest", "--sort", "loss")
+    first = once(home, arguments)
+    repeated = statistics.median(once(home, arguments) for _ in range(rounds))
+    print(f"table of a sweep of {jobs} jobs: {repeated:.2f} s (goal 2 s), the first time {first:.2f} s   {load()}")
 
 
-def once(home: Path, words: tuple[str, ...]) -> float:
+def once(home: Path, arguments: tuple[str, ...]) -> float:
     """Seconds of one whole process."""
     start = time.perf_counter()
     environment = {**os.environ, "NEMOTRON_HOME": str(home)}
-    subprocess.run([*COMMAND, *words], env=environment, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([*COMMAND, *arguments], env=environment, check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - start
 
 
-def compare(words: tuple[str, ...], homes: dict[int, Path], rounds: int) -> None:
+def compare(arguments: tuple[str, ...], homes: dict[int, Path], rounds: int) -> None:
     times: dict[int, list[float]] = {count: [] for count in homes}
     for _ in range(rounds):
         for count, home in homes.items():
-            times[count].append(once(home, words))
+            times[count].append(once(home, arguments))
     few, many = (statistics.median(times[count]) for count in homes)
     each = statistics.median(b / a for a, b in zip(*times.values(), strict=True))
     counts = list(homes)
     print(
-        f"{' '.join(words)}: {counts[0]} runs {few * 1e3:.0f} ms, {counts[1]} runs {many * 1e3:.0f} ms, "
+        f"{' '.join(arguments)}: {counts[0]} runs {few * 1e3:.0f} ms, {counts[1]} runs {many * 1e3:.0f} ms, "
         f"ratio {each:.2f}x (goal 3x; medians of {rounds})   {load()}"
     )
 

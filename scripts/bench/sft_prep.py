@@ -122,7 +122,7 @@ def main() -> None:
     print(f"first_fit_decreasing: {100 * full:.2f} % full (goal 99.5)")
     with tempfile.TemporaryDirectory(prefix="bench-sft-prep-") as name:
         folder = Path(name)
-        # In a process of its own: a child's peak memory counts from its parent's.
+        # In another process: a child's peak memory counts from its parent's.
         subprocess.run(
             [sys.executable, __file__, "--prepare", name, "--megabytes", str(args.megabytes)], check=True
         )  # fmt: skip

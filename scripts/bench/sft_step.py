@@ -44,8 +44,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     transformers.utils.logging.set_verbosity_error()
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
+    with tempfile.TemporaryDirectory() as directory:
+        folder = Path(directory)
         data(folder, args.steps)
         export_model(new_model(model_config(MODEL), 0), folder / "model")
         rounds = [
@@ -98,9 +98,9 @@ def ours(folder: Path, steps: int) -> float:
         work = SFTWork(config, rows, None, model, loop)
 
         def step(number: int) -> dict[str, Any]:
-            told = work.step(number)
-            times.append((time.process_time(), told["tokens"]))
-            return told
+            result = work.step(number)
+            times.append((time.process_time(), result["tokens"]))
+            return result
 
         loop.run(step)
     return sum(tokens for _, tokens in times[WARM:]) / (times[-1][0] - times[WARM - 1][0])

@@ -54,7 +54,7 @@ def bench(binaries: Path, env: dict[str, str], folder: Path, rounds: int) -> Non
             shutil.rmtree(folder / "home")
             taken[name].append(_timed(commands["nemotron --help"], where))
     for name, seconds in taken.items():
-        # Each round against its own `pass`: a machine that gets busy half-way shifts both.
+        # Each round against a `pass` of the same round: a machine that gets busy half-way shifts both.
         ratio = statistics.median(one / base for one, base in zip(seconds, taken["python -c pass"], strict=True))
         verdict = "" if name in ("python -c pass", *REBUILDS) else "ok" if ratio <= GOAL else f"over {GOAL}×"
         print(f"{name:42} {statistics.median(seconds) * 1e3:7.1f} ms {ratio:6.2f}×  {verdict}")
@@ -81,7 +81,7 @@ def _install(folder: Path) -> Path:
 
 
 def _empty(folder: Path) -> Path:
-    """An env.toml that says nothing."""
+    """An empty env.toml."""
     file = folder / "empty.toml"
     file.touch()
     return file

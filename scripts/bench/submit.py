@@ -64,11 +64,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
+    with tempfile.TemporaryDirectory() as directory:
+        folder = Path(directory)
         for file, text in (("app.py", APP), ("env.toml", ENV), ("minimal.py", MINIMAL)):
             (folder / file).write_text(text)
-        env = {"NEMOTRON_HOME": f"{place}/home", "NEMORUN_HOME": f"{place}/nemo"}
+        env = {"NEMOTRON_HOME": f"{directory}/home", "NEMORUN_HOME": f"{directory}/nemo"}
         for measure in (submit, dry_run):
             measure(folder, env, options.rounds)
 

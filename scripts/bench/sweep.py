@@ -106,8 +106,8 @@ def main() -> None:
         {"local": local, "slurm": slurm, "plan": plan}[options.what](folder, options)
 
 
-def sweep(jobs: int, *words: str) -> list[str]:
-    return [sys.executable, "app.py", "-m", f"x=range({jobs})", *words]
+def sweep(jobs: int, *arguments: str) -> list[str]:
+    return [sys.executable, "app.py", "-m", f"x=range({jobs})", *arguments]
 
 
 def local(folder: Path, options: argparse.Namespace) -> None:
@@ -161,8 +161,8 @@ def plan(folder: Path, options: argparse.Namespace) -> None:
         cancel_held()
         for when, script in KILLED.items():
             launched(folder, jobs, slurm_with(folder, script), killed=True)
-            said = nemotron(folder, "runs", "resume", "latest").strip()
-            print(f"killed {when}: {said}; in Slurm: {count(folder)}")
+            output = nemotron(folder, "runs", "resume", "latest").strip()
+            print(f"killed {when}: {output}; in Slurm: {count(folder)}")
             cancel_held()
     finally:
         cancel_held()
@@ -177,39 +177,42 @@ KILLED = {
 
 
 def launched(folder: Path, jobs: int, path: str, *, killed: bool = False) -> None:
-    words = ["hydra/launcher=nemo_run", "hydra.launcher.profile=held", "hydra.launcher.detach=true"]
-    done = subprocess.run(sweep(jobs, *words), cwd=folder, env={**os.environ, "PATH": path}, stdout=subprocess.DEVNULL)
+    arguments = ["hydra/launcher=nemo_run", "hydra.launcher.profile=held", "hydra.launcher.detach=true"]
+    done = subprocess.run(
+        sweep(jobs, *arguments), cwd=folder, env={**os.environ, "PATH": path}, stdout=subprocess.DEVNULL
+    )
     if (done.returncode != 0) != killed:
         raise SystemExit(f"the launch ended with {done.returncode}")
 
 
 def slurm_with(folder: Path, script: str = "") -> str:
     """A PATH on which Slurm's commands write a line each into calls.txt; `script` stands before sbatch."""
-    place = Path(tempfile.mkdtemp(dir=folder))
+    wrappers = Path(tempfile.mkdtemp(dir=folder))
     for name in ("squeue", "sacct", "scontrol", "sinfo", "sbatch"):
-        before = f"echo {name} >> {place}/calls.txt\nn=$(grep -c {name} {place}/calls.txt)\nREAL={shutil.which(name)}\n"
+        counting = f"echo {name} >> {wrappers}/calls.txt\nn=$(grep -c {name} {wrappers}/calls.txt)\n"
+        before = f"{counting}REAL={shutil.which(name)}\n"
         text = f'#!/bin/bash\n{before}{script if name == "sbatch" else ""}\nexec "$REAL" "$@"\n'
-        (place / name).write_text(text)
-        (place / name).chmod(0o755)
-    return f"{place}:{os.environ['PATH']}"
+        (wrappers / name).write_text(text)
+        (wrappers / name).chmod(0o755)
+    return f"{wrappers}:{os.environ['PATH']}"
 
 
 def status(folder: Path, jobs: int) -> None:
     """How all of them stand, asked of Slurm anew."""
     path = slurm_with(folder)
     begun = time.perf_counter()
-    said = nemotron(folder, "runs", "show", "latest", "--json", PATH=path)
+    output = nemotron(folder, "runs", "show", "latest", "--json", PATH=path)
     took = time.perf_counter() - begun
-    states = Counter(job["state"] for job in json.loads(said)["job_records"])
+    states = Counter(job["state"] for job in json.loads(output)["job_records"])
     calls = (Path(path.partition(":")[0]) / "calls.txt").read_text().split()
     print(
         f"status of {jobs}: {took:.1f} s, {len(calls)} scheduler calls (goal 5 s, 3 calls): {dict(states)}   {load()}"
     )
 
 
-def nemotron(folder: Path, *words: str, **env: str) -> str:
+def nemotron(folder: Path, *arguments: str, **env: str) -> str:
     command = [sys.executable, "-c", "import sys; from nemotron_kit.cli.main import nemotron; sys.exit(nemotron())"]
-    done = subprocess.run([*command, *words], cwd=folder, env={**os.environ, **env}, capture_output=True, text=True)
+    done = subprocess.run([*command, *arguments], cwd=folder, env={**os.environ, **env}, capture_output=True, text=True)
     return done.stdout + done.stderr * bool(done.returncode)
 
 

@@ -137,8 +137,8 @@ def mlflow_ui(python: str, database: str, folder: Path) -> Iterator[tuple[str, t
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     base = f"http://127.0.0.1:{port}"
-    words = [python, "-m", "mlflow", "ui", "--backend-store-uri", database, "--port", str(port), "--workers", "1"]
-    server = subprocess.Popen(words, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    arguments = [python, "-m", "mlflow", "ui", "--backend-store-uri", database, "--port", str(port), "--workers", "1"]
+    server = subprocess.Popen(arguments, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     answers(f"{base}/health")
     search = json.dumps({"experiment_ids": ["0"], "max_results": 100, "order_by": ["attributes.start_time DESC"]})
     try:
@@ -149,7 +149,7 @@ def mlflow_ui(python: str, database: str, folder: Path) -> Iterator[tuple[str, t
 
 
 def answers(url: str) -> None:
-    """Wait until a server answers, whatever it says."""
+    """Wait until a server responds, with whatever status."""
     for _ in range(600):
         try:
             urllib.request.urlopen(url, timeout=30).close()  # noqa: S310 — our own

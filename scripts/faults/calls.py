@@ -18,7 +18,7 @@ from nemotron_kit.runs.folder import create_run
 from nemotron_kit.runs.ledger import list_runs, open_run
 from nemotron_kit.training import checkpoint
 
-# EROFS, EMFILE and EXDEV in the place of ENOSPC, in turn: a call that takes one well takes the others.
+# EROFS, EMFILE and EXDEV instead of ENOSPC, in turn: a call that handles one handles the others.
 ERRORS = (errno.ENOSPC, errno.EIO)
 OTHERS = (errno.ENOSPC, errno.EROFS, errno.EMFILE, errno.EXDEV)
 

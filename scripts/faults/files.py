@@ -1,4 +1,4 @@
-"""Hostile files where a file is read: each is one error in bounded time, or is read as what it says."""
+"""Hostile files where a file is read: each is one error in bounded time, or is read correctly."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def run(work: Path, scale: float, seed: int) -> tuple[int, list[str]]:
     failures: list[str] = []
     cases = 0
     rng = random.Random(seed)
-    for name, make, words, codes in [*_fixed(), *_torn(rng, int(12 * scale))]:
+    for name, make, arguments, codes in [*_fixed(), *_torn(rng, int(12 * scale))]:
         cases += 1
         folder = work / f"case{cases}"
         (folder / "r").mkdir(parents=True)
@@ -44,17 +44,17 @@ def run(work: Path, scale: float, seed: int) -> tuple[int, list[str]]:
         (folder / "env.toml").write_text('[cli]\nrecipes = ["r"]\n')
         os.environ["NEMOTRON_HOME"] = str(folder / "home")
         make(folder)
-        failures += [f"{name}: {line}" for line in _judged(folder, words, codes)]
+        failures += [f"{name}: {line}" for line in _judged(folder, arguments, codes)]
     return cases, failures
 
 
-def _judged(folder: Path, words: tuple[str, ...], codes: tuple[int, ...]) -> Iterator[str]:
+def _judged(folder: Path, arguments: tuple[str, ...], codes: tuple[int, ...]) -> Iterator[str]:
     began = time.monotonic()
-    # In a process group of its own, with 4 GB of memory at most: what has no bound must not take the machine along.
+    # In a process group with 4 GB of memory at most, which protects the machine from a reader without a bound.
     limit = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_AS, (1 << 33, 1 << 33)); "
     start = "sys.argv[0] = 'nemotron'; from nemotron_kit.cli.main import console; console()"
     process = subprocess.Popen(
-        [sys.executable, "-P", "-c", limit + start, *words],
+        [sys.executable, "-P", "-c", limit + start, *arguments],
         cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
     try:
@@ -117,7 +117,7 @@ def _fixed() -> Iterator[Case]:
 
 
 def _torn(rng: random.Random, number: int) -> Iterator[Case]:
-    """A config cut off anywhere, or with a bit turned: an error, or what it says; never a traceback."""
+    """A config cut off anywhere, or with a bit flipped: an error, or a valid config; never a traceback."""
     data = CONFIG.encode()
     for _ in range(number):
         cut = rng.randrange(len(data))

@@ -1,4 +1,4 @@
-"""Damaged records, byte by byte: whoever reads one says so, and everything else is still listed.
+"""Damaged records, byte by byte: each is reported when it is read, and everything else is still listed.
 
 `tests/integration/test_runs_fuzz.py` does the same key by key.
 """
@@ -41,7 +41,7 @@ def run(work: Path, scale: float, seed: int) -> tuple[int, list[str]]:
     (work / "r/__init__.py").write_text(RECIPE)
     (work / "env.toml").write_text('[cli]\nrecipes = ["r"]\n')
     for name in ("First", "Second"):
-        code, text = _said(["r", "go", "--name", name])
+        code, text = _output(["r", "go", "--name", name])
         assert code == 0, text
     first, second = sorted(path.name for path in (work / "home/runs").glob("2*"))
     shutil.copytree(work / "home", work / "whole")
@@ -66,7 +66,7 @@ def run(work: Path, scale: float, seed: int) -> tuple[int, list[str]]:
             (work / "home" / path.relative_to(work / "whole")).write_bytes(data)
             for name, line in commands.items():
                 cases += 1
-                code, text = _said(line)
+                code, text = _output(line)
                 wrong = _judged(name, code, text, second)
                 failures += [f"{path.relative_to(work / 'whole')}, {what}, {name}: {wrong}"] if wrong else []
     return cases, failures
@@ -106,13 +106,13 @@ def _damages(data: bytes, rng: random.Random) -> Iterator[tuple[str, bytes]]:
         yield f"a bit turned at {at}", bytes(flipped)
 
 
-def _said(words: list[str]) -> tuple[int | str, str]:
+def _output(arguments: list[str]) -> tuple[int | str, str]:
     kept = io.BytesIO()
     out = io.TextIOWrapper(kept, encoding="utf-8", write_through=True)
     code: int | str
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
         try:
-            code = nemotron(words)
-        except Exception as error:  # noqa: BLE001 — a traceback is what is looked for
+            code = nemotron(arguments)
+        except Exception as error:  # noqa: BLE001 — a traceback is the fault that is searched for
             code = repr(error)[:300]
     return code, kept.getvalue().decode("utf-8", "replace")

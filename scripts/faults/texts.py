@@ -1,4 +1,4 @@
-"""Hostile texts in every place that takes one: they arrive as they are, or are refused; none of them ever runs."""
+"""Hostile texts wherever a text is taken: they arrive unchanged, or are refused; none of them ever runs."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def run(work: Path, scale: float, seed: int) -> tuple[int, list[str]]:
     texts = [text.replace("CANARY", f"{work}/canary") for text in texts]
     cases = 0
     for number, text in enumerate(texts):
-        for kind, words in (
+        for kind, arguments in (
             ("flag", ["r", "go", "--text", text]),
             ("override", ["r", "go", f"text={_quoted(text)}"]),
             ("key", ["r", "go", f"+texts={{{_quoted(text)}: a}}"]),
@@ -68,12 +68,12 @@ def run(work: Path, scale: float, seed: int) -> tuple[int, list[str]]:
             if kind == "key" and number % 4:
                 continue
             cases += 1
-            failures += _here(kind, text, words)
+            failures += _check_run(kind, text, arguments)
         for profile in ("slurm", "docker"):
             if number % 5 == 0:
                 cases += 1
                 failures += _planned(profile, text)
-        for kind, words in (
+        for kind, arguments in (
             ("name", ["artifacts", text]),
             ("run", ["runs", "show", text]),
             ("profile", ["r", "go", "--run", text, "--dry-run"]),
@@ -81,38 +81,38 @@ def run(work: Path, scale: float, seed: int) -> tuple[int, list[str]]:
         ):
             if number % 5 == 1:
                 cases += 1
-                failures += _refused(kind, text, words)
+                failures += _refused(kind, text, arguments)
     if (work / "canary").exists():
         failures.append("a text was executed")
     return cases, failures
 
 
 def _quoted(text: str) -> str:
-    """A text in Hydra's own quotes."""
+    """A text in Hydra's quotes."""
     body = text.replace("\\'", "\\\\'").replace("'", "\\'")
     if body.endswith("\\") and not body.endswith("\\\\"):
         body += "\\"
     return f"'{body}'"
 
 
-def _run(words: list[str]) -> tuple[int, str, str]:
+def _run(arguments: list[str]) -> tuple[int, str, str]:
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = nemotron(words)
+        code = nemotron(arguments)
     return code, out.getvalue(), err.getvalue()
 
 
-def _here(kind: str, text: str, words: list[str]) -> list[str]:
+def _check_run(kind: str, text: str, arguments: list[str]) -> list[str]:
     """A job in this process: its function gets the text, or the launch refuses it."""
     arrived = Path("arrived.json")
     arrived.unlink(missing_ok=True)
-    code, _, err = _run(words)
+    code, _, err = _run(arguments)
     if "Traceback" in err or code not in (0, 2):
         return [f"{kind} {text!r}: exit {code}: {err.splitlines()[-1:]}"]
     if code == 2:
         return []
     got, texts = json.loads(arrived.read_text())
-    # A flag is taken literally. An override is read by Hydra's grammar, which has escapes of its own.
+    # A flag is taken literally. An override is read by Hydra's grammar, which has escapes.
     if kind == "flag" and got != text:
         return [f"{kind} {text!r} arrived as {got!r}"]
     if kind == "key" and "\\" not in text and texts != {text: "a"}:
@@ -121,7 +121,7 @@ def _here(kind: str, text: str, words: list[str]) -> list[str]:
 
 
 def _planned(profile: str, text: str) -> list[str]:
-    """A plan for another place: the text is in the config alone, never in a script or a command line."""
+    """A plan for another executor: the text is in the config only, never in a script or a command line."""
     code, out, err = _run(["r", "go", "--text", text, "--run", profile, "--dry-run", "--json"])
     if code == 2 and "Traceback" not in err:
         return []
@@ -141,8 +141,8 @@ def _planned(profile: str, text: str) -> list[str]:
     return failures
 
 
-def _refused(kind: str, text: str, words: list[str]) -> list[str]:
-    code, out, err = _run(words)
+def _refused(kind: str, text: str, arguments: list[str]) -> list[str]:
+    code, out, err = _run(arguments)
     shown = out + err
     if "Traceback" in shown or code not in (0, 1, 2, 3):
         return [f"{kind} {text!r}: exit {code}: {err.splitlines()[-1:]}"]

@@ -21,11 +21,11 @@ _STORE = ConfigStore.instance()
 
 @dataclass
 class NemoRunConf:
-    """`hydra/launcher=nemo_run`: each job of a sweep in a process of its own, where the profile says.
+    """`hydra/launcher=nemo_run`: runs each job of a sweep as a separate process, by the profile's executor.
 
     profile: a profile of env.toml; null: this machine.
     env: fields of the profile that this sweep sets (`+hydra.launcher.env.nodes=2`); a recipe has `run.env` for that.
-    max_parallel: jobs at a time; null: what the profile says, else one a CPU on this machine and no limit elsewhere.
+    max_parallel: jobs at a time; null: the profile's, else one for each CPU on this machine and no limit on others.
     via: what starts jobs on this machine, nemo_run or kit (plain processes); null: NeMo-Run where it is installed.
     detach: submit and return. The sweeper then gets None from every job.
     objective: a metric of metrics.jsonl whose last value a job hands to the sweeper; null: what its function returns.
@@ -48,8 +48,8 @@ _STORE.store(
 
 
 class SingleRunCheck(Callback):
-    """Stops a program that was given `hydra/launcher=nemo_run` without `-m`: Hydra asks a launcher only in sweeps, and
-    would run the job here. A launcher in the program's own defaults list is for its sweeps, and no reason to stop."""
+    """Stops a program that was given `hydra/launcher=nemo_run` without `-m`: Hydra uses a launcher only in sweeps, and
+    would run the job in this process. A launcher in the program's defaults list is for its sweeps, and no error."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Exit with code 2 where the command line names the launcher."""
@@ -61,7 +61,7 @@ class SingleRunCheck(Callback):
 
     @staticmethod
     def remove(hydra: DictConfig) -> None:
-        """Remove it from Hydra's node of a sweep or of its job, for which it does nothing."""
+        """Remove the callback from the section `hydra` of a sweep or of its job, where it has no effect."""
         with read_write(hydra), open_dict(hydra):
             hydra.callbacks.pop(_CALLBACK, None)
             hydra.runtime.choices.pop(f"{_CHECK}@hydra.callbacks", None)
@@ -81,11 +81,13 @@ class NemoRunLauncher(Launcher):
         self._sweep: Any = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Hydra's call before the first batch: start the sweep. Raises UserError for wrong settings."""
         from nemotron_kit.sweep.launcher import begin_sweep
 
         self.config, self.hydra_context, self.task_function = config, hydra_context, task_function
         self._sweep = begin_sweep(config, hydra_context, task_function, self.settings)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Run a batch of jobs; the results are in the order of `job_overrides`."""
         returned: list[JobReturn] = self._sweep.launch(job_overrides, initial_job_idx)
         return returned

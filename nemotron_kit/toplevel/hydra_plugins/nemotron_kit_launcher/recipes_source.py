@@ -25,13 +25,13 @@ def _artifact(slot: str, field: str = "path", *, _parent_: Any, _root_: Any) -> 
     return resolve_artifact(slot, field, _parent_=_parent_, _root_=_root_)
 
 
-# A program's own resolver of this name takes precedence.
+# A resolver that the program has registered under this name takes precedence.
 if not OmegaConf.has_resolver("art"):
     OmegaConf.register_new_resolver("art", _artifact)
 
 
 class RecipesSearchPath(SearchPathPlugin):
-    """Appends the recipes' configs to each program's search path, so that a program's own take precedence."""
+    """Appends the recipes' configs to each program's search path, so that the program's configs take precedence."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         search_path.append(provider=PROVIDER, path=f"{SCHEME}://recipes")
