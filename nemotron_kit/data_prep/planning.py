@@ -6,7 +6,7 @@ import hashlib
 import heapq
 import itertools
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,6 +22,7 @@ from nemotron_kit.data_prep.config import (
     PackedTextConfig,
     SftPrepConfig,
     parse_size,
+    show_size,
 )
 from nemotron_kit.data_prep.shard_plan import (
     ALL,
@@ -273,15 +274,24 @@ def _shuffled(*key: object) -> bytes:
 
 # Up to this many bytes are identified by sha256; more by size, time and samples, of which many files have fewer.
 READ_WHOLE = 1 << 30
+# So many sources are named where work on them begins.
+_NAMED = 3
 _MANY = 1000
 _THREADS, _AT_ONCE = 16, 64
 _OURS = ("train", "valid", "test")
 
 
-def freeze_plan(config: DataPrepConfig, blend: DataBlend | None = None, *, number_type: str | None = None) -> ShardPlan:
+def freeze_plan(
+    config: DataPrepConfig,
+    blend: DataBlend | None = None,
+    *,
+    number_type: str | None = None,
+    on_step: Callable[[str], object] | None = None,
+) -> ShardPlan:
     """Make the plan and write it, with the tokenizer, to the output folder, unless the folder has this very plan.
 
-    `blend` replaces `config.blend_path`'s, `number_type` the .bin's default dtype. Raises UserError for bad input, and
+    `blend` replaces `config.blend_path`'s, `number_type` the .bin's default dtype; `on_step` is
+    called with what is begun: listing, and looking into files. Raises UserError for bad input, and
     for a folder with another plan's shards unless `config.force`, which clears it.
     """
     config.check()
@@ -299,7 +309,7 @@ def freeze_plan(config: DataPrepConfig, blend: DataBlend | None = None, *, numbe
     # A folder that was begun by an earlier version goes on by that version's rule.
     there = None if config.force else ShardPlan.load(output)
     deal = there.deal if there else LINEAR_DEAL
-    sources = _sources(blend, config, output / "sources", deal)
+    sources = _sources(blend, config, output / "sources", deal, on_step or (lambda step: None))
     plan = ShardPlan(
         sources,
         tokens,
@@ -379,12 +389,14 @@ def _check_folder(output: Path, plan: ShardPlan, there: ShardPlan | None) -> Non
 
 
 def _sources(
-    blend: DataBlend, config: DataPrepConfig, corpora: Path, deal: int = LINEAR_DEAL
+    blend: DataBlend, config: DataPrepConfig, corpora: Path, deal: int, on_step: Callable[[str], object]
 ) -> tuple[PlannedSource, ...]:
     """The blend's datasets with their files; one of weight 0 is left out. Listing and looking into files wait for disks
     and networks, so many threads do it."""
     chosen = [(split, d) for split, datasets in blend.splits.items() for d in datasets if d.weight]
     omitted = [Omissions() for _ in chosen]
+    names = ", ".join(dict.fromkeys(dataset.name for _, dataset in chosen[:_NAMED]))
+    on_step(f"listing the files of {len(chosen)} sources ({names}{', …' if len(chosen) > _NAMED else ''})")
     with ThreadPoolExecutor(_THREADS) as pool:
         listed = list(
             pool.map(
@@ -394,6 +406,8 @@ def _sources(
         )
         local = [file for files in listed for file in files if not is_remote(file.path)]
         whole = sum(file.size for file in local) <= READ_WHOLE
+        size = show_size(sum(file.size for files in listed for file in files))
+        on_step(f"looking into {sum(map(len, listed)):,} files ({size})")
         many = deal != FIRST_DEAL and len(local) > _MANY
         identify = partial(_identified, samples=None if whole else (2, 1 << 12) if many else (16, 1 << 16))
         several = pool.map(
