@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -133,7 +134,7 @@ def wait_for(job: JobFolder | None, run_ids: Sequence[str]) -> None:
     Raises NemotronError as soon as one of them has failed, been cancelled, or been removed; Cancelled if the job itself
     was cancelled. An unreachable run is waited for.
     """
-    waits = [Watch(open_run(run_id)) for run_id in run_ids]
+    waits = [Watch(open_run(run_id), unsubmitted=math.inf) for run_id in run_ids]
     pace, notified = Pace(0.1, 1.3), False
     while True:
         snapshots = refresh([each.run for each in waits])

@@ -206,8 +206,8 @@ class Watch:
     `why`, if it has not ended.
 
     That is so at `damaged`, if the plan names no executor, and at `unknown` for a job of this machine. A submitted job
-    that its scheduler does not know is given up after `patience` seconds (None: PATIENCE), a target that does not
-    answer after `lost` seconds, jobs that wait for `nemotron runs resume` after `patience` (None: never).
+    that its scheduler does not know is given up after `patience` seconds (None: PATIENCE), and so are jobs that wait
+    for `nemotron runs resume` (after `unsubmitted`, where that is given); a target that does not answer after `lost`.
     """
 
     def __init__(
@@ -217,13 +217,14 @@ class Watch:
         *,
         patience: float | None = None,
         lost: float = math.inf,
+        unsubmitted: float | None = None,
     ) -> None:
         self.run, self.jobs = run, jobs
         self.is_remote = not is_local(run.summary().executor)
         self.state, self.over = "pending", False
         self.why: str | None = None
-        self._limits = {"unknown": PATIENCE if patience is None else patience, LOST: lost}
-        self._limits["pending"] = math.inf if patience is None else patience
+        patience = PATIENCE if patience is None else patience
+        self._limits = {"unknown": patience, LOST: lost, "pending": patience if unsubmitted is None else unsubmitted}
         self._unsure_since: float | None = None
 
     def update(self, snapshot: StatusSnapshot | None) -> None:

@@ -207,6 +207,9 @@ class Plan:
         if wrong := misshapen(settings, SETTINGS_SHAPE, "settings"):
             raise DamagedRecord(f"{where or folder / 'plan.json'}: {wrong}.")
         executor = given.get("executor") or settings.get("executor") or LOCAL
+        if settings.get("executor") not in (None, "", executor):
+            wrong = f"executor is {executor!r}, and settings.executor {settings['executor']!r}"
+            raise DamagedRecord(f"{where or folder / 'plan.json'}: {wrong}.")
         resources = _fields_of(Resources, given.get("resources"))
         known: dict[str, Any] = {
             **{name: given[name] for name in _STORED_UNCHANGED if name in given},

@@ -30,6 +30,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -206,7 +207,7 @@ def home(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         patch.setattr("nemotron_kit.remote.agent.slurm_commands.run", known["slurm"])
         for module in ("config.compose", "sweep.compose_jobs"):
             patch.setattr(f"nemotron_kit.{module}.compose_prepared", remembered(compose_prepared))
-        patch.setattr("nemotron_kit.cli.runs.control._become", lambda _: 0)  # else this process would be the shell
+        patch.setattr("os.execvp", Mock(side_effect=OSError(0, "stays")))  # else this process would be the shell
         subprocess.run(
             [sys.executable, "-P", "-c", SCRIPT, "fuzzed", "go", *KINDS[request.param]], check=True, capture_output=True
         )

@@ -214,7 +214,7 @@ def _exit_code_of(watch: Watch) -> int:
     check_followed(watch.run)
     job = watch.jobs[0] if watch.jobs else watch.run.job()
     state = job.state()
-    raise Unreachable(f"{job.reference}: its state is not known: {state.error or state.state}")
+    raise Unreachable(f"{job.reference}: its state is not known: {watch.why or state.error or state.state}")
 
 
 def _no_log(run: RunFolder, job: JobFolder, options: Any, names: Sequence[str]) -> NemotronError:

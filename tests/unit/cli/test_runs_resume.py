@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import subprocess
 from pathlib import Path
@@ -92,7 +93,7 @@ def test_wait_gives_up_on_jobs_that_nobody_submits(capsys: pytest.CaptureFixture
     run.job(0).finish(0)
     assert run_tool("runs", ["wait", run.id, "--patience", "0"]) == 3
     assert f"pending: 1 job still to be submitted: nemotron runs resume {run.id}" in capsys.readouterr().out
-    watch = Watch(run)
+    watch = Watch(run, unsubmitted=math.inf)
     watch.update(None)
     assert (watch.state, watch.over) == ("pending", False), "what is to start after it waits until somebody resumes it"
 

@@ -78,6 +78,7 @@ def test_what_an_older_record_lacks_is_as_if_never_asked_for(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("changed", "says"),
     [
+        ({"executor": "slurm", "settings": {"executor": "year"}}, "executor is 'slurm', and settings.executor 'year'"),
         ({"settings": {"nodes": "two"}}, 'settings.nodes is "two", not a whole number'),
         ({"settings": {"env_vars": [1]}}, r"settings.env_vars\[0\] is 1, not"),
         ({"place": {"run": 7}}, "place.run is 7, not"),
