@@ -1,5 +1,5 @@
-"""The engine megatron_bridge, in the job: a config merged into Megatron-Bridge's own, its training, and what came of
-it. Imports nothing of the hf engine, whose transformers the images of Megatron-Bridge need not have."""
+"""The engine megatron_bridge, in the job: a config merged into Megatron-Bridge's own, its training, and the outcome of
+the run. Imports nothing of the hf engine, whose transformers the images of Megatron-Bridge need not have."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def train(config: Any, default_recipe: str) -> BridgeOutcome:
     try:
         _run(cfg, config.logger.log_interval)
     except SystemExit as error:
-        if error.code:  # its own failures have a code
+        if error.code:  # 0: it was told to stop
             raise
     return outcome(saved, config)
 
@@ -248,9 +248,9 @@ def _packed_data(cfg: Any, config: Any, values: dict[str, dict[str, Any]]) -> No
 
 def _resume(config: Any, values: dict[str, Any]) -> None:
     """Go on from the run's own checkpoints where there are any; else from `checkpoint.load`."""
-    own = last_iteration(Path(config.checkpoint.save)) is not None
-    values["load"] = config.checkpoint.save if own else config.checkpoint.load
-    if own:
+    resumes = last_iteration(Path(config.checkpoint.save)) is not None
+    values["load"] = config.checkpoint.save if resumes else config.checkpoint.load
+    if resumes:
         values["finetune"] = False
 
 
@@ -278,26 +278,26 @@ def merge(cfg: Any, values: Mapping[str, Any], where: str = "") -> None:
                 f"{where}{names[0]}: {kind.__module__}.{kind.__name__} has no such field; {nearest(names[0], known)}"
             )
         before = getattr(cfg, name)
-        place = f"{where}{name}"
+        path = f"{where}{name}"
         if isinstance(value, Mapping):
             if before is None and (made := _class_in(hints.get(name))) is not None:
-                before = _made(made, place)
+                before = _made(made, path)
                 setattr(cfg, name, before)
             if dataclasses.is_dataclass(before):
-                merge(before, value, f"{place}.")
+                merge(before, value, f"{path}.")
                 continue
             if not isinstance(before, Mapping | None):
-                raise UserError(f"{place} is a block; there it is {before!r}.")
+                raise UserError(f"{path} is a block; there it is {before!r}.")
             setattr(cfg, name, {**(before or {}), **value})
         else:
-            setattr(cfg, name, _fitting(value, before, place))
+            setattr(cfg, name, _fitting(value, before, path))
 
 
-def _made(kind: type, place: str) -> Any:
+def _made(kind: type, path: str) -> Any:
     try:
         return kind()
     except TypeError as error:  # it has fields without a default
-        raise UserError(f"{place}: there is none in this recipe, and it can't be made of nothing: {error}.") from error
+        raise UserError(f"{path}: there is none in this recipe, and it can't be made of nothing: {error}.") from error
 
 
 def _hints(kind: type) -> Mapping[str, Any]:
@@ -314,22 +314,22 @@ def _class_in(hint: Any) -> type | None:
     return found[0] if len(found) == 1 else None
 
 
-def _fitting(value: Any, before: Any, place: str) -> Any:
+def _fitting(value: Any, before: Any, path: str) -> Any:
     """`value` as the kind that `before` has."""
     if value is None or before is None:
         return value
     if type(before).__module__ == "torch" and type(before).__name__ == "dtype":
         found = getattr(import_module("torch"), str(value).removeprefix("torch."), None)
         if not isinstance(found, type(before)):
-            raise UserError(f"{place} is {value!r}; it must be a type of torch's, such as bfloat16.")
+            raise UserError(f"{path} is {value!r}; it must be a type of torch's, such as bfloat16.")
         return found
     if isinstance(before, enum.Enum):
         members = type(before).__members__
         if value not in members:
-            raise UserError(f"{place} is {value!r}; {nearest(str(value), members)}")
+            raise UserError(f"{path} is {value!r}; {nearest(str(value), members)}")
         return members[value]
     if callable(before):
-        raise UserError(f"{place} is a function, which the recipe decides and no config can name.")
+        raise UserError(f"{path} is a function, which the recipe decides and no config can name.")
     for kind, expected in ((bool, "true or false"), (int, "a whole number"), (float, "a number"), (str, "a text")):
         if isinstance(before, kind):
             # A fraction where the recipe happens to have 0 or 1 is none the less a number.
@@ -340,7 +340,7 @@ def _fitting(value: Any, before: Any, place: str) -> Any:
                 str: isinstance(value, str),
             }
             if not fits[kind]:
-                raise UserError(f"{place} is {value!r}; it must be {expected}.")
+                raise UserError(f"{path} is {value!r}; it must be {expected}.")
             break
     return value
 

@@ -94,12 +94,12 @@ class _Run:
         self.config, self.began = config, began
         self.base = Path(str(config.policy.model_name))
         require_model(self.base)
-        place = Path(config.tokenizer) if config.tokenizer else self.base
+        folder = Path(config.tokenizer) if config.tokenizer else self.base
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=True)
+            self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError) as error:
             raise UserError(
-                f"{place}: no tokenizer can be read: {' '.join(str(error).split())}",
+                f"{folder}: no tokenizer can be read: {' '.join(str(error).split())}",
                 hint="policy.tokenizer names a folder; null is the model's own.",
             ) from error
         longest = config.policy.max_total_sequence_length
@@ -379,7 +379,7 @@ class _Work:
 
         rows = self.run.order.take((number - 1) * self.config.prompts, self.config.prompts)
         with answering(self.model):
-            rollouts = [self._rollout(number, [rows[place] for place in part]) for part in self.shares]
+            rollouts = [self._rollout(number, [rows[index] for index in part]) for part in self.shares]
         own = torch.zeros(2, dtype=torch.float64, device=self.model.device)
         for rollout in rollouts:
             lengths = torch.as_tensor([len(a.ids) for a in rollout.answers], device=own.device)
@@ -542,8 +542,8 @@ class _Work:
                 answers = self._answers([prompts.ids[row] for row, _ in own], None if greedy else keys, size)
                 for (row, _), answer in zip(own, answers, strict=True):
                     value = self._score(prompts.rows[row], answer)
-                    place = agents.index(agent_of(prompts.rows[row]))
-                    sums[0 if greedy else 1, place] += value
+                    column = agents.index(agent_of(prompts.rows[row]))
+                    sums[0 if greedy else 1, column] += value
                     sums[0 if greedy else 1, -1] += value
                     lengths[0] += len(answer.ids) * (not greedy)
                     if greedy and shown < self.config.logger.num_val_samples_to_print:

@@ -111,11 +111,11 @@ def train(config: GRPOConfig) -> NemoRLOutcome:
         if not each.is_file():
             raise UserError(f"{each}: no such file.", hint=f"This engine was written against {READ_AGAINST}.")
     text = merged(config, base)
-    place = Path(os.environ.get("NEMO_RUN_DIR", "."), CONFIG_FILE).absolute()
-    write_text(place, text)
-    print(f"{script} --config {place}", file=sys.stderr, flush=True)  # noqa: T201
+    file = Path(os.environ.get("NEMO_RUN_DIR", "."), CONFIG_FILE).absolute()
+    write_text(file, text)
+    print(f"{script} --config {file}", file=sys.stderr, flush=True)  # noqa: T201
     os.chdir(root)
-    _run(script, place)
+    _run(script, file)
     return outcome(config)
 
 
@@ -207,20 +207,20 @@ def _values(config: GRPOConfig, base: Mapping[str, Any]) -> dict[str, Any]:
 def _known(given: Mapping[str, Any], plain: Mapping[str, Any], base: Mapping[str, Any], where: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in given.items():
-        place = f"{where}.{key}"
-        if place in _ELSEWHERE or place in _HF_ONLY or value is None:
+        dotted = f"{where}.{key}"
+        if dotted in _ELSEWHERE or dotted in _HF_ONLY or value is None:
             continue
-        name = next((each for each in _NAMES.get(place, (key,)) if each in base), None)
-        if place == "policy.generation.backend" and value == "hf":
+        name = next((each for each in _NAMES.get(dotted, (key,)) if each in base), None)
+        if dotted == "policy.generation.backend" and value == "hf":
             continue
         default = plain.get(key)
         if isinstance(value, Mapping) and isinstance(base.get(key), Mapping):
-            inner = _known(value, default if isinstance(default, Mapping) else {}, base[key], place)
+            inner = _known(value, default if isinstance(default, Mapping) else {}, base[key], dotted)
             found |= {key: inner} if inner else {}
         elif name is not None:
             found[name] = value
         elif value != default:
-            raise UserError(f"{place}: NeMo-RL's config has no such setting; {nearest(key, base)}")
+            raise UserError(f"{dotted}: NeMo-RL's config has no such setting; {nearest(key, base)}")
     return found
 
 

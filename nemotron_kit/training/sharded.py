@@ -54,39 +54,39 @@ def verifies(name: str) -> bool:
 def save(
     folder: Path, step: int, record: dict[str, Any], model: Any, optimizer: torch.optim.Optimizer, *, later: bool
 ) -> Save:
-    """Write the checkpoint of `step`; it is one after `commit`. All ranks must call it. With `later` a copy of the
-    state is written, while training goes on.
+    """Begin to write the checkpoint of `step`, which `commit` completes; with `later` from a copy of the state, while
+    training goes on. All ranks must call it.
 
-    NemotronError when a checkpoint of this step is there, of another run that writes here meanwhile."""
+    Raises NemotronError if another run has written a checkpoint of this step to `folder` meanwhile."""
     begun = Save(folder, step, record, model)
-    begun.begin(_own_rows(model, optimizer), later=later)
+    begun.begin(_local_rows(model, optimizer), later=later)
     return begun
 
 
 class Save:
-    """A checkpoint that is being written: `written` says when this rank's part is on disk. It is there from `commit`
-    on, whole and durable, and not before."""
+    """A checkpoint that is being written; `written`: whether this rank's part is on disk. It is complete and durable
+    after `commit`, and does not exist before that."""
 
     def __init__(self, folder: Path, step: int, record: dict[str, Any], model: Any) -> None:
         self.final = folder / checkpoint.name(step)
         self._record = {"step": step, **record}
         self._config, self._generation = model.config, getattr(model, "generation_config", None)
-        self._own: dict[str, list[Any]] = {}
+        self._local: dict[str, list[Any]] = {}
         self._error: OSError | None = None
         self._files: dict[str, Any] = {}
         self._thread: threading.Thread | None = None
         self._aside: Path | None = None
 
-    def begin(self, own: dict[str, tuple[list[Any], torch.Tensor]], *, later: bool) -> None:
-        """Make the place for the files, and write this rank's: in a thread, from a copy, if it is for later."""
+    def begin(self, local: dict[str, tuple[list[Any], torch.Tensor]], *, later: bool) -> None:
+        """Create the temporary folder and write this rank's file; `later`: in a thread, from a copy of the state."""
         with _as_checkpoint_error(self.final):
             aside = processes.on_all_ranks(self._place)[0]
             if aside is None:  # the same step of the same run: the same content
                 return
             self._aside = Path(aside)
             processes.on_all_ranks(self._require_shared)
-        self._own = {key: info for key, (info, _) in own.items()}
-        values = {key: value.to("cpu", copy=True) if later else value.contiguous() for key, (_, value) in own.items()}
+        self._local = {key: info for key, (info, _) in local.items()}
+        values = {key: value.to("cpu", copy=True) if later else value.contiguous() for key, (_, value) in local.items()}
         if later:
             self._thread = threading.Thread(target=self._write, args=(values,), name=self.final.name, daemon=True)
             self._thread.start()
@@ -150,7 +150,7 @@ class Save:
     def _written_part(self) -> dict[str, Any]:
         if self._error is not None:
             raise self._error
-        return {"files": self._files, "rows": self._own}
+        return {"files": self._files, "rows": self._local}
 
     def _commit(self, parts: list[dict[str, Any]]) -> None:
         index: dict[str, Any] = {}
@@ -184,15 +184,15 @@ def _synced(path: Path) -> dict[str, Any]:
     return {"size": path.stat().st_size, "sha256": digest}
 
 
-def _own_rows(model: Any, optimizer: torch.optim.Optimizer | None) -> dict[str, tuple[list[Any], torch.Tensor]]:
+def _local_rows(model: Any, optimizer: torch.optim.Optimizer | None) -> dict[str, tuple[list[Any], torch.Tensor]]:
     """What this rank writes: key → ([type, whole shape, first row, end], rows). Of equal copies one is written."""
-    own = {}
+    local = {}
     for key, tensor in _state(model, optimizer).items():
         start, stop = rows_of(tensor)
         if is_first_replica(tensor) and stop > start:
             rows = local_shard(tensor)
-            own[key] = ([str(rows.dtype).removeprefix("torch."), list(tensor.shape), start, stop], rows)
-    return own
+            local[key] = ([str(rows.dtype).removeprefix("torch."), list(tensor.shape), start, stop], rows)
+    return local
 
 
 def _state(model: Any, optimizer: torch.optim.Optimizer | None) -> dict[str, torch.Tensor]:
@@ -223,7 +223,7 @@ class Shards:
             there = "missing" if entry is None else f"of the shape {entry['shape']}"
             raise UserError(f"{self.path}: {key} is {there}; the model's is {list(target.shape)}.")
         start, stop = rows_of(target)
-        own = local_shard(target)
+        local = local_shard(target)
         done = start
         for first, end, file in entry["rows"]:
             lower, upper = max(first, start), min(end, stop)
@@ -232,10 +232,10 @@ class Shards:
             if lower > done:
                 break
             stored = self._file(file)
-            if own.dim() == 0:
-                own.copy_(stored.get_tensor(key))
+            if local.dim() == 0:
+                local.copy_(stored.get_tensor(key))
             else:
-                own[lower - start : upper - start].copy_(stored.get_slice(key)[lower - first : upper - first])
+                local[lower - start : upper - start].copy_(stored.get_slice(key)[lower - first : upper - first])
             done = upper
         if done < stop:
             raise UserError(f"{self.path}: rows {done} to {stop} of {key} are in none of its files.")
@@ -253,13 +253,13 @@ def load_weights(model: Any, path: Path) -> None:
     import torch
 
     shards = Shards(path)
-    own = tensors(model)
+    state = tensors(model)
     names = {key.partition(".")[2] for key in shards.index if key.startswith(f"{WEIGHTS}.")}
-    if names != set(own):
-        odd = sorted(names ^ set(own))[0]
+    if names != set(state):
+        odd = sorted(names ^ set(state))[0]
         raise UserError(f"{path}: its weights don't fit the model ({odd} is on one side only).")
     with torch.no_grad():
-        for name, tensor in own.items():
+        for name, tensor in state.items():
             shards.read_into(tensor, f"{WEIGHTS}.{name}")
 
 
@@ -309,8 +309,8 @@ def export_weights(model: Any, folder: Path) -> dict[str, dict[str, Any]]:
     from safetensors.torch import save_file
     from transformers.core_model_loading import revert_weight_conversion
 
-    own = tensors(model)
-    groups = list(_files_of(own))
+    state = tensors(model)
+    groups = list(_files_of(state))
     written: dict[str, Any] = {}
     names: dict[str, list[str]] = {}
     failed: OSError | None = None
@@ -318,7 +318,7 @@ def export_weights(model: Any, folder: Path) -> dict[str, dict[str, Any]]:
         writes = number % processes.world_size() == processes.rank() and failed is None
         together = {}
         for name in group:
-            full = whole(own[name])
+            full = whole(state[name])
             if writes:
                 together[name] = full.cpu()
         if not writes:
@@ -342,17 +342,17 @@ def export_weights(model: Any, folder: Path) -> dict[str, dict[str, Any]]:
     parts = processes.on_all_ranks(written_part)
     if processes.rank() == 0 and len(groups) > 1:
         where = {name: file for part in parts for file, stored in part["names"].items() for name in stored}
-        size = sum(tensor.numel() * tensor.element_size() for tensor in own.values())
+        size = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
         index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(where.items()))}
         write_text(folder / "model.safetensors.index.json", json.dumps(index, indent=2) + "\n", mode=0o666)
     return {file: entry for part in parts for file, entry in part["files"].items()}
 
 
-def _files_of(own: Mapping[str, torch.Tensor]) -> Iterator[list[str]]:
+def _files_of(state: Mapping[str, torch.Tensor]) -> Iterator[list[str]]:
     """The names of the tensors of each exported file: whole blocks, together about `_EXPORT_BYTES`."""
     group: list[str] = []
     size, block = 0, ""
-    for name, tensor in own.items():
+    for name, tensor in state.items():
         here = ".".join(name.split(".")[:3])
         if group and here != block and size >= _EXPORT_BYTES:
             yield group
