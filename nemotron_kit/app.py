@@ -7,20 +7,19 @@ import importlib.util
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from nemotron_kit.errors import UserError, nearest
+from nemotron_kit.lazy import Value
 
 # Names reach a scheduler, a path and a script: only these characters, and never `..`.
 SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 RESERVED_SLOTS = frozenset({"env", "mode", "profile", "recipe", "wandb", "run"})
 # An entry of the import path that belongs to a Python, not to the user.
-_INSTALLED = re.compile(
-    r"/(?:site|dist)-packages(?:/|\Z)|/lib/python3[^/]*(?:/lib-dynload|\.zip)?\Z|/python3\d+\.zip\Z"
-)
+_INSTALLED = r"/(?:site|dist)-packages(?:/|\Z)|/lib/python3[^/]*(?:/lib-dynload|\.zip)?\Z|/python3\d+\.zip\Z"
 SINGLE_VALUE_CLASHES = frozenset({"batch", "config", "recipe", "stage"})
 # Modules that every launch and job imports, or any may.
 _LIBRARIES = frozenset({"hydra", "omegaconf", "antlr4", "yaml", "pydantic", "pydantic_core", "rich", "numpy"})
@@ -28,8 +27,8 @@ _LIBRARIES = frozenset({"hydra", "omegaconf", "antlr4", "yaml", "pydantic", "pyd
 _AT_START = frozenset({"sitecustomize", "usercustomize"})
 
 
-@dataclass(frozen=True)
-class ArtifactInput:
+@dataclass(frozen=True, eq=False, repr=False)
+class ArtifactInput(Value):
     """An artifact that a command reads.
 
     `default_name` is the reference used when nothing else is given (`Name[:alias|:vN]`). `mappings` says which field of
@@ -348,21 +347,17 @@ class Group:
             raise ValueError(f"{where}: there is no module {module!r}.")
         return found.name, Path(found.origin)
 
-    def commands(self) -> Iterator[Command]:
+    def commands(self) -> list[Command]:
         """Every command below, depth first, in the order of declaration. A pipeline is none."""
-        for child in self.children.values():
-            if isinstance(child, Command):
-                yield child
-            elif isinstance(child, Group):
-                yield from child.commands()
+        return [each for each in self._below() if isinstance(each, Command)]
 
-    def pipelines(self) -> Iterator[Pipeline]:
+    def pipelines(self) -> list[Pipeline]:
         """Every pipeline below, depth first, in the order of declaration."""
-        for child in self.children.values():
-            if isinstance(child, Pipeline):
-                yield child
-            elif isinstance(child, Group):
-                yield from child.pipelines()
+        return [each for each in self._below() if isinstance(each, Pipeline)]
+
+    def _below(self) -> list[Command | Pipeline]:
+        children = self.children.values()
+        return [each for child in children for each in (child._below() if isinstance(child, Group) else [child])]
 
 
 class App(Group):
@@ -483,7 +478,7 @@ def add_import_folders(folders: Iterable[str]) -> None:
     own = [at for at, entry in enumerate(sys.path) if entry in (library, f"{library}/lib-dynload")]
     at = max(own) + 1 if own else len(sys.path)
     new = [folder for folder in dict.fromkeys(folders) if folder and folder not in sys.path]
-    last = [folder for folder in new if _INSTALLED.search(folder) or not _modules_in(folder).isdisjoint(_LIBRARIES)]
+    last = [folder for folder in new if re.search(_INSTALLED, folder) or not _modules_in(folder).isdisjoint(_LIBRARIES)]
     sys.path[at:at] = [folder for folder in new if folder not in last]
     sys.path.extend(last)
 

@@ -13,14 +13,15 @@ from typing import Any
 from nemotron_kit.errors import UserError
 from nemotron_kit.files import read_regular
 from nemotron_kit.home import user_folder
+from nemotron_kit.lazy import Value
 from nemotron_kit.ownership import untrusted_reason
 
 _SETTLE_NS = 2 * 10**9
 RESERVED = frozenset({"wandb", "artifacts", "cache", "cli", "tracking"})
 
 
-@dataclass(frozen=True)
-class EnvFile:
+@dataclass(frozen=True, eq=False, repr=False)
+class EnvFile(Value):
     """The tables of one env.toml; `path` is None when there is none."""
 
     path: Path | None = None
@@ -95,7 +96,7 @@ def _parsed(path: Path, state: tuple[int, ...]) -> dict[str, Any]:
     import tomllib
 
     del state
-    return tomllib.loads(read_regular(path).decode("utf-8-sig"))
+    return tomllib.loads(read_regular(path).decode().removeprefix("\ufeff"))
 
 
 def _state(path: Path) -> tuple[int, ...]:

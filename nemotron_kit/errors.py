@@ -15,7 +15,7 @@ _CONTROL = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u2028\u2029\u202a-
 def printable(text: str) -> str:
     """`text` with characters that control a terminal (escapes, bidirectional overrides) made visible; colours are
     removed."""
-    if text.isprintable():
+    if text.replace("\n", "").isprintable():
         return text
     import re  # which a help page has no use for
 
@@ -79,9 +79,15 @@ class Cancelled(NemotronError):
 
 
 class Note(str):
-    """An entry in a check's list of problems that could not be judged: shown as a note, it does not stop a launch."""
+    """What a plan says beside its problems, which stops no launch; in a check's list of problems, what could not be
+    judged. `field` is the profile's key that it is about; "" for none."""
 
-    __slots__ = ()
+    field: str
+
+    def __new__(cls, text: str, *, field: str = "") -> Note:
+        made = super().__new__(cls, text)
+        made.field = field
+        return made
 
 
 class Problem(str):

@@ -49,6 +49,8 @@ def user_folder() -> Path | None:
     return None if named is not None and not os.path.isabs(named) else Path("~").expanduser()  # noqa: PTH117
 
 
+# An environment variable: the job's metrics are also written to TensorBoard's event files.
+TENSORBOARD = "NEMOTRON_TENSORBOARD"
 RUN_ID = re.compile(r"\d{8}-\d{6}-[A-Za-z0-9._-]{1,41}-[0-9a-f]{6}\Z")
 _UNSAFE = re.compile(r"[^A-Za-z0-9]+")
 _TIME = "%Y%m%d-%H%M%S"

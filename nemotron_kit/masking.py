@@ -92,13 +92,17 @@ def mask(text: str) -> str:
 
 def masked(value: Any) -> Any:
     """A JSON-like value with every text in it masked, keys included."""
-    if isinstance(value, str):
-        return mask(value)
-    if isinstance(value, Mapping):
-        return {mask(key) if isinstance(key, str) else key: masked(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [masked(item) for item in value]
-    return value
+    values = _values()
+    pattern = _pattern(values) if values else None
+
+    def walk(each: Any) -> Any:
+        if isinstance(each, str):
+            return pattern.sub(MASK, each) if pattern else each
+        if isinstance(each, Mapping):
+            return {walk(key) if isinstance(key, str) else key: walk(item) for key, item in each.items()}
+        return [walk(item) for item in each] if isinstance(each, list | tuple) else each
+
+    return walk(value)
 
 
 def secret_in(text: str) -> str | None:

@@ -11,7 +11,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 from nemotron_kit.artifacts.reference import ArtifactChangedError, ArtifactNotFoundError, DamagedRecordError
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.files import NONFINITE, decoded, encoded, read_regular
+from nemotron_kit.lazy import Value
 
 METADATA = "metadata.json"
 
@@ -31,8 +32,8 @@ _MANY_BYTES = 64 << 20
 Stamp = tuple[int, int, int]
 
 
-@dataclass(frozen=True)
-class FileInfo:
+@dataclass(frozen=True, eq=False, repr=False)
+class FileInfo(Value):
     """A file as stat shows it: size in bytes, mtime and ctime in ns. `link` is the target of a broken or circular
     link."""
 
@@ -55,7 +56,7 @@ def walk(root: Path) -> dict[str, FileInfo]:
     Links are followed, except in circles; sockets, pipes and writers' debris are left out. FileNotFoundError without
     a folder `root`.
     """
-    return dict(sorted(_walk_folder(str(root), "", ()), key=lambda item: item[0]))
+    return dict(sorted(_walked_folder(str(root), "", ()).items(), key=lambda item: item[0]))
 
 
 def file_info(path: str) -> FileInfo | None:
@@ -97,8 +98,8 @@ def sha256_files(paths: Sequence[Path], total_bytes: int) -> list[str]:
         return list(pool.map(sha256_file, paths))
 
 
-def _walk_folder(folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, FileInfo]]:
-    here = _inode(folder)
+def _walked_folder(folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> dict[str, FileInfo]:
+    here, files = _inode(folder), {}
     with os.scandir(folder) as entries:
         for entry in entries:
             path = prefix + entry.name
@@ -106,11 +107,12 @@ def _walk_folder(folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -
                 continue
             found = file_info(entry.path)
             if found is None and _inode(entry.path) in (*above, here):
-                yield path, FileInfo(0, 0, 0, os.readlink(entry.path))  # noqa: PTH115
+                files[path] = FileInfo(0, 0, 0, os.readlink(entry.path))  # noqa: PTH115
             elif found is None:
-                yield from _walk_folder(entry.path, path + "/", (*above, here))
+                files.update(_walked_folder(entry.path, path + "/", (*above, here)))
             elif found is not _SPECIAL:
-                yield path, found
+                files[path] = found
+    return files
 
 
 def _inode(folder: str) -> tuple[int, int]:
@@ -125,7 +127,7 @@ WRITER = {"sealed_by": "nemotron_kit"}
 
 def canonical(value: Any) -> bytes:
     """The canonical JSON encoding of a value, of which checksums are computed: sorted keys, no spaces, ASCII."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode("ascii")
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
 
 def sha256_of(value: Any) -> str:
@@ -142,7 +144,7 @@ def render_checksummed(document: dict[str, Any]) -> str:
 
 def read_json(path: Path, what: str) -> Any:
     """The JSON in `path`. FileNotFoundError if there is none, DamagedRecordError if it isn't JSON."""
-    found = _parse(_read(path, what), path, what)
+    found = _parsed(path, what)[1]
     return decoded(found) if isinstance(found, dict) and NONFINITE in found else found
 
 
@@ -152,8 +154,7 @@ def read_checksummed(path: Path, what: str, *, strict: bool = True) -> dict[str,
     `strict` also refuses a file whose text is not exactly what `render_checksummed` writes. Without it, a document with
     neither checksum nor WRITER is taken as it is: another tool wrote it.
     """
-    text = _read(path, what)
-    document = _parse(text, path, what)
+    text, document = _parsed(path, what)
     if not isinstance(document, dict):
         raise DamagedRecordError(f"{path}: this {what} is damaged: not a JSON object.")
     checksum = document.pop(CHECKSUM, None)
@@ -166,20 +167,17 @@ def read_checksummed(path: Path, what: str, *, strict: bool = True) -> dict[str,
     return decoded(stored) if NONFINITE in stored else stored
 
 
-def _read(path: Path, what: str) -> str:
+def _parsed(path: Path, what: str) -> tuple[str, Any]:
+    """The text of a file, and the JSON in it."""
     try:
-        return read_regular(path).decode("utf-8")
+        text = read_regular(path).decode("utf-8")
+        return text, json.loads(text, object_pairs_hook=_unique)
     except UnicodeDecodeError as error:
         raise DamagedRecordError(f"{path}: this {what} is damaged: not UTF-8 ({error}).") from error
     except (FileNotFoundError, NotADirectoryError) as error:
         raise FileNotFoundError(str(path)) from error
     except OSError as error:
         raise NemotronError(f"{path}: can't be read: {error.strerror}.") from error
-
-
-def _parse(text: str, path: Path, what: str) -> Any:
-    try:
-        return json.loads(text, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise DamagedRecordError(f"{path}: this {what} is damaged: not valid JSON ({error}).") from error
 
@@ -195,8 +193,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 _PAUSES = (0.1, 0.2, 0.4, 0.8)
 
 
-@dataclass(frozen=True)
-class FileEntry:
+@dataclass(frozen=True, eq=False, repr=False)
+class FileEntry(Value):
     """One file: its path inside the folder, bytes, sha256, and (mtime, ctime) in ns when it was hashed.
 
     `sha256` is None above the hash limit; `link` holds the target of a symbolic link that leads nowhere or in a circle.

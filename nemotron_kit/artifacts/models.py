@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, computed_field, field_validator, model_validator
 
-from nemotron_kit.artifacts import saving
+from nemotron_kit.artifacts import lineage, saving
 from nemotron_kit.artifacts.datasets import InputDatasetInfo
 from nemotron_kit.artifacts.manifest import METADATA
 from nemotron_kit.artifacts.metadata import folder_of
@@ -156,7 +156,7 @@ class Artifact(BaseModel):
 
     def _draft(self, name: str) -> Draft:
         """The version that it would become under `name`."""
-        return saving.draft_of(self, name)
+        return saving.draft_of(self, name, saving.document_of(self), lineage.inputs())
 
     def __str__(self) -> str:
         return self.to_json()

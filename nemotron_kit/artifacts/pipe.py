@@ -33,7 +33,7 @@ _TOGETHER_SECONDS = 10.0
 _LAUNCHERS = ("python", "pypy", "uv", "nemotron", "torchrun", "poetry", "pdm", "hatch", "pixi", "conda", "mamba", "env")
 # ssh's options, and a step in what it runs: neither a name that only begins so, nor a command that is no step.
 _SSH_OPTIONS = "1246AaCfGgKkMNnqsTtVvXxYyB:b:c:D:E:e:F:I:i:J:L:l:m:O:o:P:p:Q:R:S:W:w:"
-_STEP_THERE = re.compile(r"(?:^|[\s/;&|('\"])nemotron(?:_kit)?\s+(?!runs\b|artifacts\b|profiles\b|-)\w")
+_STEP_THERE = r"(?:^|[\s/;&|('\"])nemotron(?:_kit)?\s+(?!runs\b|artifacts\b|profiles\b|-)\w"
 
 
 def announce_step() -> None:
@@ -204,7 +204,7 @@ def _ssh_runs_step(pid: int) -> bool:
         command = getopt(rest, _SSH_OPTIONS)[1]  # options may also follow the host
     except (GetoptError, ValueError):
         return False
-    return bool(host and _STEP_THERE.search(" ".join(command)))
+    return bool(host and re.search(_STEP_THERE, " ".join(command)))
 
 
 def _ancestors() -> Iterator[int]:

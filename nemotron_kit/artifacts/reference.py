@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from nemotron_kit.errors import UserError
+from nemotron_kit.lazy import Value
 
 NOT_A_REFERENCE = (
     "Write Name, Name:v3, Name:alias, Name@<sha256 prefix>, Name@run:<run id>, entity/project/Name:v3, "
@@ -51,8 +52,8 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _STAGES = frozenset({"pretrain", "sft", "rl"})
 
 
-@dataclass(frozen=True)
-class Reference:
+@dataclass(frozen=True, eq=False, repr=False)
+class Reference(Value):
     """One parsed reference. `str()` gives its canonical text, and `Reference.parse(str(ref)) == ref`.
 
     Exactly one of `version`, `alias`, `digest` and `run` is set for a name, none for a `path`.
@@ -220,8 +221,8 @@ def _relative(part: Reference, base: Reference | None, text: str) -> Reference:
     return replace(base, version=part.version, alias=part.alias, digest=part.digest, run=part.run)
 
 
-@dataclass(frozen=True)
-class Pin:
+@dataclass(frozen=True, eq=False, repr=False)
+class Pin(Value):
     """`name:vN` with digest and registry; for a plain path, `version` and `digest` are None and `registry` is ""."""
 
     name: str

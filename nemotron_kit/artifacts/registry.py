@@ -249,7 +249,7 @@ class LocalRegistry(Store):
 _FORCE = "--force removes it all the same."
 BACKENDS = ("file", "wandb")
 _KEYS = ("backend", "root", "mode", "hash_limit")
-_SIZE = re.compile(r"([0-9]+)\s*([kMGT]?i?)B?\Z", re.IGNORECASE)
+_SIZE = r"(?i)([0-9]+)\s*([kMGT]?i?)B?\Z"
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 
@@ -344,7 +344,7 @@ def _bytes(table: Mapping[str, Any], where: str) -> int | None:
         return None
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return value
-    match = _SIZE.match(value) if isinstance(value, str) else None
+    match = re.match(_SIZE, value) if isinstance(value, str) else None
     if not match:
         raise UserError(f"{where} hash_limit is {value!r}.", hint='Give bytes, as a number or as in "50GB".')
     unit = match[2].lower()

@@ -18,13 +18,14 @@ from nemotron_kit.artifacts.reference import DamagedRecordError
 from nemotron_kit.artifacts.store import DROPPED, RECORD, DamagedVersion, Store, write_checksummed
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.files import decoded, fsync_dir
+from nemotron_kit.lazy import Value
 
 # The longest text in which every single byte is tried as the one too many.
 _TRIED = 8192
 
 
-@dataclass(frozen=True)
-class DamageFinding:
+@dataclass(frozen=True, eq=False, repr=False)
+class DamageFinding(Value):
     """A damaged record: `what` it describes, its `file`, `why` it can't be read, and the `remedy` (`repaired`,
     `dropped` or `removed`) that `apply` carries out."""
 

@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -54,14 +55,16 @@ def save(artifact: Artifact, name: str | None) -> None:
     if artifact.producer is None or artifact._loaded:
         artifact.producer = _current_run()
         artifact._loaded = False
-    used = _used(artifact)
+    inputs = lineage.inputs()
+    used = _used(artifact, inputs)
     if used:
         known = artifact.tracking.model_dump() if artifact.tracking is not None else {}
         artifact.tracking = {**known, "used_artifacts": used}  # type: ignore[assignment]
-    write_document(folder, document_of(artifact))
+    document = document_of(artifact)
+    write_document(folder, document)
     artifact._pin = Pin(artifact.name or "", None, None, artifact.type, str(absolute(artifact.path)))
     if registry is not None and stored is not None:
-        artifact._pin = registry.commit(draft_of(artifact, stored))
+        artifact._pin = registry.commit(draft_of(artifact, stored, document, inputs))
         artifact._name, artifact._version = artifact._pin.name, artifact._pin.version
     lineage.record_output(artifact._pin)
     _track(artifact, stored or artifact.type, folder, used)
@@ -107,10 +110,10 @@ def _masked(value: Any, roots: dict[str, str], field: str) -> Any:
     return shown if inner == value else masked(value)
 
 
-def _used(artifact: Artifact) -> list[str]:
+def _used(artifact: Artifact, inputs: Sequence[Pin]) -> list[str]:
     """The addresses of the job's inputs. An input that came through a tracker has the tracker's name."""
     own_path = str(absolute(artifact.path)) if artifact._used_artifacts else None
-    pins = [pin.uri for pin in lineage.inputs() if pin.version is not None or pin.path != own_path]
+    pins = [pin.uri for pin in inputs if pin.version is not None or pin.path != own_path]
     return list(dict.fromkeys([*pins, *artifact._used_artifacts]))
 
 
@@ -203,8 +206,8 @@ def _current_run() -> str:
     return found if isinstance(found, str) and found else "local"
 
 
-def draft_of(artifact: Artifact, name: str) -> Draft:
-    """The draft of the version that `artifact` would become under `name`."""
+def draft_of(artifact: Artifact, name: str, document: dict[str, Any], inputs: tuple[Pin, ...]) -> Draft:
+    """The draft of the version that `artifact` would become under `name`, with its metadata.json and its inputs."""
     folder = absolute(artifact._get_output_dir())
     return Draft(
         name=name,
@@ -212,10 +215,10 @@ def draft_of(artifact: Artifact, name: str) -> Draft:
         path=absolute(artifact.path),
         root=folder,
         fields=identity_fields(artifact, folder),
-        document=document_of(artifact),
+        document=document,
         created_at=artifact.created_at,
         producer=artifact.producer or "local",
-        inputs=lineage.inputs(),
+        inputs=inputs,
         sums=artifact._sums,
     )
 
@@ -282,7 +285,9 @@ def prepare_fields(cls: type[Artifact], given: dict[str, Any]) -> dict[str, Any]
     names."""
     data = dict(plain(given))
     for name, value in data.items():
-        _refuse_ellipsis(name, value)
+        if value is ... or (isinstance(value, list | tuple | set) and ... in value):
+            hint = f"Write {name}'s real value in its place."
+            raise UserError(f"{name}={value!r}: '...' is a placeholder.", hint=hint)
     if data.get("type", "artifact") == "artifact":
         data["type"] = cls.__name__
     metadata = data.get("metadata", {})
@@ -300,11 +305,6 @@ def prepare_fields(cls: type[Artifact], given: dict[str, Any]) -> dict[str, Any]
         if value is not None and data.setdefault(name, value) not in (value, None):
             raise ValueError(f"{alias} and {name} are one thing, but {value!r} and {data[name]!r} were given")
     return data
-
-
-def _refuse_ellipsis(name: str, value: Any) -> None:
-    if value is ... or (isinstance(value, list | tuple | set) and ... in value):
-        raise UserError(f"{name}={value!r}: '...' is a placeholder.", hint=f"Write {name}'s real value in its place.")
 
 
 def _from_path(cls: type[A], path: Path) -> A:

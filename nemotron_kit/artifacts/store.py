@@ -36,6 +36,7 @@ from nemotron_kit.artifacts.reference import SLUG, ArtifactVersionNotFoundError,
 from nemotron_kit.errors import NemotronError
 from nemotron_kit.files import fsync_dir, read_regular, write_text
 from nemotron_kit.home import home_names, is_run_id, moved, nemotron_home
+from nemotron_kit.lazy import Value
 
 FORMAT = 1
 RECORD = "version.json"
@@ -44,8 +45,8 @@ _TEXTS = ("name", "type", "digest", "path", "root", "created_at", "producer", "r
 _KINDS: dict[str, type] = {**dict.fromkeys(_TEXTS, str), "version": int, "fields": dict, "document": dict}
 
 
-@dataclass(frozen=True)
-class Draft:
+@dataclass(frozen=True, eq=False, repr=False)
+class Draft(Value):
     """The content of a version that is about to be committed.
 
     `root` is the folder whose files make up the content, `path` what the artifact points at (the folder, or a file in
@@ -65,8 +66,8 @@ class Draft:
     sums: Mapping[str, tuple[int, str]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class ArtifactVersion:
+@dataclass(frozen=True, eq=False, repr=False)
+class ArtifactVersion(Value):
     """One committed version. It is never changed; `commit` is the random id of the commit that wrote it."""
 
     name: str
@@ -162,8 +163,8 @@ DROPPED = "dropped-"
 MEND = "`nemotron artifacts gc` repairs it, if its own sha256 proves what it was, or drops it; --dry-run tells."
 
 
-@dataclass(frozen=True)
-class FileModes:
+@dataclass(frozen=True, eq=False, repr=False)
+class FileModes(Value):
     """Permissions of a registry's folders and files; `exact` ones are set whatever the umask is."""
 
     folder: int = 0o700
@@ -176,8 +177,8 @@ KINDS = ("aliases", "runs", "stamps", "index")
 MODES = {"private": FileModes(), "group": FileModes(0o2770, 0o660, exact=True)}
 
 
-@dataclass(frozen=True)
-class DamagedVersion:
+@dataclass(frozen=True, eq=False, repr=False)
+class DamagedVersion(Value):
     """A version whose record can't be read; `error` is the reason."""
 
     name: str
@@ -237,10 +238,13 @@ class Store:
         if not self._uuid:
             file = self.identity_folder / "registry.json"
             try:
-                self._uuid = read_text_field(file, "registry record", "uuid")
+                found = read_checksummed(file, "registry record").get("uuid")
             except FileNotFoundError:
                 self.stood = self.stood or self.root.parent.is_dir()
                 return ""
+            if not isinstance(found, str) or not found:
+                raise DamagedRecordError(f"{file}: this registry record is damaged: no uuid.")
+            self._uuid = found
         return self._uuid
 
     def folder(self, name: str) -> Path:
@@ -346,14 +350,6 @@ class Store:
 def pointer_document(name: str, pointer: str, version: int) -> dict[str, Any]:
     """The content of an alias file or a run file."""
     return {"name": f"{name}/{pointer}", "version": version}
-
-
-def read_text_field(file: Path, what: str, key: str) -> str:
-    """One text field of a JSON document with a checksum."""
-    value = read_checksummed(file, what).get(key)
-    if not isinstance(value, str) or not value:
-        raise DamagedRecordError(f"{file}: this {what} is damaged: no {key}.")
-    return value
 
 
 def _listing(folder: Path) -> list[str]:

@@ -32,7 +32,7 @@ SCALARS = {bool: "bool", int: "int", float: "float", str: "str"}
 
 def rows(cls: type) -> list[Row]:
     """Every field of the dataclass, those of nested dataclasses under dotted names, in the order of declaration."""
-    found = list(_rows(cls, "", (), None))
+    found = _rows(cls, "", (), None)
     for row in found:
         if row.get("short") in NEMOTRON.short:
             raise UserError(f"{cls.__name__}.{row['name']}: the short option {row['short']} is an option of nemotron.")
@@ -41,8 +41,8 @@ def rows(cls: type) -> list[Row]:
 
 def _rows(
     cls: Any, prefix: str, above: tuple[type, ...], instance: Any, given: RecordedDefaults | None = None
-) -> Iterator[Row]:
-    hints, given = type_hints(cls), given or RecordedDefaults()
+) -> list[Row]:
+    hints, given, found = type_hints(cls), given or RecordedDefaults(), []
     defaults = given.values(instance) if instance is not None else {}
     for field in input_fields(cls).values():
         annotation, optional = _unwrap(hints[field.name])
@@ -50,9 +50,10 @@ def _rows(
         name = prefix + field.name
         if dataclasses.is_dataclass(annotation) and annotation not in (*above, cls):
             value = default if isinstance(default, typing.cast(type, annotation)) else None
-            yield from _rows(annotation, f"{name}.", (*above, cls), value, given)
+            found += _rows(annotation, f"{name}.", (*above, cls), value, given)
         else:
-            yield _row(name, annotation, optional, default, field.metadata)
+            found.append(_row(name, annotation, optional, default, field.metadata))
+    return found
 
 
 def _row(name: str, annotation: Any, optional: bool, default: Any, metadata: Any) -> Row:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -170,9 +170,13 @@ def help_request(argv: Sequence[str], index: Index, program_name: ProgramName) -
 
 def _job(argv: list[str], index: Index, program_name: ProgramName) -> Request:
     reached = tree.walk(argv, index, program_name.root)
-    tried = [
-        _attempt(argv, *each, index, program_name, reached) for each in _candidates(argv, index, program_name.root)
-    ]
+    # The commands that the line may name, with their names; if it begins with the full name of one, that one only.
+    root = program_name.root
+    top = tree.find(index, root) or index.root
+    every = [(leaf, names[len(root) :]) for leaf in tree.leaves(top) for names in tree.spellings(leaf)]
+    exact = [(leaf, names) for leaf, names in every if tuple(argv[: len(names)]) == names]
+    meant = exact or [each for each in every if tree.is_subsequence(each[1], argv)]
+    tried = [_attempt(argv, *each, index, program_name, reached) for each in meant]
     jobs = [each for each in tried if isinstance(each, Job)]
     if len(jobs) == 1:
         return jobs[0]
@@ -188,32 +192,19 @@ def _job(argv: list[str], index: Index, program_name: ProgramName) -> Request:
     return _unfinished(argv, reached, program_name)
 
 
-def _candidates(argv: list[str], index: Index, root: tuple[str, ...]) -> Iterator[tuple[Node, tuple[str, ...]]]:
-    """The commands that the line may name, with their names; if the line begins with the full name of one, that one
-    only."""
-    top = tree.find(index, root) or index.root
-    every = [(leaf, names[len(root) :]) for leaf in tree.leaves(top) for names in tree.spellings(leaf)]
-    exact = [(leaf, names) for leaf, names in every if tuple(argv[: len(names)]) == names]
-    yield from exact or (each for each in every if tree.is_subsequence(each[1], argv))
-
-
 def _attempt(
     argv: list[str], leaf: Node, names: tuple[str, ...], index: Index, program_name: ProgramName, reached: tree.Walk
 ) -> Job | _Failure:
     """The line parsed as this command."""
     reader, named = None, tuple(leaf["path"]) == reached.path
     try:
-        detail = _detail(index, leaf)
-        reader = Reader(argv, NEMOTRON, detail, " ".join((*program_name.root, *names)), program_name.help_line(names))
+        if "broken" in leaf:
+            raise UserError(f"{' '.join(leaf['path'])} can't be used: {leaf['broken']}")
+        name = " ".join((*program_name.root, *names))
+        reader = Reader(argv, NEMOTRON, index.detail(leaf), name, program_name.help_line(names))
         return _with_choices(reader.read(names), leaf)
     except UserError as error:
         return _Failure(not isinstance(error, NotThisCommand), reader.at if reader else 0, named, error)
-
-
-def _detail(index: Index, leaf: Node) -> Node:
-    if "broken" in leaf:
-        raise UserError(f"{' '.join(leaf['path'])} can't be used: {leaf['broken']}")
-    return index.detail(leaf)
 
 
 def _with_choices(job: Job, leaf: Node) -> Job:

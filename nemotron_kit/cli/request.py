@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nemotron_kit.cli.options import WANDB, key
 from nemotron_kit.errors import UserError, nearest
+from nemotron_kit.lazy import Value
 from nemotron_kit.quoting import hydra_field, hydra_quoted, hydra_text, hydra_untyped, omegaconf_escaped
 
 if TYPE_CHECKING:
-    from nemotron_kit.runs.folder import Labels
+    from nemotron_kit.spec.plan import Labels
 
 
 class Help(NamedTuple):
@@ -34,8 +35,8 @@ class Tool(NamedTuple):
     argv: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Job:
+@dataclass(frozen=True, eq=False, repr=False)
+class Job(Value):
     """A job, or a sweep of jobs, as a command line describes it.
 
     `overrides` are Hydra overrides in the order typed, including fields given as flags, `--art.X` (`run.X=`),
@@ -66,7 +67,7 @@ class Job:
     @property
     def labels(self) -> Labels:
         """The run's name, tags and note. Raises UserError for invalid ones."""
-        from nemotron_kit.runs.folder import Labels  # help reads no runs
+        from nemotron_kit.spec.plan import Labels  # help reads no plans
 
         return Labels(self.name, self.tags, self.note)
 

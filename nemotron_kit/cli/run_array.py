@@ -74,7 +74,7 @@ def run_array(count: int, first: Plan, composed: Composed, app: App, request: Jo
     refuse_problems(first, composed.notes)
     after = After.of(request.after) if request.after else None
     jobs = _Jobs(count, first, composed, app, connect=True)
-    announce(replace(first, notes=tuple(note for note in first.notes if not note.startswith("nodes="))))
+    announce(_without_nodes(first))
     run, started = _record(jobs, after, composed), time.monotonic()
     detached = first.mode == "batch"
     return _submit(run, jobs, detached, request, started)
@@ -136,9 +136,12 @@ class _Jobs:
             connect=self.connect,
             transports=transport_to if self.connect else None,
         )
-        # Leave out the notes on how the profile's nodes become jobs: an array is what was asked for.
-        plan = replace(plan, notes=tuple(note for note in plan.notes if not note.startswith("nodes=")))
-        return sweep_job_of(plan, composed, overrides)
+        return sweep_job_of(_without_nodes(plan), composed, overrides)
+
+
+def _without_nodes(plan: Plan) -> Plan:
+    """The plan without the notes on how the profile's nodes become jobs: an array is what was asked for."""
+    return replace(plan, notes=tuple(note for note in plan.notes if getattr(note, "field", "") != "nodes"))
 
 
 def _record(jobs: _Jobs, after: After | None, composed: Composed) -> RunFolder:

@@ -61,7 +61,7 @@ def create_sweep(run_id: str, request: Job, argv: Sequence[str], hydra: Sequence
             "command_line": shlex.join(masked_overrides(argv)), "hydra": masked_overrides(hydra),
             "code": code_facts()}  # fmt: skip
     plan |= {name: value for name, value in more.items() if value is not None}
-    return create_run(run_id, plan, [], labels=request.labels)
+    return create_run(run_id, plan, [], labels=request.labels.to_dict())
 
 
 def report_sweep(run: RunFolder, as_json: bool) -> int:

@@ -37,20 +37,17 @@ def find(index: Index, names: Sequence[str]) -> Node | None:
     return node
 
 
-def leaves(node: Node) -> Iterator[Node]:
+def leaves(node: Node) -> list[Node]:
     """Every command at or below `node`, in the order of declaration."""
-    if not is_group(node):
-        yield node
-        return
-    for each in node["children"].values():
-        yield from leaves(each)
+    if "children" not in node:
+        return [node]
+    return [leaf for each in node["children"].values() for leaf in leaves(each)]
 
 
-def spellings(leaf: Node) -> Iterator[tuple[str, ...]]:
+def spellings(leaf: Node) -> list[tuple[str, ...]]:
     """The names that lead to a command: its path, then its path with each alias."""
     *above, name = leaf["path"]
-    for last in (name, *leaf.get("aliases", ())):
-        yield (*above, last)
+    return [(*above, last) for last in (name, *leaf.get("aliases", ()))]
 
 
 def is_subsequence(names: Sequence[str], argv: Sequence[str]) -> bool:

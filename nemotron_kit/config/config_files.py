@@ -49,7 +49,7 @@ def load_with_spelling(path: Path) -> tuple[dict[str, Any], Spelled]:
     if path.stat().st_size > MAX_BYTES:
         raise UserError(f"{path}: larger than {MAX_BYTES >> 20} MiB, so not a config.")
     try:
-        text = read_regular(path).decode("utf-8-sig")
+        text = read_regular(path).decode().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text: {error}.") from error
     except OSError as error:

@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, TypeVar
 
 from nemotron_kit.config.convert import Deferred, to_dataclass
@@ -39,12 +39,29 @@ def environment(values: Mapping[str, str], expand: Collection[str] = ()) -> Iter
 DEFERRED = ("art", "secret")
 _ART = re.compile(r"\$\{art:\s*([A-Za-z_]\w*)")
 _SECRET = re.compile(r"(?<!\\)\$\{secret:\s*([A-Za-z_]\w*)\s*\}")
-_FOLDED = re.compile("[\\x85\\u2028\\u2029\\ufeff\\r]")
+_FOLDED = frozenset("\x85\u2028\u2029\ufeff\r")
 _OC_ENV = re.compile(r"\$\{oc\.env:\s*['\"]?([A-Za-z_]\w*)")
+
+
+class Unresolved:
+    """A composed config without its types, for a config that is frozen more than once: in a typed one, a number could
+    not be the placeholder of a secret."""
+
+    def __init__(self, config: Any) -> None:
+        from omegaconf import OmegaConf
+
+        self.raw = OmegaConf.to_container(config, resolve=False)
+
+    @cached_property
+    def config(self) -> Any:
+        from omegaconf import OmegaConf
+
+        return OmegaConf.create(self.raw)
 
 
 def freeze(config: Any, job_folder: str, *, pwd: str | None = None, keep: Collection[str] = ()) -> dict[str, Any]:
     """`config` as a plain mapping: interpolations and the launch's environment resolved, ${art:…} and ${secret:…} kept.
+    `config` is a DictConfig, or one as Unresolved.
 
     ${oc.env:NEMO_RUN_DIR} is `job_folder`; ${oc.env:PWD} is `pwd` where the job runs elsewhere, in a copy of the code.
     ${oc.env:X} is kept for each X in `keep`. Raises UserError for an interpolation that can't be resolved,
@@ -53,14 +70,14 @@ def freeze(config: Any, job_folder: str, *, pwd: str | None = None, keep: Collec
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    raw = OmegaConf.to_container(config, resolve=False)
     kept: list[str] = []
     variables = {"NEMO_RUN_DIR": job_folder, **({"PWD": pwd} if pwd else {})}
     bounded = bounded_interpolations(total=MAX_IN_CONFIG)
     reading = without_secrets(kept, keep)
     with deferring(kept, DEFERRED), reading, environment(variables), faster_omegaconf(), bounded:
         try:
-            untyped = OmegaConf.create(raw)
+            untyped = (config if isinstance(config, Unresolved) else Unresolved(config)).config
+            OmegaConf.clear_cache(untyped)  # a resolver may read the environment
             values = OmegaConf.to_container(untyped, resolve=True, enum_to_str=True)
         except OmegaConfBaseException as error:
             key = getattr(error, "full_key", None) or "config"
@@ -76,10 +93,8 @@ def keep_variables(frozen: dict[str, Any], config: Any, variables: Mapping[str, 
     `variables`: name → the value that it had. What a resolver has computed from one (`${parent:${oc.env:PWD}}`) stays
     as it is in `frozen`.
     """
-    from omegaconf import OmegaConf
-
-    raw = OmegaConf.to_container(config, resolve=False)
-    if not any(name in variables for _, text in walk_strings(raw) for name in _OC_ENV.findall(text)):
+    untyped = config if isinstance(config, Unresolved) else Unresolved(config)
+    if not any(name in variables for _, text in walk_strings(untyped.raw) for name in _OC_ENV.findall(text)):
         return frozen
     known = {f"${{oc.env:{name}}}": omegaconf_escaped(value) for name, value in variables.items()}
 
@@ -96,7 +111,7 @@ def keep_variables(frozen: dict[str, Any], config: Any, variables: Mapping[str, 
         return kept if text == value else value
 
     try:
-        return chosen(freeze(config, "", keep=variables), frozen)  # type: ignore[no-any-return]
+        return chosen(freeze(untyped, "", keep=variables), frozen)  # type: ignore[no-any-return]
     except UserError:  # a resolver that can't take the placeholder of a variable
         return frozen
 
@@ -153,9 +168,7 @@ def missing_table_hint(text: str) -> str | None:
 
 def launch_environment(config: Any) -> dict[str, str]:
     """The environment variables whose values at launch went into the config, by name."""
-    from omegaconf import OmegaConf
-
-    raw = OmegaConf.to_container(config, resolve=False)
+    raw = (config if isinstance(config, Unresolved) else Unresolved(config)).raw
     names = sorted({name for _, text in walk_strings(raw) for name in _OC_ENV.findall(text)})
     return {name: os.environ[name] for name in names if name in os.environ and not is_secret_name(name)}
 
@@ -250,7 +263,7 @@ def _dumper() -> Any:
         str,
         lambda dumper, text: (
             dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"')
-            if _FOLDED.search(text)
+            if not _FOLDED.isdisjoint(text)
             else plain(dumper, text)
         ),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 from collections.abc import Iterator, Mapping
@@ -116,27 +117,49 @@ def bounded_interpolations(*, total: int | None = None) -> Iterator[None]:
 @contextmanager
 def faster_omegaconf() -> Iterator[None]:
     """Within the block OmegaConf, and so Hydra, parses YAML with libyaml, caches parsed interpolations, and does not
-    copy the whole ConfigStore with each repository of sources; a plugin's settings become a config on
-    first use, and an override like `stage=pretrain` needs no parser. Includes `hydra_reading_fixes`."""
+    copy the whole ConfigStore with each repository of sources; a plugin's settings become a config on first use, an
+    override like `stage=pretrain` needs no parser, a defaults list without interpolations no map for them, and a merge
+    resolves no text that only contains an interpolation. Includes `hydra_reading_fixes`."""
     import omegaconf
+    from hydra._internal import defaults_list
     from hydra.core.config_store import ConfigStore
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    utils, base = vars(omegaconf)["_utils"], vars(omegaconf)["base"]
+    utils, base, node = vars(omegaconf)["_utils"], vars(omegaconf)["base"], omegaconf.Node
     loader, parse, store, rule = utils.get_yaml_loader, base.parse, ConfigStore.store, OverridesParser.parse_rule
+    target, choices = node._maybe_dereference_node, vars(defaults_list)["_create_interpolation_map"]
     utils.get_yaml_loader = functools.cache(lambda: with_libyaml(loader()))
     utils.parse = base.parse = _cached(parse)
     # What is loaded from it is a copy already.
     ConfigStore.__deepcopy__ = lambda self, memo: self
     ConfigStore.store = _storing(store)
     OverridesParser.parse_rule = _parsing(rule)
+    vars(omegaconf)["Node"]._maybe_dereference_node = _merging(target)
+    defaults_list._create_interpolation_map = lambda overrides, defaults, self_added: (
+        choices(overrides, defaults, self_added) if any(each.is_interpolation() for each in defaults) else None
+    )
     try:
         with hydra_reading_fixes(), bounded_interpolations():
             yield
     finally:
         utils.get_yaml_loader, utils.parse, base.parse = loader, parse, parse
         ConfigStore.store, OverridesParser.parse_rule = store, rule
+        vars(omegaconf)["Node"]._maybe_dereference_node = target
+        defaults_list._create_interpolation_map = choices
         del ConfigStore.__deepcopy__
+
+
+def _merging(target: Any) -> Any:
+    """Node._maybe_dereference_node, which a merge asks whether a value leads to a block: a text that holds an
+    interpolation among other characters never does."""
+
+    def quick(self: Any, throw_on_resolution_failure: bool = False, memo: Any = None) -> Any:
+        value = self._value() if memo is None and not throw_on_resolution_failure else None
+        if isinstance(value, str) and not (value[:2] == "${" and value[-1:] == "}"):
+            return self
+        return target(self, throw_on_resolution_failure, memo)
+
+    return quick
 
 
 @functools.cache
@@ -146,8 +169,8 @@ def _cached(function: Any) -> Any:
 
 
 def _storing(store: Any) -> Any:
-    """ConfigStore.store, which makes a config of a dataclass that is stored only when it is loaded: plugins store a
-    dozen, and a composition uses two of them."""
+    """ConfigStore.store, which makes a config of a dataclass, or of an object of one, only when it is loaded: plugins
+    store a dozen, and a composition uses two of them."""
     import omegaconf
     from hydra.core.config_store import ConfigNode
 
@@ -164,7 +187,7 @@ def _storing(store: Any) -> Any:
     def store_deferred(
         self: Any, name: str, node: Any, group: str | None = None, package: str | None = None, provider: Any = None
     ) -> None:
-        made = not isinstance(node, type)
+        made = not isinstance(node, type) and not dataclasses.is_dataclass(node)
         store(self, name=name, node=node if made else {}, group=group, package=package, provider=provider)
         if made:
             return
@@ -259,9 +282,11 @@ def open_dicts(node: Any) -> None:
 @functools.cache
 def without_sexagesimal(loader: Any) -> Any:
     """The YAML loader without YAML 1.1's sexagesimal numbers: 12:00:00 is a string, not 43200."""
+    if hasattr(loader, "sexagesimal"):
+        return loader
 
     class Loader(loader):  # type: ignore[misc]
-        pass
+        sexagesimal = False
 
     Loader.yaml_implicit_resolvers = {
         first: [

@@ -91,7 +91,7 @@ def translate(error: Exception, command: Command, files: dict[str, Path], typed:
     if nested := _nested_user_error(error):
         return nested
     text = str(error).split("\nConfig search path:")[0].strip()
-    if composing := _COMPOSING.match(text):
+    if composing := re.match(_COMPOSING, text):
         return _misfit(composing[1], str(error), files, command)
     if text.startswith("Error merging override") and origin is not error:
         text = f"{given}: {str(origin).splitlines()[0]}"
@@ -100,7 +100,7 @@ def translate(error: Exception, command: Command, files: dict[str, Path], typed:
 
 
 # Hydra's prefix of OmegaConf's message.
-_COMPOSING = re.compile(r"In '[^']*': \w+ raised while composing config:\s*\n(.*)", re.DOTALL)
+_COMPOSING = r"(?s)In '[^']*': \w+ raised while composing config:\s*\n(.*)"
 
 
 def _misfit(text: str, whole: str, files: dict[str, Path], command: Command) -> UserError:

@@ -16,6 +16,7 @@ from nemotron_kit import remote
 from nemotron_kit.artifacts.registry import artifact_settings
 from nemotron_kit.envfile import read_env_file
 from nemotron_kit.errors import Problem, UserError, nearest, sentence
+from nemotron_kit.lazy import Value
 from nemotron_kit.runs.job import JobFolder, JobState
 from nemotron_kit.spec.paths import RemotePaths, sent_paths
 from nemotron_kit.spec.plan import Container, Plan
@@ -50,8 +51,8 @@ _PACKAGERS = {
 _WITH_SSH = ("host", "user", "identity")
 
 
-@dataclass(frozen=True)
-class PlanContext:
+@dataclass(frozen=True, eq=False, repr=False)
+class PlanContext(Value):
     """What an executor plans a job from.
 
     `torchrun` is the command's setting. `single` is false for the jobs of a sweep, which may share a submission.
@@ -71,8 +72,8 @@ class PlanContext:
     folders: Sequence[str] = ()
 
 
-@dataclass(frozen=True)
-class ExecutorPlan:
+@dataclass(frozen=True, eq=False, repr=False)
+class ExecutorPlan(Value):
     """What an executor contributes to a plan: `files` (name → text) for the job's folder, problems and notes for the
     user, and the plan's fields of the same names."""
 
@@ -90,8 +91,8 @@ class ExecutorPlan:
         return {name: getattr(self, name) for name in ("resources", "mounts", "container", "request")}
 
 
-@dataclass(frozen=True)
-class Observation:
+@dataclass(frozen=True, eq=False, repr=False)
+class Observation(Value):
     """A job's state as its back end reports it now. `state` is one of runs.states; `code` is the job's exit code once
     it has ended.
 

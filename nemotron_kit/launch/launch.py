@@ -88,7 +88,7 @@ def execute(plan: Plan, composed: Composed) -> Outcome:
         *(plan.run_id, plan.to_dict(), [plan.files]),
         attached=plan.launch == IN_PROCESS,
         starts_here=is_local(plan.executor),
-        labels=plan.labels,
+        labels=plan.labels.to_dict() if plan.labels else None,
     )
     if plan.launch == DETACHED:
         return _submit(plan, run)

@@ -28,9 +28,9 @@ from nemotron_kit.launch.pipeline_request import Request
 from nemotron_kit.launch.placing import ResolvedJob, TransportFactory, resolve_job
 from nemotron_kit.launch.plan import build_plan
 from nemotron_kit.quoting import hydra_text, omegaconf_escaped, omegaconf_unescaped
-from nemotron_kit.runs.folder import PIPELINE, Labels, RunFolder, create_run
+from nemotron_kit.runs.folder import PIPELINE, RunFolder, create_run
 from nemotron_kit.runs.job import process_facts
-from nemotron_kit.spec.plan import Plan, is_local
+from nemotron_kit.spec.plan import Labels, Plan, is_local
 from nemotron_kit.worker.hydra import hydra_files
 from nemotron_kit.worker.process import Outcome
 
@@ -381,7 +381,7 @@ class Launch:
             "stages": [stage.name for stage in self.stages],
             "code": code_facts(),
         }
-        return create_run(self.id, plan, [], labels=self.labels)
+        return create_run(self.id, plan, [], labels=self.labels.to_dict())
 
     def run_stages(self, progress: PipelineProgress) -> Outcome:
         """Run the stages one after another, each with its profile, until one does not succeed."""

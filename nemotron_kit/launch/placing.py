@@ -19,12 +19,13 @@ from nemotron_kit.config.compose import Composed, hydra_visible
 from nemotron_kit.config.config_files import key_location
 from nemotron_kit.config.convert import type_hints
 from nemotron_kit.config.foreign import check_targets
-from nemotron_kit.config.freeze import freeze, keep_variables, walk_strings
+from nemotron_kit.config.freeze import Unresolved, freeze, keep_variables, launch_environment, walk_strings
 from nemotron_kit.config.secrets import refuse_secrets
 from nemotron_kit.envfile import read_env_file
 from nemotron_kit.errors import Problem, UserError
 from nemotron_kit.executors.base import executor_for
 from nemotron_kit.home import nemotron_home
+from nemotron_kit.lazy import Value
 from nemotron_kit.spec.paths import (
     REMOTE_FOLDER,
     RemotePaths,
@@ -127,14 +128,16 @@ def _mounted(mount: str, settings: RunConfig) -> Iterator[str]:
 TransportFactory = Callable[[RunConfig], Any]
 
 
-@dataclass(frozen=True)
-class ResolvedJob:
+@dataclass(frozen=True, eq=False, repr=False)
+class ResolvedJob(Value):
     """A composed job's frozen config as the job reads it, the settings of its profile, and the paths of its files.
 
     `composed` is the config with this machine's paths, and with ${oc.env:NEMO_RUN_DIR} and ${oc.env:PWD} kept: the
     input of a rerun. `unshipped_paths`: field → path that exists on this machine and is not sent (see check_paths).
     `fetch`: the repositories that its mounts need (see mounts.with_repositories). `home`: the home folder where it
-    runs, as far as that is known; None for a job of this machine."""
+    runs, as far as that is known; None for a job of this machine. `captured`: the variables of the launch's environment
+    that the config refers to, with their values.
+    """
 
     config: dict[str, Any]
     settings: RunConfig
@@ -144,6 +147,7 @@ class ResolvedJob:
     fetch: tuple[dict[str, str], ...] = ()
     notes: tuple[str, ...] = ()
     home: str | None = None
+    captured: Mapping[str, str] = field(default_factory=dict)
 
 
 def resolve_job(
@@ -173,14 +177,16 @@ def _resolve(
     composed: Composed, run_id: str, job: int, recorded: RunConfig | None, transports: TransportFactory | None
 ) -> ResolvedJob:
     folder = f"{nemotron_home()}/runs/{run_id}/jobs/{job}"
-    frozen = freeze(composed.config, folder)
+    config = Unresolved(composed.config)
+    frozen = freeze(config, folder)
     settings = effective_settings(frozen["run"], composed.overrides, recorded, composed.command.resources)
     named = settings.remote_job_dir or f"~/{REMOTE_FOLDER}"
     settings, where = with_folder(settings, (lambda: str(transports(settings).root)) if transports else None)
     paths = executor_for(settings).paths(run_id, job, registry=local_registry(settings))
     if is_local(settings.executor):
         variables = {"NEMO_RUN_DIR": folder, "PWD": os.environ.get("PWD", "")}
-        return ResolvedJob(frozen, settings, paths, keep_variables(frozen, composed.config, variables))
+        again = keep_variables(frozen, config, variables)
+        return ResolvedJob(frozen, settings, paths, again, captured=launch_environment(config))
 
     fetch: tuple[dict[str, str], ...] = ()
     notes = where
@@ -189,16 +195,19 @@ def _resolve(
 
         settings, fetch, more = with_repositories(settings, paths.root, transports)
         notes += more
-    target_config = freeze(composed.config, paths.job, pwd=paths.environment["PWD"])
-    rerun_config = {**keep_variables(target_config, composed.config, paths.environment), "run": frozen["run"]}
+    target_config = freeze(config, paths.job, pwd=paths.environment["PWD"])
+    rerun_config = {**keep_variables(target_config, config, paths.environment), "run": frozen["run"]}
     unshipped_paths = check_paths(target_config, paths, settings)
     target_config = absolutized(target_config, composed.command.load_config_cls(), paths.environment["PWD"])
     # The `run` section is read by the launch, so its paths are those of this machine.
-    config = {**moved(target_config, paths), "run": frozen["run"]}
+    target_config = {**moved(target_config, paths), "run": frozen["run"]}
     home = str(Path.home()) if settings.tunnel != "ssh" else None
     if home is None and named.startswith("~/"):
         home = paths.root.removesuffix(named[1:])
-    return ResolvedJob(config, settings, paths, rerun_config, unshipped_paths, fetch, notes, home)
+    captured = launch_environment(config)
+    return ResolvedJob(
+        target_config, settings, paths, rerun_config, unshipped_paths, fetch, notes, home, captured=captured
+    )
 
 
 def local_registry(settings: RunConfig) -> str | None:

@@ -16,13 +16,13 @@ from nemotron_kit.app import App, Command
 from nemotron_kit.artifacts.registry import artifact_field, open_registry
 from nemotron_kit.config import freeze as job_config
 from nemotron_kit.config.compose import Composed
-from nemotron_kit.config.freeze import launch_environment, secrets_used, to_yaml
+from nemotron_kit.config.freeze import secrets_used, to_yaml
 from nemotron_kit.config.resolvers import pinned
 from nemotron_kit.config.schema import contradictions
 from nemotron_kit.envfile import find_env_file, read_env_file
 from nemotron_kit.errors import NemotronError, Note, Problem, UserError
 from nemotron_kit.executors.base import PlanContext, executor_for
-from nemotron_kit.home import nemotron_home
+from nemotron_kit.home import TENSORBOARD, nemotron_home
 from nemotron_kit.launch.inputs import ART, Inputs, field_of, look_up_for, remote_field, resolve_inputs
 from nemotron_kit.launch.placing import (
     ResolvedJob,
@@ -35,10 +35,8 @@ from nemotron_kit.launch.placing import (
 )
 from nemotron_kit.masking import is_secret_name, secret_in
 from nemotron_kit.quoting import refers
-from nemotron_kit.runs.folder import Labels
-from nemotron_kit.runs.metrics import TENSORBOARD
 from nemotron_kit.spec.paths import RemotePaths
-from nemotron_kit.spec.plan import DETACHED, IN_PROCESS, INTERACTIVE, RAY, TORCHRUN, Plan, is_local
+from nemotron_kit.spec.plan import DETACHED, IN_PROCESS, INTERACTIVE, RAY, TORCHRUN, Labels, Plan, is_local
 from nemotron_kit.spec.profiles import check_run_wandb, reserved_table
 from nemotron_kit.spec.resources import Resources, fields_given, gpu_of, label_of
 from nemotron_kit.spec.runconfig import env_dict
@@ -451,7 +449,7 @@ def build_plan(
         launch_command=tuple(launch_command(command, launch, paths, resources, settings.retries or 0)),
         environment=environment,
         secrets=tuple(settings.secrets or ()),
-        captured=_captured(composed, paths),
+        captured=_captured(resolved),
         files={**job_files(resolved, spec, inputs, environment), **added.files},
         problems=tuple(problems),
         notes=(
@@ -502,7 +500,7 @@ def _detached(frozen: dict[str, Any], settings: RunConfig, single: bool) -> Iter
     yield "detach is set in the profile: the job is submitted and not followed, as with --batch."
 
 
-def _captured(composed: Composed, paths: RemotePaths) -> dict[str, str]:
+def _captured(resolved: ResolvedJob) -> dict[str, str]:
     """The variables whose values at launch went into the config; PWD as the job's, where it has a copy of the code."""
-    found = launch_environment(composed.config)
+    paths, found = resolved.paths, resolved.captured
     return {name: paths.environment["PWD"] if name == "PWD" and paths.code else text for name, text in found.items()}

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
 import secrets
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +23,7 @@ from typing import Any
 from nemotron_kit import files
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.home import home_in, home_names, is_run_id, located, moved, runs_root, started_at
+from nemotron_kit.lazy import Value
 from nemotron_kit.masking import masked
 from nemotron_kit.runs.job import (
     DAMAGED,
@@ -86,46 +86,8 @@ _STAGE_SHAPE: dict[str, Any] = {
 }
 
 
-_TAG = re.compile(r"\w[\w.:/=-]{0,63}")
-_LONGEST = {"name": 100, "note": 2000}
-
-
-@dataclass(frozen=True)
-class Labels:
-    """The user's labels of a run: a name in addition to its id, tags (a filter of `nemotron runs`), and a note. Raises
-    UserError for invalid ones."""
-
-    name: str | None = None
-    tags: tuple[str, ...] = ()
-    note: str | None = None
-
-    def __post_init__(self) -> None:
-        for kind, longest in _LONGEST.items():
-            text = getattr(self, kind)
-            if text and len(text) > longest:
-                raise UserError(f"This {kind} has {len(text)} characters; at most {longest} are allowed.")
-        for text in self.tags:
-            if not _TAG.fullmatch(text):
-                raise UserError(f"{text!r} can't be a tag: use up to 64 letters, digits and . : / = - _.")
-
-    def to_dict(self) -> dict[str, Any]:
-        """The labels that are set, as JSON data."""
-        return {key: list(value) if key == "tags" else value for key, value in vars(self).items() if value}
-
-    def for_wandb(self, environment: Mapping[str, str], job: int | None) -> dict[str, str]:
-        """The environment variables that give a job's W&B run these labels; tags in `environment` are kept. `job` is
-        the job's number in a sweep."""
-        found = {"WANDB_NAME": self.name, "WANDB_NOTES": self.note}
-        if self.name and job is not None:
-            found["WANDB_NAME"] = f"{self.name}/{job}"
-        if self.tags:
-            known = [tag for tag in environment.get("WANDB_TAGS", "").split(",") if tag]
-            found["WANDB_TAGS"] = ",".join(dict.fromkeys([*known, *self.tags]))
-        return {key: text for key, text in found.items() if text}
-
-
-@dataclass(frozen=True)
-class RunSummary:
+@dataclass(frozen=True, eq=False, repr=False)
+class RunSummary(Value):
     """The facts of a run in a listing. Times are in seconds since the epoch; `error` is why it failed or is damaged,
     `reason` what a pending run waits for."""
 
@@ -144,8 +106,8 @@ class RunSummary:
     reason: str | None = None
 
 
-@dataclass(frozen=True)
-class RunFolder:
+@dataclass(frozen=True, eq=False, repr=False)
+class RunFolder(Value):
     """`$NEMOTRON_HOME/runs/<run id>`."""
 
     path: Path
@@ -363,7 +325,7 @@ def create_run(
     attached: bool = False,
     starts_here: bool = False,
     root: Path | None = None,
-    labels: Labels | None = None,
+    labels: Mapping[str, Any] | None = None,
 ) -> RunFolder:
     """Make a run's folder with its plan and one `pending` job for each of `jobs`.
 
@@ -383,8 +345,8 @@ def create_run(
     try:
         stored = {"created_at": now_iso(), **plan, "home": home_names(root.parent)}
         _fill(building, stored, jobs, _starts(attached, starts_here))
-        if labels is not None and (texts := labels.to_dict()):
-            files.write_json(building / _LABELS, masked(texts))
+        if labels:
+            files.write_json(building / _LABELS, masked(labels))
         _rename_new(building, final)
     except BaseException:
         shutil.rmtree(building, ignore_errors=True)

@@ -37,6 +37,7 @@ from nemotron_kit import files
 from nemotron_kit.errors import Cancelled, NemotronError, UserError, nearest
 from nemotron_kit.files import decoded, open_regular, process_exists, read_regular
 from nemotron_kit.home import located
+from nemotron_kit.lazy import Value
 from nemotron_kit.masking import masked
 
 STATES = ("pending", "running", "succeeded", "failed", "cancelled", "preempted", "unreachable", "unknown")
@@ -64,8 +65,8 @@ _YEAR_3000 = 32_503_680_000.0
 _PRECEDENCE = ("running", "pending", "unreachable", "unknown", "failed", "preempted", "cancelled", "succeeded")
 
 
-@dataclass(frozen=True)
-class JobState:
+@dataclass(frozen=True, eq=False, repr=False)
+class JobState(Value):
     """The state of a job. Times are seconds since the epoch; `code` is the exit code once there is one.
 
     `facts` are from the last transition: `process` (pid, host, …) for a job on this machine, and facts of the back end.
@@ -368,8 +369,8 @@ def is_final_end(record: Mapping[str, Any]) -> bool:
     return ends and UNEXPLAINED not in record and not record.get(AGAIN)
 
 
-@dataclass(frozen=True)
-class JobFolder:
+@dataclass(frozen=True, eq=False, repr=False)
+class JobFolder(Value):
     """`runs/<run id>/jobs/<n>`: the job's NEMO_RUN_DIR. Each file in it has one writer only."""
 
     path: Path

@@ -29,6 +29,7 @@ from typing import Any, ClassVar
 
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.files import finite, open_appending, open_regular, plain
+from nemotron_kit.home import TENSORBOARD
 from nemotron_kit.runs.job import JobFolder
 
 METRICS_FILE = "metrics.jsonl"
@@ -119,8 +120,6 @@ def to_wandb(row: Mapping[str, Any]) -> None:
             print(f"warning: W&B does not take the metrics of step {row.get('step')}: {error}", file=sys.stderr)  # noqa: T201
 
 
-# An environment variable: the job's metrics are also written to TensorBoard's event files.
-TENSORBOARD = "NEMOTRON_TENSORBOARD"
 # (pid, job folder) → the writer of event files; None if no package for them is installed.
 _writers: dict[tuple[int, str], Any] = {}
 

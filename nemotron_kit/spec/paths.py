@@ -15,6 +15,7 @@ from typing import Any
 
 from nemotron_kit.errors import UserError
 from nemotron_kit.home import check_text, nemotron_home
+from nemotron_kit.lazy import Value
 from nemotron_kit.spec.package import package_hash, package_roots
 from nemotron_kit.spec.runconfig import RunConfig
 
@@ -22,8 +23,8 @@ WORKTREE, NONE = "worktree", "none"
 _MOST_ENTRIES = 1000
 
 
-@dataclass(frozen=True)
-class CodeTree:
+@dataclass(frozen=True, eq=False, repr=False)
+class CodeTree(Value):
     """The code tree of a job: `root` is its folder on this machine; `inside` is the launch folder relative to it, "."
     for the root itself. `git`: the root is in a git work tree."""
 
@@ -98,8 +99,8 @@ REMOTE_FOLDER = ".nemotron"
 _STORED_AS = {"package": "kit", "is_remote": "apart", "separate_registry": "own_registry"}
 
 
-@dataclass(frozen=True)
-class RemotePaths:
+@dataclass(frozen=True, eq=False, repr=False)
+class RemotePaths(Value):
     """Where a job's files lie on its target, as absolute paths there: another machine, a container, or this machine.
 
     `root` is the folder that holds runs/ and code/, `run` and `job` the run's and the job's folders, `code` the job's

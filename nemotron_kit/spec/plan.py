@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -17,14 +18,15 @@ from nemotron_kit.artifacts.reference import DamagedRecordError, Pin
 from nemotron_kit.config.config_files import load_mapping
 from nemotron_kit.config.freeze import secrets_used
 from nemotron_kit.config.secrets import masked_overrides
-from nemotron_kit.errors import NemotronError, Problem
+from nemotron_kit.errors import NemotronError, Problem, UserError
 from nemotron_kit.files import read_regular
+from nemotron_kit.lazy import Value
 from nemotron_kit.masking import note_secrets
 from nemotron_kit.runs.job import DamagedRecord, JobFolder, misshapen
 
 if TYPE_CHECKING:
     from nemotron_kit.artifacts.reference import Pin
-    from nemotron_kit.runs.folder import Labels, RunFolder
+    from nemotron_kit.runs.folder import RunFolder
     from nemotron_kit.spec.paths import RemotePaths
     from nemotron_kit.spec.resources import Resources
     from nemotron_kit.spec.runconfig import RunConfig
@@ -34,8 +36,46 @@ _PROGRAM = ("python", "-m", "nemotron_kit")
 IN_PROCESS, TORCHRUN, RAY, DETACHED, INTERACTIVE = "in-process", "torchrun", "ray", "detached", "interactive"
 
 
-@dataclass(frozen=True)
-class Container:
+_TAG = r"\w[\w.:/=-]{0,63}"
+_LONGEST = {"name": 100, "note": 2000}
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Labels(Value):
+    """The user's labels of a run: a name in addition to its id, tags (a filter of `nemotron runs`), and a note. Raises
+    UserError for invalid ones."""
+
+    name: str | None = None
+    tags: tuple[str, ...] = ()
+    note: str | None = None
+
+    def __post_init__(self) -> None:
+        for kind, longest in _LONGEST.items():
+            text = getattr(self, kind)
+            if text and len(text) > longest:
+                raise UserError(f"This {kind} has {len(text)} characters; at most {longest} are allowed.")
+        for text in self.tags:
+            if not re.fullmatch(_TAG, text):
+                raise UserError(f"{text!r} can't be a tag: use up to 64 letters, digits and . : / = - _.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The labels that are set, as JSON data."""
+        return {key: list(value) if key == "tags" else value for key, value in vars(self).items() if value}
+
+    def for_wandb(self, environment: Mapping[str, str], job: int | None) -> dict[str, str]:
+        """The environment variables that give a job's W&B run these labels; tags in `environment` are kept. `job` is
+        the job's number in a sweep."""
+        found = {"WANDB_NAME": self.name, "WANDB_NOTES": self.note}
+        if self.name and job is not None:
+            found["WANDB_NAME"] = f"{self.name}/{job}"
+        if self.tags:
+            known = [tag for tag in environment.get("WANDB_TAGS", "").split(",") if tag]
+            found["WANDB_TAGS"] = ",".join(dict.fromkeys([*known, *self.tags]))
+        return {key: text for key, text in found.items() if text}
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Container(Value):
     """The container of a job: its name, its image, and the arguments of the command that starts it."""
 
     name: str
@@ -52,8 +92,8 @@ class Container:
         return cls(stored.get("name") or "", stored.get("image") or "", tuple(stored.get("words") or ()))
 
 
-@dataclass(frozen=True)
-class Plan:
+@dataclass(frozen=True, eq=False, repr=False)
+class Plan(Value):
     """One job and where it runs. `files`: name in the job folder → text. `problems`: reasons why it can't run.
 
     `folder` is the launch's record on this machine, `paths` the paths of the job's files. Its executor has planned
@@ -304,8 +344,8 @@ def is_local(executor: str | None) -> bool:
     return executor in (None, "", LOCAL)
 
 
-@dataclass(frozen=True)
-class JobSpec:
+@dataclass(frozen=True, eq=False, repr=False)
+class JobSpec(Value):
     """One job as the worker sees it. `sys_path` is the launch's, so that the recipe's modules are found.
 
     `after` are runs that must have succeeded before it starts, `deferred_inputs`

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.envfile import RESERVED, EnvFile, find_env_file, read_env_file
 from nemotron_kit.errors import UserError, nearest, sentence
+from nemotron_kit.lazy import Value
 from nemotron_kit.spec.runconfig import (
     ProfileError,
     RunConfig,
@@ -26,30 +27,31 @@ if TYPE_CHECKING:
 
 _PART = r'(?:"(?:[^"\\\n]|\\.)*"|\'[^\'\n]*\'|[A-Za-z0-9_-]+)'
 _DOTTED = rf"{_PART}(?:[ \t]*\.[ \t]*{_PART})*"
-_SKIP = re.compile(r"(?:[ \t\r\n]|#[^\n]*)+")
-_HEADER = re.compile(rf"\[\[?[ \t]*({_DOTTED})[ \t]*\]\]?")
-_KEY = re.compile(rf"({_DOTTED})[ \t]*=")
+_SKIP = r"(?:[ \t\r\n]|#[^\n]*)+"
+_HEADER = rf"\[\[?[ \t]*({_DOTTED})[ \t]*\]\]?"
+_KEY = rf"({_DOTTED})[ \t]*="
 # One step through a value: a whole string or comment, or one character.
-_STEP = re.compile(r'"""(?:\\.|[^\\])*?"{3,5}|\'\'\'.*?\'{3,5}|"(?:[^"\\\n]|\\.)*"|\'[^\'\n]*\'|#[^\n]*|.', re.DOTALL)
+_STEP = r'(?s)"""(?:\\.|[^\\])*?"{3,5}|\'\'\'.*?\'{3,5}|"(?:[^"\\\n]|\\.)*"|\'[^\'\n]*\'|#[^\n]*|.'
 
 Key = tuple[str, ...]
 
 
 def key_lines(text: str) -> dict[Key, int]:
     """The line, from 1, of every table header and key of a valid TOML text; keys inside inline tables are left out."""
+    skip, header, of_key = map(re.compile, (_SKIP, _HEADER, _KEY))
     lines: dict[Key, int] = {}
     table: Key = ()
     position = 0
     while position < len(text):
-        if match := _SKIP.match(text, position):
+        if match := skip.match(text, position):
             position = match.end()
             continue
         number = text.count("\n", 0, position) + 1
-        if match := _HEADER.match(text, position):
+        if match := header.match(text, position):
             table = _parts(match[1])
             lines.setdefault(table, number)
             position = match.end()
-        elif match := _KEY.match(text, position):
+        elif match := of_key.match(text, position):
             lines.setdefault(table + _parts(match[1]), number)
             position = _end_of_value(text, match.end())
         else:  # a byte-order mark, or nothing that valid TOML holds
@@ -67,8 +69,8 @@ def line_of(lines: dict[Key, int], *key: str) -> int | None:
 
 def _end_of_value(text: str, position: int) -> int:
     """The position of the newline after a value: a newline inside brackets, braces or a string doesn't end it."""
-    depth = 0
-    while match := _STEP.match(text, position):
+    depth, one_step = 0, re.compile(_STEP)
+    while match := one_step.match(text, position):
         step = match[0]
         if step == "\n" and depth == 0:
             break
@@ -329,8 +331,8 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class Profile:
+@dataclass(frozen=True, eq=False, repr=False)
+class Profile(Value):
     """A resolved profile. `origins` gives for each field that is set where its value is from: `env.toml:12 [base]`,
     `config file`, `command line`; the others have their defaults. `chain` is the profile and what it extends, in order.
     `classes` are its resource classes: name → field → (value, origin).

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from nemotron_kit.errors import UserError
+from nemotron_kit.errors import Note, UserError
+from nemotron_kit.lazy import Value
 from nemotron_kit.quoting import omegaconf_unescaped
 from nemotron_kit.spec.runconfig import DEFAULTS, RunConfig, field_name, with_overrides
 
@@ -60,8 +61,8 @@ def _on_command_line(key: str, overrides: Sequence[str]) -> bool:
     return any(o.lstrip("+").startswith((f"run.env.{key}=", f"run.env.{key}.")) for o in overrides)
 
 
-@dataclass(frozen=True)
-class Resources:
+@dataclass(frozen=True, eq=False, repr=False)
+class Resources(Value):
     """`processes` are those on one node; with more than one, or more than one node, torchrun starts them. With `ray`
     they are Ray's to start, and one worker a node starts Ray. `notes` describe settings that are applied differently
     than written."""
@@ -121,7 +122,9 @@ def _plain(config: RunConfig, nodes: int, tasks: int, processes: int, in_gres: i
         asked["gpus_per_node"] = processes
     requested = [f"{name}={count}" for name, count in asked.items() if count > 1]
     requested += [f"gres={config.gres}"] if in_gres > 1 else []
-    notes = [f"{', '.join(requested)}: this command is one process on one node."] if requested else []
+    field = "nodes" if nodes > 1 else ""
+    text = f"{', '.join(requested)}: this command is one process on one node."
+    notes = [Note(text, field=field)] if requested else []
     return Resources(
         nodes=1,
         processes=1,
@@ -182,13 +185,13 @@ _INSTANCES = {
     "g6.": ("l4", 24),
     "g6e.": ("l40s", 48),
 }
-_GPU = re.compile(rf"(?<![a-z0-9])(?:[0-9]+x)?({'|'.join(_GPUS)})(?![a-z0-9])")
-_SIZE = re.compile(r"(?<![a-z0-9])([0-9]{2,3})gi?b?(?![a-z0-9])")
+_GPU = rf"(?<![a-z0-9])(?:[0-9]+x)?({'|'.join(_GPUS)})(?![a-z0-9])"
+_SIZE = r"(?<![a-z0-9])([0-9]{2,3})gi?b?(?![a-z0-9])"
 _NAMING_GPUS = ("gres", "gpus", "resource_shape", "node_group", "constraint")
 
 
-@dataclass(frozen=True)
-class Gpu:
+@dataclass(frozen=True, eq=False, repr=False)
+class Gpu(Value):
     """A kind of GPU: what it is called in messages, and its memory in bytes. `unsure`: of which sizes it may be."""
 
     name: str
@@ -213,10 +216,10 @@ def _gpu_in(text: str) -> Gpu | None:
     )
     if instance:
         return Gpu(f"an {instance[0].upper()} with {instance[1]} GB", instance[1] << 30)
-    found = _GPU.search(text)
+    found = re.search(_GPU, text)
     if found is None:
         return None
-    name, size = found[1], _SIZE.search(text[found.end() :])
+    name, size = found[1], re.search(_SIZE, text[found.end() :])
     gigabytes = int(size[1]) if size else _GPUS[name]
     article = "an" if name[0] in "ahl" else "a"
     return Gpu(f"{article} {name.upper()} with {gigabytes} GB", gigabytes << 30, None if size else _TWO_SIZES.get(name))

@@ -299,13 +299,13 @@ CHOICES = {
 }
 _PATTERNS = {
     # A slug, as every name that a scheduler gets.
-    "job_name": re.compile(r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z"),
+    "job_name": r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z",
     # Never what ssh could take for an option.
-    "host": re.compile(r"[A-Za-z0-9_\[:][^\s]*\Z"),
-    "user": re.compile(r"[A-Za-z0-9_][^\s@]*\Z"),
-    "gpu_memory": re.compile(r"[1-9][0-9]{0,4}(\.[0-9]{1,2})? ?(G|GB|GiB)\Z"),
+    "host": r"[A-Za-z0-9_\[:][^\s]*\Z",
+    "user": r"[A-Za-z0-9_][^\s@]*\Z",
+    "gpu_memory": r"[1-9][0-9]{0,4}(\.[0-9]{1,2})? ?(G|GB|GiB)\Z",
     # Never what `module load` or `conda activate` could take for an option.
-    **dict.fromkeys(("modules", "conda"), re.compile(r"[^\s-]\S*\Z")),
+    **dict.fromkeys(("modules", "conda"), r"[^\s-]\S*\Z"),
 }
 # Field → the flag of sbatch that it becomes.
 _SBATCH = {
@@ -344,8 +344,8 @@ _KINDS = {field.name: str(field.type).removesuffix(" | None") for field in field
 # What a record of settings holds, as runs.job.misshapen takes it.
 _SHAPES = {"str": str, "int": int, "bool": bool, "list[str]": [str], "list[Any]": list, "dict[str, Any]": dict}
 SETTINGS_SHAPE = {name: _SHAPES[kind] for name, kind in _KINDS.items()}
-_ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_ENV_NAME = r"[A-Za-z_][A-Za-z0-9_]*\Z"
+_CONTROL = r"[\x00-\x1f\x7f]"
 _BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 
@@ -404,7 +404,7 @@ def _clean_text(name: str, value: str, where: str) -> str:
         if value not in choices:
             raise ProfileError(f"{where}: {value!r} is none of {', '.join(choices)}.", hint=_near(choices, value))
     # A newline would end a line of a batch script and begin a command.
-    if "\x00" in value or (name not in _SHELL and _CONTROL.search(value)):
+    if "\x00" in value or (name not in _SHELL and re.search(_CONTROL, value)):
         raise ProfileError(f"{where}: {value!r} holds a control character.")
     if not value and name not in _SHELL:
         raise ProfileError(f"{where}: is empty.", hint="Leave the key out where nothing is meant.")
@@ -412,7 +412,7 @@ def _clean_text(name: str, value: str, where: str) -> str:
         raise ProfileError(
             f"{where}: {value!r} is no value that sbatch --{_SBATCH[name]} takes.", hint=_FORMAT_HINTS.get(name)
         )
-    if name in _PATTERNS and not _PATTERNS[name].match(value):
+    if name in _PATTERNS and not re.match(_PATTERNS[name], value):
         raise ProfileError(
             f"{where}: {value!r} can't be a {_KIND_NAMES.get(name, name)}.", hint=_FORMAT_HINTS.get(name)
         )
@@ -456,7 +456,7 @@ def _env_vars(value: Any, where: str) -> list[str]:
     else:
         raise ProfileError(f"{where}: expected a list of KEY=VALUE or a table, got {type(value).__name__}.")
     for key, text in pairs:
-        if not _ENV_NAME.match(key):
+        if not re.match(_ENV_NAME, key):
             raise ProfileError(f"{where}: {key!r} is no name of an environment variable.")
         if "\x00" in text:
             raise ProfileError(f"{where}: the value of {key} holds a NUL.")

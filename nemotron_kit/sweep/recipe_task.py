@@ -18,8 +18,8 @@ from nemotron_kit.launch.dependencies import SweepAfter
 from nemotron_kit.launch.launch import refuse_problems, run_planned
 from nemotron_kit.launch.plan import build_plan
 from nemotron_kit.remote.ssh import transport_for
-from nemotron_kit.runs.folder import Labels, RunFolder
-from nemotron_kit.spec.plan import DETACHED, IN_PROCESS, Plan, is_local
+from nemotron_kit.runs.folder import RunFolder
+from nemotron_kit.spec.plan import DETACHED, IN_PROCESS, Labels, Plan, is_local
 from nemotron_kit.sweep.objective import check_objective, objective_of, record_objective, value_for
 from nemotron_kit.sweep.sweep_job import Settings, SweepJob
 from nemotron_kit.worker import hydra as hydra_module

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from nemotron_kit.errors import Note
+from nemotron_kit.lazy import Value
 from nemotron_kit.training.config_blocks import LOSS_CHUNK
 from nemotron_kit.training.model import layer_types
 from nemotron_kit.training.model_size import block_parameters, count_parameters, numbers
@@ -31,8 +32,8 @@ _SMALL = 8 << 30
 _MOST_RANKS = 4096
 
 
-@dataclass(frozen=True)
-class Step:
+@dataclass(frozen=True, eq=False, repr=False)
+class Step(Value):
     """One process's part of a training step. `bf16`: it computes in bf16. `fused`: with the Mamba kernels of a GPU,
     whose scan keeps no matrices for the backward pass. `micro_batches`: how many, one after the other. `reference`:
     beside the model there are the weights that it started with."""
@@ -64,8 +65,8 @@ class Step:
         return self.layout.fsdp_size
 
 
-@dataclass(frozen=True)
-class Memory:
+@dataclass(frozen=True, eq=False, repr=False)
+class Memory(Value):
     """Bytes of one process. They are not all there at the same time: `peak` is the most that are.
 
     `activations` are what the backward pass waits for; `block`: those of one block, computed again or with their

@@ -15,6 +15,7 @@ from types import MethodType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from nemotron_kit.errors import NemotronError, UserError, nearest
+from nemotron_kit.lazy import Value
 from nemotron_kit.training import processes
 
 T = TypeVar("T")
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 DDP = "ddp"
 
 
-@dataclass(frozen=True)
-class Layout:
+@dataclass(frozen=True, eq=False, repr=False)
+class Layout(Value):
     """`train.parallelism`: the number of ranks over which a model's tensors are sharded (`fsdp_size`), of these the
     number over which its experts are divided (`ep_size`), and the number of replicas of that (`dp_replicate_size`).
     Not `sharded`: every rank holds the whole model (ddp)."""

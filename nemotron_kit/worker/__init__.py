@@ -2,6 +2,9 @@
 
 import sys
 
+# The variable with the number of the restart, for the ranks: torchrun is started anew for each and would set 0.
+RESTART = "NEMOTRON_RESTART"
+
 
 def python_module(module: str, *arguments: str, python: str = "") -> list[str]:
     """The command that runs one of our modules, or a job's, by this Python or another. -P: a json.py in the working

@@ -29,8 +29,8 @@ from nemotron_kit.runs.job import AGAIN, NODES, RESUMED, UNEXPLAINED, VALUE, Job
 from nemotron_kit.spec.plan import JobSpec, read_config
 from nemotron_kit.worker import python_module, rank_command, ray_command, restart_arguments
 from nemotron_kit.worker.elastic import NODES_FOLDER
-from nemotron_kit.worker.handler import skip_unchanged, verified_inputs
 from nemotron_kit.worker.process import Outcome, ignore_usr1, supervise
+from nemotron_kit.worker.run import skip_unchanged, verified_inputs
 from nemotron_kit.worker.streams import Merged, captured, named_channels
 
 # Below the ports that Linux hands out by itself.

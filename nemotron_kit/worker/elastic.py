@@ -23,11 +23,10 @@ from typing import Any
 from nemotron_kit import files
 from nemotron_kit.polling import until
 from nemotron_kit.runs.job import PREEMPTED, descendants
+from nemotron_kit.worker import RESTART
 
 # The variable that names the folder, shared by all nodes of a job, where each writes how its ranks ended.
 NODES_FOLDER = "NEMOTRON_NODES_FOLDER"
-# The variable with the number of the restart, for the ranks: torchrun is started anew for each and would set 0.
-RESTART = "NEMOTRON_RESTART"
 # How long a node waits for the others, after a rank has died, until it gives the attempt up.
 TOGETHER_SECONDS = 120.0
 _POLL_SECONDS = 1.0

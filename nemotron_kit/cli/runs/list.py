@@ -24,10 +24,10 @@ from nemotron_kit.cli.request import near
 from nemotron_kit.cli.toolargs import ToolParser, at_least, short_span, span
 from nemotron_kit.errors import UserError
 from nemotron_kit.home import runs_root
-from nemotron_kit.runs.folder import DAMAGE, Labels, RunFolder, RunSummary
+from nemotron_kit.runs.folder import DAMAGE, RunFolder, RunSummary
 from nemotron_kit.runs.job import DAMAGED, STATES, TERMINAL, DamagedRecord, JobFolder
 from nemotron_kit.runs.ledger import list_runs, open_run, run_ids
-from nemotron_kit.spec.plan import is_local
+from nemotron_kit.spec.plan import Labels, is_local
 
 
 def open_jobs(reference: str) -> tuple[RunFolder, list[JobFolder]]:

@@ -13,7 +13,7 @@ from nemotron_kit.cli.indexing import LiveIndex
 from nemotron_kit.cli.parse import parse, parse_hydra
 from nemotron_kit.cli.request import Job, hydra_spelling, shell_line
 from nemotron_kit.errors import UserError
-from nemotron_kit.runs.folder import Labels
+from nemotron_kit.spec.plan import Labels
 
 RUN = "20261124-171204-nano3-pretrain-1f03a7"
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from nemotron_kit.artifacts.reference import Pin
-from nemotron_kit.errors import UserError
+from nemotron_kit.errors import Note, UserError
 from nemotron_kit.executors import nemo_run
 from nemotron_kit.executors.base import PlanContext, executor_for
 from nemotron_kit.executors.slurm import script as slurm_script
@@ -155,7 +155,8 @@ def test_a_chain_is_not_queued_again_but_leaves_it_to_the_next() -> None:
 
 def test_what_was_understood_is_said() -> None:
     assert "8 processes" in resources_of(config(ntasks_per_node=8), None).notes[0]
-    assert "one process on one node" in resources_of(config(nodes=2), False).notes[0]
+    (note,) = resources_of(config(nodes=2), False).notes
+    assert "one process on one node" in note and isinstance(note, Note) and note.field == "nodes"
     document = resources_of(config(nodes=2, gpus_per_node=8), False)
     assert document.notes == ("nodes=2, gpus_per_node=8: this command is one process on one node.",)
     assert resources_of(config(), False).notes == ()

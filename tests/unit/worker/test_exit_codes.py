@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from nemotron_kit.errors import NemotronError
-from nemotron_kit.worker.handler import call_handler
 from nemotron_kit.worker.process import exit_code
+from nemotron_kit.worker.run import call_handler
 
 
 class Stopped(NemotronError):
