@@ -7,14 +7,14 @@ import os
 import re
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-RUNS = [sys.executable, "-c", "from nemotron_kit.cli.main import console; console()", "runs"]
+from ..project import NEMOTRON
+
 CHUNK = 1 << 16
 
 
@@ -82,7 +82,8 @@ class Follower:
     def __init__(self, words: list[str], env: Mapping[str, str], cwd: Path, out: Path) -> None:
         self.out = out
         with out.open("wb") as sink, out.with_suffix(".err").open("wb") as errors:
-            self._process = subprocess.Popen([*RUNS, *words], cwd=cwd, env=dict(env), stdout=sink, stderr=errors)
+            line = [NEMOTRON, "runs", *words]
+            self._process = subprocess.Popen(line, cwd=cwd, env=dict(env), stdout=sink, stderr=errors)
         self._peak = self._read = 0
         self._watcher = threading.Thread(target=self._watch, daemon=True)
         self._watcher.start()

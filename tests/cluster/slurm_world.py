@@ -175,6 +175,16 @@ class World:
         return {"PATH": f"{bin_folder}:{os.environ['PATH']}"}
 
 
+def run_of(job: JobFolder) -> RunFolder:
+    return RunFolder(job.path.parent.parent)
+
+
+def log(job: JobFolder) -> str:
+    """What the job has printed; nothing, as long as it has no log."""
+    path = job.path / "logs" / "job.log"
+    return path.read_text() if path.exists() else ""
+
+
 def interrupt(process: subprocess.Popen[str]) -> float:
     """Ctrl-C; the seconds until it had ended."""
     began = time.monotonic()

@@ -18,8 +18,9 @@ from nemotron_kit.remote.agent import slurm as slurm_agent
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import TERMINAL, JobFolder
 
-from .follower import RUNS, Follower
-from .slurm_world import until
+from ..project import NEMOTRON
+from .follower import Follower
+from .slurm_world import log, until
 
 STEPS = 150
 ENV = """
@@ -54,7 +55,7 @@ class Lab:
     def nemotron(self, *words: str) -> str:
         """Standard error of `nemotron WORDS`."""
         pipes: Any = {"capture_output": True, "text": True, "timeout": 120}
-        done = subprocess.run([*RUNS[:-1], *words], cwd=self.folder, env=self.environment, check=False, **pipes)
+        done = subprocess.run([NEMOTRON, *words], cwd=self.folder, env=self.environment, check=False, **pipes)
         assert done.returncode == 0, done.stderr
         return str(done.stderr)
 
@@ -89,10 +90,6 @@ def lab(slurm: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     for run in (folder / "home" / "runs").glob("2*"):
         for record in slurm_agent.read_all(run):
             slurm.run("scancel", f"--name={record.name}", check=False)
-
-
-def log(job: JobFolder) -> str:
-    return job.log_path().read_text() if job.log_path().exists() else ""
 
 
 def rows(job: JobFolder) -> list[dict[str, Any]]:

@@ -13,8 +13,8 @@ import pytest
 from nemotron_kit.runs.job import TERMINAL, JobFolder
 from nemotron_kit.training import checkpoint
 
-from .slurm_world import until
-from .test_nano3_preempted import Lab, lab, log, rows
+from .slurm_world import log, until
+from .test_nano3_preempted import Lab, lab, rows
 
 __all__ = ["lab"]
 

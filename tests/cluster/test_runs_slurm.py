@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,9 @@ import pytest
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import JobFolder
 
+from ..project import NEMOTRON
 from .slurm_world import World, until, world  # noqa: F401
 
-NEMOTRON = [sys.executable, "-c", "from nemotron_kit.cli.main import console; console()", "runs"]
 LINES = [f"line {n} of rank -" for n in range(12)]
 
 
@@ -32,7 +31,7 @@ def runs(world: World, *words: str, code: int = 0, **env: str) -> str:  # noqa: 
 
 def begin(world: World, *words: str, **env: str) -> subprocess.Popen[str]:  # noqa: F811
     return subprocess.Popen(
-        [*NEMOTRON, *words],
+        [NEMOTRON, "runs", *words],
         cwd=world.home,
         env={**world.environment(), **env},
         stdout=subprocess.PIPE,

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,9 +18,9 @@ import yaml
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import TERMINAL, JobFolder
 
+from ..project import NEMOTRON
 from .slurm_world import until
 
-NEMOTRON = [sys.executable, "-c", "from nemotron_kit.cli.main import console; console()"]
 FILES = {
     "far/__init__.py": "",
     "far/work.py": """\
@@ -94,7 +93,7 @@ class Laptop:
 
     def begin(self, *words: str, **env: str) -> subprocess.Popen[str]:
         pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen([*NEMOTRON, *words], cwd=self.folder, env={**self.environment, **env}, **pipes)
+        return subprocess.Popen([NEMOTRON, *words], cwd=self.folder, env={**self.environment, **env}, **pipes)
 
     def run(self, *words: str, code: int = 0, **env: str) -> tuple[str, str]:
         """(standard output, standard error) of a command that exits with `code`."""
@@ -206,7 +205,7 @@ def test_a_step_over_there_is_the_left_side_of_a_pipe_here(laptop: Laptop) -> No
         # Where the step is called nemotron, it need not be said that it is one.
         there = subprocess.Popen([*ssh, f": {command}; sleep 1; echo '{step}'"], stdout=subprocess.PIPE)
         assert there.stdout is not None
-        line = [*NEMOTRON, "far", "read", "lines=0", *words]
+        line = [NEMOTRON, "far", "read", "lines=0", *words]
         pipes: Any = {"stdin": there.stdout, "capture_output": True, "text": True, "timeout": 60}
         done = subprocess.run(line, cwd=laptop.folder, env=laptop.environment, check=False, **pipes)
         assert (done.stdout, done.returncode) == ("data: from there\n", 0), done.stderr

@@ -18,20 +18,11 @@ import pytest
 from nemotron_kit.errors import Unreachable
 from nemotron_kit.executors.base import executor_for
 from nemotron_kit.launch.status import record
-from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import JobFolder
 from nemotron_kit.spec.plan import stored_plan
 
 from .docker_world import tool
-from .slurm_world import World, made_world, until, world  # noqa: F401
-
-
-def run_of(job: JobFolder) -> RunFolder:
-    return RunFolder(job.path.parent.parent)
-
-
-def log(job: JobFolder) -> str:
-    return (job.path / "logs" / "job.log").read_text()
+from .slurm_world import World, log, made_world, run_of, until, world  # noqa: F401
 
 
 def look(job: JobFolder) -> str:
@@ -54,7 +45,7 @@ def kill_rank(job: JobFolder, rank: int) -> None:
 
 
 def started(job: JobFolder) -> bool:
-    return (job.path / "logs" / "job.log").exists() and "from step" in log(job)
+    return "from step" in log(job)
 
 
 @dataclass(frozen=True)
@@ -185,7 +176,7 @@ def test_a_job_that_is_cancelled_in_slurm_stays_cancelled(world: World) -> None:
 
 def test_a_program_without_handlers_is_not_killed_by_the_warning(world: World) -> None:
     job = world.batch("deaf", "sleep=4")
-    until(lambda: (job.path / "logs" / "job.log").exists() and "sleeping" in log(job), 60)
+    until(lambda: "sleeping" in log(job), 60)
     world.slurm.run("scancel", "--signal=USR1", world.slurm_ids(run_of(job))[0])
     assert world.wait(job) == "succeeded"
 

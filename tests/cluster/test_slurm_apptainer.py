@@ -13,10 +13,9 @@ from typing import Any
 import pytest
 
 from nemotron_kit.runs.folder import RunFolder
-from nemotron_kit.runs.job import JobFolder
 
 from .docker_world import tool
-from .slurm_world import World, made_world, until
+from .slurm_world import World, log, made_world, until
 
 TOKEN = "of-the-launch"  # noqa: S105 — of no service
 # What the image of the tests has not: programs, and this environment's Python.
@@ -49,11 +48,6 @@ def world(slurm: Any, apptainer: Path, tmp_path_factory: pytest.TempPathFactory)
                 f'\n[gone]\nextends = "A"\ncontainer_image = "{place}/gone.sif"\n'
             )
         yield made
-
-
-def log(job: JobFolder) -> str:
-    path = job.path / "logs" / "job.log"
-    return path.read_text() if path.exists() else ""
 
 
 def test_jobs_in_the_container(world: World) -> None:

@@ -11,17 +11,16 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
 
 from nemotron_kit.runs.job import JobFolder
 
+from ..project import NEMOTRON
 from .slurm_world import World, interrupt, until, world  # noqa: F401
 
 CUTS = int(os.environ.get("NEMOTRON_CUTS", "6"))
-NEMOTRON = [sys.executable, "-c", "from nemotron_kit.cli.main import console; console()", "runs", "attach"]
 # Lines of every length and kind, one without an end; no escape sequences, which are not shown as they are.
 PROGRAM = """
 import os, random, sys, time
@@ -67,7 +66,7 @@ class Terminal:
         before = self.path.stat().st_size
         with self.path.open("ab") as out:
             process = subprocess.Popen(
-                [*NEMOTRON, self.job.run_id],
+                [NEMOTRON, "runs", "attach", self.job.run_id],
                 cwd=self.world.folder,
                 env=self.world.environment(),
                 stdout=out,

@@ -20,16 +20,11 @@ from nemotron_kit.errors import Unreachable, UserError
 from nemotron_kit.executors.base import executor_for
 from nemotron_kit.remote.agent import slurm
 from nemotron_kit.runs.folder import RunFolder
-from nemotron_kit.runs.job import JobFolder
 from nemotron_kit.spec.plan import stored_plan
 
-from .slurm_world import World, until, world  # noqa: F401
+from .slurm_world import World, run_of, until, world  # noqa: F401
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "cluster"
-
-
-def run_of(job: JobFolder) -> RunFolder:
-    return RunFolder(job.path.parent.parent)
 
 
 def only_submission(run: RunFolder) -> slurm.Submission:

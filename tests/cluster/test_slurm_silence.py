@@ -21,9 +21,9 @@ from nemotron_kit.executors.base import executor_for
 from nemotron_kit.remote.agent import slurm
 from nemotron_kit.runs.job import JobFolder
 
-from .follower import RUNS
-from .slurm_world import World, until, world  # noqa: F401
-from .test_slurm_faults import only_submission, run_of, stop_worker
+from ..project import NEMOTRON
+from .slurm_world import World, run_of, until, world  # noqa: F401
+from .test_slurm_faults import only_submission, stop_worker
 
 HOUR = ["faketime", "-f", "+0 x60"]
 LATER = ["faketime", "-f", "+3600s x60"]  # the clock of somebody who looks when the hour is over
@@ -73,7 +73,7 @@ class Silence:
     def _begin(self, clock: list[str], words: list[str], kind: str) -> subprocess.Popen[str]:
         env = {**self.world.environment(), "PATH": self.path, "NK_SACCT": kind}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return subprocess.Popen([*clock, *RUNS, *words], cwd=self.world.folder, env=env, text=True, **pipes)
+        return subprocess.Popen([*clock, NEMOTRON, "runs", *words], cwd=self.world.folder, env=env, text=True, **pipes)
 
 
 @pytest.fixture

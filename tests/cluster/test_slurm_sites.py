@@ -15,18 +15,13 @@ from nemotron_kit.runs.job import JobFolder
 from nemotron_kit.spec.plan import stored_plan
 
 from .docker_world import tool
-from .slurm_world import World, until, world  # noqa: F401
+from .slurm_world import World, log, until, world  # noqa: F401
 
 
 @pytest.fixture(autouse=True)
 def profiles(world: World) -> None:
     with (world.folder / "env.toml").open("a") as file:
         file.write('\n[chain]\nextends = "C"\nchain = 4\n')
-
-
-def log(job: JobFolder) -> str:
-    path = job.path / "logs" / "job.log"
-    return path.read_text() if path.exists() else ""
 
 
 def ids(world: World, job: JobFolder) -> list[str]:

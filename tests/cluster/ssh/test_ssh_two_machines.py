@@ -20,6 +20,8 @@ from typing import Any
 
 import pytest
 
+from ...project import NEMOTRON
+
 REPOSITORY = Path(__file__).parents[3]
 FILES = {
     "far/__init__.py": "",
@@ -92,7 +94,7 @@ class Laptop:
     cluster: dict[str, Any]
 
     def run(self, *words: str, **more: Any) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", "from nemotron_kit.cli.main import console; console()", *words]
+        command = [NEMOTRON, *words]
         return subprocess.run(
             command,
             cwd=self.folder,
@@ -338,7 +340,7 @@ def on_a_terminal(laptop: Laptop, words: list[str], said: list[tuple[bytes, str]
     child, terminal = pty.fork()
     if child == 0:
         os.chdir(laptop.folder)
-        command = [sys.executable, "-c", "from nemotron_kit.cli.main import console; console()", *words]
+        command = [NEMOTRON, *words]
         os.execvpe(command[0], command, laptop.environment)  # noqa: S606
     shown, seen, waiting = b"", 0, list(said)
     end = time.monotonic() + 60
