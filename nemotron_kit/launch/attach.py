@@ -160,7 +160,7 @@ def _follow(
             moved, asked = False, time.time()
             try:
                 observed = backend.observe(run, jobs)
-                with suppress(OSError):  # how it ended is told by who runs it: a full disk here changes nothing
+                with suppress(OSError):  # a full disk must not end the attached mode
                     record(jobs, observed, asked)
                 snapshot = StatusSnapshot(asked, observed)
                 watch.update(snapshot)  # before the logs are read: a job that has ended has written all of them

@@ -73,9 +73,9 @@ def _after_level(run: RunFolder, queue: SweepQueue, backend: Executor, plans: li
     if not before:
         return plans
     jobs = [job for job in map(run.job, before) if job.state().state != "succeeded"]
-    seen, ids = backend.observe(run, jobs) if jobs else {}, set[str]()
+    observed, ids = backend.observe(run, jobs) if jobs else {}, set[str]()
     for job in jobs:
-        found = seen.get(job.number)
+        found = observed.get(job.number)
         if found is not None and found.state == "succeeded":
             continue
         if found is not None and found.state in TERMINAL:
@@ -182,14 +182,14 @@ def _watch(
         observed: dict[int, Observation] = {}
         try:
             observed = backend.observe(run, list(left.values()))
-            mirror(plan, [left[number] for number, seen in observed.items() if seen.state in TERMINAL])
+            mirror(plan, [left[number] for number, observation in observed.items() if observation.state in TERMINAL])
             lost = False
         except Unreachable as error:
             if not lost:
                 log.warning("%s: unreachable, still trying: %s", run.id, error.message)
             observed, lost = {}, True
         record(list(left.values()), observed, asked)
-        over = [number for number, seen in observed.items() if seen.state in TERMINAL]
+        over = [number for number, observation in observed.items() if observation.state in TERMINAL]
         for number in over:
             ended(left.pop(number))
         if unsubmitted and (over or not left):

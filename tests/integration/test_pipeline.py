@@ -235,8 +235,8 @@ def test_a_dry_run_shows_the_graph_and_writes_nothing(world: World) -> None:
         (["--only", "sum", "--force", "say"], "--force say: that stage is not among those that run."),
         (["--only", "sum", "data.make-it.n=3"], "data.make-it.n=3: data.make-it is not among the stages that run."),
         (["-c", "tyni"], "has a config 'tyni'.\nThere is: default, tiny."),
-        (["--cfg", "job"], "--cfg is not a pipeline's.\n"),
-        (["-m", "sum.scale=1,2"], "A pipeline is no sweep"),
+        (["--cfg", "job"], "--cfg can't be used with a pipeline.\n"),
+        (["-m", "sum.scale=1,2"], "--multirun can't be used with a pipeline."),
     ],
 )
 def test_wrong_words(world: World, words: list[str], said: str) -> None:
