@@ -71,17 +71,23 @@ def aside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
 
 
-def collect_leftovers(folder: Path, *, ours: bool = False) -> list[Path]:
+def collect_leftovers(folder: Path, *, ours: bool = False, dry_run: bool = False) -> list[Path]:
     """Remove temporary files of killed processes (named by `aside`) from `folder` that are older than a day and
-    whose process id is not in use; returns what was removed. With `ours` also those without a process id."""
+    whose process id is not in use; returns what was removed. With `ours` (the folder of runs, where folders that end in
+    REMOVED are removed later) also those without a process id."""
     gone = []
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         left = [entry for entry in entries if entry.name.startswith(".") and is_leftover(entry, ours=ours)]
         for entry in left:
             with contextlib.suppress(OSError):  # another has collected it, or may
                 path = Path(entry.path)
-                shutil.rmtree(path) if entry.is_dir(follow_symlinks=False) else path.unlink()
                 gone.append(path)
+                if dry_run:
+                    continue
+                if not entry.is_dir(follow_symlinks=False):
+                    path.unlink()
+                else:  # which is young again, once a file in it was deleted
+                    shutil.rmtree(path.rename(f"{str(path).removesuffix('.tmp')}{REMOVED}") if ours else path)
     return gone
 
 

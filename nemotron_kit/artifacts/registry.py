@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from nemotron_kit.artifacts.commit import commit, describe_versions, note_run, require_registered, require_unchanged
-from nemotron_kit.artifacts.metadata import absolute, folder_of, located_in, path_pin, read_document
+from nemotron_kit.artifacts.manifest import first_change, walk
+from nemotron_kit.artifacts.metadata import absolute, folder_of, located_in, path_pin, read_document, relative_to
 from nemotron_kit.artifacts.reference import (
     LATEST,
     ArtifactChangedError,
@@ -218,11 +220,47 @@ class LocalRegistry(Store):
         record = self.check_removable(reference, force=force)
         folder, version = self.folder(record.name), record.version
         with writing_to(self.root):
-            for alias in [alias for alias, of in self.aliases(record.name).items() if of == version]:
-                (folder / "aliases" / alias).unlink(missing_ok=True)
             (folder / f"v{version}").rename(folder / f"{DROPPED}v{version}")
             fsync_dir(folder)
+            self.remove_dangling(record.name)
         return record
+
+    def remove_dangling(self, name: str, *, dry_run: bool = False) -> list[str]:
+        """Remove the aliases of a name that refer to versions which were removed; returns them."""
+        folder, gone = self.folder(name), []
+        with writing_to(self.root):
+            for alias, version in self.aliases(name).items():
+                if self.was_removed(name, version):
+                    gone.append(alias)
+                    if not dry_run:
+                        (folder / "aliases" / alias).unlink(missing_ok=True)
+        return gone
+
+    def relocate(self, record: ArtifactVersion, root: str, *, dry_run: bool = False) -> str | None:
+        """Let a version's record, in which other paths may be new, name `root` as the folder of its files. Returns
+        what is wrong with the files there, which are all read; None if they are those that were saved."""
+        change = first_change(Path(root), record.files, deep=True)
+        if change is not None or dry_run:
+            return change
+        # As they are now: a copy has other times than the files that were saved.
+        stamps = {path: list(info.stamp) for path, info in walk(Path(root)).items()}
+        here = {record.root: root}
+        changed = replace(
+            record,
+            root=root,
+            path=relative_to(record.path, here),
+            document=relative_to(record.document, here),
+        )
+        with writing_to(self.root):
+            folder = self.folder(record.name)
+            replace_checksummed(folder / "stamps" / f"v{record.version}", {"files": stamps}, self.modes)
+            self.replace_record(changed)
+        return None
+
+    def was_removed(self, name: str, version: int) -> bool:
+        """Whether a version existed and was removed."""
+        folder = self.folder(name)
+        return (folder / f"{DROPPED}v{version}").exists() and not (folder / f"v{version}").exists()
 
     def gc(self, lease_s: float = DAY_S, *, dry_run: bool = False) -> list[Path]:
         """Remove what writers that were killed more than `lease_s` seconds ago left behind; returns the removed

@@ -34,7 +34,7 @@ from typing import Any
 from nemotron_kit.artifacts.manifest import FileEntry, Stamp, read_checksummed, render_checksummed
 from nemotron_kit.artifacts.reference import SLUG, ArtifactVersionNotFoundError, DamagedRecordError, Pin
 from nemotron_kit.errors import NemotronError
-from nemotron_kit.files import fsync_dir, read_regular, write_text
+from nemotron_kit.files import REMOVED, fsync_dir, read_regular, write_text
 from nemotron_kit.home import home_names, is_run_id, moved, nemotron_home
 from nemotron_kit.lazy import Value
 
@@ -298,6 +298,14 @@ class Store:
         home = {"home": home_names(self.home)} if self.home else {}
         write_checksummed(file, {**record.to_dict(), **home}, self.modes)
 
+    def replace_record(self, record: ArtifactVersion) -> None:
+        """Replace the record of a version atomically: with other paths, never with another content."""
+        folder = self.folder(record.name)
+        with staged(folder, self.modes) as stage:
+            self.write_record(stage / RECORD, record)
+            os.replace(stage / RECORD, folder / f"v{record.version}" / RECORD)  # noqa: PTH105
+            fsync_dir(folder / f"v{record.version}")
+
     def read_version(self, name: str, version: int) -> ArtifactVersion | DamagedVersion:
         """A version's record, or a DamagedVersion, so that one damaged record does not stop a listing."""
         try:
@@ -458,8 +466,13 @@ def collect_garbage(folder: Path, lease_s: float, *, dry_run: bool = False) -> l
     removed = []
     for stage in sorted(folder.glob(f"{STAGE}*")) if folder.is_dir() else []:
         with contextlib.suppress(FileNotFoundError):  # its writer was alive after all, and is done
-            if time.time() - stage.stat().st_mtime >= lease_s and (dry_run or discard(stage)):
-                removed.append(stage)
+            begun = stage.name.endswith(REMOVED)  # deleting a file in it makes it young again
+            if not begun and time.time() - stage.stat().st_mtime < lease_s:
+                continue
+            if not begun and not dry_run:
+                stage = stage.rename(f"{stage}{REMOVED}")
+            if dry_run or discard(stage):
+                removed.append(stage.with_name(stage.name.removesuffix(REMOVED)))
     return removed
 
 

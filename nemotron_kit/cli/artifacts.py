@@ -55,38 +55,6 @@ def show(argv: list[str]) -> int:
     return _version(version, options.json, verified=options.verify)
 
 
-def collect(argv: list[str]) -> int:
-    """`nemotron artifacts gc ARGUMENTS`: the exit code."""
-    parser = ToolParser("artifacts", "gc")
-    parser.add_argument("--dry-run", action="store_true", help="print what would be done")
-    parser.add_argument("--json", action="store_true", help="for programs")
-    options = parser.parse(argv)
-    if options is None:
-        return 0
-    registry, dry_run, as_json = open_registry(), options.dry_run, options.json
-    found, leftovers = registry.mend(dry_run=dry_run), registry.gc(dry_run=dry_run)
-    if as_json:
-        print_json(
-            {
-                "dry_run": dry_run,
-                "records": [
-                    {"what": each.what, "file": str(each.file), "why": each.why, "remedy": each.remedy}
-                    for each in found
-                ],
-                "leftovers": [str(path) for path in leftovers],
-            }
-        )
-        return 0
-    would = "would be " if dry_run else ""
-    rows = [[f"{would}{each.remedy}", each.what, each.why] for each in found]
-    rows += [[f"{would}removed", "leftover of a killed save", str(path)] for path in leftovers]
-    if rows:
-        print_table(["", "WHAT", "WHY"], rows)
-    else:
-        write_lines([f"Nothing to repair or remove in {registry.root}."])
-    return 0
-
-
 def remove(argv: list[str]) -> int:
     """`nemotron artifacts rm REFERENCE …`: returns 0. Raises UserError for a version that others need."""
     parser = ToolParser("artifacts", "rm")
@@ -102,7 +70,8 @@ def remove(argv: list[str]) -> int:
             versions = ", ".join(f"v{number}" for number in registry.versions(Reference.parse(text).slug or ""))
             hint = f"Name a version: {text}:v0. It has {versions or 'none'}."
             raise UserError(f"{text} is a name, not one version of it.", hint=hint)
-    found = [registry.find(Reference.parse(text)) for text in options.references]
+    named = {text: _find_removable(registry, text) for text in options.references}
+    found = list({record.pin.label: record for record in named.values() if record is not None}.values())
     labels = [record.pin.label for record in found]
     for record in found:
         registry.check_removable(record.pin.label, force=options.force, without=labels)
@@ -111,6 +80,10 @@ def remove(argv: list[str]) -> int:
             raise UserError(
                 f"The files of {record.pin.label} are those of {', '.join(others[:6])}, too.", hint="Leave --files out."
             )
+    for text in [text for text, record in named.items() if record is None]:
+        if not options.dry_run:  # an earlier removal may have been killed before it had done this
+            registry.remove_dangling(Reference.parse(text).slug)
+        write_lines([f"{text} has been removed already."])
     size = 0
     for record in found:
         size += sum(entry.size for entry in record.files)
@@ -124,6 +97,17 @@ def remove(argv: list[str]) -> int:
     if options.files:
         write_lines([f"{size / 1e6:,.1f} MB"])
     return 0
+
+
+def _find_removable(registry: LocalRegistry, text: str) -> ArtifactVersion | None:
+    """The version to remove; None for one that has been removed. Raises UserError for an alias, `latest`, a digest or a
+    run: the command, given again after it was killed, could mean another version by that."""
+    reference = Reference.parse(text)
+    if reference.path is None and reference.version is None:
+        label = registry.find(reference).pin.label
+        raise UserError(f"{text} can mean another version later: it is {label} now.", hint=f"Name the version: {label}")
+    removed = reference.version is not None and registry.was_removed(reference.slug, reference.version)
+    return None if removed else registry.find(reference)
 
 
 def _others_with_its_files(registry: LocalRegistry, record: ArtifactVersion) -> list[str]:

@@ -10,7 +10,7 @@ from nemotron_kit.cli import index as index_files
 from nemotron_kit.cli import options, tree
 from nemotron_kit.cli.index import load_index
 from nemotron_kit.cli.options import MAYBE, NEMOTRON, VALUE, key
-from nemotron_kit.cli.tools import ARTIFACT, FIELDS, NEW, PROFILE, TOOLS, VERSIONS
+from nemotron_kit.cli.tools import ARTIFACT, FIELDS, FOLDERS, NEW, PROFILE, TOOLS, VERSIONS
 from nemotron_kit.errors import UserError, nearest, sentence
 
 # Importing pathlib takes as long as the rest of a help page.
@@ -109,7 +109,7 @@ def _positional_values(takes: str, current: str) -> Candidates:
         yield from artifacts(current)
     elif takes == PROFILE:
         yield from profiles()
-    elif takes not in ("", NEW):
+    elif takes not in ("", NEW, FOLDERS):
         yield from runs()
 
 

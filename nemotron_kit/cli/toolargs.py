@@ -14,6 +14,7 @@ from nemotron_kit.cli.tools import (
     ANY_JOBS,
     ARTIFACT,
     FIELDS,
+    FOLDERS,
     ID,
     JOB,
     JOB_ID,
@@ -31,7 +32,7 @@ _SPAN = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|d|w)\Z")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
-_POSITIONALS: dict[str, tuple[tuple[str, str | None, str, str], ...]] = {
+_POSITIONALS: dict[str, tuple[tuple[str, str | int | None, str, str], ...]] = {
     "": (),
     JOB: (("id", None, "ID", JOB_ID),),
     JOBS: (("ids", "+", "ID", JOB_ID),),
@@ -42,6 +43,7 @@ _POSITIONALS: dict[str, tuple[tuple[str, str | None, str, str], ...]] = {
     NEW: (("fields", "*", "NAME", "the recipe's name; with --profile, the profile's fields: KEY=VALUE"),),
     FIELDS: (("fields", "*", "FIELD", "a field or block of the config, such as train.lr"),),
     VERSIONS: (("references", "+", "REFERENCE", "a version: Name:v3, Name:alias"),),
+    FOLDERS: (("folders", 2, "FOLDER", "the old folder, then the new one"),),
     ARTIFACT: (("reference", "?", "REFERENCE", "a name, or a version: Name:v3, Name:alias"),),
 }
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 # Kinds of positional arguments: completion offers them, and ToolParser parses them by these names.
 RUN, RUNS, JOB, JOBS, ANY_JOBS = "run", "runs", "job", "jobs", "any jobs"
 PROFILE, ARTIFACT, FIELDS, NEW, VERSIONS = "profile", "artifact", "fields", "new", "versions"
+FOLDERS = "folders"
 ID = "a run's id, the start of one, its last six digits, or latest (the last launch)"
 JOB_ID = f"{ID}; ID/N is its job N"
 
@@ -235,15 +236,30 @@ too, are never deleted.""",
         "nemotron_kit.cli.artifacts:usage", "", "[--json]", "print the size of each name's versions", ("--json",)
     ),
     "gc": Subcommand(
-        "nemotron_kit.cli.artifacts:collect",
+        "nemotron_kit.cli.cleanup:collect",
         "",
-        "[--dry-run] [--json]",
-        "repair or drop damaged records; remove leftovers of killed saves",
+        "[--dry-run|--yes] [--older-than 30d] [--unmounted] [--json]",
+        "remove leftovers, versions whose files are gone, and failed runs that nothing refers to",
+        ("--dry-run", "--yes", "--older-than", "--unmounted", "--json"),
+        """\
+Removes what nothing refers to: versions of which no file is left; runs that failed or were cancelled more than 30 days
+ago (--older-than), have no name, tag or note, and contain no version; leftovers of commands that were killed. A version
+that another version was made from, that a run read or that an alias names is kept, and so is a run that a kept version
+or run refers to. Damaged records are repaired if their sha256 proves what they were, else dropped; numbers of versions
+are not used again. Lists everything first and asks; without a terminal, --yes is needed: nemotron artifacts gc
+--dry-run. To name an artifact that is called gc, write art://gc.""",
+    ),
+    "relocate": Subcommand(
+        "nemotron_kit.cli.cleanup:relocate",
+        FOLDERS,
+        "OLD NEW [--dry-run] [--json]",
+        "record the new folder of files that were moved",
         ("--dry-run", "--json"),
         """\
-Repairs damaged records whose content their sha256 proves, drops the others (their numbers are not used again; no
-artifact's files are changed), and removes the leftovers of saves that were killed more than a day ago. To name an
-artifact that is called gc, write art://gc.""",
+Records that files of versions which were in the folder OLD are now in NEW: nemotron artifacts relocate /data/old
+/lustre/new. Each version's files are read and compared with the registered sizes and checksums; a version whose files
+are not in NEW is left as it is, listed with why, and the exit code is 1. Versions in NEMOTRON_HOME need this only if
+their files leave it: the home can be moved as a whole.""",
     ),
 }
 _RUNS_PAGE = """\

@@ -24,6 +24,8 @@ from nemotron_kit.runs.folder import RunFolder, RunSummary
 from nemotron_kit.runs.job import DAMAGED, TERMINAL, DamagedRecord
 
 _NAME = ".index.json"
+# `.<run>.<process>.<random>.removed`; older versions left the process out.
+_REMOVED = re.compile(rf"\.(?P<run>.+?)(?:\.(?P<process>[0-9]+))?\.[0-9a-f]{{8}}{re.escape(files.REMOVED)}\Z")
 _VERSION = 4
 # Fewer new entries than this are cheaper to compute again than to write.
 _WORTH_WRITING = 32
@@ -239,31 +241,45 @@ def remove_unreferenced(folder: Path, referenced: Callable[[], Collection[str]])
         if held:
             doomed.rename(folder)
             raise _held(folder.name, held)
-        shutil.rmtree(doomed)
+        shutil.rmtree(doomed, onerror=_unless_gone)
     except OSError as error:
         raise NemotronError(f"{folder}: can't be removed: {error}.") from error
 
 
-def collect_removed(referenced_by: Callable[[RunFolder], Collection[str]], root: Path | None = None) -> None:
-    """Complete the removals of processes that were killed more than a day ago; restore folders with artifacts."""
-    root = root or runs_root()
+def _unless_gone(call: object, path: str, info: tuple[type[BaseException], BaseException, object]) -> None:
+    """Another process may complete the same removal."""
+    if not isinstance(info[1], FileNotFoundError):
+        raise info[1]
+
+
+def collect_removed(
+    referenced_by: Callable[[RunFolder], Collection[str]], root: Path | None = None, *, dry_run: bool = False
+) -> list[str]:
+    """Complete the removals of processes that were killed, and restore folders with artifacts; returns the ids of the
+    removed runs. With `dry_run`: those that would be."""
+    root, done = root or runs_root(), []
+    for run_id, doomed in _half_removed(root):
+        run = RunFolder(root / run_id)
+        with contextlib.suppress(OSError):
+            held = referenced_by(run)
+            if not dry_run and held:
+                doomed.rename(run.path)
+            elif not dry_run:
+                shutil.rmtree(doomed)
+            done += [] if held else [run_id]
+    return done
+
+
+def _half_removed(root: Path) -> Iterator[tuple[str, Path]]:
+    """The runs whose removal was killed: their ids, and the folders that are left."""
     with contextlib.suppress(FileNotFoundError), os.scandir(root) as entries:
-        leftovers = [
-            Path(e.path)
-            for e in entries
-            if e.name.endswith(files.REMOVED) and files.is_leftover(e, files.REMOVED, ours=True)
-        ]
-        for doomed in leftovers:
-            stem = doomed.name[1:].removesuffix(files.REMOVED).rpartition(".")[0]
-            run_id = stem if is_run_id(stem) else stem.rpartition(".")[0]
-            if not is_run_id(run_id):
-                continue
-            run = RunFolder(root / run_id)
-            with contextlib.suppress(OSError):
-                if referenced_by(run):
-                    doomed.rename(run.path)
-                else:
-                    shutil.rmtree(doomed)
+        for entry in sorted(entries, key=lambda each: each.name):
+            match = _REMOVED.match(entry.name)
+            # This process has no removal under way; on another host the number may be that of a live one, which puts
+            # up with it.
+            going = match and match["process"] and int(match["process"]) != os.getpid()
+            if match and is_run_id(match["run"]) and not (going and files.process_exists(int(match["process"]))):
+                yield match["run"], Path(entry.path)
 
 
 def check_removable(

@@ -134,11 +134,13 @@ def verified_inputs(job: JobFolder, spec: JobSpec) -> dict[str, Pin]:
     UserError when an artifact's files are no longer those that its version records."""
     registry, recorded = open_registry(), job.artifacts()["inputs"]
     pins = {slot: Pin.from_dict(value) for slot, value in recorded.items()} if isinstance(recorded, Mapping) else {}
-    for pin in pins.values():
-        registry.verify(pin)
+    # Of a version whose files were moved since, the registry has the new path.
+    verified = {slot: version.pin if (version := registry.verify(pin)) else pin for slot, pin in pins.items()}
+    changed, pins = verified != pins, verified
     deferred = {slot: text for slot, text in spec.deferred_inputs.items() if slot not in pins}
     if deferred:
         pins |= {slot: registry.resolve(reference) for slot, reference in deferred.items()}
+    if deferred or changed:
         record = {**job.artifacts(), "inputs": {slot: pin.to_dict() for slot, pin in pins.items()}}
         files.write_json(job.path / "artifacts.json", record)
     return pins
@@ -155,8 +157,7 @@ def skip_unchanged(job: JobFolder, spec: JobSpec, pins: Mapping[str, Pin]) -> Ou
 
     registry, outputs = open_registry(), [Pin.from_dict(pin) for pin in before["outputs"]]
     try:
-        for pin in outputs:
-            registry.verify(pin)
+        outputs = [record.pin if (record := registry.verify(pin)) else pin for pin in outputs]
     except NemotronError as error:
         print(f"runs again: {error}", file=sys.stderr)  # noqa: T201
         return None

@@ -1,6 +1,6 @@
 """Faults, injected: what is acknowledged stays, nothing is torn, no text runs, every mistake is one error.
 
-    python scripts/faults                     all of them, short: two to three minutes on two cores
+    python scripts/faults                     all of them, short: three to four minutes on two cores
     python scripts/faults kills texts         some of them
     python scripts/faults --scale 10          ten times as many cases
     python scripts/faults --seed 7            other random choices
@@ -21,6 +21,7 @@ from pathlib import Path
 HARNESSES = {
     "kills": "kill -9 at random moments of saving, launching and data prep",
     "calls": "death and errors at every call that changes files",
+    "tidy": "death at the calls of runs rm, artifacts rm, gc and relocate, which are given again",
     "records": "damaged records, read by every command that lists or shows them",
     "texts": "hostile texts as values, names and environment variables",
     "files": "hostile configs, sources and records: bombs, pipes, torn and endless files",

@@ -60,11 +60,19 @@ def remove(argv: list[str]) -> int:
         raise UserError(
             f"nemotron runs rm: {what}.", hint="nemotron runs rm ID …, or nemotron runs rm --older-than 30d --dry-run."
         )
-    runs = _matching(options) if filtered else list({run.id: run for run in map(open_run, options.ids)}.values())
+    # An earlier removal of theirs may have been killed.
+    completed = [] if options.dry_run else collect_removed(artifacts_in)
+    names = [name for name in options.ids if not _is_one_of(name, completed)]
+    if completed and "latest" in names:
+        hint = f"latest is {open_run('latest').id} now; name the run that is meant."
+        raise UserError(f"The removal of {', '.join(completed)} had been interrupted, and is complete now.", hint=hint)
+    runs = _matching(options) if filtered else list({run.id: run for run in map(open_run, names)}.values())
     remote_runs = [run for run in runs if not is_local(run.summary().executor)]
     if remote_runs:
         refresh(remote_runs)
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = [{"run": each, "state": "removed", "bytes": 0, "versions": []} for each in completed]
+    if completed and not options.json:
+        write_lines([f"removed {run_id}, whose removal had been interrupted" for run_id in completed])
     for run in runs:
         row: dict[str, Any] = {
             "run": run.id,
@@ -82,10 +90,17 @@ def remove(argv: list[str]) -> int:
         rows.append(row)
         if not (options.json or options.dry_run or "stays" in row):
             write_lines([f"removed {run.id}{_with_versions(row)}"])
-    if not options.dry_run:
-        collect_removed(artifacts_in)
+    if options.with_artifacts and not options.dry_run:
+        registry = open_registry()
+        for name in registry.entries():
+            registry.remove_dangling(name)
     _report(rows, options)
     return 0
+
+
+def _is_one_of(name: str, run_ids: list[str]) -> bool:
+    """Whether a run's id, the start of one or its last six digits names one of these."""
+    return any(name and (run_id.startswith(name) or run_id.endswith(f"-{name}")) for run_id in run_ids)
 
 
 def _matching(options: Any) -> list[RunFolder]:
@@ -118,7 +133,7 @@ def _removable(run: RunFolder, options: Any, *, queued: bool) -> list[str]:
     for label in versions:
         registry.check_removable(Reference.parse(label), force=options.force, without=versions)
     if not options.force and not (queued and options.here):
-        _refuse_written(run)
+        refuse_written(run)
     return versions
 
 
@@ -199,7 +214,7 @@ def _report(rows: list[dict[str, Any]], options: Any) -> None:
         write_lines([f"{len(removed)} {verb}, {size:,.1f} MB; {len(kept)} kept" if rows else "No runs match."])
 
 
-def _refuse_written(run: RunFolder) -> None:
+def refuse_written(run: RunFolder) -> None:
     """Raise UserError, with names, if a job has written files into its copy of the code, other than the files of
     registered artifacts."""
     for job in run.jobs():

@@ -64,14 +64,14 @@ def test_a_damaged_version(filled: LocalRegistry, make: Maker, kind: str, capsys
     remedy = "repaired" if kind in REPAIRED else "dropped"
     assert f"would be {remedy}" in capsys.readouterr().out
     assert file.exists()
-    assert run_tool("artifacts", ["gc"]) == 0
+    assert run_tool("artifacts", ["gc", "--yes"]) == 0
     if kind in REPAIRED:
         assert file.read_bytes() == before
         assert filled.resolve("Data:v1").path.endswith("Data-b")
     else:
         assert filled.versions("Data") == [0, 2]
         assert (filled.root / "Data" / "dropped-v1" / "version.json").exists()
-    assert run_tool("artifacts", ["gc"]) == 0
+    assert run_tool("artifacts", ["gc", "--yes"]) == 0
     assert "Nothing to repair" in capsys.readouterr().out.splitlines()[-1]
     assert filled.commit(make.draft("Data", "d")).version == 3
 
@@ -166,7 +166,7 @@ def test_leftovers_of_killed_saves(filled: LocalRegistry, capsys: pytest.Capture
     assert run_tool("artifacts", ["gc", "--dry-run", "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["leftovers"]) == 2
     assert stage.exists()
-    assert run_tool("artifacts", ["gc"]) == 0
+    assert run_tool("artifacts", ["gc", "--yes"]) == 0
     assert not list(filled.root.rglob(".tmp-*"))
 
 

@@ -75,7 +75,7 @@ def _offered(index: Index, line: str) -> list[str]:
         ("runs --state s", ["succeeded"]),
         ("runs --recipe n", ["nano3"]),
         ("profiles show ", ["CLUSTER"]),
-        ("artifacts ", ["rm", "du", "gc", "Blend-default", "Other"]),
+        ("artifacts ", ["rm", "du", "gc", "relocate", "Blend-default", "Other"]),
         ("artifacts Blend-default:v", ["Blend-default:v0", "Blend-default:v1"]),
         ("artifacts Other:v0 --v", ["--verify"]),
         ("nano3 pretrain --after ", ["latest", "run-b", "run-a"]),

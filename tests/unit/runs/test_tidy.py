@@ -1,19 +1,23 @@
 """`nemotron runs rm|du` of many runs, and `nemotron artifacts rm|du`: what goes, what stays and why."""
 
 import json
+import shutil
+import sys
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from nemotron.kit import Artifact
 
 from nemotron_kit.artifacts.lineage import given_inputs
 from nemotron_kit.artifacts.reference import ArtifactNotFoundError
-from nemotron_kit.artifacts.registry import open_registry
+from nemotron_kit.artifacts.registry import artifact_field, open_registry
 from nemotron_kit.cli.tools import run as tool
 from nemotron_kit.errors import UserError
 from nemotron_kit.runs.ledger import list_runs
 
+from ... import removals
 from .conftest import MakeRun
 
 DAY = timedelta(days=1)
@@ -89,7 +93,7 @@ def test_a_version_that_is_removed_leaves_its_number_and_its_files(
     saved(tmp_path / "b", "Data", "two")
     open_registry().set_alias("Data", "good", 1)
     saved(tmp_path / "model", "Model", "weights", data="Data:v0")
-    for reference, why in (("Data:v0", "Model:v0 was made from Data:v0"), ("Data:good", "alias good names Data:v1")):
+    for reference, why in (("Data:v0", "Model:v0 was made from Data:v0"), ("Data:v1", "alias good names Data:v1")):
         with pytest.raises(UserError, match=why):
             tool("artifacts", ["rm", reference])
     with pytest.raises(UserError, match="is a name, not one version"):
@@ -123,3 +127,125 @@ def test_sizes(make_run: MakeRun, capsys: pytest.CaptureFixture[str], tmp_path: 
     saved(tmp_path / "b", "Data", "123")
     assert tool("artifacts", ["du", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == [{"name": "Data", "versions": 2, "files": 2, "bytes": 8}]
+
+
+def collected(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    """What `artifacts gc` reports."""
+    capsys.readouterr()
+    assert tool("artifacts", ["gc", "--json", *arguments]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_gc_removes_what_nothing_refers_to(
+    make_run: MakeRun, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for name in ("lost", "parent", "read", "named", "partly"):
+        saved(tmp_path / name, name, name)
+    saved(tmp_path / "unmounted/data", "unmounted", "x")
+    (tmp_path / "partly/more.txt").write_text("more")
+    saved(tmp_path / "partly", "partly", "more")
+    saved(tmp_path / "child", "child", "weights", parent="parent:v0")
+    open_registry().set_alias("named", "good", 0)
+    lost = open_registry().resolve("lost:v0")
+    pin = open_registry().resolve("read:v0").to_dict()
+    reader = make_run(codes=(0,), inputs={"data": pin})
+    old, recent = make_run(age=40 * DAY, codes=(1,)), make_run(age=DAY, codes=(1,))
+    tagged, again = make_run(age=40 * DAY, codes=(1,)), make_run(age=40 * DAY, codes=(1,))
+    tagged.label(tags=["keep"])
+    make_run(codes=(0,), rerun_of=again.id)
+    holds, succeeded = make_run(age=40 * DAY, codes=(1,)), make_run(age=40 * DAY, codes=(0,))
+    saved(holds.path / "jobs/0/model", "kept", "weights")
+    whole = make_run("all", age=50 * DAY, codes=(), kind="pipeline", stages=["data"])
+    stage = make_run("data", age=49 * DAY, codes=(1,), part_of=whole.id)
+    whole.add_stage(0, {"stage": "data", "run": stage.id, "why": "new"})
+    for name in ("lost", "parent", "read", "named"):
+        (tmp_path / name / "data.txt").unlink()
+    (tmp_path / "partly/data.txt").unlink()
+    shutil.rmtree(tmp_path / "unmounted")
+
+    would = collected(capsys, "--dry-run")
+    assert would["versions"] == {"lost:v0": str(tmp_path / "lost"), "partly:v0": str(tmp_path / "partly")}
+    assert set(would["runs"]) == {old.id, whole.id, stage.id} and next(iter(would["runs"])) == whole.id
+    assert {label: why.split(":")[0] for label, why in would["kept"].items()} == {
+        "parent:v0": "child",
+        "read:v0": f"{reader.id} read it",
+        "named:v0": "the alias good names it",
+        "unmounted:v0": f"{tmp_path}/unmounted is missing, too",
+    }
+    with pytest.raises(UserError, match="need --yes without a terminal"):
+        tool("artifacts", ["gc"])
+    assert old.path.exists() and open_registry().versions("lost") == [0]
+    assert collected(capsys, "--yes") == {**would, "dry_run": False}
+    assert {run.id for run in list_runs()} >= {reader.id, recent.id, tagged.id, again.id, holds.id, succeeded.id}
+    assert not {run.id for run in list_runs()} & {old.id, whole.id, stage.id}
+    assert open_registry().versions("lost") == [] and open_registry().versions("partly") == [1]
+    nothing = collected(capsys, "--yes")
+    assert not any(nothing[what] for what in ("versions", "runs", "records", "leftovers", "aliases"))
+    # A number is not given again, and what may only be out of reach goes when asked for.
+    saved(tmp_path / "lost", "lost", "new")
+    assert open_registry().resolve("lost").version == (lost.version or 0) + 1
+    assert list(collected(capsys, "--yes", "--unmounted")["versions"]) == ["unmounted:v0"]
+
+
+def test_gc_asks_on_a_terminal(
+    make_run: MakeRun, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(age=40 * DAY, codes=(1,))
+    for stream in (sys.stdin, sys.stdout):
+        monkeypatch.setattr(stream, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", lambda _: "n")
+    with pytest.raises(UserError, match="Nothing was removed"):
+        tool("artifacts", ["gc"])
+    assert run.path.exists() and run.id in capsys.readouterr().out
+    monkeypatch.setattr("builtins.input", lambda _: "y")
+    assert tool("artifacts", ["gc"]) == 0 and not run.path.exists()
+
+
+def test_files_that_were_moved(capsys: pytest.CaptureFixture[str], tmp_path: Path, make_run: MakeRun) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    saved(old / "data", "Data", "one")
+    saved(old / "other", "Other", "two")
+    saved(tmp_path / "oldish", "Oldish", "three")
+    saved(tmp_path / "model", "Model", "weights", data="Data:v0")
+    Artifact(path=old / "data", metadata={"file": f"{old}/data/data.txt"}).save(name="Named")
+    digest = open_registry().resolve("Data:v0").digest
+    old.rename(new)
+    (new / "other/data.txt").write_text("TWO")
+    with pytest.raises(UserError, match="There is no folder"):
+        tool("artifacts", ["relocate", str(new), str(tmp_path / "none")])
+    line = ["relocate", str(old), str(new)]
+    assert tool("artifacts", [*line, "--dry-run"]) == 1 and open_registry().find("Data:v0").root == str(old / "data")
+    capsys.readouterr()
+    assert tool("artifacts", [*line, "--json"]) == 1
+    rows = {row["version"]: row for row in json.loads(capsys.readouterr().out)["versions"]}
+    assert "other content" in rows.pop("Other:v0")["left"]
+    assert rows.keys() == {"Data:v0", "Model:v0", "Named:v0"}
+    pin = open_registry().resolve("Data:v0")
+    assert (pin.path, pin.digest) == (str(new / "data"), digest)
+    assert open_registry().verify(pin, deep=True) and Artifact.from_uri("art://Data:v0").path == new / "data"
+    assert artifact_field(open_registry().resolve("Named:v0"), "metadata.file") == f"{new}/data/data.txt"
+    assert open_registry().find("Model:v0").inputs[0].path == str(new / "data")
+    assert open_registry().find("Other:v0").root == str(old / "other")
+    assert open_registry().find("Oldish:v0").root == str(tmp_path / "oldish")
+    (new / "other/data.txt").write_text("two")
+    assert tool("artifacts", line) == 0 and open_registry().resolve("Other:v0").path == str(new / "other")
+    capsys.readouterr()
+    assert tool("artifacts", line) == 0 and "No version" in capsys.readouterr().out
+
+
+def test_a_reference_that_would_mean_another_version_later(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    saved(tmp_path / "a", "Data", "one")
+    saved(tmp_path / "b", "Data", "two")
+    with pytest.raises(UserError, match="Data:latest can mean another version later: it is Data:v1 now"):
+        tool("artifacts", ["rm", "Data:latest"])
+    for _ in range(2):
+        assert tool("artifacts", ["rm", "Data:v1"]) == 0
+    assert "has been removed already" in capsys.readouterr().out and open_registry().versions("Data") == [0]
+
+
+@pytest.mark.parametrize("name", removals.COMMANDS)
+def test_killed_and_given_again(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At some of the calls that change files; scripts/faults does it at all."""
+    monkeypatch.setenv("NEMOTRON_HOME", str(tmp_path))
+    assert [wrong for wrong in removals.kills(tmp_path, name, first=6, every=25) if wrong[1]] == []

@@ -1,0 +1,300 @@
+"""`nemotron artifacts gc`, which removes what nothing refers to, and `nemotron artifacts relocate`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nemotron_kit.artifacts.metadata import absolute
+from nemotron_kit.artifacts.reference import Pin
+from nemotron_kit.artifacts.registry import open_registry
+from nemotron_kit.artifacts.store import ArtifactVersion
+from nemotron_kit.cli.output import print_json, print_table, write_lines
+from nemotron_kit.cli.runs.remove import artifacts_in, refuse_written, size_of
+from nemotron_kit.cli.toolargs import ToolParser, span
+from nemotron_kit.errors import NemotronError, UserError
+from nemotron_kit.files import collect_leftovers
+from nemotron_kit.home import first_id_since, runs_root
+from nemotron_kit.runs.folder import RunFolder
+from nemotron_kit.runs.job import DamagedRecord
+from nemotron_kit.runs.ledger import collect_removed, remove_run, run_ids
+from nemotron_kit.spec.plan import is_local
+
+if TYPE_CHECKING:
+    from nemotron_kit.artifacts.registry import LocalRegistry
+
+# The states of runs that gc removes: what the others did may be a result.
+_FAILED = ("failed", "cancelled")
+
+
+def collect(argv: list[str]) -> int:
+    """`nemotron artifacts gc`: returns 0. Raises UserError if there is something to do and nobody to ask."""
+    parser = ToolParser("artifacts", "gc")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be removed")
+    parser.add_argument("--yes", action="store_true", help="do not ask")
+    parser.add_argument(
+        "--older-than", type=span, default=timedelta(days=30), metavar="SPAN", help="which failed runs: 12h, 30d (30d)"
+    )
+    parser.add_argument(
+        "--unmounted", action="store_true", help="also versions whose whole file system may be missing at the moment"
+    )
+    parser.add_argument("--json", action="store_true", help="for programs")
+    options = parser.parse(argv)
+    if options is None:
+        return 0
+    registry = open_registry()
+    plan = Garbage.find(registry, first_id_since(options.older_than), unmounted=options.unmounted)
+    found = list(plan.rows())
+    if found and not options.dry_run:
+        if not options.yes:
+            _ask(found, plan, as_json=options.json)
+        plan.remove()
+    if options.json:
+        print_json({"dry_run": options.dry_run, **plan.to_dict()})
+        return 0
+    verb = "would be " if options.dry_run else ""
+    if found:
+        print_table(["", "WHAT", "WHY"], [[f"{verb}{remedy}", what, why] for remedy, what, why in found])
+        write_lines([f"{plan.bytes / 1e6:,.1f} MB"])
+    else:
+        write_lines([f"Nothing to repair or remove in {registry.root} and {runs_root()}."])
+    for label, why in plan.kept.items():
+        write_lines([f"{label} is kept: {why}"])
+    return 0
+
+
+def _ask(found: list[tuple[str, str, str]], plan: Garbage, *, as_json: bool) -> None:
+    if as_json or not (sys.stdin.isatty() and sys.stdout.isatty()):
+        hint = "nemotron artifacts gc --dry-run lists them."
+        raise UserError(f"nemotron artifacts gc: {len(found)} removals need --yes without a terminal.", hint=hint)
+    print_table(["", "WHAT", "WHY"], found)
+    if input(f"{plan.bytes / 1e6:,.1f} MB. Go on? [y/N] ").strip().lower() not in ("y", "yes"):
+        raise UserError("Nothing was removed.")
+
+
+@dataclass
+class Garbage:
+    """What gc removes: versions without files (label → where they were), failed runs (with their bytes), leftovers; and
+    what it keeps of these, with why."""
+
+    registry: LocalRegistry
+    versions: dict[str, ArtifactVersion]
+    runs: dict[str, int]
+    kept: dict[str, str]
+    damaged: list[Any] = field(default_factory=list)
+    leftovers: list[Path] = field(default_factory=list)
+    aliases: list[str] = field(default_factory=list)
+
+    @classmethod
+    def find(cls, registry: LocalRegistry, before: str, *, unmounted: bool) -> Garbage:
+        """Everything that no kept version and no kept run refers to. `before`: the first run id that is too new."""
+        everything = [each for each in registry.everything() if isinstance(each, ArtifactVersion)]
+        versions, kept = _without_files(registry, everything, unmounted=unmounted)
+        records = {run_id: _Run.read(RunFolder(runs_root() / run_id)) for run_id in run_ids()}
+        runs = {run_id for run_id, run in records.items() if run_id[: len(before)] < before and run.may_go}
+        named = {
+            f"{name}:v{version}": f"the alias {alias} names it"
+            for name in registry.names()
+            for alias, version in registry.aliases(name).items()
+        }
+        for label in versions.keys() & named.keys():
+            kept[label] = named[label]
+            del versions[label]
+        while True:  # what is kept keeps what it refers to
+            held: dict[str, str] = {}
+            for version in everything:
+                if version.pin.label not in versions:
+                    held |= {pin.label: f"{version.pin.label} was made from it" for pin in version.inputs}
+                    held[version.producer] = f"it made {version.pin.label}"
+            for run_id, run in records.items():
+                if run_id not in runs:
+                    held |= dict.fromkeys(run.reads, f"{run_id} read it")
+                    held |= dict.fromkeys(run.others, f"{run_id} refers to it")
+            again = (versions.keys() | runs) & held.keys()
+            if not again:
+                break
+            kept |= {each: held[each] for each in again if each in versions}
+            versions = {label: version for label, version in versions.items() if label not in again}
+            runs -= again
+        sizes = {run_id: size_of(runs_root() / run_id) for run_id in sorted(runs, key=records.__getitem__)}
+        found = cls(registry, versions, sizes, kept)
+        found.damaged = registry.mend(dry_run=True)
+        found.leftovers = [*registry.gc(dry_run=True), *collect_leftovers(runs_root(), ours=True, dry_run=True)]
+        found.leftovers += [runs_root() / run_id for run_id in collect_removed(artifacts_in, dry_run=True)]
+        for name in registry.entries():
+            found.aliases += [f"{name}:{alias}" for alias in registry.remove_dangling(name, dry_run=True)]
+        return found
+
+    @property
+    def bytes(self) -> int:
+        """The bytes of the runs."""
+        return sum(self.runs.values())
+
+    def rows(self) -> Iterator[tuple[str, str, str]]:
+        """(remedy, what, why) of each."""
+        for each in self.damaged:
+            yield each.remedy, each.what, each.why
+        for path in self.leftovers:
+            yield "removed", "leftover of a killed command", str(path)
+        for alias in self.aliases:
+            yield "removed", alias, "its version was removed"
+        for label, version in self.versions.items():
+            yield "removed", label, f"its files are gone: {version.root}"
+        for run_id, size in self.runs.items():
+            yield "removed", run_id, f"failed or cancelled, and nothing refers to it: {size / 1e6:,.1f} MB"
+
+    def remove(self) -> None:
+        """Remove all of it. Killed at any point, the command can be given again."""
+        registry = self.registry
+        registry.mend()
+        registry.gc()
+        collect_leftovers(runs_root(), ours=True)
+        collect_removed(artifacts_in)
+        for label, version in self.versions.items():
+            if _missing(version, registry.home, unmounted=True):  # it may be back by now
+                registry.remove(label, force=True)
+        for name in registry.entries():
+            registry.remove_dangling(name)
+        for run_id in self.runs:
+            remove_run(RunFolder(runs_root() / run_id), referenced_by=artifacts_in)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON data."""
+        return {
+            "records": [
+                {"what": each.what, "file": str(each.file), "why": each.why, "remedy": each.remedy}
+                for each in self.damaged
+            ],
+            "leftovers": [str(path) for path in self.leftovers],
+            "aliases": self.aliases,
+            "versions": {label: version.root for label, version in self.versions.items()},
+            "runs": self.runs,
+            "kept": self.kept,
+            "bytes": self.bytes,
+        }
+
+
+def _without_files(
+    registry: LocalRegistry, everything: Iterable[ArtifactVersion], *, unmounted: bool
+) -> tuple[dict[str, ArtifactVersion], dict[str, str]]:
+    """The versions of which no file is left, by label; and those that may only be out of reach, with why."""
+    found, kept = {}, {}
+    for version in everything:
+        if _missing(version, registry.home, unmounted=unmounted):
+            found[version.pin.label] = version
+        elif _missing(version, registry.home, unmounted=True):
+            kept[version.pin.label] = (
+                f"{Path(version.root).parent} is missing, too: it may not be mounted, or was moved (nemotron artifacts "
+                "relocate OLD NEW). --unmounted removes the version."
+            )
+    return found, kept
+
+
+def _missing(version: ArtifactVersion, home: Path | None, *, unmounted: bool) -> bool:
+    """Whether no file of a version is left. Unless `unmounted`, the folder that held its folder must be there: else the
+    file system may be missing. The home is there, since the registry is read."""
+    root = Path(version.root)
+    try:
+        there = root.parent.is_dir() or (home is not None and root.is_relative_to(home))
+        entries = [root / entry.path for entry in version.files] or [root]
+        return (there or unmounted) and not any(path.exists() or path.is_symlink() for path in entries)
+    except OSError:  # no permission to look
+        return False
+
+
+@dataclass(frozen=True, order=True)
+class _Run:
+    """What of a run's record decides whether it can go. Sorted, each comes before those that it refers to."""
+
+    is_stage: bool
+    newer: int
+    may_go: bool = field(compare=False)
+    reads: frozenset[str] = field(compare=False)
+    others: frozenset[str] = field(compare=False)
+
+    @classmethod
+    def read(cls, run: RunFolder) -> _Run:
+        number = -int(run.id[:8] + run.id[9:15] + f"{int(run.id[-6:], 16):08d}")
+        try:
+            plan, jobs, summary = run.plan(), run.jobs(), run.summary()
+            records = run.stages() if run.is_pipeline else []
+            inputs = [plan.get("inputs") or {}, *(job.artifacts()["inputs"] for job in jobs)]
+            pins = [
+                pin for each in [*inputs, *(record.get("inputs") or {} for record in records)] for pin in each.values()
+            ]
+            pins += [pin for record in records for pin in record.get("outputs") or ()]
+            labels = [Pin.from_dict(pin).label for pin in pins if pin]
+            others = [
+                plan.get("part_of"),
+                str(plan.get("rerun_of") or "").partition("/")[0],
+                *(plan.get("after") or ()),
+            ]
+            others += [record.get(key) for record in records for key in ("run", "producer")]
+            ours = is_local(summary.executor) and not any(run.labels().values())
+            may_go = summary.state in _FAILED and ours and not artifacts_in(run)
+            if may_go:
+                refuse_written(run)
+        except (NemotronError, DamagedRecord):  # it is looked at by a person
+            return cls(False, number, False, frozenset(), frozenset())
+        known = frozenset(str(each).partition("/")[0] for each in others if each)
+        return cls(not run.is_pipeline, number, may_go, frozenset(labels), known)
+
+
+def relocate(argv: list[str]) -> int:
+    """`nemotron artifacts relocate OLD NEW`: returns 1 if files of a version in OLD are not in NEW, else 0."""
+    parser = ToolParser("artifacts", "relocate")
+    parser.add_argument("--dry-run", action="store_true", help="compare the files, and print what would be changed")
+    parser.add_argument("--json", action="store_true", help="for programs")
+    options = parser.parse(argv)
+    if options is None:
+        return 0
+    old, new = map(absolute, options.folders)
+    if old == new:
+        raise UserError(f"Both folders are {old}.")
+    if not new.is_dir():
+        raise UserError(f"There is no folder {new}.", hint="Move the files there first; the records follow them.")
+    registry = open_registry()
+    rows: list[dict[str, Any]] = []
+    for version in registry.everything():
+        if isinstance(version, ArtifactVersion) and (row := _relocate(registry, version, old, new, options.dry_run)):
+            rows.append(row)
+    left = [row for row in rows if "left" in row]
+    if options.json:
+        print_json({"dry_run": options.dry_run, "versions": rows})
+    elif rows:
+        verb = "would be relocated" if options.dry_run else "relocated"
+        shown = [[row["version"], f"left: {row['left']}" if "left" in row else verb, row["path"]] for row in rows]
+        print_table(["VERSION", "", "PATH"], shown)
+    else:
+        write_lines([f"No version in {registry.root} has files or inputs in {old}."])
+    return 1 if left else 0
+
+
+def _relocate(
+    registry: LocalRegistry, version: ArtifactVersion, old: Path, new: Path, dry_run: bool
+) -> dict[str, Any] | None:
+    """Relocate one version's record; None if it has nothing in `old`. It is left if its files are not in `new`."""
+    inputs = tuple(replace(pin, path=_at(pin.path, old, new, must_exist=True)) for pin in version.inputs)
+    root = _at(version.root, old, new)
+    if root == version.root:
+        changed = replace(version, inputs=inputs)
+        if inputs != version.inputs and not dry_run:
+            registry.replace_record(changed)
+        return None if inputs == version.inputs else {"version": version.pin.label, "path": f"inputs in {new}"}
+    row = {"version": version.pin.label, "path": root}
+    if why := registry.relocate(replace(version, inputs=inputs), root, dry_run=dry_run):
+        return {"version": version.pin.label, "path": version.root, "left": why}
+    return row
+
+
+def _at(path: str, old: Path, new: Path, *, must_exist: bool = False) -> str:
+    """A path in `old` as one in `new`; any other one, and one that is in `new` already, as it is."""
+    here = Path(path)
+    if not here.is_relative_to(old) or here.is_relative_to(new):
+        return path
+    there = new / here.relative_to(old)
+    return str(there) if there.exists() or not must_exist else path
