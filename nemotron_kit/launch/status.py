@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from nemotron_kit import files
@@ -29,7 +29,6 @@ from nemotron_kit.runs.job import (
     JobState,
     is_final_end,
     is_gone,
-    read_object,
     run_state,
 )
 from nemotron_kit.spec.plan import Plan, check_followed, is_local, stored_plan
@@ -38,7 +37,8 @@ from nemotron_kit.spec.plan import Plan, check_followed, is_local, stored_plan
 # scheduler is queried less often; a failed query for as long as it took.
 SHORTEST, LONGEST = 3.0, 60.0
 _TIMES = 5.0
-_FIELDS = tuple(field.name for field in fields(Observation))
+# Of the file's form and of Observation's fields.
+_VERSION = 1
 
 # Seconds after which a job that its scheduler does not know is given up. An unreachable one never is.
 PATIENCE = 600.0
@@ -65,9 +65,7 @@ class StatusCache:
         now, runs = time.time(), self._read()
         if any(not _covers(runs.get(run_id), numbers, now) for run_id, numbers in wanted.items()):
             return None
-        with contextlib.suppress(TypeError, KeyError, ValueError):  # written by another version
-            return {run_id: _known(runs[run_id]) for run_id in wanted}
-        return None
+        return {run_id: _known(runs[run_id]) for run_id in wanted}
 
     def keep(
         self,
@@ -80,33 +78,27 @@ class StatusCache:
         """Store an answer, and until when it may be used. Fresh answers about other runs are kept."""
         now = time.time()
         until = now + min(LONGEST, max(SHORTEST, took if lost else _TIMES * took))
-        runs = {run_id: entry for run_id, entry in self._read().items() if entry.get("until", 0) > now}
+        runs = {run_id: entry for run_id, entry in self._read().items() if entry["until"] > now}
         for run_id in asked:
             jobs = {str(number): asdict(o) for number, o in found.get(run_id, {}).items()}
             runs[run_id] = {"at": at, "until": until, "lost": lost, "jobs": jobs}
         with contextlib.suppress(OSError):  # a cache that can't be written is no reason to fail
             self.path.parent.mkdir(mode=0o700, exist_ok=True)
-            files.write_json(self.path, {"runs": runs})
+        files.write_cache(self.path, _VERSION, runs)
 
     def _read(self) -> dict[str, Any]:
-        try:
-            runs = read_object(self.path).get("runs")
-        except (FileNotFoundError, DamagedRecord):
-            return {}
-        return {k: v for k, v in runs.items() if isinstance(v, dict)} if isinstance(runs, dict) else {}
+        return files.read_cache(self.path, _VERSION)
 
 
 def _covers(entry: Mapping[str, Any] | None, numbers: Sequence[int], now: float) -> bool:
     # A clock that was set back must not keep an answer alive.
-    if entry is None or not now - LONGEST <= entry.get("at", 0) <= now < entry.get("until", 0):
+    if entry is None or not now - LONGEST <= entry["at"] <= now < entry["until"]:
         return False
-    return bool(entry.get("lost")) or all(str(number) in entry.get("jobs", {}) for number in numbers)
+    return bool(entry["lost"]) or all(str(number) in entry["jobs"] for number in numbers)
 
 
 def _known(entry: Mapping[str, Any]) -> Known:
-    jobs = {
-        int(number): Observation(**{name: values[name] for name in _FIELDS}) for number, values in entry["jobs"].items()
-    }
+    jobs = {int(number): Observation(**values) for number, values in entry["jobs"].items()}
     return float(entry["at"]), jobs, entry["lost"]
 
 

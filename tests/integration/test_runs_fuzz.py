@@ -4,7 +4,7 @@ function here (before anybody has asked about it, after that, and when Slurm has
 first stage.
 
 NEMOTRON_FUZZ=all tries every combination (an hour), NEMOTRON_FUZZ=2/4 the second quarter of them, with NEMOTRON_FUZZ_OF
-those of some values or commands alone (`gone,torn`); without it, a part that is another one for each key.
+those of some values, commands or files alone (`gone,torn`); without it, a part that is another one for each key.
 NEMOTRON_FUZZ_REPORT=FILE lists what is wrong in FILE-….
 """
 
@@ -40,11 +40,13 @@ from nemotron_kit.config.compose import Composed, PreparedCommand, compose_prepa
 from nemotron_kit.errors import NemotronError
 from nemotron_kit.polling import Pace
 
+from ..damage import VALUES, changed, keys
+
 RECIPE = """
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from nemotron.kit import App, Artifact
+from nemotron.kit import App, Artifact, log_metrics
 
 @dataclass
 class C:
@@ -55,6 +57,8 @@ def go(cfg: C):
     folder = Path(os.environ["NEMO_RUN_DIR"], "made")
     folder.mkdir()
     (folder / "x.txt").write_text(str(cfg.n))
+    for step in (1, 2):
+        log_metrics({"loss": 3.5 - step}, step=step)
     Artifact(path=folder).save(name=f"Made-{cfg.n}")
 
 app = App("fuzzed")
@@ -117,21 +121,6 @@ sys.exit(nemotron())
 # Where the runs lie as they were launched, in the home's folder.
 KEPT = "kept"
 RUN, OTHER = "20261124-171204-fuzzed-go-1f03a7", "20261124-171205-fuzzed-go-2f03a7"
-VALUES: dict[str, Any] = {
-    "null": None,
-    "true": True,
-    "minus": -1,
-    "huge": 10**400,
-    "nan": float("nan"),
-    "1e300": 1e300,
-    "empty": "",
-    "escape": "\x1b[31mred\x1b[0m\n\x00",
-    "year": "9999-12-31T23:59:59.999999+00:00",
-    "list": [["x"]],
-    "object": {"a": {"b": []}},
-    "gone": None,  # without the key
-    "torn": None,  # half of the file
-}
 COMMANDS = {
     "list": ["list"],
     "json": ["list", "--json"],
@@ -153,12 +142,17 @@ COMMANDS = {
     "tag": ["tag", RUN, "seen"],
     "shell": ["shell", f"{RUN}/0", "--", "true"],
     "rerun": ["rerun", RUN, "--dry-run"],
+    "plot": ["plot", RUN],
+    "table": ["show", RUN, "--csv"],
+    "columns": ["list", "--columns", "loss", "--sort", "loss", "--csv"],
     "after": [],
     "again": [],
 }
 # What the recipe's own line reads: the pipeline compares its stages with the records of all earlier ones.
 LINES = {"again": ["go", *KINDS["pipeline"], "--dry-run"], "after": ["go", "--after", RUN, "--dry-run"]}
 SLOW = ("rerun", *LINES)
+# They read of a run what was measured.
+MEASURED = ("plot", "table", "columns")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -215,8 +209,13 @@ def home(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         run_tool("runs", ["tag", made.name, "fuzzed"])
         if request.param in ("ended", "forgotten"):
             run_tool("runs", ["show", made.name])
-        if request.param == "killed":
-            (made / "jobs" / "0" / "exit.json").unlink()
+        if request.param == "killed":  # and what did its worker's work had outlived the worker
+            job = made / "jobs" / "0"
+            (job / "exit.json").unlink()
+            child = json.loads(max((job / "state").glob("*.json")).read_text())["process"]
+            (job / "child.json").write_text(json.dumps(child))
+            end = {"code": 1, "finished_at": "2026-11-24T17:12:09.000000+00:00"}
+            (job / "child-end.json").write_text(json.dumps({**child, **end}))
         if request.param == "forgotten":
             patch.setattr("nemotron_kit.remote.agent.slurm_status._LAG_SECONDS", 0.0)
             (made / "jobs" / "1" / "exit.json").unlink()
@@ -235,35 +234,28 @@ def home(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         sys.modules.pop("fuzzed", None)
 
 
-def keys(value: Any, above: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
-    """Where something stands in a document, outermost first; () is the document itself."""
-    yield above
-    for key, item in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
-        yield from keys(item, (*above, key))
+def document(name: str, text: str) -> Any:
+    """What a record holds; of a file of rows, their list."""
+    return [json.loads(line) for line in text.splitlines()] if name.endswith(".jsonl") else json.loads(text)
 
 
-def changed(value: Any, at: tuple[str | int, ...], kind: str) -> Any:
-    """The document with a value of that kind at that place."""
-    if not at:
-        return VALUES[kind]
-    copy = dict(value) if isinstance(value, dict) else list(value)
-    if kind == "gone" and len(at) == 1:
-        del copy[at[0]]
-    else:
-        copy[at[0]] = changed(copy[at[0]], at[1:], kind)
-    return copy
-
-
-def damaged(text: str, at: tuple[str | int, ...], kind: str) -> str:
+def damaged(name: str, text: str, at: tuple[str | int, ...], kind: str) -> str:
     """The record with that damage."""
-    return text[: len(text) // 2] if kind == "torn" else json.dumps(changed(json.loads(text), at, kind))
+    if kind == "torn":
+        return text[: len(text) // 2]
+    value = changed(document(name, text), at, kind)
+    if name.endswith(".jsonl") and at:
+        return "".join(json.dumps(row) + "\n" for row in value)
+    return json.dumps(value)
 
 
 def records(kept: Path) -> list[str]:
-    """The JSON files of the run, and of its first job; of a pipeline also those of its first stage's run."""
+    """The JSON files of the run, and of its first job, with its metrics; of a pipeline also those of its first stage's
+    run."""
     run = kept / RUN
     stage = [str(path.relative_to(kept)) for path in kept.glob("*-make-*/**/*.json")]
-    found = {str(path.relative_to(kept)) for path in run.rglob("*.json")} | {f"{RUN}/jobs/0/.hydra/overrides.yaml"}
+    found = {str(path.relative_to(kept)) for path in run.rglob("*.json")}
+    found |= {f"{RUN}/jobs/0/{name}" for name in (".hydra/overrides.yaml", "metrics.jsonl")}
     return sorted(name for name in [*found, *stage] if f"{RUN}/jobs/1/" not in name and (kept / name).exists())
 
 
@@ -351,18 +343,19 @@ def tried(home: Path, everything: bool) -> Iterator[tuple[str, tuple[str | int, 
     """(file, place, kind of value, command): all of them, or for each place and command one kind, in turn."""
     kept = home / KEPT
     dice, piped = random.Random(1), (kept / RUN / "stages").exists()
-    share = 0.02 if piped or (kept / RUN / "slurm").exists() else 0.04 if (kept / RUN / "jobs" / "1").exists() else 0.4
+    share = 0.02 if piped or (kept / RUN / "slurm").exists() else 0.04 if (kept / RUN / "jobs" / "1").exists() else 0.35
     alive = (kept / RUN / "jobs" / "0" / "exit.json").exists() or piped or share < 0.1
     if not alive:  # another attempt of what was killed takes a second
         share = 0.08
     for name in records(kept):
-        document = json.loads((kept / name).read_text())
-        for at in keys(document):
+        for at in keys(document(name, (kept / name).read_text())):
             if len(at) > 1 and at[0] in ("files", "environment", "sys_path") and not everything:
                 continue
             kinds = [kind for kind in VALUES if kind != ("gone" if not at else "torn")]
             for command in COMMANDS:
                 if command in (("rerun", "after") if piped else ("again",)):
+                    continue
+                if command in MEASURED and Path(name).name not in ("metrics.jsonl", "exit.json"):
                     continue
                 if everything:
                     yield from ((name, at, kind, command) for kind in kinds)
@@ -373,7 +366,9 @@ def tried(home: Path, everything: bool) -> Iterator[tuple[str, tuple[str | int, 
 def chosen(home: Path, said: str | None) -> Iterator[tuple[str, tuple[str | int, ...], str, str]]:
     """Those, or a part of them."""
     only = os.environ.get("NEMOTRON_FUZZ_OF", "").split(",")
-    every = (each for each in tried(home, said is not None) if only == [""] or {each[2], each[3]} & set(only))
+    every = (
+        each for each in tried(home, said is not None) if only == [""] or {Path(each[0]).name, *each[2:]} & set(only)
+    )
     if said in (None, "all"):
         return every
     part, of = map(int, str(said).split("/"))
@@ -391,7 +386,7 @@ def test_no_record_gives_a_traceback(home: Path, monkeypatch: pytest.MonkeyPatch
     for name, at, kind, command in chosen(home, os.environ.get("NEMOTRON_FUZZ")):
         copied.restore()
         file = root / name
-        file.write_text(damaged(file.read_text(), at, kind))
+        file.write_text(damaged(name, file.read_text(), at, kind))
         count += 1
         monkeypatch.chdir(home)
         sys.path[:] = folders
