@@ -381,27 +381,36 @@ def _processes_of(app: App) -> list[str]:
     return found
 
 
+BOWL = """
+import hydra, os, signal, sys
+@hydra.main(version_base='1.3', config_path=None)
+def main(cfg):
+    if cfg.get('hard') and cfg.x > 8: os.kill(os.getpid(), signal.SIGKILL)
+    if cfg.get('hard') and cfg.x < -8: raise ValueError('far', cfg.x)
+    if cfg.get('hard') and -7.5 < cfg.x < -6: sys.exit(3)
+    return (cfg.x - 2) ** 2
+if __name__ == '__main__': main()
+"""
+STUDY = ["hydra/sweeper=optuna", "+x=interval(-10,10)", "hydra.sweeper.n_trials=12", "hydra.sweeper.n_jobs=4",
+         "hydra.sweeper.sampler.seed=1"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def basic_study(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What the study finds with Hydra's basic launcher."""
+    app = App(tmp_path_factory.mktemp("basic"), {"bowl.py": BOWL})
+    app("python", "bowl.py", "-m", *STUDY, "hydra.sweep.dir=basic")
+    return (app.folder / "basic" / "optimization_results.yaml").read_text()
+
+
 @pytest.mark.skipif(not find_spec("optuna"), reason="hydra-optuna-sweeper is not installed")
 @pytest.mark.parametrize("via", VIA)
-def test_optuna_learns_from_the_jobs(app: App, via: str) -> None:
+def test_optuna_learns_from_the_jobs(app: App, basic_study: str, via: str) -> None:
     """The same study as with Hydra's basic launcher; what fails is a failed trial, and the study goes on."""
-    (app.folder / "bowl.py").write_text(
-        "import hydra, os, signal, sys\n"
-        "@hydra.main(version_base='1.3', config_path=None)\n"
-        "def main(cfg):\n"
-        "    if cfg.get('hard') and cfg.x > 8: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    if cfg.get('hard') and cfg.x < -8: raise ValueError('far', cfg.x)\n"
-        "    if cfg.get('hard') and -7.5 < cfg.x < -6: sys.exit(3)\n"
-        "    return (cfg.x - 2) ** 2\n"
-        "if __name__ == '__main__': main()\n"
-    )
-    study = ["hydra/sweeper=optuna", "+x=interval(-10,10)", "hydra.sweeper.n_trials=12", "hydra.sweeper.n_jobs=4",
-             "hydra.sweeper.sampler.seed=1"]  # fmt: skip
-    app("python", "bowl.py", "-m", *study, "hydra.sweep.dir=basic")
-    app.sweep("bowl.py", *study, via=via)
-    best = [(app.folder / name / "optimization_results.yaml").read_text() for name in ("basic", "out")]
-    assert best[0] == best[1]
-    done = app.sweep("bowl.py", *study, "+hard=true", "hydra.sweeper.max_failure_rate=1", via=via)
+    app.write("bowl.py", BOWL)
+    app.sweep("bowl.py", *STUDY, via=via)
+    assert (app.folder / "out" / "optimization_results.yaml").read_text() == basic_study
+    done = app.sweep("bowl.py", *STUDY, "+hard=true", "hydra.sweeper.max_failure_rate=1", via=via)
     assert "Best value" in done.stdout
     states = [json.loads(path.read_text())["state"] for path in sorted(app.home.glob("runs/*/jobs/*/exit.json"))]
     assert states.count("failed") >= 3
