@@ -102,7 +102,12 @@ def runs_root() -> Path:
 def home_names(home: Path) -> list[str]:
     """The paths of a home: the given one, and the real one where that differs. Records hold them as `home`; readers
     pass them to `moved`."""
-    return list(dict.fromkeys([str(home), os.path.realpath(home)]))
+    return list(dict.fromkeys([str(home), _real(home)]))
+
+
+@lru_cache(maxsize=16)  # asked for each of thousands of records
+def _real(home: Path) -> str:
+    return os.path.realpath(home)
 
 
 def moved(value: Any, was: Collection[str], home: Path) -> Any:
