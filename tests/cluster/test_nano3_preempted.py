@@ -22,6 +22,7 @@ from ..project import NEMOTRON
 from .follower import Follower
 from .slurm_world import log, until
 
+pytestmark = pytest.mark.timeout(600)  # the first one prepares the data
 STEPS = 150
 ENV = """
 [calm]
