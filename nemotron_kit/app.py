@@ -15,7 +15,7 @@ from typing import Any, NoReturn, TypeVar
 from nemotron_kit.errors import UserError, nearest
 from nemotron_kit.lazy import Value
 
-# Names reach a scheduler, a path and a script: only these characters, and never `..`.
+# Names are used in paths, in scripts and as scheduler's job names: only these characters, and never `..`.
 SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 RESERVED_SLOTS = frozenset({"env", "mode", "profile", "recipe", "wandb", "run"})
 # An entry of the import path that belongs to a Python, not to the user.
@@ -34,8 +34,8 @@ class ArtifactInput(Value):
     `default_name` is the reference used when nothing else is given (`Name[:alias|:vN]`). `mappings` says which field of
     the artifact fills which field of the config: `{"path": "data_path"}`; `""` is the path, `metadata.K` a free field.
     `type` is the artifact's class name; it matches piped JSON, and is read off the default name when left out.
-    An `optional` input is read only where it is given (--art.X, run.X, a pipe): `default_name` is then only what
-    `--art.X v3` is relative to. It has no mappings: the handler looks in its job's inputs (`lineage.job_inputs`).
+    An `optional` input is read only if it is given (--art.X, run.X, a pipe); `--art.X v3` is then a version of
+    `default_name`. It has no mappings: the handler finds it in its job's inputs (`lineage.job_inputs`).
     """
 
     default_name: str
@@ -55,7 +55,7 @@ class _Leaf:
 
     @property
     def stage(self) -> str:
-        """The names below the recipe, as Hydra's `stage=` spells them: `data/prep/pretrain`."""
+        """The names below the recipe, in the form of Hydra's `stage=`: `data/prep/pretrain`."""
         return "/".join(self.path[1:])
 
     @property
@@ -95,7 +95,7 @@ class Command(_Leaf):
         return cls
 
     def on_ray(self, config: Mapping[str, Any]) -> bool:
-        """Whether a job with this config runs on a Ray cluster of its own."""
+        """Whether a job with this config runs on its own Ray cluster."""
         if isinstance(self.ray, bool):
             return self.ray
         return any(config.get(name) == value for name, value in self.ray.items())
@@ -120,7 +120,7 @@ class Command(_Leaf):
 
     @property
     def handler_name(self) -> str:
-        """The handler as `module:name`, importable from another process; "" if it has no such name."""
+        """The handler as `module:name` that another process can import; "" if there is none."""
         if isinstance(self.handler, str):
             return self.handler
         module, name = self.handler.__module__, getattr(self.handler, "__qualname__", "")
@@ -131,14 +131,15 @@ class Command(_Leaf):
 
     @property
     def config_folder(self) -> Path | None:
-        """Where `-c NAME` looks: `config_dir`, else `config/` beside the script, else beside the handler's module."""
+        """The folder in which `-c NAME` is found: `config_dir`, else `config/` beside the script, else beside the
+        handler's module."""
         if self.config_dir is not None:
             return self.config_dir
         home = self.script_path or self.handler_file()
         return home.resolve().parent / "config" if home else None
 
     def handler_file(self) -> Path | None:
-        """The file of the handler's module, which is not imported; None where there is none."""
+        """The file of the handler's module, which is not imported; None if there is none."""
         if isinstance(self.handler, str):
             module = self.handler.rpartition(":")[0]
             if module.endswith(".py"):
@@ -149,7 +150,7 @@ class Command(_Leaf):
         return Path(module_file) if module_file else None
 
 
-# What an artifact's name is made of where a command saves one for each of its configs.
+# The placeholder for the config's name in the names of artifacts that a command produces.
 _CONFIG = "{config}"
 
 
@@ -162,7 +163,8 @@ class Pipeline(_Leaf):
     description: str = ""
 
     def producers(self, stage: Command) -> dict[str, Command]:
-        """Slot → the stage that, as declared, saves what `stage` reads there; a slot that none fills is left out."""
+        """Slot → the stage that saves the artifact which `stage` reads there, as declared; without slots that no stage
+        fills."""
         found = {}
         for slot, artifact in stage.artifacts.items():
             name = artifact.default_name.partition(":")[0].partition("@")[0]
@@ -173,7 +175,7 @@ class Pipeline(_Leaf):
 
 
 def stage_prefix(command: Command) -> str:
-    """The prefix of a stage's own keys in a pipeline: `data.prep.sft` (`data.prep.sft.sample=50`)."""
+    """The prefix of a stage's keys in a pipeline's overrides: `data.prep.sft` in `data.prep.sft.sample=50`."""
     return ".".join(command.path[1:])
 
 
@@ -211,7 +213,8 @@ class Group:
     def __init__(
         self, name: str, description: str = "", *, path: tuple[str, ...] = (), package: str | None = None
     ) -> None:
-        """`package`: the recipe's own (`__name__` in its `__init__.py`), from which modules such as ".train" count."""
+        """`package` is the recipe's package (`__name__` in its `__init__.py`), to which modules such as ".train" are
+        relative."""
         _check_name(name, "group")
         self.name = name
         self.description = description
@@ -256,35 +259,41 @@ class Group:
     ) -> Command:
         """Register a command.
 
-        `config_cls` (a dataclass) and `handler` (called with one of it) are objects or "module:name" strings, which
-        keep a heavy import out of the tree. `config` is the older word for `config_cls`.
-        With `module` ("package.module", or ".module" of the App's `package`), which isn't imported either, the rest
-        follows: `config_cls`, `handler` and `preflight` are names in it, `config_dir` is relative to it, `preflight` is
-        the module's function of that name where it has one, and without a `handler` the command is the module itself:
-        its function `main`, and its file as the script. So `app.command("train", "TrainConfig", module=".train")`.
-        `produces` names the artifacts that the handler saves (`{config}` stands for the config's name), so that an
-        error can say which command makes a missing one. `preflight(config, connect=bool)` returns what would stop the
-        job on this machine; one that takes `here=True` too is also asked, with `here=False`, for a job that runs
-        elsewhere: it judges the settings then, of which those that are not known yet are texts with `${art:…}`. Where
-        it takes them, it gets `processes`, how many the job has on all nodes; `gpu`, the kind that its profile gives it
-        (`name`, `memory` in bytes; None); `home`, the home folder where it runs (None); and `free(folder)`, the bytes
-        that are free there (None where that is not known). A `Note` in what it returns stops nothing.
-        `distributed=False` (or `torchrun=False`) says that the command is always one process on one node, whatever a
-        profile offers; `torchrun=True` that it is started by torchrun; None leaves it to the profile's numbers.
-        `ray=True` gives each job a Ray cluster of its own, on all of its nodes: Ray's head starts on node 0, the others
-        join, and the handler or script is called on node 0 alone, with RAY_ADDRESS set. `{"engine": "nemo_rl"}`: only
-        where the config's `engine` is `nemo_rl`.
-        `targets` are what a config file from elsewhere may name in a `_target_`, besides what the command's own configs
-        name there; one that ends in a dot stands for all names below it. `resources` is a word for what the command
-        needs ("prep"): a profile C with a table `[C.resources.prep]` gives it that table's settings over its own.
-        `objective` names the metric (`log_metrics`) whose last value a sweeper gets from a job; several with commas
-        between them for a sweeper with several directions. Without it a sweeper gets what the handler returns.
-        `array=True` says that a cluster can divide the work: the config has `tasks`, `step`, `task` and `output_dir`
-        (one folder for all), and a launch on several nodes, or with `tasks=N`, is a run of many jobs: `step=plan`, an
-        array of `step=shards task=I`, and `step=finish`. The module's `outlook(config, tasks, cpus)`, where it has one,
-        says in a dry-run what each does.
-        `interactive=True` says that the command talks with the user: it runs in this process, has the terminal and
-        standard input to itself, and leaves no record; it can't be sent elsewhere.
+        name: the command's name; `aliases` are others for it.
+        config_cls: a dataclass, or "module:name", which keeps a heavy import out of the tree. `config` is an older
+            name of this argument.
+        handler: the function that is called with an instance of `config_cls`, or its "module:name".
+        module: "package.module", or ".module" relative to the App's `package`; it isn't imported. Then `config_cls`,
+            `handler` and `preflight` are names in it (by default its functions `main` and, if it has one,
+            `preflight`), `config_dir` is relative to it, and without `handler` its file is the script. For instance:
+            `app.command("train", "TrainConfig", module=".train")`.
+        produces: the names of the artifacts that the handler saves (`{config}` is replaced by the config's name), so
+            that an error can name the command that makes a missing one.
+        preflight: `preflight(config, connect=bool)` returns the problems that would stop the job; a `Note` among them
+            stops nothing. It is called for jobs on this machine; if it has a parameter `here`, also with `here=False`
+            for jobs on other machines, where values that are not known yet are texts with `${art:…}`. It gets the
+            following if it has parameters of these names: `processes`, their number on all nodes; `gpu`, the kind of
+            the profile's GPUs (`name`, `memory` in bytes), or None; `home`, the home folder of the job, or None; and
+            `free(folder)`, which returns the free bytes in a folder of the job's machine, or None.
+        torchrun: True starts the job by torchrun, False as one process on one node (`distributed=False` is the same);
+            None leaves that to the profile's numbers.
+        ray: True gives each job a Ray cluster on all of its nodes: Ray's head starts on node 0, and the handler or
+            script is called on node 0 only, with RAY_ADDRESS set. `{"engine": "nemo_rl"}` does so only if the
+            config's `engine` is `nemo_rl`.
+        targets: the names that a user's config file may have in `_target_`, besides those in the command's configs;
+            one that ends in a dot permits all names below it.
+        resources: the name of a resource class ("prep"): in a profile C, the table `[C.resources.prep]` has settings
+            that take precedence over C's for this command.
+        objective: the metric (see `log_metrics`) whose last value a job gives the sweeper; several with commas
+            between them for a sweeper with several directions. Without it, the value is what the handler returns.
+        array: True if a cluster can divide the work: the config has `tasks`, `step`, `task` and `output_dir` (one
+            folder for all), and a launch on several nodes, or with `tasks=N`, is a run of several jobs: `step=plan`,
+            an array of `step=shards task=I`, and `step=finish`. If the module has a function `outlook(config, tasks,
+            cpus)`, a dry-run prints the lines that it returns.
+        interactive: True for a command that reads the terminal or standard input: it runs in this process only, and
+            leaves no record.
+
+        Raises TypeError for arguments that exclude each other, ValueError for an invalid or a duplicate name.
         """
         config_cls = config_cls if config_cls is not None else config
         where = " ".join((*self.path, name))
@@ -300,10 +309,10 @@ class Group:
             raise TypeError(f"{where}: distributed=False is one process, torchrun=True is several.")
         if ray and (torchrun or interactive or not distributed):
             raise TypeError(f"{where}: ray starts the command's processes, so no torchrun, distributed or interactive.")
-        for word in (name, *aliases):
-            _check_name(word, "command")
-            if word in self.children:
-                raise ValueError(f"{where}: {word!r} is registered already.")
+        for each_name in (name, *aliases):
+            _check_name(each_name, "command")
+            if each_name in self.children:
+                raise ValueError(f"{where}: {each_name!r} is registered already.")
         for slot, artifact in (artifacts or {}).items():
             _check_slot(slot, where)
             if artifact.optional and artifact.mappings:
@@ -338,7 +347,7 @@ class Group:
     def _find_module(self, module: str, where: str) -> tuple[str, Path]:
         """The full name of a command's module, and its file. ValueError where there is none."""
         if module.startswith(".") and self.package is None:
-            raise ValueError(f"{where}: module {module!r} is relative; say to what: App(…, package=__name__).")
+            raise ValueError(f"{where}: module {module!r} is relative to the app's package: App(…, package=__name__).")
         try:
             found = importlib.util.find_spec(module, self.package)
         except ModuleNotFoundError:
@@ -366,19 +375,19 @@ class App(Group):
     def pipeline(self, name: str, stages: Sequence[Command | str], description: str = "") -> Pipeline:
         """Register a pipeline: `nemotron RECIPE NAME` runs the stages in the order of their artifacts.
 
-        A stage is a command of this recipe, or its words ("data prep sft"). It follows the stages that save, by their
-        `produces`, what it reads, by the default names of its `artifacts`; the others keep the order given here.
+        A stage is a command of this recipe, or its names as a text ("data prep sft"). It runs after the stages whose
+        `produces` name what it reads, by the default names of its `artifacts`; else the order is that of `stages`.
 
             prepare = app.command("prepare", PrepareConfig, prepare_main, produces=["Mine-data-{config}"])
             train = app.command("train", TrainConfig, train_main, produces=["Mine-model"],
                                 artifacts={"data": ArtifactInput("Mine-data-default:latest")})
             app.pipeline("pipeline", stages=[prepare, train])
 
-        `nemotron mine pipeline -c tiny train.steps=20` runs both, each with its config `tiny` where it has one; a key
-        of a stage's config has the stage's words before it, with dots (`data.prep.sft.sample=50`). A stage of which
-        nothing has changed since it last succeeded is skipped. `--from`, `--to`, `--only` and `--force` take a stage.
+        `nemotron mine pipeline -c tiny train.steps=20` runs both, each with its config `tiny` if it has one; a key of a
+        stage's config is prefixed by the stage's names (`data.prep.sft.sample=50`). A stage of which nothing has
+        changed since it last succeeded is skipped. `--from`, `--to`, `--only` and `--force` take a stage.
 
-        Raises ValueError for stages that read each other's artifacts, that are given twice, or that are none.
+        Raises ValueError for stages that read each other's artifacts, duplicates, and texts that name no command.
         """
         where = f"{self.name} {name}"
         _check_name(name, "pipeline")
@@ -399,7 +408,7 @@ class App(Group):
                 raise ValueError(f"{where}: the stage {command.full_name!r} is given twice.")
             chosen.append(command)
         if not chosen:
-            raise ValueError(f"{where}: a pipeline has one stage at least.")
+            raise ValueError(f"{where}: a pipeline needs at least one stage.")
         pipeline = Pipeline((self.name, name), tuple(chosen), description)
         try:
             pipeline.stages = tuple(in_order(chosen, pipeline.producers))
@@ -440,7 +449,7 @@ _Given = TypeVar("_Given")
 
 
 def _in_module(given: _Given, module: str) -> _Given | str:
-    """A name as "module:name"; what says more already, or is an object, unchanged."""
+    """A name as "module:name"; a text with a colon, or an object, is returned unchanged."""
     return f"{module}:{given}" if isinstance(given, str) and ":" not in given else given
 
 
@@ -451,13 +460,14 @@ def _check_name(name: str, kind: str) -> None:
 
 def _check_slot(slot: str, where: str) -> None:
     if slot in RESERVED_SLOTS:
-        raise ValueError(f"{where}: an artifact can't be called {slot!r}: `run.{slot}` has a meaning of its own.")
+        raise ValueError(f"{where}: an artifact can't be called {slot!r}: `run.{slot}` is a key of the launcher.")
     if not slot.isidentifier():
         raise ValueError(f"{where}: artifact name {slot!r} is not an identifier.")
 
 
 def _check_fields(config_cls: type, where: str) -> None:
-    """Refuse fields whose names are keys of the launcher. A block (a nested dataclass, a dict) is no conflict."""
+    """Raise ValueError for fields with names that are keys of the launcher, unless they are blocks (a nested dataclass,
+    a dict)."""
     for name, annotation in getattr(config_cls, "__annotations__", {}).items():
         if name == "run":
             raise ValueError(f"{where}: a config field can't be called 'run': that section is the launcher's.")
@@ -475,8 +485,8 @@ def add_import_folders(folders: Iterable[str]) -> None:
     library's, and before installed packages. Folders of installed packages of another environment come last, and so do
     those with a `yaml.py` or the like, which would shadow what the launcher itself needs."""
     library = os.path.dirname(os.__file__)  # noqa: PTH120
-    own = [at for at, entry in enumerate(sys.path) if entry in (library, f"{library}/lib-dynload")]
-    at = max(own) + 1 if own else len(sys.path)
+    library_entries = [at for at, entry in enumerate(sys.path) if entry in (library, f"{library}/lib-dynload")]
+    at = max(library_entries) + 1 if library_entries else len(sys.path)
     new = [folder for folder in dict.fromkeys(folders) if folder and folder not in sys.path]
     last = [folder for folder in new if re.search(_INSTALLED, folder) or not _modules_in(folder).isdisjoint(_LIBRARIES)]
     sys.path[at:at] = [folder for folder in new if folder not in last]

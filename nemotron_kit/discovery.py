@@ -20,7 +20,7 @@ BUILT_IN = {"nano3": "nemotron.recipes.nano3"}
 
 @dataclass
 class Tree:
-    """Every recipe by name, and those that failed to import, with the reason."""
+    """The recipes by name; `broken` has those that failed to import, with the reason."""
 
     apps: dict[str, App] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)
@@ -31,7 +31,7 @@ _in_use: list[Tree] = []
 
 
 def use(tree: Tree) -> None:
-    """Set the tree of this process: App.run() knows only its own app."""
+    """Set the tree that `tree_in_use` returns in this process, as App.run() does for its app."""
     _in_use[:] = [tree]
 
 
@@ -106,7 +106,7 @@ def _add(tree: Tree, name: str, target: str) -> None:
 
 
 def _modules(name: str) -> Iterator[ModuleType]:
-    """The module itself, then the usual homes of an App inside a package."""
+    """The module itself, then the modules of a package in which an App is usually defined."""
     module = importlib.import_module(name)
     yield module
     if hasattr(module, "__path__"):

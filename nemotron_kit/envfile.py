@@ -28,7 +28,7 @@ class EnvFile(Value):
     tables: dict[str, Any] = field(default_factory=dict)
 
     def table(self, name: str) -> dict[str, Any]:
-        """One of the reserved tables, {} when it is absent."""
+        """One of the reserved tables; {} if it is absent. Raises UserError if it is not a table."""
         table = self.tables.get(name, {})
         if not isinstance(table, dict):
             raise UserError(f"{self.path}: [{name}] must be a table.", hint=f"Write [{name}] on a line of its own.")
@@ -36,18 +36,18 @@ class EnvFile(Value):
 
     @property
     def folder(self) -> Path:
-        """What relative paths in the file are relative to."""
+        """The folder that relative paths in the file are relative to."""
         return self.path.parent if self.path else Path.cwd()
 
 
 def find_env_file(start: Path | None = None) -> Path | None:
     """`$NEMOTRON_ENV_FILE`; else the first env.toml from `start` up to the first folder with a pyproject.toml or .git
-    (without one: `start` alone); else ~/.config/nemotron/env.toml."""
+    (without such a folder: only in `start`); else ~/.config/nemotron/env.toml. None if there is none."""
     named = os.environ.get("NEMOTRON_ENV_FILE")
     if named:
         path = Path(named).expanduser()
         if not path.is_file():
-            raise UserError(f"NEMOTRON_ENV_FILE names {named}, which is no file.")
+            raise UserError(f"NEMOTRON_ENV_FILE: there is no file {named}.")
         return path.absolute()
     start = (start or Path.cwd()).absolute()
     passed = []
@@ -79,7 +79,7 @@ def read_env_file(path: Path | None = None) -> EnvFile:
         if why:
             raise UserError(
                 f"{found} {why}, and it decides what is run: it is not read.",
-                hint="Copy what you trust to an env.toml of your own; NEMOTRON_ENV_FILE names one that lies elsewhere.",
+                hint="Copy what you trust into your own env.toml; NEMOTRON_ENV_FILE can name a file in another folder.",
             )
         return EnvFile(found, copy.deepcopy(_parsed(found, _state(found))))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -100,8 +100,8 @@ def _parsed(path: Path, state: tuple[int, ...]) -> dict[str, Any]:
 
 
 def _state(path: Path) -> tuple[int, ...]:
-    """A key that changes when the file does. A file that was written just now may be written again within one tick of
-    its file system's clock, so its state is never equal to another."""
+    """A key that changes when the file does. For a file that was written just now it is always a new one, since the
+    file may be written again within one tick of its file system's clock."""
     found = path.stat()
     now = time.time_ns()
     unsettled = now if abs(now - found.st_mtime_ns) < _SETTLE_NS else 0
@@ -109,7 +109,7 @@ def _state(path: Path) -> tuple[int, ...]:
 
 
 def _is_of_this_job(path: Path) -> bool:
-    """Whether it is in the folder of this process's job: other files there are trusted as well, and on a cloud's volume
-    it may have another owner."""
+    """Whether the file is in the folder of this process's job: that folder's files are trusted, and on a cloud's volume
+    they may have another owner."""
     folder = os.environ.get("NEMO_RUN_DIR")
     return bool(folder) and path == Path(str(folder)) / "env.toml"

@@ -1,4 +1,4 @@
-"""Errors that are shown to the user: what was wrong, where, and what would be right, with an exit code.
+"""Errors for the user: what was wrong, where, and what would be right, with an exit code.
 
 Paths, names and values in a message may contain any character: `printable` makes terminal control characters visible.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-# Colours are dropped; whatever else begins with an escape, and every other control character, is made visible.
+# Colour sequences are removed; other escape sequences and control characters are made visible.
 _COLOUR = r"\x1b\[[0-9;:]*m"
 _CONTROL = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069]"
 
@@ -91,7 +91,7 @@ class Note(str):
 
 
 class Problem(str):
-    """A reason why a job can't run, shown as `field: message hint`. `field` is the key of the config or of the profile,
+    """A reason why a job can't run; its text is `field: message hint`. `field` is the key of the config or profile,
     `slot` the artifact input, `hint` the remedy; "" for none."""
 
     message: str
@@ -106,12 +106,12 @@ class Problem(str):
         return made
 
 
-def nearest(word: str, known: Iterable[str], *, count: int = 3) -> str:
-    """`did you mean a, b?` for a misspelt word, or the list of what there is, or nothing when there is nothing."""
-    import difflib  # a millisecond, which no command without a mistake should pay
+def nearest(name: str, known: Iterable[str], *, count: int = 3) -> str:
+    """`did you mean a, b?` if names of `known` are similar to `name`, else `there is: a, b`; "" if `known` is empty."""
+    import difflib  # takes a millisecond, which only a command with a mistake should pay
 
     names = sorted(set(known))
-    close = difflib.get_close_matches(word, names, n=count, cutoff=0.6)
+    close = difflib.get_close_matches(name, names, n=count, cutoff=0.6)
     if close:
         return f"did you mean {', '.join(close)}?"
     if not names:
@@ -121,5 +121,5 @@ def nearest(word: str, known: Iterable[str], *, count: int = 3) -> str:
 
 
 def sentence(text: str) -> str:
-    """`text` (of `nearest`, say) as a sentence: first letter in upper case, a full stop at the end. "" stays ""."""
+    """`text`, such as that of `nearest`, as a sentence: with a capital first letter and a full stop. "" stays ""."""
     return text[:1].upper() + text[1:] + ("" if text[-1:] in ("", ".", "?", "!", "…") else ".")

@@ -25,8 +25,8 @@ _NONFINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 @contextlib.contextmanager
 def synced_later() -> Iterator[None]:
-    """Within the block files written by this thread are not synced one by one. For writers of thousands of files that
-    call `sync_file_system` before anything relies on them."""
+    """Within the block, files written by this thread are not synced one by one: for writers of thousands of files,
+    which call `sync_file_system` afterwards."""
     before = getattr(_thread, "later", False)
     _thread.later = True
     try:
@@ -52,7 +52,7 @@ def sync_file_system(folder: Path) -> None:
 
 
 def fsync_dir(folder: Path) -> None:
-    """Make the names in `folder` durable (a rename is only as safe as its folder's last sync)."""
+    """Make the names in `folder` durable: after a rename or a creation in it."""
     if getattr(_thread, "later", False):
         return
     fd = os.open(folder, os.O_RDONLY)
@@ -79,7 +79,7 @@ def collect_leftovers(folder: Path, *, ours: bool = False, dry_run: bool = False
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         left = [entry for entry in entries if entry.name.startswith(".") and is_leftover(entry, ours=ours)]
         for entry in left:
-            with contextlib.suppress(OSError):  # another has collected it, or may
+            with contextlib.suppress(OSError):  # another process removes it, too
                 path = Path(entry.path)
                 gone.append(path)
                 if dry_run:
@@ -105,7 +105,7 @@ def is_leftover(entry: os.DirEntry[str], ending: str = ".tmp", *, ours: bool = F
 
 
 def process_exists(pid: int) -> bool:
-    """Whether this machine has a process of this number, whoever owns it; a zombie counts."""
+    """Whether a process with this id exists on this machine, of any user; a zombie counts."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
@@ -116,7 +116,7 @@ def process_exists(pid: int) -> bool:
 
 
 def write_bytes(path: Path, data: bytes, *, mode: int = 0o600) -> None:
-    """Write `data` to `path` atomically and durably; the temporary file lies beside it, so on the same file system."""
+    """Write `data` to `path` atomically and durably, by a temporary file in the same folder that is renamed."""
     temporary = aside(path)
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
@@ -130,7 +130,7 @@ def write_bytes(path: Path, data: bytes, *, mode: int = 0o600) -> None:
 
 
 def write_new(path: Path, text: str, *, mode: int = 0o600) -> None:
-    """Write UTF-8 text durably into a folder that has not its final name yet, so that no reader sees it."""
+    """Write UTF-8 text durably into a folder that does not have its final name yet, without a temporary file."""
     _fill(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), text.encode("utf-8"), path)
     fsync_dir(path.parent)
 
@@ -148,7 +148,7 @@ def _fill(fd: int, data: bytes, path: Path) -> None:
 
 
 def write_text(path: Path, text: str, *, mode: int = 0o600) -> None:
-    """`write_bytes` for UTF-8 text. OSError for what is none: a path, say, whose bytes are no text."""
+    """`write_bytes` for UTF-8 text. Raises OSError for text that can't be encoded, as of a path with invalid bytes."""
     try:
         data = text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -163,9 +163,8 @@ def write_json(path: Path, value: Any, *, mode: int = 0o600) -> None:
 
 
 def read_cache(path: Path, version: int) -> dict[str, Any]:
-    """The entries that `write_cache` put into a cache of this version; {} where there is none, or a damaged one: what
-    they were computed from is read again."""
-    import binascii  # a library to load, which a launch needs not
+    """The entries that `write_cache` wrote with this version; {} if the cache does not exist or is damaged."""
+    import binascii  # a shared library, which a launch need not load
 
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
         head, _, body = read_regular(path, limit=1 << 30).partition(b"\n")
@@ -175,7 +174,7 @@ def read_cache(path: Path, version: int) -> dict[str, Any]:
 
 
 def write_cache(path: Path, version: int, entries: dict[str, Any]) -> None:
-    """Write the entries of a cache, with a checksum. A disk that is full or read-only is no reason to fail."""
+    """Write the entries of a cache, with a checksum. Does nothing if the disk is full or read-only."""
     import binascii
 
     with contextlib.suppress(OSError):
@@ -184,8 +183,8 @@ def write_cache(path: Path, version: int, entries: dict[str, Any]) -> None:
 
 
 def plain(value: Any) -> Any:
-    """A value with the numbers and arrays of NumPy, torch and similar packages converted to Python's own, at any depth.
-    None of these packages is imported: their objects are recognised by `dtype` and `tolist`."""
+    """A value with the numbers and arrays of NumPy, torch and similar packages converted to Python's types, at any
+    depth. These packages are not imported: their objects are recognised by `dtype` and `tolist`."""
     if isinstance(value, dict):
         return {plain(key): plain(item) for key, item in value.items()}
     if type(value) in (list, tuple, set, frozenset):
@@ -258,7 +257,7 @@ def open_regular(path: str | Path, *, buffering: int = -1) -> BinaryIO:
 
 
 def open_appending(path: str | Path) -> FileIO:
-    """Open a regular file for appending, unbuffered, made 0600 where there is none; OSError for any other."""
+    """Open a regular file for appending, unbuffered; creates it with mode 0600. Raises OSError for other kinds."""
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
     except OSError as error:
@@ -272,7 +271,8 @@ def open_appending(path: str | Path) -> FileIO:
 
 
 def read_regular(path: str | Path, *, limit: int = 64 << 20) -> bytes:
-    """The content of a regular file of `limit` bytes at most; OSError for any other, EFBIG for a larger one."""
+    """The content of a regular file of at most `limit` bytes. Raises OSError for other kinds, EFBIG for a larger
+    file."""
     with open_regular(path) as file:
         data = file.read(limit + 1)
     if len(data) > limit:

@@ -35,7 +35,7 @@ def check_text(path: Path, what: str, hint: str) -> None:
 
 
 def check_home() -> None:
-    """Raise UserError where HOME is set to what is no absolute path: `~/.nemotron` would then be `/.nemotron`."""
+    """Raise UserError if HOME is set, but is no absolute path: `~/.nemotron` would then be `/.nemotron`."""
     if user_folder() is None:
         raise UserError(
             f"HOME is {os.environ['HOME']!r}, no folder's path, so there is no ~ to keep runs and artifacts in.",
@@ -44,7 +44,7 @@ def check_home() -> None:
 
 
 def user_folder() -> Path | None:
-    """The user's home folder; None where HOME names none."""
+    """The user's home folder; None if HOME is set, but is no absolute path."""
     named = os.environ.get("HOME")
     return None if named is not None and not os.path.isabs(named) else Path("~").expanduser()  # noqa: PTH117
 
@@ -73,7 +73,7 @@ def is_run_id(text: str) -> bool:
 
 
 def sort_key(run_id: str) -> tuple[str, str]:
-    """Time to the microsecond: the stamp in front, then the hex digits at the end."""
+    """A key that sorts run ids by launch time: the time stamp, then the last digits, which contain the microseconds."""
     return run_id[:15], run_id[-6:]
 
 
@@ -86,7 +86,7 @@ def started_at(run_id: str) -> datetime | None:
 
 
 def first_id_since(age: timedelta) -> str:
-    """The stamp that every run id of the last `age` sorts at or after."""
+    """The time stamp at or after which all run ids of the last `age` sort."""
     return (datetime.now(UTC) - age).strftime(_TIME)
 
 
@@ -95,7 +95,7 @@ def _slug(text: str) -> str:
 
 
 def runs_root() -> Path:
-    """`$NEMOTRON_HOME/runs`; may not exist."""
+    """`$NEMOTRON_HOME/runs`; it may not exist."""
     return nemotron_home() / "runs"
 
 

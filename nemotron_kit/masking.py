@@ -1,4 +1,4 @@
-"""Masks secrets in what is written: by name where values have names, else by value.
+"""Masks secrets in output and records: by the names of values, else by the values themselves.
 
 `mask` is for a text, `masked` for a JSON-like value, `MaskedStream` for bytes that arrive in parts (a pipe, a
 descriptor), and `mask_logging` is called after logging was configured. Whoever writes a log, a record or a message of a
@@ -21,7 +21,7 @@ MASK = "***"
 USED = "secrets.txt"
 # Minimum length of a secret's value; shorter values occur in ordinary text.
 LEAST = 8
-# Of one that the job itself uses as a secret.
+# Minimum length of the value of a variable that the job uses as a secret.
 LEAST_NOTED = 4
 
 # `hf_token`, `WANDB_API_KEY`, `db.password`; not `total_tokens`, `tokenizer_model`, `use_cls_token`, `eos_token`.
@@ -34,18 +34,18 @@ _BARE_TOKEN = re.compile(r"(?:^|\.)token$", re.IGNORECASE)
 _ENV_TOKEN = re.compile(r"_TOKEN$")
 
 _noted: set[str] = set()
-# The environment, how many names were noted, and the values of the secrets in it.
+# (the environment, the number of noted names, the values of the secrets in it)
 _known: tuple[Mapping[Any, Any], int, tuple[str, ...]] | None = None
 
 
 @cache
 def is_secret_name(name: str) -> bool:
-    """Whether a config key or an environment variable is, by its name, a secret."""
+    """Whether the name of a config key or environment variable marks it as a secret."""
     return bool(_SECRET.search(name) or _BARE_TOKEN.search(name) or _ENV_TOKEN.search(name))
 
 
 def secret_names(names: Iterable[str]) -> frozenset[str]:
-    """Those of the names that are, by their name, secrets."""
+    """The names that mark secrets (see `is_secret_name`)."""
     return frozenset(name for name in names if is_secret_name(name))
 
 
@@ -75,12 +75,12 @@ def note_used_in(folder: str) -> None:
     try:
         with open(os.path.join(folder, USED), encoding="utf-8", errors="replace") as file:  # noqa: PTH118, PTH123
             note_secrets(file.read().split("\n")[:-1])
-    except FileNotFoundError:  # none has used any
+    except FileNotFoundError:  # no secret was used
         return
 
 
 def noted_secrets() -> frozenset[str]:
-    """The names that were noted, for a process that masks for this one."""
+    """The noted names, to pass to another process that masks this one's output."""
     return frozenset(_noted)
 
 
@@ -106,19 +106,19 @@ def masked(value: Any) -> Any:
 
 
 def secret_in(text: str) -> str | None:
-    """The name of the environment variable whose secret value stands in `text`."""
+    """The name of an environment variable whose secret value occurs in `text`; None if there is none."""
     return next((name for name, value in _secrets() if any(form in text for form in _forms(value))), None)
 
 
 class MaskedStream:
-    """Masks bytes that arrive in parts, including a secret that spans two parts: a possible beginning of a secret is
-    held back until the next part, or until `rest`. A whole line is never held back."""
+    """Masks bytes that arrive in parts, also a secret that spans two parts: a possible beginning of a secret is kept
+    until the next part, or until `rest`. A complete line is never kept."""
 
     def __init__(self) -> None:
         self._held = b""
 
     def feed(self, data: bytes) -> bytes:
-        """What of `data`, and of what was held back, can be written now."""
+        """The masked bytes that can be written now, from `data` and from the bytes kept before."""
         values = _values()
         data = self._held + data
         self._held = b""
@@ -132,7 +132,7 @@ class MaskedStream:
         return data
 
     def rest(self) -> bytes:
-        """The bytes that are held back, at the end of the stream."""
+        """The masked bytes that were kept; called at the end of the stream."""
         held, self._held = self._held, b""
         return held
 
@@ -160,7 +160,7 @@ def _secrets() -> Iterator[tuple[str, str]]:
     """(name, value) of the environment's secrets."""
     for name, raw in os.environ.items():
         noted, value = name in _noted, raw.strip()
-        # A value that names a file (GOOGLE_APPLICATION_CREDENTIALS) is no secret; what stands in the file is.
+        # The path of a file (GOOGLE_APPLICATION_CREDENTIALS) is no secret; the file's content is.
         if (noted or is_secret_name(name)) and len(value) >= (LEAST_NOTED if noted else LEAST) and not _is_file(value):
             yield name, value
 
@@ -180,8 +180,8 @@ def _is_file(value: str) -> bool:
 
 @lru_cache(maxsize=64)
 def _forms(value: str) -> tuple[str, ...]:
-    """The forms in which a value can occur in a text: as it is, quoted by Python or JSON, URL-encoded, each line of it
-    if long."""
+    """The forms in which a value can occur in a text: unchanged, quoted by Python or JSON, URL-encoded, and each of its
+    lines if they are long."""
     import json
     from urllib.parse import quote
 
@@ -206,7 +206,7 @@ def _encoded(text: str) -> bytes:
 
 
 def _beginning(data: bytes, values: tuple[bytes, ...]) -> int:
-    """How many bytes at the end of `data` are the beginning of a value."""
+    """The number of bytes at the end of `data` that may be the beginning of a secret."""
     longest = 0
     for value in values:
         for length in range(min(len(value) - 1, len(data)), longest, -1):

@@ -1,4 +1,4 @@
-"""Folders of an object store (s3://bucket/prefix, and what else fsspec opens): files put there, and read from there."""
+"""Folders of an object store (s3://bucket/prefix, and other URLs that fsspec opens): writing and reading objects."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _URL = re.compile(r"([a-z][a-z0-9+.-]+):/+(?!/)(.+)\Z")
 
 
 def object_url(path: str | os.PathLike[str]) -> str | None:
-    """The URL that a path is, without a slash at its end; None for a path of this machine."""
+    """`path` as an object store's URL without a slash at its end; None for a path on this machine."""
     found = _URL.match(os.fspath(path))
     if found is None or found[1] in ("file", "local"):
         return None
@@ -28,10 +28,10 @@ def object_url(path: str | os.PathLike[str]) -> str | None:
 
 
 class ObjectFolder:
-    """All objects below a URL. An object appears whole: stores have no half of one.
+    """The objects below a URL. Objects are written atomically.
 
-    Credentials and the server's address are the environment's, as each store's own client reads them
-    (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, …). Every method raises NemotronError where the store refuses or is not there.
+    The store's client reads credentials and the server's address from the environment (AWS_ACCESS_KEY_ID,
+    AWS_ENDPOINT_URL, …). Every method raises NemotronError if the store refuses the request or can't be reached.
     """
 
     def __init__(self, url: str) -> None:
@@ -44,7 +44,7 @@ class ObjectFolder:
             scheme = url.split("://")[0]
             hint = "pip install 'nemotron-kit[s3]'" if scheme == "s3" else f"Install what {scheme}:// needs."
             raise UserError(f"{url}: {error}.", hint=hint) from error
-        except Exception as error:  # each store's own
+        except Exception as error:  # each store has its own types
             raise UserError(f"{url}: can't be opened: {type(error).__name__}: {error}.") from error
         self._fs: Any = fs
         self._inner = str(inner)
@@ -54,50 +54,50 @@ class ObjectFolder:
         return f"{self.url}/{name}"
 
     def put(self, file: Path, name: str) -> None:
-        """Copy a file of this machine there."""
-        with self._worded(name, "written"):
-            self._fs.put_file(str(file), self._place(name))
+        """Copy a file from this machine to the object `name`."""
+        with self._convert_errors(name, "written"):
+            self._fs.put_file(str(file), self._object_path(name))
             if (size := self.size(name)) != file.stat().st_size:
-                raise NemotronError(f"{self.at(name)} has {size} bytes after {file} was copied there.")
+                raise NemotronError(f"{self.at(name)} has {size} bytes after {file} was copied to it.")
 
     def put_text(self, text: str, name: str) -> None:
         """Write an object of UTF-8 text."""
-        with self._worded(name, "written"):
-            self._fs.pipe_file(self._place(name), text.encode("utf-8"))
+        with self._convert_errors(name, "written"):
+            self._fs.pipe_file(self._object_path(name), text.encode("utf-8"))
 
     def size(self, name: str) -> int | None:
-        """An object's size in bytes; None where there is none."""
-        with self._worded(name, "read"):
-            self._fs.invalidate_cache()  # of listings: another machine may have written it
+        """An object's size in bytes; None if it does not exist."""
+        with self._convert_errors(name, "read"):
+            self._fs.invalidate_cache()  # the cached listings: another machine may have written the object
             try:
-                return int(self._fs.info(self._place(name))["size"])
+                return int(self._fs.info(self._object_path(name))["size"])
             except FileNotFoundError:
                 return None
 
     def read(self, name: str) -> bytes | None:
-        """An object's content; None where there is none."""
-        with self._worded(name, "read"):
+        """An object's content; None if it does not exist."""
+        with self._convert_errors(name, "read"):
             try:
-                return bytes(self._fs.cat_file(self._place(name)))
+                return bytes(self._fs.cat_file(self._object_path(name)))
             except FileNotFoundError:
                 return None
 
     def get(self, name: str, file: Path) -> None:
-        """Copy an object to a file, which appears whole."""
+        """Copy an object to a file, atomically."""
         temporary = aside(file)
         try:
-            with self._worded(name, "read"):
-                self._fs.get_file(self._place(name), str(temporary))
+            with self._convert_errors(name, "read"):
+                self._fs.get_file(self._object_path(name), str(temporary))
             temporary.replace(file)
         finally:
             temporary.unlink(missing_ok=True)
         fsync_dir(file.parent)
 
-    def _place(self, name: str) -> str:
+    def _object_path(self, name: str) -> str:
         return f"{self._inner}/{name}"
 
     @contextmanager
-    def _worded(self, name: str, what: str) -> Iterator[None]:
+    def _convert_errors(self, name: str, what: str) -> Iterator[None]:
         try:
             yield
         except NemotronError:
@@ -110,9 +110,10 @@ class ObjectFolder:
 
 
 def local_copies(prefix: str, suffixes: Sequence[str], optional: Sequence[str] = ()) -> str:
-    """The prefix, on this machine, of copies of `<prefix><suffix>`; made once, and kept in the cache of NEMOTRON_HOME.
+    """Copy the objects `<prefix><suffix>` to the cache in $NEMOTRON_HOME, unless they are in it; returns the prefix of
+    the copies.
 
-    Of the processes of a machine that ask at once, one copies. Raises NemotronError for an object that isn't there.
+    If several processes of a machine call it at once, one copies. Raises NemotronError if an object does not exist.
     """
     url, _, name = prefix.rpartition("/")
     folder = nemotron_home() / "cache" / "objects" / hashlib.sha256(url.encode("utf-8")).hexdigest()[:16]
@@ -128,7 +129,7 @@ def local_copies(prefix: str, suffixes: Sequence[str], optional: Sequence[str] =
                     file.unlink()
             elif size is None:
                 raise NemotronError(f"{prefix}{suffix}: there is no such object.")
-            # A record is small, and says what the others hold: it is always the newest.
+            # A record is small and describes the others: it is always copied again.
             elif suffix in optional or not file.is_file() or file.stat().st_size != size:
                 store.get(f"{name}{suffix}", file)
     finally:

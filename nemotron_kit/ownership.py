@@ -1,4 +1,4 @@
-"""Checks who owns a file: files that another user owns, or that everybody may write, are neither read as config nor
+"""Checks the owner of a file: files that another user owns, or that everybody may write, are neither read as config nor
 executed.
 
 root, and under sudo the calling user, are trusted. A folder that is writable for a group is trusted: teams share such
@@ -13,9 +13,9 @@ import stat
 
 
 def untrusted_reason(path: str | os.PathLike[str]) -> str | None:
-    """Why the file at `path` can't be trusted ("belongs to another user (uid 12)"); None where it can.
+    """Why the file at `path` can't be trusted ("belongs to another user (uid 12)"); None if it can.
 
-    Of a link, both the link and its target are checked. OSError where there is no file.
+    For a link, both the link and its target are checked. Raises OSError if there is no file.
     """
     found = os.stat(path)
     for owner in (found.st_uid, os.lstat(path).st_uid):
@@ -27,15 +27,15 @@ def untrusted_reason(path: str | os.PathLike[str]) -> str | None:
 
 
 def untrusted_code_reason(folder: str | os.PathLike[str]) -> str | None:
-    """Why a folder of Python code can't be trusted: a sentence that names the first such path; None where it can."""
+    """Why a folder of Python code can't be trusted, as a sentence that names the first such path; None if it can."""
     folder = os.path.abspath(folder)  # noqa: PTH100
     for path in (os.path.dirname(folder), folder):  # noqa: PTH120
         if why := untrusted_reason(path):
             return f"{path} {why}"
-    for place, folders, files in os.walk(folder):
+    for parent, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in (*folders, *(name for name in files if name.endswith((".py", ".pyc", ".so")))):
-            path = os.path.join(place, name)
+            path = os.path.join(parent, name)
             if os.path.exists(path) and (why := untrusted_reason(path)):  # noqa: PTH110
                 return f"{path} {why}"
     return None

@@ -41,5 +41,5 @@ def polls(pace: Pace | float, *, within: float) -> Iterator[None]:
 
 
 def until(condition: Callable[[], bool], pace: Pace | float, *, within: float) -> bool:
-    """Wait until `condition()` holds; whether it does, within so many seconds."""
+    """Poll until `condition()` is true, at most `within` seconds; returns whether it became true."""
     return any(condition() for _ in polls(pace, within=within))

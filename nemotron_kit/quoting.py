@@ -23,25 +23,25 @@ _QUOTED = re.compile(r"'((?:[^'\\]|\\.)*)'\Z|\"((?:[^\"\\]|\\.)*)\"\Z", re.DOTAL
 
 
 def hydra_quoted(text: str) -> str:
-    """`text` in quotes, as Hydra reads them: quotes escaped, and the backslashes that stand before a quote or the end
-    doubled; a backslash elsewhere stands for itself."""
+    """`text` in quotes, as Hydra reads them: quotes are escaped, and backslashes before a quote or the end are doubled;
+    other backslashes are literal."""
     body = re.sub(r"(\\*)('|\Z)", lambda run: run[1] * 2 + ("\\'" if run[2] else ""), text)
     return f"'{body}'"
 
 
 def hydra_text(text: str) -> str:
-    """`text` so that Hydra reads that string: bare where it can't be read as anything else, else quoted."""
+    """`text` in Hydra's grammar as a string: quoted only if it could be read as something else."""
     return text if _PLAIN.match(text) and text.lower() not in _KEYWORDS else hydra_quoted(text)
 
 
 def hydra_number(text: str) -> str:
-    """A number, `null`, or a sweep such as `1,2` and `range(1,5)` as it stands; anything else as a string, which the
-    field's type then refuses by its own name."""
+    """A number, `null`, or a sweep such as `1,2` and `range(1,5)` unchanged; other text as a string, for which the
+    field's type then gives the error."""
     return text if _SWEEP.match(text) else hydra_quoted(text)
 
 
 def hydra_untyped(text: str) -> str:
-    """A value whose type nothing declares: a list, dict, number, boolean or null as Hydra reads it, else a string."""
+    """A value of unknown type: a list, dict, number, boolean or null if Hydra reads it as one, else a string."""
     bracketed = text[:1] + text[-1:] in ("[]", "{}")
     return text if bracketed or _WORD.match(text) else hydra_text(text)
 
@@ -69,7 +69,7 @@ def hydra_data(value: Any) -> str:
 
 
 def _hydra_key(key: Any) -> str:
-    """A mapping's key: Hydra reads no quotes there, but escapes."""
+    """A mapping's key, in which Hydra reads escapes, but no quotes."""
     if not isinstance(key, str):
         return hydra_data(key)
     escaped = re.sub(r"[\\()\[\]{}:=, \t]", r"\\\g<0>", key)
@@ -78,12 +78,12 @@ def _hydra_key(key: Any) -> str:
     return escaped
 
 
-def hydra_unquoted(word: str) -> str | None:
-    """The text that an override's value stands for when it is one plain word or one quoted string, else None."""
-    match = _QUOTED.match(word)
+def hydra_unquoted(value: str) -> str | None:
+    """The string that an override's value denotes, if it is one plain word or one quoted string; else None."""
+    match = _QUOTED.match(value)
     if match is None:
-        return word if _SIMPLE.match(word) else None
-    quote, body = word[0], match[1] if word[0] == "'" else match[2]
+        return value if _SIMPLE.match(value) else None
+    quote, body = value[0], match[1] if value[0] == "'" else match[2]
     return re.sub(rf"(\\+)({quote}|\Z)", lambda run: run[1][: len(run[1]) // 2] + run[2], body)
 
 
@@ -91,12 +91,12 @@ _BEFORE_INTERPOLATION = re.compile(r"(\\*)\$\{")
 
 
 def omegaconf_escaped(text: str) -> str:
-    """`text` as a value in which OmegaConf reads no interpolation: `${` is written `\\${`."""
+    """`text` with its interpolations escaped for OmegaConf: `${` becomes `\\${`."""
     return _BEFORE_INTERPOLATION.sub(lambda found: found[1] * 2 + "\\${", text)
 
 
 def omegaconf_unescaped(text: str) -> str:
-    """The text that a value stands for whose interpolations are all escaped."""
+    """The inverse of `omegaconf_escaped`."""
     return _BEFORE_INTERPOLATION.sub(
         lambda found: "\\" * (len(found[1]) // 2) + "${" if len(found[1]) % 2 else found[0], text
     )
@@ -114,7 +114,7 @@ def refers(text: str) -> bool:
 
 
 def expanded(text: str, variables: Mapping[str, str]) -> str:
-    """`text` with each `$NAME` replaced by that variable, by nothing where there is none."""
+    """`text` with each `$NAME` replaced by the variable's value, or by nothing if it is not set."""
     return _REFERENCE.sub(
         lambda m: m[0][1:] if m["escape"] else variables.get(m["plain"] or m["braced"], ""),
         text,
@@ -122,7 +122,7 @@ def expanded(text: str, variables: Mapping[str, str]) -> str:
 
 
 def shell_word(text: str) -> str:
-    """`text` as a word of a shell script in which only variable references keep their meaning."""
+    """`text` quoted as one word of a shell script, in which only references to variables are expanded."""
     words, end = [], 0
     for match in _REFERENCE.finditer(text):
         if match.start() > end:

@@ -160,8 +160,7 @@ def init_wandb_from_env() -> Any:
 
 
 def _load(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], list[str], Spelled]:
-    """A file's values, which of the overrides have chosen an option of one of its groups, and how the file writes what
-    may be text."""
+    """(a file's values, the overrides that chose options of its groups, the spellings of values that may be text)."""
     values, spelled = load_with_spelling(path)
     # Composed by Hydra over its siblings only where it asks for that: Hydra's import costs more than the file.
     return compose_file(path, overrides) if "defaults" in values else (values, [], spelled)
@@ -172,7 +171,7 @@ _wandb: dict[str, Any] = {}
 
 
 def _without_wandb(raw: dict[str, Any], cls: type) -> dict[str, Any]:
-    """The config without a `wandb` block that is no field of the dataclass: it is about tracking."""
+    """The config without its `wandb` block, unless the dataclass has a field of that name: it is about tracking."""
     from omegaconf import OmegaConf
 
     moved = with_wandb(raw, cls)
@@ -184,8 +183,8 @@ def _without_wandb(raw: dict[str, Any], cls: type) -> dict[str, Any]:
 
 
 def _piped(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """The artifacts that the step before pipes into a script started by hand, for the inputs that its command line
-    leaves open."""
+    """The artifacts that the previous step pipes into a script that was not started by the launcher, for the inputs
+    that its command line does not set."""
     if os.environ.get("NEMOTRON_RUN_ID"):  # a job's inputs were pinned at its launch
         return {}
 
@@ -194,7 +193,8 @@ def _piped(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def _from_the_kit() -> set[str]:
-    """`+key=…` on the launcher's command line: the worker names them, since the config file already holds them."""
+    """The keys added by `+key=…` on the launcher's command line; the worker passes them, as they are in the config file
+    already."""
     return {key for key in os.environ.get("NEMOTRON_ADDED_KEYS", "").split(",") if key}
 
 

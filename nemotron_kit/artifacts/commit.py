@@ -44,7 +44,7 @@ from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.files import DAY_S, REMOVED, fsync_dir, sync_file_system, synced_later
 from nemotron_kit.home import moved
 
-# The largest file that a list reads to tell whether it is as saved, in bytes.
+# The largest file (bytes) that a listing reads to find out whether it is unchanged.
 _LARGE = 64 << 20
 
 
@@ -56,7 +56,7 @@ def require_unchanged(store: Store, record: ArtifactVersion, *, deep: bool = Fal
     """
     root = Path(record.root)
     stamps = {} if deep else store.stamps(record.name, record.version)
-    change = first_change(root, record.files, seen=stamps, deep=deep)
+    change = first_change(root, record.files, stamps=stamps, deep=deep)
     if change is None and "type" in record.document:
         change = _metadata_change(store, root, record)
     if change is not None:
@@ -65,14 +65,14 @@ def require_unchanged(store: Store, record: ArtifactVersion, *, deep: bool = Fal
 
 
 def files_status(store: Store, record: ArtifactVersion) -> str:
-    """The state of a version's files for a listing: "" if they are as saved, else `gone`, `changed`, or `other times`,
-    where a large file has the recorded size but another mtime and only reading it (`--verify`) can decide."""
+    """The state of a version's files for a listing: "" if they are unchanged, else `gone`, `changed`, or `other times`:
+    a large file has the recorded size but another mtime, so only reading it (`--verify`) can decide."""
     root = Path(record.root)
     if not root.exists():
         return "gone"
     stamps = store.stamps(record.name, record.version)
     large = {entry.path: (entry.stamp, stamps.get(entry.path)) for entry in record.files if entry.size > _LARGE}
-    if first_change(root, record.files, seen=stamps, unread=large) is not None:
+    if first_change(root, record.files, stamps=stamps, unread=large) is not None:
         return "changed" if all((root / entry.path).exists() for entry in record.files) else "gone"
     try:
         if "type" in record.document and _metadata_change(store, root, record) is not None:
@@ -86,9 +86,9 @@ def files_status(store: Store, record: ArtifactVersion) -> str:
 def describe_versions(versions: list[int], aliases: Mapping[str, int]) -> str:
     """A sentence that lists the versions and aliases of a name: `It has v0 to v4; aliases: prod (v2).`"""
     contiguous = len(versions) > 2 and versions == list(range(versions[0], versions[-1] + 1))
-    shown = f"v{versions[0]} to v{versions[-1]}" if contiguous else ", ".join(f"v{v}" for v in versions[-12:])
+    listed = f"v{versions[0]} to v{versions[-1]}" if contiguous else ", ".join(f"v{v}" for v in versions[-12:])
     named = ", ".join(f"{alias} (v{version})" for alias, version in sorted(aliases.items()))
-    return f"It has {shown}; aliases: {named}." if named else f"It has {shown}, and no alias but latest."
+    return f"It has {listed}; aliases: {named}." if named else f"It has {listed}, and no alias but latest."
 
 
 def _metadata_change(store: Store, root: Path, record: ArtifactVersion) -> str | None:
@@ -97,11 +97,11 @@ def _metadata_change(store: Store, root: Path, record: ArtifactVersion) -> str |
         return f"{METADATA} is missing"
     if store.home:
         document = moved(document, record.moved_from, store.home)
-    there, recorded = located_in(root, document), located_in(root, record.document)
+    located, recorded = located_in(root, document), located_in(root, record.document)
     for key in ("type", *record.fields):
-        now, then = there.get(key), recorded.get(key)
+        now, then = located.get(key), recorded.get(key)
         if now != then and canonical(now) != canonical(then):  # NaN differs from itself
-            return f"{METADATA} says {key} {_short(now)}, not {_short(then)}"
+            return f"{METADATA} has {key} {_short(now)}, not {_short(then)}"
     return None
 
 
@@ -142,7 +142,7 @@ def _short(value: Any) -> str:
 
 FOLDER = "index"
 _COMPLETE, _NEWEST = "complete", "newest"
-# A hint that is further behind than this is no help.
+# How many numbers are tried after the recorded newest one before all versions are listed.
 _FAR = 64
 
 
@@ -155,10 +155,10 @@ class ContentIndex:
         self._folder = store.folder(name) / FOLDER
 
     def versions_of(self, digest: str) -> list[int]:
-        """The versions that may have this content, newest first. Makes the index, if there is none."""
+        """The versions that may have this content, newest first. Builds the index if there is none."""
         if not (self._folder / _COMPLETE).exists():
             self._make()
-        # Opening a folder makes a file server's client forget which names were not there a moment ago.
+        # Opening the folder makes an NFS client drop its cache of names that did not exist.
         with contextlib.suppress(OSError):
             os.close(os.open(self._folder, os.O_RDONLY))
         try:
@@ -175,7 +175,7 @@ class ContentIndex:
         fsync_dir(folder)
 
     def next_number(self) -> int:
-        """The lowest number that no version has, or had."""
+        """The lowest number above all that versions have or had."""
         number = self._hint()
         if number is not None:
             for candidate in range(number + 1, number + _FAR):
@@ -186,7 +186,7 @@ class ContentIndex:
     def note_newest(self, version: int) -> None:
         """Record where the search for the next number may begin. Not synced: a wrong value only costs time."""
         file, aside = self._folder / _NEWEST, self._folder / f".tmp-{os.urandom(8).hex()}"
-        with contextlib.suppress(OSError):  # the next save lists the versions then
+        with contextlib.suppress(OSError):  # then the next save lists the versions
             touch(aside, self._store.modes, f"{version}\n")
             aside.replace(file)
 
@@ -203,7 +203,7 @@ class ContentIndex:
         make_below(self._store.folder(self._name), self._folder, self._store.modes)
         with synced_later():
             for version in self._store.versions(self._name):
-                with contextlib.suppress(DamagedRecordError):  # it equals nothing
+                with contextlib.suppress(DamagedRecordError):  # a damaged version equals no content
                     self.announce(self._store.record(self._name, version).digest, version)
         sync_file_system(self._folder)
         touch(self._folder / _COMPLETE, self._store.modes)
@@ -211,8 +211,8 @@ class ContentIndex:
 
 
 logger = logging.getLogger(__name__)
-# How long a folder that is not there may take to come back, in seconds: `runs rm` puts back what it may not remove. The
-# last holds while the removal goes on.
+# How long to wait for a missing folder to reappear, in seconds: `runs rm` restores what it may not remove. The last one
+# only applies while a removal is in progress.
 _PAUSES = (0.05, 0.2, 0.5, 30.0)
 _STEP = 0.25
 
@@ -224,7 +224,7 @@ def commit(store: Store, draft: Draft, hash_limit: int | None) -> ArtifactVersio
     or disappears during the commit, NemotronError if the registry can't be written (no partial version is visible then)
     or has been moved.
     """
-    folder_id = _place(draft.root)
+    folder_id = _folder_id(draft.root)
     files = scan(draft.root, hash_limit, draft.sums)
     with writing_to(store.root):
         ensure_registry(store)
@@ -237,17 +237,17 @@ def commit(store: Store, draft: Draft, hash_limit: int | None) -> ArtifactVersio
 
 
 def note_run(store: Store, name: str, run: str, version: int) -> None:
-    """Make `Name@run:RUN` refer to a version. Does nothing if the text is no run id."""
+    """Make `Name@run:RUN` refer to a version. Does nothing if `run` is not a run id."""
     if SLUG.match(run) and run != "local":
         replace_checksummed(store.folder(name) / "runs" / run, pointer_document(name, run, version), store.modes)
 
 
 def _collect(store: Store, name: str) -> None:
-    """Once a day, remove what killed writers of this name left behind. Not more often: the search takes time
-    proportional to the number of versions."""
+    """Once a day, remove the leftovers of killed writers of this name; the search takes time proportional to the number
+    of versions."""
     folder = store.folder(name)
     done = folder / "index" / "collected"
-    with contextlib.suppress(OSError):  # best effort: only a cleaning is skipped
+    with contextlib.suppress(OSError):  # only the cleaning is skipped
         if not done.exists() or time.time() - done.stat().st_mtime > DAY_S:
             touch(done, store.modes)
             os.utime(done)
@@ -255,8 +255,8 @@ def _collect(store: Store, name: str) -> None:
                 collect_garbage(each, DAY_S)
 
 
-def _place(root: Path) -> tuple[int, int] | None:
-    """(device, inode) of the folder at `root`; None if there is none."""
+def _folder_id(root: Path) -> tuple[int, int] | None:
+    """(device, inode) of the folder at `root`; None if it does not exist."""
     try:
         info = root.stat()
     except OSError:
@@ -273,7 +273,7 @@ def require_registered(store: Store, pin: Pin) -> None:
             return
     raise NemotronError(
         f"The artifact registry {store.root} was moved or removed while {pin.label} was being saved.",
-        hint="Save again: where it is now, or at its old path.",
+        hint="Save again, to the registry's new path or after moving it back.",
     )
 
 
@@ -284,9 +284,9 @@ def _being_removed(root: Path) -> bool:
 
 
 def _withdraw(number: int, opened: int) -> None:
-    """Remove a version that this process committed and whose files are gone; its number is not used again. `opened` is
-    a descriptor of the name's folder, which may have been moved."""
-    with contextlib.suppress(OSError):  # then it is listed as gone
+    """Drop a version that this process committed and whose files were removed; its number is not used again. `opened`
+    is a descriptor of the name's folder, which may have been moved."""
+    with contextlib.suppress(OSError):  # then listings mark its files as gone
         os.rename(f"v{number}", f"{DROPPED}v{number}", src_dir_fd=opened, dst_dir_fd=opened)
         os.fsync(opened)
 
@@ -297,7 +297,7 @@ def ensure_registry(store: Store) -> None:
         return
     import uuid
 
-    if store.stood:  # do not recreate a home that was moved meanwhile
+    if store.folder_existed:  # do not recreate a home that was moved meanwhile
         make_below(store.root.parent, store.root, store.modes)
     else:
         make_folder(store.root, store.modes)
@@ -338,27 +338,27 @@ class _Commit:
     def _run(self, folder: Path, opened: int) -> ArtifactVersion:
         mark = os.urandom(16).hex()
         contents = ContentIndex(self.store, self.draft.name)
-        number = contents.next_number()  # before the look at the contents: every lower one is seen then
+        number = contents.next_number()  # first, so that versions_of finds every version with a lower number
         candidates: Iterable[int] = contents.versions_of(self.digest)
         with staged(folder, self.store.modes) as stage:
             while True:
                 existing = self._equal(candidates, number)
                 if existing is not None:
-                    self._require_in_place()
+                    self._require_files()
                     return existing
                 contents.announce(self.digest, number)
                 record = self._record(number, mark)
                 self.store.write_record(stage / RECORD, record)
-                self._require_in_place()
+                self._require_files()
                 if publish(stage, folder / f"v{number}") or self._is_mine(number, mark):
                     try:
                         contents.note_newest(number)
-                        self._require_in_place()
+                        self._require_files()
                     except ArtifactChangedError:
                         _withdraw(number, opened)
                         raise
                     return record
-                # The version that took the number may have this content: it is compared, whatever the index contains.
+                # The version that took the number may have this content: compare it, also if the index lacks it.
                 taken, number = number, contents.next_number()
                 candidates = range(number - 1, taken - 1, -1)
 
@@ -368,12 +368,12 @@ class _Commit:
         folder = self.store.folder(self.draft.name)
         for version in candidates:
             record = self._read(version)
-            if record and record.digest == self.digest and self._still_there(record):
+            if record and record.digest == self.digest and self._is_loadable(record):
                 above = (n for n in range(number - 1, version, -1) if (folder / f"v{n}").exists())
                 newest = next(above, None)
                 if newest is None:
                     return record
-                lost = self._loss(newest)
+                lost = self._why_unreadable(newest)
                 if lost is None:
                     logger.warning("%s has this content already; latest stays v%d.", record.pin.label, newest)
                     return record
@@ -381,56 +381,56 @@ class _Commit:
                 return None
         return None
 
-    def _loss(self, version: int) -> str | None:
+    def _why_unreadable(self, version: int) -> str | None:
         """Why the version can't be read; None if it can be."""
         record = self._read(version)
         if record is None:
             return f"v{version}, the newest, is damaged"
-        change = first_change(Path(record.root), record.files, seen=self.store.stamps(record.name, version))
+        change = first_change(Path(record.root), record.files, stamps=self.store.stamps(record.name, version))
         return None if change is None else f"v{version}, the newest, can't be read: {change}"
 
     def _read(self, version: int) -> ArtifactVersion | None:
         try:
             return self.store.record(self.draft.name, version)
-        except ArtifactVersionNotFoundError:  # announced, by a writer that died
+        except ArtifactVersionNotFoundError:  # announced by a writer that was killed
             return None
         except DamagedRecordError as error:
-            logger.warning("%s It is left alone, and a new version is made.", error.message)
+            logger.warning("%s It is not changed, and a new version is made.", error.message)
             return None
 
-    def _still_there(self, record: ArtifactVersion) -> bool:
+    def _is_loadable(self, record: ArtifactVersion) -> bool:
         """Whether a version with equal content can be loaded. If its files are in the draft's folder, their new time
         stamps are recorded."""
         stamps = self.store.stamps(record.name, record.version)
         if record.root != str(self.draft.root):
-            return first_change(Path(record.root), record.files, seen=stamps) is None
+            return first_change(Path(record.root), record.files, stamps=stamps) is None
         now = {entry.path: entry.stamp for entry in self.files}
         if now != {**{entry.path: entry.stamp for entry in record.files}, **stamps}:
             file = self.store.folder(record.name) / "stamps" / f"v{record.version}"
             replace_checksummed(file, {"files": {path: list(stamp) for path, stamp in now.items()}}, self.store.modes)
         return True
 
-    def _require_in_place(self) -> None:
+    def _require_files(self) -> None:
         """Raise ArtifactChangedError if the files were removed or moved during the commit (`runs rm`, a moved folder).
 
         A removal renames the run's folder first and restores it if a version inside it has appeared by then; a commit
         checks, after its version has appeared, that the files still exist. So the two can't both succeed.
         """
-        gone = self._gone()
+        gone = self._missing_file()
         for pause in _PAUSES:
             end = time.monotonic() + pause
             while gone is not None and time.monotonic() < end and (pause <= 1 or _being_removed(self.draft.root)):
                 time.sleep(min(pause, _STEP))
-                gone = self._gone()
+                gone = self._missing_file()
         if gone is not None:
             raise ArtifactChangedError(
                 f"{gone} was removed while the artifact was being saved.",
-                hint="Nothing was registered. Make the files again, and save.",
+                hint="Nothing was registered. Write the files again, and save.",
             )
 
-    def _gone(self) -> Path | None:
+    def _missing_file(self) -> Path | None:
         root = self.draft.root
-        if _place(root) != self.folder_id:
+        if _folder_id(root) != self.folder_id:
             return root
         return next((root / e.path for e in self.files if not os.path.lexists(root / e.path)), None)
 

@@ -25,16 +25,16 @@ class ArtifactEntry:
     aliases: dict[str, int] = field(default_factory=dict)
 
     def latest_version(self) -> ArtifactVersion | None:
-        """The newest version; None if there is none."""
+        """The newest version; None if there are none."""
         return max(self.versions, key=lambda record: record.version, default=None)
 
     def get_version(self, version: int) -> ArtifactVersion | None:
-        """Version `version`; None if there is none."""
+        """Version `version`; None if it does not exist."""
         return next((record for record in self.versions if record.version == version), None)
 
 
 class ArtifactRegistry:
-    """Publish folders, resolve names to paths. With backend "wandb", versions are local and saves go to W&B as well."""
+    """Publishes folders and resolves names to paths. With backend "wandb", saves are also logged to W&B."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class ArtifactRegistry:
         return ArtifactEntry(slug, [self.local.record(slug, version) for version in versions], aliases)
 
     def alias(self, name: str, alias: str, version: int) -> None:
-        """Make an alias stand for a version."""
+        """Make an alias refer to a version."""
         self.local.set_alias(name, alias, version)
 
     def list(self) -> list[str]:

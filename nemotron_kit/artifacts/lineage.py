@@ -1,6 +1,6 @@
-"""Lineage: what a job read and wrote, in its folder's `artifacts.json`.
+"""Lineage: the artifacts that a job read and saved, in its folder's `artifacts.json`.
 
-The processes of a job may save at the same time, so each save is a file of its own in `artifacts.d`. `artifacts.json`
+The processes of a job may save at the same time, so each save is a separate file in `artifacts.d`. `artifacts.json`
 is updated after each save; readers join the two.
 
     {"inputs": {"data": PIN}, "outputs": [PIN, …]}
@@ -30,9 +30,9 @@ FILE = "artifacts.json"
 SAVES = "artifacts.d"
 
 # One process can run several jobs after another (a sweep on this machine): each job's folder has its own inputs.
-_read_here: dict[str, list[Pin]] = {}
+_inputs_by_job: dict[str, list[Pin]] = {}
 _lock = threading.Lock()
-# The inputs of what runs in this process without a job's folder.
+# The inputs of a command that runs in this process without a job's folder.
 _given: list[dict[str, Pin]] = []
 
 
@@ -60,9 +60,9 @@ def run_id() -> str | None:
 
 
 def record_input(pin: Pin) -> None:
-    """Record that this process read an artifact: whatever it saves afterwards lists it as an input."""
+    """Record that this process read an artifact: artifacts that it saves afterwards have it as an input."""
     with _lock:
-        pins = _read_here.setdefault(_job(), [])
+        pins = _inputs_by_job.setdefault(_job(), [])
         if pin not in pins:
             pins.append(pin)
 
@@ -91,7 +91,7 @@ def inputs() -> tuple[Pin, ...]:
     duplicates."""
     found = list(job_inputs().values())
     with _lock:
-        found += _read_here.get(_job(), [])
+        found += _inputs_by_job.get(_job(), [])
     return tuple(dict.fromkeys(found))
 
 
@@ -102,7 +102,7 @@ def record_output(pin: Pin) -> None:
         require_job_folder(f"{pin.label} is not among its outputs")
         return
     with _lock:
-        known = _job_artifacts()  # a damaged list is an error, and never written over
+        known = _job_artifacts()  # raises an error for a damaged list, which is never overwritten
         if pin.to_dict() in known["outputs"]:
             return
         saves = folder / SAVES
@@ -116,8 +116,8 @@ def record_output(pin: Pin) -> None:
 
 
 def _list_saves(folder: Path) -> None:
-    """Update artifacts.json from artifacts.d. With several writers, the last one to rename its list looks at the folder
-    once more, so no save is left out."""
+    """Update artifacts.json from artifacts.d. Each writer reads the folder again after it has renamed its list, so with
+    several writers no save is missing."""
     while True:
         document, missing = _job_artifacts(), []
         listed = {_mark(pin) for pin in document["outputs"]}
@@ -154,7 +154,7 @@ def _job() -> str:
 def forget_inputs() -> None:
     """Forget what this process loaded outside of any job (for tests)."""
     with _lock:
-        _read_here.clear()
+        _inputs_by_job.clear()
 
 
 def _job_artifacts() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The manifest of an artifact's files (path, size, sha256), and JSON documents that carry their own checksum.
+"""The manifest of an artifact's files (path, size, sha256), and JSON documents with a checksum in them.
 
 An artifact's digest is computed from its manifest; a changed file is found by its size, times and hash.
 """
@@ -23,7 +23,7 @@ from nemotron_kit.lazy import Value
 
 METADATA = "metadata.json"
 
-# What a killed writer and an NFS client leave behind is no content.
+# Leftovers of killed writers and of NFS clients, which are not part of the content.
 _DEBRIS = re.compile(r"\..+\.[0-9]+\.[0-9a-f]{8}\.tmp\Z|\.nfs[0-9a-fA-F]+\Z")
 # A file system stamps files by a coarse clock (4 to 10 ms); younger files could change under an unchanged stamp.
 _SETTLE_NS = 20_000_000
@@ -99,17 +99,17 @@ def sha256_files(paths: Sequence[Path], total_bytes: int) -> list[str]:
 
 
 def _walked_folder(folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> dict[str, FileInfo]:
-    here, files = _inode(folder), {}
+    inode, files = _inode(folder), {}
     with os.scandir(folder) as entries:
         for entry in entries:
             path = prefix + entry.name
             if path == METADATA or _DEBRIS.match(entry.name):
                 continue
             found = file_info(entry.path)
-            if found is None and _inode(entry.path) in (*above, here):
+            if found is None and _inode(entry.path) in (*above, inode):
                 files[path] = FileInfo(0, 0, 0, os.readlink(entry.path))  # noqa: PTH115
             elif found is None:
-                files.update(_walked_folder(entry.path, path + "/", (*above, here)))
+                files.update(_walked_folder(entry.path, path + "/", (*above, inode)))
             elif found is not _SPECIAL:
                 files[path] = found
     return files
@@ -189,7 +189,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return document
 
 
-# Between the looks at files that change, in seconds.
+# Seconds between the scans of files that change.
 _PAUSES = (0.1, 0.2, 0.4, 0.8)
 
 
@@ -216,7 +216,7 @@ class FileEntry(Value):
 
     @property
     def stamp(self) -> Stamp:
-        """What a stat of the unchanged file shows."""
+        """The (size, mtime, ctime) of the unchanged file."""
         return (self.size, self.mtime_ns, self.ctime_ns)
 
     def to_list(self) -> list[Any]:
@@ -256,7 +256,7 @@ def scan(
         found = _walked(root)
         wait_for_fresh_stamps(found.values())
         known = _hashed(root, found, known, hash_limit, written)
-        written = {}  # of a file that changes meanwhile they are not
+        written = {}  # not used for files that change meanwhile
         changed = next(
             (name for name, file in found.items() if not file.link and file_info(str(root / name)) != file), None
         )
@@ -303,11 +303,11 @@ def first_change(
     root: Path,
     files: Sequence[FileEntry],
     *,
-    seen: Mapping[str, Stamp] | None = None,
+    stamps: Mapping[str, Stamp] | None = None,
     deep: bool = False,
     unread: Collection[str] = (),
 ) -> str | None:
-    """The first file that is not as recorded, with what is wrong with it; None if all are.
+    """A message about the first file that differs from its record; None if no file differs.
 
     A file whose size, mtime and ctime are those of the manifest (or of `seen`, a later look at equal content) is taken
     as unchanged; any other is hashed, and so is every file with `deep`; those in `unread` are only compared by size.
@@ -322,7 +322,7 @@ def first_change(
         return f"{error.filename} can't be read: {error.strerror}"
     for name in sorted(recorded.keys() | found.keys()):
         known = recorded[name].stamp if name in recorded else None
-        trusted: tuple[Stamp | None, ...] = () if deep else (known, (seen or {}).get(name))
+        trusted: tuple[Stamp | None, ...] = () if deep else (known, (stamps or {}).get(name))
         if name in unread and name in found:
             trusted = (*trusted, found[name].stamp)
         why = _difference(root / name, name, recorded.get(name), found.get(name), trusted)
@@ -340,7 +340,7 @@ def _difference(
     if now is None:
         return "is missing"
     if entry.link is not None or now.link is not None:
-        return None if entry.link == now.link else "leads elsewhere"
+        return None if entry.link == now.link else "is a link to another target"
     if now.size != entry.size:
         return f"has {now.size:,} bytes, not {entry.size:,}"
     if entry.sha256 is None:

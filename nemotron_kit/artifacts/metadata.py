@@ -1,4 +1,4 @@
-"""metadata.json: an artifact's own description, in its folder, or beside it where the artifact is a file.
+"""metadata.json: the description of an artifact, in its folder, or beside it if the artifact is a file.
 
 It has `path`, `type` (the class), `metadata` (typed fields and free entries), `created_at`, `producer` (a run id, or
 local), `tracking` (W&B's ids), `name` once it has been registered, the typed fields again at the top level, `sealed_by`
@@ -17,7 +17,7 @@ from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.files import collect_leftovers, read_regular, write_text
 
 _KINDS = {"type": str, "path": str, "metadata": dict}
-# By these bytes a file of ours is known that is not whole.
+# Bytes by which an incomplete metadata.json of ours is recognised: its beginning, and a field.
 _BEGINS, _MARKED = b'{\n "path": "', b'"sealed_by": "nemotron_kit"'
 
 
@@ -41,8 +41,8 @@ def read_document(folder: Path) -> dict[str, Any] | None:
 
 
 def is_ours(folder: Path) -> bool:
-    """Whether a save may replace metadata.json in `folder`: there is none, or it is an artifact's, written by
-    nemotron_kit (damaged, too) or by the reference implementation."""
+    """Whether a save may replace metadata.json in `folder`: it does not exist, or was written by nemotron_kit (also if
+    damaged) or by the reference implementation."""
     try:
         document = read_document(folder)
     except DamagedRecordError:
@@ -52,7 +52,7 @@ def is_ours(folder: Path) -> bool:
 
 
 def write_document(folder: Path, document: dict[str, Any]) -> None:
-    """Write metadata.json whole, with the permissions that the user's own files there get."""
+    """Write metadata.json atomically, with the permissions of the user's umask."""
     try:
         collect_leftovers(folder)
         write_text(folder / METADATA, render_checksummed({**document, **WRITER}), mode=0o666)
@@ -61,7 +61,7 @@ def write_document(folder: Path, document: dict[str, Any]) -> None:
 
 
 def absolute(path: str | os.PathLike[str]) -> Path:
-    """`path` with `~` and `..` taken out, links kept."""
+    """`path` as an absolute path without `~` and `..`; links are not resolved. Raises UserError for an invalid path."""
     try:
         full = Path(path).expanduser().absolute()
         return full.resolve() if ".." in full.parts else full
@@ -70,13 +70,14 @@ def absolute(path: str | os.PathLike[str]) -> Path:
 
 
 def path_pin(text: str | os.PathLike[str]) -> Pin:
-    """The pin of a plain path, its type and name read from its metadata.json where there is one."""
+    """The pin of a plain path, with type and name from its metadata.json if there is one. Raises
+    ArtifactNotFoundError."""
     path = absolute(text)
     try:
-        there = os.path.exists(path)  # noqa: PTH110
+        exists = os.path.exists(path)  # noqa: PTH110
     except ValueError:
-        there = False
-    if not there:
+        exists = False
+    if not exists:
         raise ArtifactNotFoundError(str(path), f"There is no file or folder {path}.")
     document = read_document(folder_of(path)) or {}
     name = document.get("name")

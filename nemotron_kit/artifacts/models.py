@@ -1,4 +1,4 @@
-"""The artifact classes: a path with typed, validated metadata. Nothing else here imports pydantic."""
+"""The artifact classes: a path with typed, validated metadata. No other module of this package imports pydantic."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from nemotron_kit.files import plain
 
 
 class TrackingInfo(BaseModel):
-    """Where a tracker (W&B) keeps the artifact."""
+    """The address of the artifact in a tracker (W&B)."""
 
     artifact_id: str | None = None
     artifact_type: str | None = None
@@ -58,7 +58,7 @@ class Artifact(BaseModel):
     _pin: Pin | None = PrivateAttr(default=None)
     _loaded: bool = PrivateAttr(default=False)
     _used_artifacts: list[str] = PrivateAttr(default_factory=list)
-    # Path in the folder → (size, sha256), of files that their writer has hashed: saving does not read them again.
+    # Path in the folder → (size, sha256) of files that were hashed when they were written: saving does not read them.
     _sums: dict[str, tuple[int, str]] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="before")
@@ -100,12 +100,11 @@ class Artifact(BaseModel):
 
     @property
     def art_path(self) -> str:
-        """The reference by which a later step names it: `art://Name:vN`, else `art://<name>`, else `art://<absolute
-        path>`."""
+        """The reference to it for a later step: `art://Name:vN`, else `art://<name>`, else `art://<absolute path>`."""
         return self.uri or f"art://{self.name or self.path.resolve()}"
 
     def get_input_uris(self) -> list[str]:
-        """The addresses of its inputs: what the job that saved it had read."""
+        """The references of its inputs: the artifacts that the job which saved it had read."""
         return list(self.tracking.used_artifacts) if self.tracking is not None else []
 
     def get_wandb_files(self) -> list[tuple[str, str]]:
@@ -115,7 +114,7 @@ class Artifact(BaseModel):
         return [(str(folder / name), name) for name in names if (folder / name).is_file()]
 
     def get_wandb_references(self) -> list[tuple[str, str]]:
-        """(uri, name) of what W&B only refers to: the folder, as `output`."""
+        """(uri, name) of the files that W&B stores by reference: the folder, as `output`."""
         return [(f"file://{self._get_output_dir().resolve()}", "output")]
 
     def _get_output_dir(self) -> Path:
@@ -147,7 +146,7 @@ class Artifact(BaseModel):
         return saving.from_uri(cls, uri)
 
     def to_json(self) -> str:
-        """One line of JSON by which another step finds it."""
+        """One line of JSON that describes it to another step: path, type, name, and version if it is registered."""
         return saving.to_json(self)
 
     def _document(self) -> dict[str, Any]:

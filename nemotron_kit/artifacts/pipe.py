@@ -1,4 +1,4 @@
-"""Artifacts from one step to the next through a pipe: one line of JSON, `{"slot": {"path": …, "type": …}}`."""
+"""Passes artifacts from one step to the next through a pipe: one line of JSON, `{"slot": {"path": …, "type": …}}`."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ MAX_BYTES = 16 << 20
 # The offset of the lock on the pipe identifies it as ours ("nemotron", as bytes).
 _LOCK_AT, _LOCK_BYTES = 0x6E656D6F, 8
 _FLOCK = "hhqqi4x"
-# How long two steps that were started together may be apart in saying so. Both are Python processes that start.
-_APART_SECONDS = 3.0
+# The time within which a step that was started together with this one announces itself: Python has to start.
+_ANNOUNCE_SECONDS = 3.0
 _TOGETHER_SECONDS = 10.0
 _LAUNCHERS = ("python", "pypy", "uv", "nemotron", "torchrun", "poetry", "pdm", "hatch", "pixi", "conda", "mamba", "env")
-# ssh's options, and a step in what it runs: neither a name that only begins so, nor a command that is no step.
+# ssh's options, for getopt; and a remote command that is a step: no longer name, and no command that isn't a step.
 _SSH_OPTIONS = "1246AaCfGgKkMNnqsTtVvXxYyB:b:c:D:E:e:F:I:i:J:L:l:m:O:o:P:p:Q:R:S:W:w:"
-_STEP_THERE = r"(?:^|[\s/;&|('\"])nemotron(?:_kit)?\s+(?!runs\b|artifacts\b|profiles\b|-)\w"
+_REMOTE_STEP = r"(?:^|[\s/;&|('\"])nemotron(?:_kit)?\s+(?!runs\b|artifacts\b|profiles\b|-)\w"
 
 
 def announce_step() -> None:
-    """Mark standard output, where it is a pipe, as written by a step, so that the next step waits for its artifacts.
+    """Mark standard output, if it is a pipe, as written by a step, so that the next step waits for its artifacts.
 
-    The mark is a lock (F_OFD_SETLK) on the pipe. Where the system has no such locks, nothing is marked.
+    The mark is a lock (F_OFD_SETLK) on the pipe. On a system without such locks, nothing is marked.
     """
     if _announced or not is_pipe(1):
         return
@@ -67,6 +67,7 @@ def withdraw_step() -> None:
 
 
 def is_pipe(descriptor: int) -> bool:
+    """Whether a file descriptor is a pipe; False for a closed one."""
     try:
         return stat.S_ISFIFO(os.fstat(descriptor).st_mode)
     except OSError:
@@ -76,7 +77,7 @@ def is_pipe(descriptor: int) -> bool:
 def from_step() -> str | None:
     """All output of the step that writes to standard input, once it has ended. Returns None, and reads nothing, if no
     step has marked the pipe and no ssh started together with this process runs one."""
-    if not is_pipe(0) or not (step_writes() or _is_carried() or _wait_for_step()):
+    if not is_pipe(0) or not (step_writes() or _is_written_over_ssh() or _wait_for_step()):
         return None
     return read_all()
 
@@ -101,10 +102,10 @@ def peek_input() -> tuple[bytes, bool]:
     return _peek_bytes(), bool(events & select.POLLHUP)
 
 
-def take(left: int) -> None:
-    """Consume `left` bytes of standard input: those that `peek_input` showed."""
-    while left > 0 and (chunk := os.read(0, left)):
-        left -= len(chunk)
+def consume(count: int) -> None:
+    """Read and drop `count` bytes of standard input: those that `peek_input` returned."""
+    while count > 0 and (chunk := os.read(0, count)):
+        count -= len(chunk)
 
 
 def step_writes() -> bool:
@@ -118,9 +119,9 @@ def step_writes() -> bool:
 
 
 def _wait_for_step() -> bool:
-    """Whether a step marks the pipe, now or within the few seconds in which one that was started together with this
-    process may still do so."""
-    until(lambda: step_writes() or any(peek_input()) or not _may_be_starting(), 0.02, within=_APART_SECONDS)
+    """Whether a step has marked the pipe, or does so within the few seconds in which a step that was started together
+    with this process may still announce itself."""
+    until(lambda: step_writes() or any(peek_input()) or not _may_be_starting(), 0.02, within=_ANNOUNCE_SECONDS)
     return step_writes()
 
 
@@ -153,7 +154,7 @@ def _may_be_starting() -> bool:
     return any(_launcher(pid) for pid in _started_together())
 
 
-def _is_carried() -> bool:
+def _is_written_over_ssh() -> bool:
     """Whether standard input is written by an ssh that was started together with this process and whose remote command
     is a step. That step's mark is on a pipe of the other machine, so the command line of ssh is read instead."""
     return any(_ssh_runs_step(pid) for pid in _started_together())
@@ -162,49 +163,49 @@ def _is_carried() -> bool:
 def _started_together() -> Iterator[int]:
     """The processes that write to standard input and were started together with this one. Parents of this process are
     left out; the result is empty if another process also holds this process's standard input."""
-    mine = os.fstat(0).st_ino
+    inode = os.fstat(0).st_ino
     above = list(_ancestors())
-    if any(_pipe_of(pid, 0) == mine and not _launcher(pid) for pid in above):
+    if any(_pipe_of(pid, 0) == inode and not _launcher(pid) for pid in above):
         return
-    started = [_started(pid) for pid in (os.getpid(), *above[:3]) if pid == os.getpid() or _pipe_of(pid, 0) == mine]
+    started = [_started(pid) for pid in (os.getpid(), *above[:3]) if pid == os.getpid() or _pipe_of(pid, 0) == inode]
     for pid in map(int, filter(str.isdigit, os.listdir("/proc") if sys.platform == "linux" else ())):  # noqa: PTH208
         together = pid not in (os.getpid(), *above) and _started(pid) > min(started) - _TOGETHER_SECONDS
-        if together and (_pipe_of(pid, 1) == mine or _ssh_writes(pid, mine)):
+        if together and (_pipe_of(pid, 1) == inode or _ssh_writes(pid, inode)):
             yield pid
 
 
 def _ssh_writes(pid: int, inode: int) -> bool:
     """Whether a process is an ssh that writes to this pipe: by another descriptor, once its session is open."""
-    if _ssh_words(pid) is None:
+    if _ssh_argv(pid) is None:
         return False
     found = _of_proc(lambda: list(map(int, os.listdir(f"/proc/{pid}/fd")))) or []  # noqa: PTH208
     return any(_pipe_of(pid, descriptor) == inode and _is_for_writing(pid, descriptor) for descriptor in found)
 
 
 def _is_for_writing(pid: int, descriptor: int) -> bool:
-    said = _of_proc(lambda: open(f"/proc/{pid}/fdinfo/{descriptor}").read()) or ""  # noqa: PTH123, SIM115
-    flags = re.search(r"^flags:\s*([0-7]+)", said, re.MULTILINE)
+    text = _of_proc(lambda: open(f"/proc/{pid}/fdinfo/{descriptor}").read()) or ""  # noqa: PTH123, SIM115
+    flags = re.search(r"^flags:\s*([0-7]+)", text, re.MULTILINE)
     return bool(flags and int(flags[1], 8) & (os.O_WRONLY | os.O_RDWR))
 
 
-def _ssh_words(pid: int) -> list[str] | None:
-    """The words of an ssh's command line; None of any other process."""
-    words = (_of_proc(lambda: open(f"/proc/{pid}/cmdline").read()) or "").split("\0")  # noqa: PTH123, SIM115
-    return words if os.path.basename(words[0]) == "ssh" else None  # noqa: PTH119
+def _ssh_argv(pid: int) -> list[str] | None:
+    """The arguments of an ssh process; None for any other process."""
+    argv = (_of_proc(lambda: open(f"/proc/{pid}/cmdline").read()) or "").split("\0")  # noqa: PTH123, SIM115
+    return argv if os.path.basename(argv[0]) == "ssh" else None  # noqa: PTH119
 
 
 def _ssh_runs_step(pid: int) -> bool:
-    words = _ssh_words(pid)
-    if words is None:
+    argv = _ssh_argv(pid)
+    if argv is None:
         return False
     from getopt import GetoptError, getopt
 
     try:
-        host, *rest = getopt(words[1:], _SSH_OPTIONS)[1]
+        host, *rest = getopt(argv[1:], _SSH_OPTIONS)[1]
         command = getopt(rest, _SSH_OPTIONS)[1]  # options may also follow the host
     except (GetoptError, ValueError):
         return False
-    return bool(host and re.search(_STEP_THERE, " ".join(command)))
+    return bool(host and re.search(_REMOTE_STEP, " ".join(command)))
 
 
 def _ancestors() -> Iterator[int]:
@@ -227,7 +228,7 @@ def _started(pid: int) -> float:
 
 
 def _pipe_of(pid: int, descriptor: int) -> int | None:
-    """The inode of the pipe that a process has there."""
+    """The inode of the pipe that a process has open as `descriptor`; None if that is no pipe."""
     name = _of_proc(lambda: os.readlink(f"/proc/{pid}/fd/{descriptor}"))  # noqa: PTH115
     return int(name[6:-1]) if name and name.startswith("pipe:[") else None
 
@@ -265,20 +266,21 @@ def parse_piped(text: str) -> dict[str, Entry]:
 
 
 def pick(piped: dict[str, Entry], *, slot: str | None = None, types: Collection[str] | None = None) -> Entry:
-    """The artifact of that slot, else the only one of these types (None: of any). UserError if there isn't just one."""
+    """The artifact of `slot`, else the only one of these types (None: of any). Raises UserError if there isn't exactly
+    one."""
     if slot is not None and slot in piped:
         return piped[slot]
     fitting = {name: entry for name, entry in piped.items() if types is None or entry.get("type") in types}
     if len(fitting) == 1:
         return next(iter(fitting.values()))
-    there = ", ".join(f"{name or '(one)'}: {entry.get('type', 'untyped')}" for name, entry in piped.items())
+    listed = ", ".join(f"{name or '(one)'}: {entry.get('type', 'untyped')}" for name, entry in piped.items())
     wanted = " or ".join(sorted(types)) if types else "artifact"
     count = "no" if not fitting else "more than one"
-    raise UserError(f"Standard input holds {count} {wanted}; it holds {there}.", hint="Name the one: --art.<slot>.")
+    raise UserError(f"Standard input holds {count} {wanted}; it holds {listed}.", hint="Name the one: --art.<slot>.")
 
 
 def pins_from_step(slots: Collection[str]) -> dict[str, Pin]:
-    """The pins of a script's inputs, where a step writes to its standard input (see `pipes`); {} without one."""
+    """The pins of a script's inputs, if a step writes to its standard input; else {}."""
     text = from_step() if slots else None
     if not text or not text.strip():
         return {}
@@ -363,6 +365,6 @@ def _print_json(document: dict[str, object]) -> None:
     try:
         print(json.dumps(document), flush=True)  # noqa: T201
     except BrokenPipeError:
-        # The reader is gone; the artifacts are saved. Python must not try to flush into the pipe once more at exit.
+        # The reader has ended; the artifacts are saved. Python must not try to flush into the pipe again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         print("The reader of the JSON on standard output has closed the pipe.", file=sys.stderr)  # noqa: T201

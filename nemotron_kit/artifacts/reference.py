@@ -115,7 +115,7 @@ def is_path(text: str) -> bool:
 
 
 def check_slug(text: str, what: str) -> str:
-    """`text` itself if it is a valid slug. Raises UserError, which says what a `what` may contain, if it is not."""
+    """Return `text` if it is a valid slug. Raises UserError otherwise; `what` is the kind of name in its message."""
     if not SLUG.match(text) or ".." in text:
         raise UserError(
             f"{text!r} is no {what}.",
@@ -136,7 +136,7 @@ def registry_name(name: str) -> str:
     if not isinstance(name, str) or ":" in name or "@" in name:
         raise UserError(
             f"{name!r} is no artifact name.",
-            hint="Saving gives the version; write the name alone, as in MyRecipe-data.",
+            hint="Write the name without a version, as in MyRecipe-data: saving assigns the version.",
         )
     return check_slug(_parse_name(name, name).slug, "artifact name")
 
@@ -194,11 +194,11 @@ def parse_override(
     *,
     aliases: Callable[[str], Collection[str]] = lambda _: (),
 ) -> Reference:
-    """Parse a reference relative to a default: `v10`, `10`, `:prod` and `@1f00` apply to the default's name; anything
-    with a name or a path is complete by itself.
+    """Parse a reference relative to a default: `v10`, `10`, `:prod` and `@1f00` apply to the default's name; a
+    reference with a name, or a path, is complete.
 
-    A bare name is an alias of the default's name if it has one of that name, else the name of an artifact.
-    `aliases(name)` lists a name's aliases; by default the local registry is asked.
+    A text without a mark is an alias of the default's name if it has such an alias, else the name of an artifact.
+    `aliases(name)` returns a name's aliases. Raises UserError.
     """
     base = Reference.parse(default) if isinstance(default, str) else default
     stripped = text.strip() if isinstance(text, str) else text
@@ -215,9 +215,7 @@ def parse_override(
 
 def _relative(part: Reference, base: Reference | None, text: str) -> Reference:
     if base is None or not base.name:
-        raise UserError(
-            f"{text!r} names a version but no artifact.", hint=f"Write it whole, as in Name{part.selector}."
-        )
+        raise UserError(f"{text!r} has a version but no name.", hint=f"Write the name, too, as in Name{part.selector}.")
     return replace(base, version=part.version, alias=part.alias, digest=part.digest, run=part.run)
 
 
@@ -239,14 +237,14 @@ class Pin(Value):
 
     @property
     def uri(self) -> str:
-        """The reference by which a later step names it: `art://Name:v3`, or `art://` and the path."""
+        """The reference to this pin for a later step: `art://Name:v3`, or `art://` and the path."""
         return f"art://{self.label}"
 
     def __fspath__(self) -> str:
         return self.path
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values, one a field."""
+        """The fields as JSON data."""
         return dict(vars(self))
 
     @classmethod

@@ -1,4 +1,4 @@
-"""The registry: references resolved, versions committed, aliases moved, versions verified."""
+"""The registry of artifacts: resolves references, commits and verifies versions, sets aliases."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def _choose(store: Store, ref: Reference, versions: list[int]) -> int:
     try:
         return store.pointer(ref.slug, "runs" if ref.run else "aliases", ref.run or ref.alias or "")
     except FileNotFoundError:
-        # A run that was killed before it recorded the pointer is still named in the version's record.
+        # A run that was killed before it wrote the pointer is named in the version's record.
         saved = (v for v, record in _readable(store, ref, versions) if ref.run and record.producer == ref.run)
         return max(saved, default=-1)
 
@@ -76,8 +76,8 @@ def _by_digest(store: Store, ref: Reference, versions: list[int]) -> int:
     digests = {v: record.digest for v, record in _readable(store, ref, versions)}
     found = {v: digest for v, digest in digests.items() if digest.startswith(ref.digest or "")}
     if len(set(found.values())) > 1:
-        shown = ", ".join(f"v{v} ({digest[:12]}…)" for v, digest in found.items())
-        raise UserError(f"{ref} is ambiguous: {shown}.", hint="Give more digits.")
+        listed = ", ".join(f"v{v} ({digest[:12]}…)" for v, digest in found.items())
+        raise UserError(f"{ref} is ambiguous: {listed}.", hint="Give more digits.")
     return max(found, default=-1)
 
 
@@ -90,7 +90,7 @@ def _readable(store: Store, ref: Reference, versions: list[int]) -> Iterator[tup
 
 def _no_such_name(store: Store, ref: Reference) -> ArtifactNotFoundError:
     where = f"in the registry {store.root}"
-    hint = sentence(nearest(ref.slug, store.names())) or "Nothing has been saved there yet."
+    hint = sentence(nearest(ref.slug, store.names())) or "Nothing has been saved in it yet."
     if ref.entity:
         message = f"No artifact is called {ref.slug!r} {where}, and {ref}, as W&B's entity/project/Name, needs W&B."
         return ArtifactNotFoundError(ref.slug, message, hint=f"Local names have no entity: {ref.name}. {hint}")
@@ -154,25 +154,24 @@ class LocalRegistry(Store):
         if pin.version is None:
             raise UserError(f"{pin.path} is not registered: there is nothing to compare it with.")
         if pin.registry != self.uuid:
-            here = self.uuid or "still empty"
+            uuid = self.uuid or "still empty"
             raise UserError(
-                f"{pin.label} was pinned in registry {pin.registry}, but the one at {self.root} is {here}.",
-                hint="Run where it was pinned, or resolve the name again here.",
+                f"{pin.label} was pinned in registry {pin.registry}, but the one at {self.root} is {uuid}.",
+                hint="Run with the registry in which it was pinned, or resolve the name again.",
             )
         record = self.record(pin.name, pin.version)
         if record.digest != pin.digest:
-            raise ArtifactChangedError(f"{pin.label} is {record.digest[:12]} here, but was pinned as {pin.digest}.")
+            raise ArtifactChangedError(f"{pin.label} is {record.digest[:12]}, but was pinned as {pin.digest}.")
         return record
 
     def commit(self, draft: Draft) -> Pin:
         """Register a version; identical content (files, type, typed fields) gives the existing one."""
-        _ = self.uuid  # known before the files are read: a registry that is moved away meanwhile is not begun anew
-
+        _ = self.uuid  # read first: a registry that is moved meanwhile must not be created again
         check_slug(draft.name, "artifact name")
         return commit(self, draft, self.hash_limit).pin
 
     def note_run(self, pin: Pin, run: str) -> None:
-        """Make `Name@run:RUN` refer to a version that another run saved, because that run would have saved the same."""
+        """Make `Name@run:RUN` refer to a version that another run saved, for a run that was skipped because of it."""
         record = self.record_of(pin)
         with writing_to(self.root):
             note_run(self, record.name, run, record.version)
@@ -194,8 +193,8 @@ class LocalRegistry(Store):
     def check_removable(
         self, reference: Reference | str, *, force: bool = False, without: Collection[str] = ()
     ) -> ArtifactVersion:
-        """The record of a version that nothing depends on. Raises UserError for one that another version was made from,
-        or that an alias names; those in `without` (labels) don't count, and with `force` none does."""
+        """The record of a version that can be removed. Raises UserError if another version was made from it, or an
+        alias names it; versions in `without` (labels) are ignored, and with `force` all are."""
         record = self.find(reference)
         pin = record.pin
         if not force:
@@ -208,15 +207,15 @@ class LocalRegistry(Store):
             ]
             aliases = [alias for alias, version in self.aliases(pin.name).items() if version == pin.version]
             if made:
-                shown = f"{', '.join(made[:6])}{', …' if len(made) > 6 else ''}"
-                raise UserError(f"{shown} {'was' if len(made) == 1 else 'were'} made from {pin.label}.", hint=_FORCE)
+                listed = f"{', '.join(made[:6])}{', …' if len(made) > 6 else ''}"
+                raise UserError(f"{listed} {'was' if len(made) == 1 else 'were'} made from {pin.label}.", hint=_FORCE)
             if aliases:
                 raise UserError(f"The alias {', '.join(aliases)} names {pin.label}.", hint=_FORCE)
         return record
 
     def remove(self, reference: Reference | str, *, force: bool = False) -> ArtifactVersion:
-        """Take a version out of the registry; its files stay. Its number is not given again, and its aliases go with
-        it. Raises the errors of `check_removable`. Killed at any point, it can be called again."""
+        """Remove a version and its aliases from the registry; its files are kept, and its number is not used again.
+        Raises the errors of `check_removable`. If it is killed, it can be called again."""
         record = self.check_removable(reference, force=force)
         folder, version = self.folder(record.name), record.version
         with writing_to(self.root):
@@ -263,19 +262,18 @@ class LocalRegistry(Store):
         return (folder / f"{DROPPED}v{version}").exists() and not (folder / f"v{version}").exists()
 
     def gc(self, lease_s: float = DAY_S, *, dry_run: bool = False) -> list[Path]:
-        """Remove what writers that were killed more than `lease_s` seconds ago left behind; returns the removed
-        paths."""
+        """Remove the leftovers of writers that were killed more than `lease_s` seconds ago; returns their paths."""
         folders = [self.root]
         for name in sorted(self.root.iterdir()) if self.root.is_dir() else []:
             folders += [name, *(name / kind for kind in KINDS)]
         with writing_to(self.root):
             return [gone for folder in folders for gone in collect_garbage(folder, lease_s, dry_run=dry_run)]
 
-    def mend(self, *, dry_run: bool = False) -> list[DamageFinding]:
-        """Repair damaged records, or move them aside; returns what was done, or with `dry_run` what would be done."""
+    def repair(self, *, dry_run: bool = False) -> list[DamageFinding]:
+        """Repair damaged records, or drop them; returns what was done, or with `dry_run` what would be done."""
         done: list[DamageFinding] = []
         with writing_to(self.root):
-            while True:  # versions can only be checked once the registry's own record is readable
+            while True:  # the versions can only be checked after registry.json is repaired
                 found = [each for each in findings(self) if each.file not in {known.file for known in done}]
                 for each in [] if dry_run else found:
                     each.apply()
@@ -284,7 +282,7 @@ class LocalRegistry(Store):
                     return done
 
 
-_FORCE = "--force removes it all the same."
+_FORCE = "--force removes it nevertheless."
 BACKENDS = ("file", "wandb")
 _KEYS = ("backend", "root", "mode", "hash_limit")
 _SIZE = r"(?i)([0-9]+)\s*([kMGT]?i?)B?\Z"
@@ -363,8 +361,8 @@ def local_root(root: str | Path) -> Path:
     # Path() makes one slash of two.
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", text):
         raise UserError(
-            f"An artifact registry at {root} is not possible yet: only folders are.",
-            hint="Name a folder that every node sees: [artifacts] root in env.toml, or init(root=…).",
+            f"An artifact registry at {root} is not supported: it must be a folder.",
+            hint="Give a folder that all nodes share: [artifacts] root in env.toml, or init(root=…).",
         )
     return Path(text).expanduser()
 

@@ -20,7 +20,7 @@ from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.files import decoded, fsync_dir
 from nemotron_kit.lazy import Value
 
-# The longest text in which every single byte is tried as the one too many.
+# The longest text in which every byte is tried as the surplus one.
 _TRIED = 8192
 
 
@@ -37,8 +37,8 @@ class DamageFinding(Value):
 
 
 def findings(store: Store) -> Iterator[DamageFinding]:
-    """Every damaged record. Those of versions can only be judged once the registry's own record is whole."""
-    if broken := list(_own_record(store)):
+    """Every damaged record. The versions are only checked if registry.json is readable."""
+    if broken := list(_registry_record(store)):
         yield from broken
         return
     for record in store.everything():
@@ -50,7 +50,7 @@ def findings(store: Store) -> Iterator[DamageFinding]:
                 yield from _pointer(store, name, kind, pointer)
 
 
-def _own_record(store: Store) -> Iterator[DamageFinding]:
+def _registry_record(store: Store) -> Iterator[DamageFinding]:
     file = store.identity_folder / "registry.json"
     try:
         _ = store.uuid
@@ -61,7 +61,7 @@ def _own_record(store: Store) -> Iterator[DamageFinding]:
                 f"{error.message} It can't be made again: the versions' records don't agree on the registry's uuid.",
                 hint="Restore it from a backup, or begin another registry: [artifacts] root in env.toml.",
             ) from error
-        document, what = {"format": 1, "uuid": uuid}, "the registry's own record"
+        document, what = {"format": 1, "uuid": uuid}, "the registry's record"
         yield DamageFinding(
             what, file, error.message, "repaired", lambda: write_checksummed(file, document, store.modes)
         )
@@ -95,7 +95,7 @@ def _pointer(store: Store, name: str, kind: str, pointer: str) -> Iterator[Damag
         store.pointer(name, kind, pointer)
     except DamagedRecordError as error:
         what = f"{name}:{pointer}" if kind == "aliases" else f"{name}@run:{pointer}"
-        # Without a pointer the run is looked up in the versions' records.
+        # Without a pointer, the run is found in the versions' records.
         yield DamageFinding(what, file, error.message, "removed", lambda: file.unlink(missing_ok=True))
     except FileNotFoundError:
         return

@@ -39,14 +39,14 @@ logger = logging.getLogger(__name__)
 
 def save(artifact: Artifact, name: str | None) -> None:
     """See `Artifact.save`."""
-    announce_step()  # what a script saves it is about to print, and saving may take long
+    announce_step()  # a script that saves an artifact will print it, and saving may take long
     lineage.require_job_folder()
     stored = _stored_name(artifact, name)
     registry = open_registry() if stored is not None else None
     if registry is not None:
-        _ = registry.uuid  # known from the start: one that is moved away meanwhile is not begun anew
+        _ = registry.uuid  # read first: a registry that is moved meanwhile must not be created again
     folder = absolute(artifact._get_output_dir())
-    require_own(artifact, folder)
+    require_saveable(artifact, folder)
     if stored is not None:
         _refuse_shared_folder(artifact, folder)
         artifact._check_files()
@@ -68,7 +68,7 @@ def save(artifact: Artifact, name: str | None) -> None:
         artifact._name, artifact._version = artifact._pin.name, artifact._pin.version
     lineage.record_output(artifact._pin)
     _track(artifact, stored or artifact.type, folder, used)
-    if registry is not None:  # what is acknowledged is there, now that all is written
+    if registry is not None:  # after everything is written: the version must exist when save() returns
         registry.require_registered(artifact._pin)
 
 
@@ -78,58 +78,58 @@ def _mask_fields(artifact: Artifact, folder: Path) -> None:
     roots = {str(folder): ".", str(folder.resolve()): "."}
     typed = type(artifact).typed_fields()
     for key, value in list(artifact.metadata.items()):
-        if key in typed or key in artifact.field_aliases:  # what the field itself has is put there
+        if key in typed or key in artifact.field_aliases:  # replaced by the field's value
             continue
-        shown = _masked(plain(value), roots, f"metadata.{key}")
-        if shown is not None:
-            artifact.metadata[key] = shown
+        masked_value = _masked(plain(value), roots, f"metadata.{key}")
+        if masked_value is not None:
+            artifact.metadata[key] = masked_value
         if mask(key) != key:
             artifact.metadata[mask(key)] = artifact.metadata.pop(key)
     dumped = artifact.model_dump(mode="json", include=set(typed))
     for name, value in dumped.items():
-        shown = _masked(value, roots, name)
-        if shown is None:
+        masked_value = _masked(value, roots, name)
+        if masked_value is None:
             continue
         try:
-            setattr(artifact, name, shown)
+            setattr(artifact, name, masked_value)
         except ValueError as error:
             raise UserError(
-                f"{name} holds the value of a secret, and takes no {MASK} in its place.",
-                hint="Save the artifact without it: everyone who reads the registry can read what is saved.",
+                f"{name} contains the value of a secret, and can't be set to {MASK}.",
+                hint="Save the artifact without it: every reader of the registry can read the artifact's fields.",
             ) from error
 
 
 def _masked(value: Any, roots: dict[str, str], field: str) -> Any:
     """`value` with secrets masked, except inside the path of the artifact's folder; None if it contains no secret."""
     inner = relative_to(value, roots)
-    shown = masked(inner)
-    if shown is inner or shown == inner:  # NaN equals nothing
+    masked_value = masked(inner)
+    if masked_value is inner or masked_value == inner:  # NaN equals nothing
         return None
     variable = secret_in(str(inner)) or "a secret"
-    logger.warning("%s holds the value of %s: it is saved as %s.", field, variable, MASK)
-    return shown if inner == value else masked(value)
+    logger.warning("%s contains the value of %s: it is saved as %s.", field, variable, MASK)
+    return masked_value if inner == value else masked(value)
 
 
 def _used(artifact: Artifact, inputs: Sequence[Pin]) -> list[str]:
     """The addresses of the job's inputs. An input that came through a tracker has the tracker's name."""
-    own_path = str(absolute(artifact.path)) if artifact._used_artifacts else None
-    pins = [pin.uri for pin in inputs if pin.version is not None or pin.path != own_path]
+    artifact_path = str(absolute(artifact.path)) if artifact._used_artifacts else None
+    pins = [pin.uri for pin in inputs if pin.version is not None or pin.path != artifact_path]
     return list(dict.fromkeys([*pins, *artifact._used_artifacts]))
 
 
-def require_own(artifact: Artifact, folder: Path) -> None:
-    """Raise UserError if nothing exists at the artifact's path, or if the folder has a metadata.json of another
+def require_saveable(artifact: Artifact, folder: Path) -> None:
+    """Raise UserError if the artifact's path does not exist, or if its folder has a metadata.json of another
     program."""
     path = absolute(artifact.path)
     if not path.exists():
         raise UserError(
-            f"There is no file or folder {path}: an artifact is what lies at its path.",
-            hint="Write it first, then save the artifact.",
+            f"There is no file or folder {path}, the artifact's path.",
+            hint="Write the files first, then save the artifact.",
         )
     if not is_ours(folder):
         raise UserError(
-            f"{folder / METADATA} is not an artifact's: it would be replaced by the one that save() writes.",
-            hint="Rename it, or put the artifact's files into a folder of their own.",
+            f"{folder / METADATA} is not an artifact's file, and save() would overwrite it.",
+            hint="Rename it, or put the artifact's files into a separate folder.",
         )
 
 
@@ -141,9 +141,9 @@ def set_fields(artifact: Artifact) -> dict[str, Any]:
 
 
 def document_of(artifact: Artifact) -> dict[str, Any]:
-    """The content of metadata.json: the artifact's own fields at the top, typed ones beside them and in `metadata`."""
+    """The content of metadata.json: all fields at the top level, and the typed ones also in `metadata`."""
     artifact.metadata.update(set_fields(artifact))
-    # What a caller has put in since is as much the caller's as what was given at first.
+    # The caller may have added values since the construction.
     for key, value in artifact.metadata.items():
         artifact.metadata[key] = plain(value)
         _check_json(key, artifact.metadata[key])
@@ -163,8 +163,8 @@ def _check_json(key: str, value: Any) -> None:
 
 
 def identity_fields(artifact: Artifact, folder: Path) -> dict[str, Any]:
-    """The typed fields that make up the identity: those that differ from their defaults, without the volatile ones, and
-    with paths relative to the folder (so that a copy elsewhere is the same artifact)."""
+    """The typed fields that are part of the identity: those that differ from their defaults, without volatile ones, and
+    with paths relative to the folder, so that a copy in another folder is the same artifact."""
     cls = type(artifact)
     volatile = {name for base in cls.__mro__ for name in getattr(base, "volatile", ())}
     names = [
@@ -202,7 +202,7 @@ def _current_run() -> str:
     try:
         found = found or (tracker.get_run_id() if tracker.is_active() else None)
     except (Exception, SystemExit) as error:  # noqa: BLE001 — as in _track
-        logger.warning("The tracker can't tell the id of this run: %s", error)
+        logger.warning("The tracker can't return the id of this run: %s", error)
     return found if isinstance(found, str) and found else "local"
 
 
@@ -229,8 +229,8 @@ def _refuse_shared_folder(artifact: Artifact, folder: Path) -> None:
     shared = {Path("/"), Path.home(), Path(tempfile.gettempdir())}
     if artifact.path.is_file() and (folder in shared or (folder / ".git").exists()):
         raise UserError(
-            f"{artifact.path} can't be registered where it lies: all of {folder} would belong to it.",
-            hint="Put the file into a folder of its own.",
+            f"{artifact.path} can't be registered in its folder: all files of {folder} would belong to it.",
+            hint="Put the file into a separate folder.",
         )
 
 
@@ -250,9 +250,9 @@ def _track(artifact: Artifact, name: str, folder: Path, used: list[str]) -> None
         all_texts = isinstance(reported, list) and all(isinstance(ref, str) for ref in reported)
         artifact.tracking = {**known, "used_artifacts": reported if all_texts else used}  # type: ignore[assignment]
         write_document(folder, document_of(artifact))
-    # SystemExit is how some clients end what they can't do.
+    # Some clients raise SystemExit for errors.
     except (Exception, SystemExit) as error:  # noqa: BLE001
-        logger.warning("The tracker did not take %s, which is saved all the same: %s", name, error)
+        logger.warning("%s is saved, but the tracker failed to log it: %s", name, error)
 
 
 _TRACKED = frozenset({"artifact_id", "artifact_type", "run_id", "url"})
@@ -303,7 +303,7 @@ def prepare_fields(cls: type[Artifact], given: dict[str, Any]) -> dict[str, Any]
     for alias, name in cls.field_aliases.items():
         value = data.pop(alias, None)
         if value is not None and data.setdefault(name, value) not in (value, None):
-            raise ValueError(f"{alias} and {name} are one thing, but {value!r} and {data[name]!r} were given")
+            raise ValueError(f"{alias} and {name} are one field, but {value!r} and {data[name]!r} were given")
     return data
 
 
@@ -314,7 +314,7 @@ def _from_path(cls: type[A], path: Path) -> A:
         raise ArtifactNotFoundError(
             str(path),
             f"There is no {METADATA} in {folder}.",
-            hint="That is no saved artifact, or saving it was cut short: save it again.",
+            hint="It is no saved artifact, or saving it was interrupted: save it again.",
         )
     artifact = _build(cls, document, folder)
     artifact._pin = Pin(artifact.name or "", None, None, artifact.type, str(absolute(artifact.path)))
@@ -326,7 +326,7 @@ def _from_record(cls: type[A], record: ArtifactVersion) -> A:
     document = record.document if "type" in record.document else {**record.document, "path": record.path}
     artifact = _build(cls, document, Path(record.root))
     artifact._pin, artifact._name, artifact._version = record.pin, record.name, record.version
-    if artifact.tracking is None and record.inputs:  # saved before the document named them, too
+    if artifact.tracking is None and record.inputs:  # saved by a version that did not write them into the document
         artifact.tracking = {"used_artifacts": [pin.uri for pin in record.inputs]}  # type: ignore[assignment]
     lineage.record_input(record.pin)
     return artifact

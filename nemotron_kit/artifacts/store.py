@@ -158,9 +158,9 @@ def _moved_from(data: Mapping[str, Any], home: Path) -> tuple[str, ...]:
 
 
 VERSION_FOLDER = re.compile(r"v(0|[1-9][0-9]{0,8})\Z")
-# What is left of a version whose record was damaged: its number is not given again.
+# The prefix of a dropped version's folder, which keeps its number from being used again.
 DROPPED = "dropped-"
-MEND = "`nemotron artifacts gc` repairs it, if its own sha256 proves what it was, or drops it; --dry-run tells."
+REPAIR_HINT = "`nemotron artifacts gc` repairs it, if its sha256 proves the content, or drops it; see --dry-run."
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -216,8 +216,8 @@ class Store:
         self.root = root
         self.modes = modes
         self._uuid = ""
-        # Whether the folder around the root was there before there was a registry.
-        self.stood = False
+        # Whether the parent folder of the root existed before the registry.
+        self.folder_existed = False
 
     @cached_property
     def home(self) -> Path | None:
@@ -234,13 +234,13 @@ class Store:
 
     @property
     def uuid(self) -> str:
-        """The registry's identity; "" for one to which nothing was ever saved."""
+        """The registry's identity; "" for an empty registry."""
         if not self._uuid:
             file = self.identity_folder / "registry.json"
             try:
                 found = read_checksummed(file, "registry record").get("uuid")
             except FileNotFoundError:
-                self.stood = self.stood or self.root.parent.is_dir()
+                self.folder_existed = self.folder_existed or self.root.parent.is_dir()
                 return ""
             if not isinstance(found, str) or not found:
                 raise DamagedRecordError(f"{file}: this registry record is damaged: no uuid.")
@@ -280,16 +280,16 @@ class Store:
         except FileNotFoundError:
             if not folder.exists():
                 raise ArtifactVersionNotFoundError(name, f"v{version}") from None
-            raise DamagedRecordError(f"{folder / RECORD}: this version record is missing.", hint=MEND) from None
+            raise DamagedRecordError(f"{folder / RECORD}: this version record is missing.", hint=REPAIR_HINT) from None
         except DamagedRecordError as error:
-            error.hint = error.hint or MEND
+            error.hint = error.hint or REPAIR_HINT
             raise
         record = ArtifactVersion.from_dict(data, folder / RECORD, self.home)
         if (record.name, record.version, record.registry) != (name, version, self.uuid):
             raise DamagedRecordError(
                 f"{folder / RECORD}: this is the record of {record.pin.label} of registry {record.registry}, "
                 f"not of {name}:v{version} of {self.uuid}.",
-                hint="It was copied or moved here; save the artifact itself again.",
+                hint="The record was copied or moved; save the artifact again.",
             )
         return record
 
@@ -341,13 +341,13 @@ class Store:
         return version
 
     def stamps(self, name: str, version: int) -> dict[str, Stamp]:
-        """The time stamps of the version's unchanged files when they were saved once more; {} if they never were."""
+        """The time stamps of the version's files when the same content was saved again; {} if it was not."""
         try:
             data = read_checksummed(self.folder(name) / "stamps" / f"v{version}", "stamps record")
             return {path: (row[0], row[1], row[2]) for path, row in data["files"].items()}
         except FileNotFoundError:
             return {}
-        except (NemotronError, LookupError, TypeError, AttributeError):  # a cache: without it, the files are hashed
+        except (NemotronError, LookupError, TypeError, AttributeError):  # without this cache the files are hashed
             return {}
 
     def pointers(self, name: str, kind: str) -> list[str]:
@@ -372,7 +372,7 @@ _TAKEN = frozenset({errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR})
 
 
 def make_folder(folder: Path, modes: FileModes) -> None:
-    """Make `folder` and its missing parents, and make their names durable. An existing folder is left as it is."""
+    """Create `folder` and its missing parents, durably. An existing folder is not changed."""
     if folder.is_dir():
         return
     make_folder(folder.parent, modes)
@@ -457,12 +457,12 @@ def discard(stage: Path) -> bool:
     except FileNotFoundError:
         return True
     except OSError:
-        return False  # invisible to readers; gc comes by later
+        return False  # readers ignore it, and gc removes it
     return True
 
 
 def collect_garbage(folder: Path, lease_s: float, *, dry_run: bool = False) -> list[Path]:
-    """Remove what killed writers left in `folder` if it is older than `lease_s` seconds; returns the removed paths."""
+    """Remove leftovers of killed writers in `folder` that are older than `lease_s` seconds; returns their paths."""
     removed = []
     for stage in sorted(folder.glob(f"{STAGE}*")) if folder.is_dir() else []:
         with contextlib.suppress(FileNotFoundError):  # its writer was alive after all, and is done

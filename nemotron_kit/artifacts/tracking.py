@@ -38,7 +38,7 @@ class LineageTracker(Protocol):
     """The interface of a tracking system: four methods."""
 
     def is_active(self) -> bool:
-        """Whether there is a run to log to at the moment."""
+        """Whether a run is open to log to."""
 
     def use_artifact(self, ref: str, artifact_type: str) -> Path:
         """Record that the run reads `ref`, and return the artifact's folder on this machine."""
@@ -183,7 +183,8 @@ def init(
 def init_wandb_if_configured(
     wandb_config: WandbConfig | None = None, job_type: str = "data-prep", tags: list[str] | None = None
 ) -> None:
-    """Start a W&B run and track artifacts in it, if `wandb_config` (else the environment, else env.toml) says so.
+    """Start a W&B run and track artifacts in it, if `wandb_config` (else the environment, else env.toml) configures
+    one.
 
     On rank 0 only. The run is offline where W&B can't be reached or has no key here, unless WANDB_MODE says otherwise;
     trouble with the service is a warning, and WANDB_MODE=disabled tracks nothing. UserError where W&B is asked for and

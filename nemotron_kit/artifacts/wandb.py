@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 logger = logging.getLogger(__name__)
-# The longest that a service which does not answer may hold up a job.
+# The time after which a service that does not answer is given up, in seconds.
 PATIENCE_S = 60.0
 # W&B run id → the inputs that it knows.
 _noted: dict[str, set[Pin]] = {}
@@ -76,9 +76,9 @@ class WandbTracker:
                 f"{ref} can't be fetched: this W&B run is offline.", hint="Name a local artifact or a path."
             )
         used = bounded(lambda: run.use_artifact(ref), f"W&B did not answer for {ref}")
-        here = Path(str(used.metadata.get("path", "")))
-        if (here / "metadata.json").is_file():
-            return here
+        folder = Path(str(used.metadata.get("path", "")))
+        if (folder / "metadata.json").is_file():
+            return folder
         return Path(bounded(used.download, f"W&B did not send {ref}", seconds=None))
 
     def log_artifact(
@@ -142,7 +142,7 @@ class WandbTracker:
 
 
 def _note_pins(wandb: Any, run: Any) -> None:
-    """Record what the job has read so far as inputs of the run, each once."""
+    """Record the artifacts that the job has read so far as inputs of the run, each once."""
     noted = _noted.setdefault(str(run.id), set())
     for pin in lineage.inputs():
         if pin not in noted:
@@ -152,7 +152,7 @@ def _note_pins(wandb: Any, run: Any) -> None:
 
 
 def _note_pin(wandb: Any, run: Any, pin: Pin) -> None:
-    """Record an input from the registry or the file system, by W&B's own name for it if it was logged there."""
+    """Record an input from the registry or the file system, by its name in W&B if it was logged to W&B."""
     logged = ((read_document(folder_of(Path(pin.path))) or {}).get("tracking") or {}).get("artifact_id")
     if isinstance(logged, str) and not run.offline:
         run.use_artifact(logged)
@@ -176,7 +176,7 @@ def _use(run: Any, source: Any) -> None:
 
 def files_of(artifact: Artifact) -> list[tuple[str, str]]:
     """(path, name) of the files to upload: those of `get_wandb_files` that are inside the artifact's folder. A field of
-    a metadata.json from elsewhere, or a link, could name any file of this user."""
+    an untrusted metadata.json, or a link, could name any file of this user."""
     folder = artifact._get_output_dir().resolve()
     inside = []
     for path, stored in artifact.get_wandb_files():
@@ -212,7 +212,7 @@ def bounded(work: Callable[[], Any], complaint: str, *, seconds: float | None = 
     def run() -> None:
         try:
             outcome.append(work())
-        # Carried over to the caller's thread, and raised there.
+        # Passed to the caller's thread, which raises it.
         except BaseException as error:  # noqa: BLE001
             failure.append(error)
 
@@ -236,7 +236,7 @@ _PROBE_S = 2.0
 
 @dataclass
 class WandbConfig:
-    """How runs are tracked in W&B; without a project they are not."""
+    """The settings of runs in W&B; without a project, runs are not tracked."""
 
     project: str | None = None
     entity: str | None = None
@@ -302,13 +302,13 @@ def finish_wandb(exit_code: int = 0) -> None:
         note_inputs()
     try:
         bounded(lambda: (sys.modules["wandb"].finish(exit_code=exit_code),), "W&B did not take the rest of the run")
-    # The work is done; what W&B does with it must not turn it into a failure.
+    # The job has ended; an error of W&B must not make it fail.
     except (Exception, SystemExit) as error:  # noqa: BLE001
         logger.warning("%s", error)
 
 
 def note_inputs() -> None:
-    """Record what the job has read so far in the active run. Never raises, and takes PATIENCE_S at most."""
+    """Record the artifacts that the job has read so far in the active run. Never raises; takes at most PATIENCE_S."""
     run = _active_run()
     if run is None:
         return
@@ -323,7 +323,7 @@ def _active_run() -> Any:
 
 
 def start_run(wandb: Any, config: WandbConfig, job_type: str, tags: list[str]) -> None:
-    """Start a W&B run, offline where W&B can't be reached or has no key here; trouble with it is a warning."""
+    """Start a W&B run, offline if W&B can't be reached or there is no key; failures of W&B are logged as warnings."""
     mode = os.environ.get("WANDB_MODE") or ("online" if _has_key() and _reachable() else "offline")
     folder = lineage.job_folder()
     arguments: dict[str, Any] = {
@@ -341,14 +341,14 @@ def start_run(wandb: Any, config: WandbConfig, job_type: str, tags: list[str]) -
         try:
             wandb.init(**arguments, mode=mode, resume="allow")
             return
-        # Every failure of the service, of whatever class, means the same: keep the record here.
+        # Every failure of the service, of any class, is handled in the same way: the run is offline.
         except (Exception, SystemExit) as error:  # noqa: BLE001
             logger.warning("W&B can't be used now (%s); the run is recorded offline, for `wandb sync`.", error)
             mode = "offline"
     try:
         wandb.init(**arguments, mode=mode)
     except (Exception, SystemExit) as error:  # noqa: BLE001 — a tracker's failure must not fail the job
-        logger.warning("W&B can't be used (%s): nothing is tracked there.", error)
+        logger.warning("W&B can't be used (%s): nothing is tracked in it.", error)
 
 
 def _settings(wandb: Any) -> Any:

@@ -72,7 +72,7 @@ def _end(name: str, entry: dict[str, Any]) -> int:
         count *= dimension
     kind = str(entry["dtype"])
     digits = "".join(filter(str.isdigit, kind.partition("_")[0]))
-    bits = _BITS.get(kind) or (int(digits) if digits else None)  # None: a type that is not known here
+    bits = _BITS.get(kind) or (int(digits) if digits else None)  # None: an unknown type
     if not 0 <= begin <= end or (bits and (end - begin) * 8 != count * bits):
         raise ValueError(f"the data offsets of {name} don't match its shape")
     return int(end)
@@ -85,7 +85,7 @@ def _check_index(path: Path) -> None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not an index of weights: {error}.", hint=_HINT) from error
     if missing:
-        raise UserError(f"{path}: {missing[0]}, which it names, is not there.", hint=_HINT)
+        raise UserError(f"{path}: {missing[0]}, which it names, does not exist.", hint=_HINT)
 
 
 _HINT = "Export, copy or download the model again: nothing was registered."

@@ -222,7 +222,7 @@ def registry() -> Iterator[Diagnosis]:
         return
     yield Diagnosis("home", OK, f"{home}{'' if home.exists() else ', made at the first launch'}")
     store = open_registry()
-    damaged = store.mend(dry_run=True) if store.root.is_dir() else []
+    damaged = store.repair(dry_run=True) if store.root.is_dir() else []
     if damaged:
         first = f"{damaged[0].what}: {damaged[0].why}"
         yield Diagnosis("registry", WARN, f"{len(damaged)} damaged: {first}", "nemotron artifacts gc --dry-run")

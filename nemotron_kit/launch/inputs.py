@@ -80,7 +80,7 @@ def _unasked(command: Command, slots: list[str], notes: list[str], dry_run: bool
     artifacts = _step_output(text if ended else text.partition("\n")[0], complete=ended or text.count("\n") == 1)
     if any(_match(slot, command, artifacts) for slot in slots):
         if not dry_run:
-            pipe.take(len(shown))
+            pipe.consume(len(shown))
         return artifacts
     if dry_run and pipe.step_writes():
         notes.append("A step writes to standard input, which a dry-run does not wait for: inputs are those without it.")

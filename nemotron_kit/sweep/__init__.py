@@ -1,1 +1,1 @@
-"""The engine of `hydra/launcher=nemo_run`: the jobs of a sweep, composed once and run where their profile says."""
+"""The engine of `hydra/launcher=nemo_run`: composes the jobs of a sweep, and runs them on this machine or a profile."""

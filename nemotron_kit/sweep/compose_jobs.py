@@ -31,7 +31,7 @@ class Copies:
         try:
             _Pickler(buffer, self._types).dump(original)
             self._data = buffer.getvalue()
-        # A config may hold any object of the user's.
+        # A config may contain any object.
         except Exception:  # noqa: BLE001
             return
 
@@ -83,7 +83,7 @@ class SweepComposer:
 
     def __init__(self, loader: Any) -> None:
         self._loader, self._slow = loader, loader.load_sweep_config
-        # Config name, Hydra's own overrides and choices of groups → the config that jobs with these have in common.
+        # (config name, overrides of hydra.*, choices of groups) → the config that the jobs with these have in common.
         self._trees: dict[tuple[str | None, ...], Copies] = {}
         self._parser: Any = None
         self._parsed: dict[str, Any] = {}
@@ -93,7 +93,7 @@ class SweepComposer:
         return self  # Hydra copies its singletons to send them along; this is taken out of the copy
 
     def __call__(self, master_config: Any, sweep_overrides: Sequence[str]) -> Any:
-        """The config that Hydra's loader would give for the same arguments. Raises what that would raise."""
+        """The same config as Hydra's loader returns for these arguments; raises the same errors."""
         try:
             return self._quick(master_config, list(sweep_overrides))
         # Hydra raises its own error.
@@ -125,7 +125,7 @@ class SweepComposer:
         return self._parsed[text]
 
     def _is_choice(self, override: Any) -> bool:
-        """Whether an override chooses a group's option, by Hydra's own rule, or sets a value."""
+        """Whether an override chooses a group's option, by Hydra's rule; else it sets a value."""
         key = override.key_or_group
         if key not in self._groups:
             self._groups[key] = self._loader.repository.group_exists(key)
@@ -237,7 +237,7 @@ def _merge(config: Any, record: ConfigRecord) -> None:
 
 
 def uninstall(loader: Any) -> None:
-    """Restore Hydra's own composition: a loader that is pickled and sent along must not refer to this module."""
+    """Restore Hydra's composition: a loader that is pickled for a job must not refer to this module."""
     vars(loader).pop("load_sweep_config", None)
 
 

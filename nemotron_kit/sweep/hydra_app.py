@@ -129,19 +129,19 @@ class PayloadBuilder:
         # Pickling a third party's object may raise any exception.
         except Exception as error:
             raise UserError(
-                f"A job of this sweep can't be sent to a process of its own: {type(error).__name__}: {error}.",
+                f"A job of this sweep can't be sent to another process: {type(error).__name__}: {error}.",
                 hint="Its config, its callbacks and what its task function refers to have to be picklable.",
             ) from error
 
     def _dump(self, value: Any) -> bytes:
-        if self.kind == PROGRAM:  # what lives in __main__ will be there again, under the same name
+        if self.kind == PROGRAM:  # the job runs the program again, so objects of __main__ keep their names
             return pickle.dumps(value)
         try:
             cloudpickle = import_module("cloudpickle")
         except ImportError as error:
             raise UserError(
                 f"The task function {self.function} has to be sent to its jobs, which needs cloudpickle: {error}.",
-                hint="pip install cloudpickle, or call the app's @hydra.main from the program's own file.",
+                hint="pip install cloudpickle, or call the app's @hydra.main in the program's file.",
             ) from error
         data: bytes = cloudpickle.dumps(value)
         return data
@@ -206,17 +206,17 @@ def _kind(task: Callable[..., Any]) -> tuple[str, str, _Program | None]:
     module, name = getattr(task, "__module__", None), name_of(task)
     if module not in (None, "__main__") and _is_importable(task, str(module), name):
         return IMPORTED, f"{module}:{name}", None
-    # A lambda, a partial, a bound method, an instance, a decorator's inner function: whatever this program's own lines
-    # made is made again by them.
-    if _made_by_the_program(task):
+    # A lambda, a partial, a bound method, an instance or a decorator's inner function is created again when the program
+    # that created it runs again.
+    if _is_made_by_program(task):
         program = _program(sys.modules["__main__"])
         if program is not None:
             return PROGRAM, name, program
     return SENT, f"{module}:{name}", None
 
 
-def _made_by_the_program(task: Any) -> bool:
-    """Whether the program's own file made the task function, or passes it to @hydra.main itself."""
+def _is_made_by_program(task: Any) -> bool:
+    """Whether the program's file defines the task function, or passes it to @hydra.main."""
     parts = [task, *(getattr(task, name, None) for name in ("__wrapped__", "__self__", "func")), type(task)]
     if any(getattr(part, "__module__", None) == "__main__" for part in parts if part is not None):
         return True
@@ -296,23 +296,23 @@ class ProgramPlanner:
                 hint="hydra.launcher.env.dry_run=false starts it.",
             )
         self.run, _ = with_folder(self.run, lambda: transport_for(self.run).root)
-        here = is_local(self.run.executor)
-        if self.run.packager is None and not here and _sees_this_tree(self.run):
+        local = is_local(self.run.executor)
+        if self.run.packager is None and not local and _sees_this_tree(self.run):
             self.run = replace(self.run, packager=NONE)
         self.registry = local_registry(self.run)
         self.fetch: tuple[dict[str, str], ...] = ()
-        if not here:
+        if not local:
             root = executor_for(self.run).paths(run_id, 0, registry=self.registry).root
             self.run, self.fetch, _ = with_repositories(self.run, root, transport_for)
         self.executor = executor_for(self.run)
-        self.mode = "local" if here else "batch" if settings.detach else "run"
-        # One that starts processes by itself would be started many times: torchrun only where it is asked for.
+        self.mode = "local" if local else "batch" if settings.detach else "run"
+        # torchrun only if it is asked for: a program that starts its processes itself would be started many times.
         several = (self.run.nproc_per_node or 1) > 1 or (self.run.nodes or 1) > 1
         self.resources = self.executor.resources(None if several else False)
         self.payloads = PayloadBuilder(task, callbacks, list(sys.argv), earlier)
 
     def plan_job(self, config: Any, hydra: Any, number: int) -> SweepJob:
-        """The SweepJob of one composed job; `hydra` is Hydra's own node."""
+        """The SweepJob of one composed job; `hydra` is the config's node hydra."""
         paths = self.executor.paths(self.run_id, number, registry=self.registry)
         # In a container, and on another machine, there is no launch folder.
         is_remote = paths.is_remote or bool(self.run.container_image)
@@ -323,8 +323,8 @@ class ProgramPlanner:
         if is_remote:
             _send_outputs_home(hydra, paths)
         packed = self.payloads.build(config, hydra, paths.move, import_path(paths))
-        shown = _shown(config)
-        pins = pin_slots(shown, ResolvedJob(shown, self.run, paths), self.run_id, transport_for)
+        readable = _readable_config(config)
+        pins = pin_slots(readable, ResolvedJob(readable, self.run, paths), self.run_id, transport_for)
         recorded = {slot: pin.to_dict() for slot, pin in pins.items()}
         secrets = tuple(dict.fromkeys([*secrets, *packed.literals]))
         added = self.executor.plan(
@@ -356,15 +356,15 @@ class ProgramPlanner:
             launch=DETACHED,
             config_name=str(hydra.job.config_name),
             config_file=None,
-            config=shown,
+            config=readable,
             inputs=pins,
-            references={slot: str(shown["run"][slot]) for slot in pins},
+            references={slot: str(readable["run"][slot]) for slot in pins},
             launch_command=tuple(worker_command(paths)),
             environment=environment,
             secrets=secrets,
             captured={},
             files={
-                "config.yaml": to_yaml(shown),
+                "config.yaml": to_yaml(readable),
                 "job.json": json.dumps(spec, indent=2) + "\n",
                 "artifacts.json": json.dumps({"inputs": recorded, "outputs": []}, indent=2) + "\n",
                 ".hydra/overrides.yaml": json.dumps(masked_overrides(overrides), indent=2, ensure_ascii=False) + "\n",
@@ -398,7 +398,7 @@ class ProgramPlanner:
             "retries": self.run.retries or 0,
             "max_segments": self.run.max_segments,
             "code": paths.code,
-            # Hydra's folders, and whatever the app names by a relative path, lie where it was launched.
+            # Hydra's folders, and the app's relative paths, are in the folder of the launch.
             "cwd": cwd,
             "sys_path": import_path(paths),
             "secrets": list(secrets),
@@ -417,8 +417,8 @@ class ProgramPlanner:
 
 
 def _sees_this_tree(run: RunConfig) -> bool:
-    """Whether jobs can use the launch's own files. Then they run in place, as with Hydra's other launchers: a program
-    that finds its project by its own path reads and writes there. A packager named in the profile sends a copy instead.
+    """Whether jobs can use the files of the launch. Then they run on them, as with Hydra's other launchers: a program
+    that finds its project by its own path reads and writes it. A packager named in the profile sends a copy instead.
     """
     return run.tunnel != "ssh" and run.container_image is None
 
@@ -442,13 +442,13 @@ def _send_outputs_home(hydra: Any, paths: RemotePaths) -> None:
         hydra.runtime.cwd = paths.cwd
 
 
-def _shown(config: Any) -> dict[str, Any]:
-    """The job's config as written to config.yaml, for people to read."""
+def _readable_config(config: Any) -> dict[str, Any]:
+    """The job's config as it is written to config.yaml, with secrets masked."""
     from omegaconf import OmegaConf
 
     values: Any = OmegaConf.to_container(config, resolve=False, enum_to_str=True)
-    shown: dict[str, Any] = masked_by_name(plain(values))
-    return shown
+    readable: dict[str, Any] = masked_by_name(plain(values))
+    return readable
 
 
 def drop_copied(hydra: Any) -> None:

@@ -49,8 +49,8 @@ _MANY = 256
 
 
 def sweep_record(config: Any, task: Callable[..., Any]) -> RunFolder:
-    """The sweep's run folder. A recipe's is Hydra's sweep.dir and exists already; another app's sweep.dir is separate
-    from it."""
+    """The sweep's run folder. For a recipe it is Hydra's sweep.dir, and exists already; for another app it is created,
+    and sweep.dir is another folder."""
     if isinstance(task, RecipeTask):
         return RunFolder(task.folder)
     name = str(config.hydra.job.name)
@@ -68,8 +68,8 @@ def _command_line() -> list[str]:
 def write_plan(run: RunFolder, sweep_job: SweepJob, hydra: Sequence[str]) -> None:
     """Add to plan.json what the jobs have in common: where they run, and the command line."""
     shared = {key: value for key, value in sweep_job.plan.to_dict().items() if key not in _ONE_JOBS}
-    own = {"kind": "sweep", "hydra": ["-m", *masked_overrides(hydra)], "launcher": process_facts()}
-    files.write_json(run.path / "plan.json", {**run.plan(), **shared, **own})
+    sweep_facts = {"kind": "sweep", "hydra": ["-m", *masked_overrides(hydra)], "launcher": process_facts()}
+    files.write_json(run.path / "plan.json", {**run.plan(), **shared, **sweep_facts})
 
 
 class JobWriter:
@@ -78,10 +78,10 @@ class JobWriter:
 
     def __init__(self, run: RunFolder, count: int) -> None:
         self.run = run
-        # A sync of the whole file system waits for all users' data: used where a sync for each job would take longer.
+        # A sync of the whole file system waits for all users' data, so it is only used for many jobs.
         self._pool = ThreadPoolExecutor(_WRITERS) if count <= _MANY else None
         self._futures: list[Future[tuple[SweepJob, JobFolder]]] = []
-        self._made: list[tuple[SweepJob, JobFolder]] = []
+        self._written: list[tuple[SweepJob, JobFolder]] = []
 
     def __enter__(self) -> JobWriter:
         return self
@@ -91,21 +91,21 @@ class JobWriter:
             self._futures.append(self._pool.submit(self._write, sweep_job, attached))
             return
         with files.synced_later():
-            self._made.append(self._write(sweep_job, attached))
+            self._written.append(self._write(sweep_job, attached))
 
     def done(self) -> list[tuple[SweepJob, JobFolder]]:
         """All jobs, in the order in which they were added, once all folders exist."""
         if self._pool:
             return [future.result() for future in self._futures]
         files.sync_file_system(self.run.path)
-        return self._made
+        return self._written
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if self._pool:
             self._pool.shutdown(cancel_futures=kind is not None)
         if kind is not None:
             ended = [f for f in self._futures if not f.cancelled() and f.exception() is None]
-            for _, job in [*self._made, *(future.result() for future in ended)]:
+            for _, job in [*self._written, *(future.result() for future in ended)]:
                 shutil.rmtree(job.path, ignore_errors=True)
 
     def _write(self, sweep_job: SweepJob, attached: bool) -> tuple[SweepJob, JobFolder]:
@@ -113,31 +113,31 @@ class JobWriter:
         job = self.run.add_job(
             sweep_job.plan.job, texts, attached=attached, starts_here=is_local(sweep_job.plan.executor)
         )
-        # What is on disk by now need not stay in memory: a sweep may have very many jobs.
+        # Drop what is on disk now from memory: a sweep may have very many jobs.
         return SweepJob(replace(sweep_job.plan, files={}, config={}), sweep_job.overrides), job
 
 
-class _Asked:
-    """A field of Returned whose value is computed on access; the assignment of None by JobReturn's __init__ is
-    ignored."""
+class _LazyField:
+    """A field of LazyJobReturn whose value is computed on access. Assignments are ignored: JobReturn's __init__ assigns
+    None."""
 
-    def __init__(self, make: Callable[[Returned], Any]) -> None:
+    def __init__(self, make: Callable[[LazyJobReturn], Any]) -> None:
         self._make = make
 
-    def __get__(self, instance: Returned | None, owner: type) -> Any:
+    def __get__(self, instance: LazyJobReturn | None, owner: type) -> Any:
         return self if instance is None else self._make(instance)
 
-    def __set__(self, instance: Returned, value: Any) -> None:
+    def __set__(self, instance: LazyJobReturn, value: Any) -> None:
         del instance, value
 
 
-class Returned(JobReturn):  # type: ignore[misc]
-    """The JobReturn of one job. Its configs are composed again when a sweeper reads them: those of ten thousand jobs
-    would not fit into memory."""
+class LazyJobReturn(JobReturn):  # type: ignore[misc]
+    """The JobReturn of one job. Its configs are composed again when a sweeper reads them, since those of ten thousand
+    jobs would not fit into memory."""
 
-    cfg = _Asked(lambda self: self._composed[0])
-    hydra_cfg = _Asked(lambda self: self._whole)
-    task_name = _Asked(lambda self: str(self._composed[1].job.name))
+    cfg = _LazyField(lambda self: self._composed[0])
+    hydra_cfg = _LazyField(lambda self: self._whole)
+    task_name = _LazyField(lambda self: str(self._composed[1].job.name))
 
     def __init__(
         self,
@@ -175,16 +175,16 @@ class Returned(JobReturn):  # type: ignore[misc]
 
 log = logging.getLogger("nemotron_kit.launcher")
 
-Made = tuple[SweepJob, JobFolder]
+WrittenJob = tuple[SweepJob, JobFolder]
 
 
-def returned(
+def job_return(
     sweep_job: SweepJob, job: JobFolder, compose: Callable[[], Composed], *, hydra: Any, detached: bool
 ) -> Any:
-    """Hydra's JobReturn, whose configs are composed on access. Reading the value of a failed job raises its exception;
-    a detached job has no value yet."""
+    """The LazyJobReturn of one job. Reading the value of a failed job raises its exception; a detached job's value is
+    None."""
     if detached:
-        return Returned(sweep_job.overrides, compose, job, None, value=None)
+        return LazyJobReturn(sweep_job.overrides, compose, job, None, value=None)
     task_result = read_task_result(job)
     error = None if job.state().state == "succeeded" else _error(sweep_job, job, task_result)
     value = None
@@ -192,7 +192,7 @@ def returned(
         value = _value(job, task_result, sweep_job.plan.objective, hydra) if error is None else None
     except (NemotronError, ValueError) as missing:
         error = missing
-    return Returned(sweep_job.overrides, compose, job, task_result, value=value, error=error)
+    return LazyJobReturn(sweep_job.overrides, compose, job, task_result, value=value, error=error)
 
 
 def _value(job: JobFolder, task_result: TaskResult | None, objective: str | None, hydra: Any) -> Any:
@@ -230,14 +230,14 @@ class Jobs:
         self._kind = starter_kind(settings)
         self._scheduler: LocalSchedulerClient | None = None
 
-    def run_all(self, sweep_jobs: Iterable[SweepJob], count: int) -> list[Made]:
-        """Run `count` jobs to their ends, or submit them and return, as the first job's plan specifies. Raises
+    def run_all(self, sweep_jobs: Iterable[SweepJob], count: int) -> list[WrittenJob]:
+        """Run `count` jobs until they end, or submit them and return, as the first job's plan specifies. Raises
         UserError, and runs none, if a plan has problems."""
         try:
             with term_raises():
-                made = self._planned(sweep_jobs, count)
-                self._launch(made)
-                return made
+                written = self._plan_and_write(sweep_jobs, count)
+                self._launch(written)
+                return written
         except Terminated:
             raise SystemExit(128 + 15) from None
         except BaseException:
@@ -263,7 +263,7 @@ class Jobs:
             self._scheduler.stop()
             self._scheduler = None
 
-    def _planned(self, sweep_jobs: Iterable[SweepJob], count: int) -> list[Made]:
+    def _plan_and_write(self, sweep_jobs: Iterable[SweepJob], count: int) -> list[WrittenJob]:
         """The jobs and their folders. If one of them can't be planned, all folders are removed."""
         executor = None
         with JobWriter(self.run, count) as writer:
@@ -273,26 +273,26 @@ class Jobs:
                     executor, detached = sweep_job.plan.executor, self.detached(sweep_job)
                     write_plan(self.run, sweep_job, self._hydra)
                 if sweep_job.plan.executor != executor:
-                    raise UserError(f"One sweep goes to one executor: not to {executor} and {sweep_job.plan.executor}.")
+                    raise UserError(f"A sweep has one executor, not {executor} and {sweep_job.plan.executor}.")
                 writer.add(sweep_job, attached=is_local(executor) and not detached)
             return writer.done()
 
-    def _launch(self, made: Sequence[Made]) -> None:
-        first = made[0][0]
+    def _launch(self, written: Sequence[WrittenJob]) -> None:
+        first = written[0][0]
         plan, detached = first.plan, self.detached(first)
-        labels = {sweep_job.plan.job: sweep_job.label for sweep_job, _ in made}
+        labels = {sweep_job.plan.job: sweep_job.label for sweep_job, _ in written}
         if is_local(plan.executor):
-            secrets = dict.fromkeys(name for sweep_job, _ in made for name in sweep_job.plan.secrets)
-            self._run_here(first, labels, detached, secrets)
+            secrets = dict.fromkeys(name for sweep_job, _ in written for name in sweep_job.plan.secrets)
+            self._run_locally(first, labels, detached, secrets)
         else:
-            log.info("%s: launching %d jobs on %s (%s)", self.run.id, len(made), plan.profile, plan.executor)
-            ended = None if detached else lambda job: _tell(job, labels)
+            log.info("%s: launching %d jobs on %s (%s)", self.run.id, len(written), plan.profile, plan.executor)
+            ended = None if detached else lambda job: _log_end(job, labels)
             SweepQueue(self.run).add(list(labels))
-            submit_and_follow(self.run, [job for _, job in made], ended)
+            submit_and_follow(self.run, [job for _, job in written], ended)
         if detached and not self._ours:
-            log.info("%s goes on: nemotron runs attach %s; to stop it: nemotron runs cancel %s", *[self.run.id] * 3)
+            log.info("%s is running: nemotron runs attach %s; to stop it: nemotron runs cancel %s", *[self.run.id] * 3)
 
-    def _run_here(self, first: SweepJob, labels: Mapping[int, str], detached: bool, secrets: Iterable[str]) -> None:
+    def _run_locally(self, first: SweepJob, labels: Mapping[int, str], detached: bool, secrets: Iterable[str]) -> None:
         asked = first.plan.settings.max_parallel or self.settings.max_parallel or os.cpu_count() or 1
         parallel = max(1, min(len(labels), int(asked)))
         through = "NeMo-Run" if self._kind == "nemo_run" else "processes of this machine"
@@ -302,7 +302,7 @@ class Jobs:
         if detached:
             scheduler.leave()
         else:
-            scheduler.wait(list(labels), lambda job: _tell(job, labels))
+            scheduler.wait(list(labels), lambda job: _log_end(job, labels))
 
     def _drop_if_empty(self) -> None:
         """Remove the record of a sweep that could not be planned."""
@@ -312,7 +312,7 @@ class Jobs:
                 shutil.rmtree(self.run.path, ignore_errors=True)
 
 
-def _tell(job: JobFolder, labels: Mapping[int, str]) -> None:
+def _log_end(job: JobFolder, labels: Mapping[int, str]) -> None:
     state = job.state()
     text = f"\t#{job.number} {state.state}: {labels[job.number]}"
     if state.state == "succeeded":
@@ -323,7 +323,7 @@ def _tell(job: JobFolder, labels: Mapping[int, str]) -> None:
         log.warning("%s (%s)", text, why or state.state)
 
 
-# Function name → number of sweeps over it in this process: a job runs its program again up to its own sweep.
+# Function name → number of sweeps over it in this process: a job runs its program again up to the sweep of that number.
 _sweeps: Counter[str] = Counter()
 
 
@@ -331,11 +331,12 @@ class Planner(Protocol):
     """Makes the SweepJob of one composed job."""
 
     def plan_job(self, config: Any, hydra: Any, number: int) -> SweepJob:
-        """Plan one composed job; `hydra` is Hydra's own node. Raises UserError for a job that can't be launched."""
+        """Plan one composed job; `hydra` is the config's node hydra. Raises UserError for a job that can't be
+        launched."""
 
 
 @contextmanager
-def worded(task: Callable[..., Any]) -> Iterator[None]:
+def hydra_errors(task: Callable[..., Any]) -> Iterator[None]:
     """Convert NemotronErrors to exceptions of Hydra, which prints only the message of its own. Errors of a recipe's
     sweep pass unchanged: nemotron's command line prints them."""
     from hydra.errors import CompactHydraException
@@ -381,17 +382,17 @@ class Sweep:
         return self._jobs
 
     def launch(self, job_overrides: Sequence[Sequence[str]], first: int) -> list[Any]:
-        """Run a batch; Hydra's JobReturn for each of its jobs, in order."""
-        with worded(self.task):
+        """Run a batch of jobs; returns Hydra's JobReturn for each, in order."""
+        with hydra_errors(self.task):
             with self._environment():
-                made = self.jobs.run_all(self._sweep_jobs(job_overrides, first), len(job_overrides))
+                written = self.jobs.run_all(self._sweep_jobs(job_overrides, first), len(job_overrides))
             return [
-                returned(
+                job_return(
                     *(sweep_job, job, partial(self._composed, overrides, job.number)),
                     hydra=self.config.hydra,
-                    detached=self.jobs.detached(made[0][0]),
+                    detached=self.jobs.detached(written[0][0]),
                 )
-                for (sweep_job, job), overrides in zip(made, job_overrides, strict=True)
+                for (sweep_job, job), overrides in zip(written, job_overrides, strict=True)
             ]
 
     def close(self) -> None:
@@ -410,7 +411,7 @@ class Sweep:
         return ProgramPlanner(self.task, self.context.callbacks, self.settings, self.jobs.run.id, self._earlier)
 
     def _composed(self, overrides: Sequence[str], number: int) -> Composed:
-        """The job's config, and Hydra's node, split off it."""
+        """The job's config and its node hydra, separately."""
         from hydra_plugins.nemotron_kit_launcher.nemo_run import SingleRunCheck
         from omegaconf import flag_override, open_dict
 
@@ -438,12 +439,12 @@ def begin_sweep(config: Any, context: Any, task: Callable[..., Any], settings: M
     context.callbacks.callbacks = [each for each in context.callbacks.callbacks if not isinstance(each, SingleRunCheck)]
     if config.hydra.job.env_copy:  # whose values the sweeper would write into multirun.yaml
         drop_copied(config.hydra)
-    with worded(task):
+    with hydra_errors(task):
         return Sweep(config, context, task, Settings(**settings))
 
 
 def _expected_executor(config: Any, settings: Settings) -> str | None:
-    """The executor that the jobs will have, as far as it is known before any of them is composed; None for detached
+    """The executor of the jobs, as far as it is known before any of them is composed; None for detached
     jobs of this machine.
 
     Raises UserError for an unknown profile.

@@ -54,7 +54,7 @@ class NemoRun:
         self._over: set[int] = set()
 
     def start(self, jobs: Sequence[JobFolder]) -> None:
-        # NeMo-Run knows which experiment it is in by a context variable, and each thread has its own.
+        # NeMo-Run finds its current experiment by a context variable, so each thread needs its own context.
         thread = Thread(target=self._run_experiment, args=(list(jobs),), daemon=True)
         self._threads.update(dict.fromkeys((job.number for job in jobs), thread))
         thread.start()
@@ -123,11 +123,11 @@ class LocalScheduler:
         os.environ.update(batch.get("environment") or {})
 
     def turn(self) -> bool:
-        """Record the jobs that have ended and start as many as fit; returns whether anything happened."""
+        """Record the jobs that have ended and start waiting ones, up to the limit; returns whether anything changed."""
         over = [job for job in self.running.values() if self._is_over(job)]
         for job in over:
             del self.running[job.number]
-            self._tell(job.number)
+            self._report(job.number)
         room = min(self.parallel - len(self.running), len(self.waiting))
         jobs = [self.run.job(self.waiting.popleft()) for _ in range(room)]
         if jobs:
@@ -144,14 +144,14 @@ class LocalScheduler:
             job.finish(130, "cancelled", error="the sweep was stopped before it ran")
         for job in running:
             job.request_cancel()
-        # One that is just being started has no process on record yet.
+        # A job that is just being started has no recorded process yet.
         until(lambda: all(job.state().state != "pending" for job in running), 0.05, within=2)
         cancel_jobs([job for job in running if job.state().state != "pending"])
         for job in [*waiting, *running]:
-            self._tell(job.number)
+            self._report(job.number)
 
     def _is_over(self, job: JobFolder) -> bool:
-        """Whether the job has ended with an exit record; one is written here for a process that ended without."""
+        """Whether the job has ended; writes the exit record of a job whose process ended without one."""
         if (job.path / "exit.json").exists():
             return True
         if self.starter.alive(job) or (job.path / "exit.json").exists():
@@ -159,8 +159,8 @@ class LocalScheduler:
         job.finish(1, "failed", error=f"its process ended without a record: see {job.log_path('worker')}")
         return True
 
-    def _tell(self, number: int) -> None:
-        with suppress(BrokenPipeError):  # the launch may be gone
+    def _report(self, number: int) -> None:
+        with suppress(BrokenPipeError):  # the launch may have ended
             self.output.write(json.dumps({"ended": number}) + "\n")
             self.output.flush()
 
@@ -185,7 +185,7 @@ class Batches:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the worker for the given job folder; its own errors go to logs/worker.log."""
+    """Run the worker of a job folder; the worker's errors go to logs/worker.log."""
     folder, kind, *flags = sys.argv[1:] if argv is None else argv
     if kind == _TASK:
         return _run_silently(Path(folder))
@@ -207,8 +207,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run_silently(folder: Path) -> int:
-    """Run the worker of a job folder, which prints nothing: NeMo-Run would keep two more copies of the job's log. The
-    worker's own errors go to logs/worker.log."""
+    """Run the worker of a job folder and print nothing: NeMo-Run would keep two more copies of the job's log. The
+    worker's errors go to logs/worker.log."""
     with open_job(folder).open_log("worker") as log:
         os.dup2(log.fileno(), 2)
     nothing = os.open(os.devnull, os.O_WRONLY)

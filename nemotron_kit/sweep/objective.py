@@ -1,4 +1,5 @@
-"""What a job of a sweep tells its sweeper: the metric that its command or its launcher names, else what it returned."""
+"""The value that a sweep's job gives its sweeper: a metric named by its command or launcher, else the returned
+value."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import JobFolder
 from nemotron_kit.runs.metrics import measured
 
-# The keys of a sweeper that looks for the best value: Optuna's and its like, Nevergrad's, Ax's.
+# The config keys of sweepers that optimize a value: Optuna's and similar ones, Nevergrad's, Ax's.
 _LEARNING = ("direction", "optim", "ax_config")
 _HINT = (
     "Name a metric that it logs: hydra/launcher=nemo_run hydra.launcher.objective=METRIC; "
@@ -27,8 +28,8 @@ _NO_NUMBERS = frozenset({"None", "str", "bytes", "bool", "Path"})
 
 
 def sweeper_direction(hydra: Any) -> str | None:
-    """Which value a sweeper looks for (`minimize`, `maximize`), from Hydra's node; None for one that looks for none, or
-    for the best of several values. Optuna's sweeper and its like have a `direction`."""
+    """The direction of a sweeper (`minimize`, `maximize`) in the config's node hydra; None for a sweeper that optimizes
+    nothing, or several values."""
     found = hydra.sweeper.get("direction")
     name = getattr(found, "name", found)
     return name if isinstance(name, str) else None
@@ -40,14 +41,14 @@ def learns(hydra: Any) -> bool:
 
 
 def objective_of(hydra: Any, command: Command | None = None) -> str | None:
-    """The metric, or several with commas between them, whose last values a job hands to the sweeper: those that
-    `hydra.launcher.objective` names, else the command's own; None for what the job returns."""
+    """The metric, or several with commas between them, whose last values a job gives the sweeper: from
+    `hydra.launcher.objective`, else the command's; None: the returned value."""
     given = hydra.launcher.get("objective")
     return str(given) if given else command.objective if command else None
 
 
 def objective_problem(hydra: Any, command: Command, *, detached: bool) -> Problem | None:
-    """Why a sweeper that learns would get no value from the command's jobs; None if it may get one."""
+    """Why a sweeper that optimizes would get no value from the command's jobs; None if it may get one."""
     if not learns(hydra):
         return None
     if detached:
@@ -77,7 +78,7 @@ def check_objective(composed: Composed) -> None:
 
 
 def _returns(command: Command) -> str | None:
-    """What the handler returns if that is surely no number, read off its source; None where it can't be known: nothing
+    """What the handler returns if its source shows that it is no number; None if that can't be known: nothing
     is imported, since a recipe's handler may import PyTorch."""
     definition = None
     with suppress(OSError, SyntaxError, ValueError, ImportError, TypeError):
@@ -138,9 +139,9 @@ def objective_facts(hydra: Any, command: Command | None = None) -> dict[str, str
 
 
 def value_for(hydra: Any, job: JobFolder, objective: str | None, returned: Any) -> Any:
-    """What a job that has `returned` hands to its sweeper: the last value of its objective, a list for several
-    (`loss,seconds`). Raises NemotronError where the sweeper, or `hydra.launcher.objective`, asks for what is not there.
-    """
+    """The value that a job gives its sweeper: the last value of its objective (a list for several, `loss,seconds`),
+    else `returned`. Raises NemotronError if the sweeper, or `hydra.launcher.objective`, needs a value that the job
+    lacks."""
     asked = learns(hydra)
     if objective is None:
         if asked and not _is_number(returned):

@@ -36,7 +36,7 @@ REFUSED = "refused"
 class RecipeTask:
     """The task function of a sweep over a recipe: one job, called by the launcher configured in Hydra.
 
-    Hydra's own launchers call it in this process, submitit's pickles it and calls it in another;
+    Hydra's basic launcher calls it in this process, submitit's pickles it and calls it in another;
     `hydra/launcher=nemo_run` calls only its `plan`.
     """
 
@@ -51,21 +51,21 @@ class RecipeTask:
         self._users = {name: os.environ.get(name) for name in (FULL_ERROR, SAFE_PATH)}
 
     def __getstate__(self) -> dict[str, Any]:
-        # The process that unpickles this discovers its commands; it can't find those of a program's own app.
+        # The process that unpickles this discovers its commands; it can't find those of an app that is a program.
         found = discover().apps
         for name in tree_in_use().apps.keys() - found.keys():
             raise UserError(
-                f"This launcher starts processes that would not find the recipe {name!r}: it is a program of its own.",
+                f"The processes that this launcher starts can't find the recipe {name!r}, which is a program.",
                 hint="hydra/launcher=nemo_run runs it, and so do --run and --batch. For other launchers: put it into a "
                 f"folder {name}, which env.toml names in [cli] recipes.",
             )
         return self.__dict__.copy()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        # A launcher that pickles this composes where it unpickles: there too the launch's folder is what it was.
+        # A launcher that pickles this composes in another process, which needs the launch's folder, too.
         self.__dict__.update(state)
         set_run_dir(str(self.folder))
-        hydra_reading_fixes().__enter__()  # never left: each job composes again
+        hydra_reading_fixes().__enter__()  # never exited: each job composes again
 
     def __call__(self, config: Any) -> Any:
         """Run the job that Hydra composed; returns the handler's return value to the sweeper."""
@@ -79,7 +79,7 @@ class RecipeTask:
             if plan.launch == DETACHED:
                 raise UserError("A sweep with --batch needs hydra/launcher=nemo_run.")
         except NemotronError as error:
-            # Hydra has created the job's folder for its log, which explains why it holds nothing else.
+            # Hydra has created the job's folder for its log; the exit record says why it contains nothing else.
             refused = RunFolder(self.folder).add_job(int(hydra.job.num), {})
             refused.finish(error.exit_code, "failed", error=error.message, **{REFUSED: True})
             raise
@@ -99,7 +99,7 @@ class RecipeTask:
 
     @contextmanager
     def users_environment(self) -> Iterator[None]:
-        """Within the block the variables that the command line sets for itself have the user's values."""
+        """Within the block, the environment variables that the command line sets for Hydra have the user's values."""
         before = {name: os.environ.get(name) for name in self._users}
         for name, value in self._users.items():
             _set(name, value)
@@ -141,7 +141,7 @@ class RecipePlanner:
         self.task, self.settings = task, settings
 
     def plan_job(self, config: Any, hydra: Any, number: int) -> SweepJob:
-        """The SweepJob of one composed job; `hydra` is Hydra's own node."""
+        """The SweepJob of one composed job; `hydra` is the config's node hydra."""
         from omegaconf import open_dict
 
         with open_dict(config):

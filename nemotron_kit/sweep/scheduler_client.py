@@ -15,7 +15,7 @@ from nemotron_kit.worker import python_module
 from nemotron_kit.worker.process import start_detached
 
 LOG = "local_scheduler.log"
-# The longest that a job gets to end by itself, KILL included, when the sweep is stopped.
+# The time that a job has to end, SIGKILL included, when the sweep is stopped.
 _GRACE_SECONDS = 20.0
 
 
@@ -75,7 +75,7 @@ class LocalSchedulerClient:
         """Stop the scheduler, and with it every job that has not ended."""
         if self._process.stdin is not None and not self._process.stdin.closed:
             self._process.stdin.close()
-        if self._idle:  # it may still be importing, and has nothing to put in order
+        if self._idle:  # it runs no job, and may still be importing
             self._process.kill()
         try:
             self._process.wait(_GRACE_SECONDS)

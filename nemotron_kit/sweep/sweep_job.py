@@ -14,7 +14,7 @@ VIA = ("nemo_run", "kit")
 
 @dataclass(frozen=True)
 class Settings:
-    """The fields of `hydra.launcher`; for None the profile or the launcher decides."""
+    """The fields of `hydra.launcher`; None leaves a field to the profile or the launcher."""
 
     profile: str | None = None
     env: Mapping[str, Any] = field(default_factory=dict)
@@ -31,18 +31,19 @@ class Settings:
 
 
 def starter_kind(settings: Settings) -> str:
-    """What starts the jobs of this machine: NeMo-Run if it is installed, unless the settings name one."""
+    """How jobs on this machine are started, `nemo_run` or `kit` (plain processes): as the settings say, else by
+    NeMo-Run if it is installed. Raises UserError if it is asked for and missing."""
     from importlib.util import find_spec
 
-    there = find_spec("nemo_run") is not None
-    if settings.via == "nemo_run" and not there:
+    installed = find_spec("nemo_run") is not None
+    if settings.via == "nemo_run" and not installed:
         raise UserError(
             "hydra.launcher.via=nemo_run: NeMo-Run is not installed.", hint="pip install 'nemotron-kit[nemo-run]'"
         )
-    return settings.via or ("nemo_run" if there else "kit")
+    return settings.via or ("nemo_run" if installed else "kit")
 
 
-# The job's config and Hydra's own node, which was a part of it.
+# (the job's config, its node hydra, taken out of it)
 Composed = tuple[Any, Any]
 
 

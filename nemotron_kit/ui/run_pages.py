@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 
 from nemotron_kit.cli.runs.list import chosen_jobs, duration, labels_of
 from nemotron_kit.cli.runs.results import VALUE, JobResult, SweepTable, goal_of, sweep_table
-from nemotron_kit.cli.runs.show import own_overrides
+from nemotron_kit.cli.runs.show import distinct_overrides
 from nemotron_kit.cli.toolargs import short_span, span
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.files import read_regular
@@ -300,7 +300,7 @@ class RunPages:
         jobs = [JobFolder(run.path / "jobs" / str(job.number)) for job in table.jobs[:_DRAWN]]
         named = [
             (f"{'★ ' if table.best is not None and at == 0 else ''}job {job.number} {own}".rstrip(), job)
-            for at, (job, own) in enumerate(zip(jobs, own_overrides(jobs), strict=True))
+            for at, (job, own) in enumerate(zip(jobs, distinct_overrides(jobs), strict=True))
         ]
         return [*([first] if first else []), *curve_figures(self.reader, named)]
 

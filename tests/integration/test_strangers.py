@@ -168,7 +168,7 @@ def test_no_record_and_no_stream_has_a_secret(folder: Folder, words: list[str]) 
     said += _written(folder.folder)
     assert "printed '***'" in said and "written ***" in said and "logged ***" in said
     assert "late ***" in said and "child ***" in said and "error ***" in said
-    assert "metadata.deep holds the value of LATE_WORD: it is saved as ***" in said
+    assert "metadata.deep contains the value of LATE_WORD: it is saved as ***" in said
     assert "canary" not in said
     record = json.loads(next(folder.folder.glob("home/artifacts/Made/v0/version.json")).read_text())
     assert record["fields"] == {"note": "by ***", "parts": ["***"]}

@@ -76,7 +76,7 @@ def test_what_follows_from_a_commands_module(tmp_path: Path, monkeypatch: pytest
     assert app.command("w", Config, "run", module=".bare").load_preflight() is None
     with pytest.raises(ValueError, match=r"a n: there is no module '\.gone'"):
         app.command("n", "C", module=".gone")
-    with pytest.raises(ValueError, match=r"is relative; say to what: App\(…, package=__name__\)"):
+    with pytest.raises(ValueError, match=r"is relative to the app's package: App\(…, package=__name__\)"):
         App("b").command("n", "C", module=".train")
     with pytest.raises(TypeError, match="needs config_cls"):
         app.command("n", module=".train")
@@ -147,7 +147,7 @@ def test_a_pipeline_is_in_the_order_of_its_artifacts() -> None:
         ("p", ["x", "y"], "a p: these stages read each other's artifacts: a x ← a y ← a x."),
         ("p", ["z", "zz"], "'zz' is no command of a: did you mean z"),
         ("p", ["z", "z"], "'a z' is given twice"),
-        ("p", [], "one stage at least"),
+        ("p", [], "at least one stage"),
         ("z", ["z"], "'z' is registered already"),
         ("p q", ["z"], "use letters, digits"),
         ("p", ["chat"], "is interactive"),

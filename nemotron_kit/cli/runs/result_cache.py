@@ -1,4 +1,4 @@
-"""What ended jobs returned and measured, kept beside their records: a table of 10,000 jobs reads one file."""
+"""A cache of the results of ended jobs, so that a table of 10,000 jobs reads one file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from nemotron_kit.runs.metrics import METRICS_FILE, Measured
 
 _NAME = ".results.json"
 _VERSION = 1
-# Fewer new entries than this are cheaper to read again than to write.
+# Fewer new entries than this are read again faster than written.
 _WORTH_WRITING = 32
 
 Known = tuple[JobState, JobResult]
@@ -44,20 +44,20 @@ class ResultCache:
             write_cache(self._path, _VERSION, self._entries)
 
     def keep_only(self, keys: Sequence[str]) -> None:
-        """Drop the entries of others, which were removed."""
-        there = set(keys)
-        self._entries = {key: entry for key, entry in self._entries.items() if key in there}
+        """Drop the entries of other keys: their runs were removed."""
+        kept = set(keys)
+        self._entries = {key: entry for key, entry in self._entries.items() if key in kept}
 
     def known(self, key: str, folder: str) -> Known | None:
-        """The state and the result of the ended job in `folder`; None if they are to be read. The state has no facts
-        but these."""
+        """The cached state and result of the ended job in `folder`; None if there is no valid entry. The state has no
+        `facts`."""
         entry = self._entries.get(key)
         try:
             if entry is None or entry[0] != _stamp(folder):
                 return None
             state, started, finished, code, error, number, overrides, value, metrics = entry[1:]
             measured = {name: Measured(*values) for name, values in metrics.items()}
-        # The entry is of another version, or the job's files are gone.
+        # The entry is of another version, or the job's files were deleted.
         except (OSError, TypeError, ValueError):
             return None
         why = error or (f"exit code {code}" if code else None)
@@ -65,11 +65,11 @@ class ResultCache:
         return JobState(state, finished, started, finished, code, error), result
 
     def read(self, key: str, job: JobFolder, state: JobState | None = None) -> Known:
-        """The state (`state`, if it was looked up already) and the result of a job, from its folder; kept if it has
-        ended."""
+        """The state (`state`, if the caller has it) and the result of a job, read from its folder; cached if the job
+        has ended."""
         stamp: list[int] = []
         folder = str(job.path)
-        with contextlib.suppress(OSError):  # first: a change while the folder is read makes the entry outdated
+        with contextlib.suppress(OSError):  # before the folder is read: a change meanwhile makes the entry invalid
             stamp = _stamp(folder)
         state = state or job.state()
         result = job_result(job, state)
@@ -78,8 +78,8 @@ class ResultCache:
                 name: [metric.last, metric.step, metric.best, metric.best_step]
                 for name, metric in result.metrics.items()
             }
-            its = [state.state, state.started, state.finished, state.code, state.error]
-            self._entries[key] = [stamp, *its, result.number, result.overrides, result.value, metrics]
+            state_values = [state.state, state.started, state.finished, state.code, state.error]
+            self._entries[key] = [stamp, *state_values, result.number, result.overrides, result.value, metrics]
             self._new += 1
         return state, result
 
@@ -89,7 +89,7 @@ class ResultCache:
 
 
 def _stamp(folder: str) -> list[int]:
-    """Identity, size and time of the exit record, and the size of the metrics."""
+    """Inode, size and mtime (ns) of the exit record, and the size of the metrics; -1 without metrics."""
     status = os.stat(f"{folder}/exit.json")  # noqa: PTH116 — pathlib's takes longer than all the rest
     try:
         size = os.stat(f"{folder}/{METRICS_FILE}").st_size  # noqa: PTH116
@@ -99,8 +99,8 @@ def _stamp(folder: str) -> list[int]:
 
 
 def results_of_runs(root: Path, runs: Sequence[RunSummary], every: Sequence[str]) -> dict[str, JobResult]:
-    """Run id → the result of its job, of a sweep that of its best job; a run without jobs has none. `every`: all run
-    ids that there are."""
+    """Run id → the result of its job, or of a sweep's best job; without runs that have none. `every` are the ids of all
+    existing runs."""
     from nemotron_kit.cli.runs.results import goal_of, sweep_table
     from nemotron_kit.runs.job import DamagedRecord
     from nemotron_kit.spec.plan import stored_plan

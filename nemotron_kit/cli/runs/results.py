@@ -1,4 +1,4 @@
-"""Results of jobs: return values and metrics of one, and the table of a sweep, sorted by its objective."""
+"""The results of jobs (returned values and metrics), and the table of a sweep, sorted by its objective."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _RESULTS = re.compile("loss|error|perplexity|acc|reward|score", re.IGNORECASE)
 
 @dataclass
 class JobResult:
-    """The overrides, the return value (None: nothing, or not ended) and the metrics of one job."""
+    """The overrides, the returned value (None: none, or not ended) and the metrics of one job."""
 
     number: int
     state: str
@@ -44,7 +44,7 @@ class JobResult:
         return max((each.step for each in self.metrics.values() if isinstance(each.step, int)), default=None)
 
     def number_of(self, name: str) -> float | None:
-        """The last value of a metric, or the return value; None if it is no number or NaN."""
+        """The last value of a metric, or the returned value; None if it is NaN or not a number."""
         metric = self.metrics.get(name)
         found = metric.last if metric is not None else self.value if name == VALUE else None
         if isinstance(found, bool) or not isinstance(found, int | float) or math.isnan(found):
@@ -61,14 +61,14 @@ class JobResult:
 
 
 def job_result(job: JobFolder, state: JobState) -> JobResult:
-    """A job's result, as its folder has it."""
+    """A job's result, read from its folder."""
     value = _returned(job, state) if state.terminal else None
     why = state.error or (f"exit code {state.code}" if state.code else None)
     return JobResult(job.number, state.state, why, overrides_of(job), value, measured(job.path))
 
 
 def overrides_of(job: JobFolder) -> list[str]:
-    """The overrides of one job of a sweep, as recorded; none for a job without such a record."""
+    """The recorded overrides of one job of a sweep; [] for other jobs."""
     try:
         found = json.loads(read_regular(job.path / ".hydra" / "overrides.yaml"))
     except (OSError, ValueError):
@@ -77,7 +77,7 @@ def overrides_of(job: JobFolder) -> list[str]:
 
 
 def _returned(job: JobFolder, state: JobState) -> Any:
-    """What a recipe's handler or a program's task function returned, as JSON has it."""
+    """The value that a recipe's handler or a program's task function returned, as recorded in JSON."""
     record: Any = state.facts
     if VALUE not in record:
         record = record.get("answer") or {}
@@ -87,21 +87,22 @@ def _returned(job: JobFolder, state: JobState) -> Any:
         return None
     value = record.get(VALUE)
     if isinstance(value, str) and record.get("types"):
-        with suppress(ValueError):  # NaN and infinities, which JSON has no numbers for
+        with suppress(ValueError):  # NaN and infinities are texts in JSON
             return float(value)
     return value
 
 
 @dataclass
 class SweepTable:
-    """The jobs of a sweep, those with the best objective first where there is one."""
+    """The jobs of a sweep, the best first if it has an objective."""
 
     jobs: list[JobResult]
     objective: str | None
-    less: bool
+    lower_is_better: bool
 
     @property
     def best(self) -> JobResult | None:
+        """The job with the best objective; None if there is no objective, or no job has a value for it."""
         first = self.jobs[0] if self.jobs and self.objective else None
         return first if first is not None and first.number_of(str(self.objective)) is not None else None
 
@@ -109,15 +110,15 @@ class SweepTable:
     def rule(self) -> str:
         """The sort order, as text."""
         what = "the returned value" if self.objective == VALUE else f"the last {self.objective}"
-        return f"sorted by {what}, {'least' if self.less else 'greatest'} first; * is the best"
+        return f"sorted by {what}, {'lowest' if self.lower_is_better else 'highest'} first; * is the best"
 
     def columns(self) -> list[str]:
-        """The metrics of all jobs: the objective, then what names say are results, then others in order."""
+        """The names of all metrics: the objective first, then those named like results (loss, accuracy, …)."""
         names = list(dict.fromkeys(name for job in self.jobs for name in job.metrics))
         return sorted(names, key=lambda name: (name != self.objective, not _RESULTS.search(name)))
 
     def varied(self) -> dict[str, dict[int, str]]:
-        """Each override that not all jobs have alike: its key → job → value."""
+        """The overrides that differ between jobs: key → job number → value."""
         overrides = {job.number: dict(_split(text) for text in job.overrides) for job in self.jobs}
         keys = dict.fromkeys(key for each in overrides.values() for key in each)
         return {
@@ -139,54 +140,54 @@ def _split(override: str) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class Goal:
-    """What a sweeper looks for: a metric that its jobs hand to it (None: what they return), and which value of it."""
+    """What a sweeper optimizes: a metric (None: the jobs' returned value), and the direction."""
 
     metric: str | None = None
     direction: str | None = None
 
 
 def goal_of(plan: Plan | None) -> Goal:
-    """The goal on record. Of a sweeper with several objectives, the first."""
+    """The goal in a run's plan; the first one of a sweeper with several objectives."""
     metric = plan.objective.partition(",")[0] if plan and plan.objective else None
     return Goal(metric, plan.direction if plan else None)
 
 
 def sweep_table(results: Sequence[JobResult], sort: str | None = None, goal: Goal | None = None) -> SweepTable:
-    """`results` sorted by `sort` (a metric, or "value"), else by the objective: the sweeper's, else what was returned,
-    else the first loss. Jobs without it come last, by number. The best value is what the sweeper looks for; of another
-    metric, the least where its name says so."""
+    """`results` sorted by `sort` (a metric, or "value"), by default by the objective: the sweeper's, else the returned
+    value, else the first loss. Jobs without a value come last, by number. Whether low values are best follows from the
+    sweeper's direction, else from the metric's name (see `less_is_better`). Raises UserError for an unknown metric."""
     goal = goal or Goal()
     names = list(dict.fromkeys(name for job in results for name in job.metrics))
     returned = any(job.number_of(VALUE) is not None for job in results)
     if sort is not None and sort not in names and not (sort == VALUE and returned):
         known = [*names, *([VALUE] if returned else [])]
         raise UserError(
-            f"--sort {sort}: no job of this run has such a metric.",
+            f"--sort {sort}: no job of this run has this metric.",
             hint=near(sort, known) if known else "None of its jobs logged a metric or returned a number.",
         )
     given = goal.metric if goal.metric in names else VALUE if returned else None
     chosen = sort or given or next((name for name in names if "loss" in name.lower()), None)
     if chosen is None:
-        return SweepTable(sorted(results, key=lambda job: job.number), None, less=True)
-    less = less_is_better(chosen) if chosen in names else True
+        return SweepTable(sorted(results, key=lambda job: job.number), None, lower_is_better=True)
+    lower_is_better = less_is_better(chosen) if chosen in names else True
     if goal.direction and chosen == (goal.metric or VALUE):
-        less = goal.direction != "maximize"
+        lower_is_better = goal.direction != "maximize"
 
-    def place(job: JobResult) -> tuple[bool, float, int]:
+    def sort_key(job: JobResult) -> tuple[bool, float, int]:
         number = job.number_of(chosen)
-        return number is None, 0.0 if number is None else number if less else -number, job.number
+        return number is None, 0.0 if number is None else number if lower_is_better else -number, job.number
 
-    return SweepTable(sorted(results, key=place), chosen, less)
+    return SweepTable(sorted(results, key=sort_key), chosen, lower_is_better)
 
 
 def print_sweep(table: SweepTable, top: int | None) -> None:
-    """The table for a person: the best of its metrics, and why jobs failed."""
+    """Print the table with its most important metrics, and why jobs failed."""
     varied, metrics = table.varied(), table.columns()[:MAIN]
     header, rows = _cells(table, table.jobs[:top], metrics, short=True)
     print_table(header, rows)
     lines = [table.rule] if table.best is not None else []
     if len(table.jobs) > len(rows):
-        lines.append(f"and {len(table.jobs) - len(rows)} more: --top {len(table.jobs)} shows all")
+        lines.append(f"and {len(table.jobs) - len(rows)} more: --top {len(table.jobs)} prints all")
     if len(table.columns()) > MAIN:
         lines.append(f"more metrics, in --csv and --json: {', '.join(table.columns()[MAIN:])}")
     if varied or lines:
@@ -194,7 +195,7 @@ def print_sweep(table: SweepTable, top: int | None) -> None:
 
 
 def print_csv(table: SweepTable, top: int | None) -> None:
-    """Every job and every metric, as CSV with a header."""
+    """Print every job with every metric as CSV with a header."""
     header, rows = _cells(table, table.jobs[:top], table.columns(), short=False)
     out = io.StringIO()
     csv.writer(out, lineterminator="\n").writerows([header, *rows])
@@ -217,10 +218,10 @@ def _cells(
             [
                 f"{job.number}{mark}",
                 job.state,
-                *(own.get(job.number, "") for own in varied.values()),
-                *([shown(job.value, short)] if returned else []),
+                *(by_job.get(job.number, "") for by_job in varied.values()),
+                *([format_value(job.value, short)] if returned else []),
                 "" if job.step is None else str(job.step),
-                *(shown(job.metrics[name].last if name in job.metrics else None, short) for name in metrics),
+                *(format_value(job.metrics[name].last if name in job.metrics else None, short) for name in metrics),
                 *([job.why or ""] if failed else []),
             ]
         )
@@ -230,8 +231,8 @@ def _cells(
     return header, rows
 
 
-def shown(value: Any, short: bool) -> str:
-    """A value as a cell; `short`: with five digits."""
+def format_value(value: Any, short: bool) -> str:
+    """A value as the text of a cell, with `short` in five digits."""
     if value is None:
         return ""
     if isinstance(value, float):
@@ -244,15 +245,15 @@ def measured_facts(
     ranks: Mapping[int, Mapping[str, Measured]],
     curves: Mapping[str, tuple[Sequence[int], Sequence[float]]],
 ) -> list[str]:
-    """A line for each metric of one job: its last value, the best where that is another, the least and the greatest
-    last value of its ranks where several logged it, and its curve."""
+    """A line for each metric of one job: its last value, the best value if it differs, the range of the ranks' last
+    values if several ranks logged it, and its curve."""
     lines = []
     for name, metric in metrics.items():
         last = f"{name} {metric.last:.6g}{_at(metric.step)}"
         differs = metric.best != metric.last and not math.isnan(metric.best)
         best = f", best {metric.best:.6g}{_at(metric.best_step)}" if differs else ""
         curve = sparkline(curves[name][1]) if name in curves else ""
-        lines.append(f"{last}{best}{_among_ranks(name, ranks)}{f'  {curve}' if curve else ''}")
+        lines.append(f"{last}{best}{_range_of_ranks(name, ranks)}{f'  {curve}' if curve else ''}")
     return lines
 
 
@@ -261,8 +262,8 @@ _WIDTH = 24
 
 
 def sparkline(values: Sequence[float]) -> str:
-    """The course of some values as a short text; "" for fewer than three, for a constant, and where the output's
-    encoding lacks the characters."""
+    """The curve of some values as a text of block characters; "" for fewer than three values, for a constant, and if
+    the output's encoding lacks the characters."""
     known = [value for value in values if math.isfinite(value)]
     least, most = min(known, default=0.0), max(known, default=0.0)
     try:
@@ -277,7 +278,7 @@ def sparkline(values: Sequence[float]) -> str:
     return "".join(_BARS[min(7, int((mean - least) / (most - least) * 8))] for mean in means)
 
 
-def _among_ranks(name: str, ranks: Mapping[int, Mapping[str, Measured]]) -> str:
+def _range_of_ranks(name: str, ranks: Mapping[int, Mapping[str, Measured]]) -> str:
     found = sorted((each[name].last, rank) for rank, each in ranks.items() if name in each)
     if len(found) < 2:
         return ""

@@ -1,4 +1,4 @@
-"""`nemotron runs --columns|--sort|--top|--csv`: what launches returned and measured, side by side; a sweep's end."""
+"""`nemotron runs --columns|--sort|--top|--csv`: a table of runs with their results; the table at a sweep's end."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from nemotron_kit.cli.runs.results import (
     VALUE,
     JobResult,
     SweepTable,
+    format_value,
     goal_of,
     override_key,
     print_sweep,
-    shown,
     sweep_table,
 )
 from nemotron_kit.cli.toolargs import short_span
@@ -37,7 +37,7 @@ STEP = "step"
 
 
 class LaunchTable:
-    """Runs with their results, best first by `sort` (else newest first), and the columns that are asked for: metrics,
+    """Runs with their results, best first by the metric `sort` (else newest first). `columns` are names of metrics,
     `value`, `step` and keys of overrides. Raises UserError for a name that no run has."""
 
     def __init__(self, runs: Sequence[RunSummary], columns: Sequence[str], sort: str | None) -> None:
@@ -45,40 +45,41 @@ class LaunchTable:
         self.results = results_of_runs(root, runs, run_ids(root))
         nothing = JobResult(0, "", None, [], None, {})
         found = [replace(self.results.get(run.id, nothing), number=at) for at, run in enumerate(runs)]
-        self.table = sweep_table(found, sort) if sort else SweepTable(found, None, less=True)
+        self.table = sweep_table(found, sort) if sort else SweepTable(found, None, lower_is_better=True)
         self.runs = [runs[result.number] for result in self.table.jobs]
         self.sort = sort
-        self.columns = self._known(columns) if columns else self.table.columns()
+        self.columns = self._checked(columns) if columns else self.table.columns()
 
     @property
     def best(self) -> RunSummary | None:
+        """The run with the best value of `sort`; None if no run has one."""
         return self.runs[0] if self.table.best is not None else None
 
-    def _known(self, columns: Sequence[str]) -> list[str]:
+    def _checked(self, columns: Sequence[str]) -> list[str]:
         overrides = {override_key(text) for job in self.table.jobs for text in job.overrides}
         known = [*self.table.columns(), VALUE, STEP, *sorted(overrides)]
         for name in columns:
             if name not in known and self.runs:
-                raise UserError(f"--columns {name}: no run that is listed has it.", hint=near(name, known))
+                raise UserError(f"--columns {name}: no listed run has it.", hint=near(name, known))
         return list(dict.fromkeys([*([self.sort] if self.sort else []), *columns]))
 
     def cells(self, at: int, columns: Sequence[str], *, short: bool) -> list[str]:
         """The texts of one row's columns."""
         job = self.table.jobs[at]
-        own = {override_key(text): text.partition("=")[2] for text in job.overrides}
-        return [shown(_value(job, name, own), short) for name in columns]
+        overrides = {override_key(text): text.partition("=")[2] for text in job.overrides}
+        return [format_value(_value(job, name, overrides), short) for name in columns]
 
 
-def _value(job: JobResult, name: str, own: dict[str, str]) -> Any:
+def _value(job: JobResult, name: str, overrides: dict[str, str]) -> Any:
     if name in job.metrics:
         return job.metrics[name].last
-    if name in own:
-        return own[name]
+    if name in overrides:
+        return overrides[name]
     return job.value if name == VALUE else job.step if name == STEP else None
 
 
 def print_launches(table: LaunchTable, top: int | None, *, asked: bool) -> None:
-    """The table for a person; `asked`: its columns are those that were asked for."""
+    """Print the table; without `asked`, only the most important columns."""
     columns = table.columns if table.sort is None else [table.sort, *(c for c in table.columns if c != table.sort)]
     wide = columns if asked else columns[:MAIN]
     names = {run.id: _label(run.id) for run in table.runs[:top]}
@@ -96,13 +97,13 @@ def print_launches(table: LaunchTable, top: int | None, *, asked: bool) -> None:
     if len(columns) > len(wide):
         lines.append(f"more columns, in --csv and --json, or by --columns: {', '.join(columns[len(wide) :])}")
     if any(run.jobs > 1 for run in table.runs[:top]):
-        lines.append("a sweep has the results of its best job")
+        lines.append("the results of a sweep are those of its best job")
     if lines:
         write_lines(lines)
 
 
 def print_launches_csv(table: LaunchTable, top: int | None) -> None:
-    """Every run and every column, as CSV with a header."""
+    """Print every run with every column as CSV with a header."""
     out = io.StringIO()
     write = csv.writer(out, lineterminator="\n").writerow
     write(["run", "recipe", "stage", "state", "created_at", "duration_s", "name", "tags", "overrides", *table.columns])
@@ -123,8 +124,8 @@ _LAST = 20
 
 
 def print_sweep_end(run: RunFolder) -> None:
-    """The table of a sweep that has ended, and its best job by name, on standard error: standard output is the jobs'
-    own."""
+    """Print the table of a sweep that has ended, and its best job, on standard error: standard output belongs to the
+    jobs. Prints nothing for one job, or without results."""
     jobs = run.jobs()
     if len(jobs) < 2:
         return
@@ -137,5 +138,9 @@ def print_sweep_end(run: RunFolder) -> None:
         print_sweep(table, _LAST)
         if (best := table.best) is not None:
             name = str(table.objective)
-            varied = " ".join(f"{key}={own[best.number]}" for key, own in table.varied().items() if best.number in own)
-            write_lines([f"best: {run.id}/{best.number}  {name} {shown(best.number_of(name), True)}  {clean(varied)}"])
+            varied = " ".join(
+                f"{key}={by_job[best.number]}" for key, by_job in table.varied().items() if best.number in by_job
+            )
+            write_lines(
+                [f"best: {run.id}/{best.number}  {name} {format_value(best.number_of(name), True)}  {clean(varied)}"]
+            )

@@ -1,4 +1,4 @@
-"""`nemotron runs show|diff`: prints a run's command, inputs and results; compares runs."""
+"""`nemotron runs show|diff`: prints a run's plan, inputs and results; prints the differences between runs."""
 
 from __future__ import annotations
 
@@ -45,20 +45,20 @@ if TYPE_CHECKING:
 
 
 class RunView:
-    """A run and some of its jobs, with their current states: the back end is asked once, if the run has one."""
+    """A run and some of its jobs, with their current states; its back end is queried once, if it has one."""
 
     def __init__(self, run: RunFolder, jobs: Sequence[JobFolder], cache: ResultCache | None = None) -> None:
-        """`cache`: that of the run's jobs, for a caller who needs no facts of those that have ended."""
+        """`cache` is the cache of the run's results, for callers that need no facts of ended jobs but their states."""
         self.run, self.jobs, self._cache = run, jobs, cache
         self.plan: Plan | None = None
         with suppress(DamagedRecord):
             self.plan = stored_plan(run)
-        self._asked = self.plan is not None and not is_local(self.plan.executor)
+        self._is_remote = self.plan is not None and not is_local(self.plan.executor)
         self.snapshot: StatusSnapshot | None = None
-        if self._asked:
-            self._ask()
-        self.states = {job.number: self._standing(job) for job in jobs}
-        whole = not self._asked and len(jobs) == len(run.jobs())
+        if self._is_remote:
+            self._refresh()
+        self.states = {job.number: self._job_state(job) for job in jobs}
+        whole = not self._is_remote and len(jobs) == len(run.jobs())
         self.summary = run.summary(list(self.states.values()) if whole else None)
         self.state = self._state()
 
@@ -67,47 +67,43 @@ class RunView:
             return DAMAGED
         if len(self.jobs) == self.summary.jobs:
             return run_state(state.state for state in self.states.values())
-        return run_state(self._standing(job).state for job in self.run.jobs())
+        return run_state(self._job_state(job).state for job in self.run.jobs())
 
-    def _ask(self) -> None:
+    def _refresh(self) -> None:
         self.snapshot = refresh([self.run]).get(self.run.id)
         if len(self.jobs) != 1 or (self.snapshot and self.snapshot.lost):
             return
-        assert self.plan  # noqa: S101 — else nobody is asked
+        assert self.plan  # noqa: S101 — see _is_remote
         try:
             mirror(self.plan, [job for job in self.jobs if not is_mirrored(job)])
         except NemotronError as error:
-            sys.stderr.write(f"note: what it left where it ran is not shown: {clean(error.message)}\n")
+            sys.stderr.write(f"note: its records on the target could not be read: {clean(error.message)}\n")
 
-    def _standing(self, job: JobFolder) -> JobState:
+    def _job_state(self, job: JobFolder) -> JobState:
         known = self._cache.known(job.path.name, str(job.path)) if self._cache else None
         if known is not None:
             return known[0]
-        if not self._asked:
+        if not self._is_remote:
             return job.state()
-
         return effective_state(job, self.snapshot)
 
     @property
     def unsubmitted(self) -> int:
-        """How many jobs of a sweep its back end has not been given yet."""
-        if not self._asked:
-            return 0
-
-        return len(SweepQueue(self.run).waiting)
+        """The number of a sweep's jobs that are not submitted yet."""
+        return len(SweepQueue(self.run).waiting) if self._is_remote else 0
 
     def waiting(self, number: int) -> tuple[str | None, str | None]:
-        """(why a pending job waits, when it may start), as its scheduler reports them."""
-        seen = self.snapshot.observed.get(number) if self.snapshot else None
+        """(the reason why a pending job waits, its estimated start), as its scheduler reports them."""
+        observed = self.snapshot.observed.get(number) if self.snapshot else None
         if self.states[number].state != "pending":
             return None, None
         recorded = self.states[number].facts.get("reason")
-        return (seen.reason if seen else None) or recorded, seen.estimated_start if seen else None
+        return (observed.reason if observed else None) or recorded, observed.estimated_start if observed else None
 
 
 def written_by(job: JobFolder) -> dict[str, Any]:
-    """Files that a job wrote into its copy of the code and did not register: `{"folder", "files", "more"}`, {} for
-    none. Read from its record; from the folder if the record has none, or not all names."""
+    """The files that a job wrote into its copy of the code and did not register: `{"folder", "files", "more"}`; {} if
+    there are none. They are read from its exit record, or from the folder if the record lacks names."""
     saved = registered_folders(job)
     try:
         record = job.exit_record()
@@ -128,20 +124,19 @@ def written_by(job: JobFolder) -> dict[str, Any]:
 
 _METRICS = 5
 _FILES = 20
-_MANY = 20
+_MAX_JOBS = 20
 
 Fact = tuple[str, object]
 
 
 def show(argv: list[str]) -> int:
-    """Print one run. The exit code is 3 if its state isn't known, else 0, however the run itself ended: see `wait` for
-    that."""
+    """`nemotron runs show ID`: print one run. Returns 3 if its state isn't known, else 0, also for a failed run."""
     parser = ToolParser("runs", "show")
-    parser.add_argument("--job", type=at_least(0), help="of a run with many jobs: this one")
-    parser.add_argument("--json", action="store_true", help="for programs")
-    parser.add_argument("--sort", metavar="METRIC", help="of a sweep: best first by this metric, or by value")
-    parser.add_argument("--top", type=at_least(1), metavar="N", help=f"of a sweep: so many jobs ({_MANY})")
-    parser.add_argument("--csv", action="store_true", help="of a sweep: its table, with every job and metric")
+    parser.add_argument("--job", type=at_least(0), help="only this job of a run with several")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--sort", metavar="METRIC", help="sort a sweep's jobs, best first, by this metric or by value")
+    parser.add_argument("--top", type=at_least(1), metavar="N", help=f"only the best N jobs of a sweep ({_MAX_JOBS})")
+    parser.add_argument("--csv", action="store_true", help="print a sweep's table as CSV, with every job and metric")
     options = parser.parse(argv)
     if options is None:
         return 0
@@ -151,10 +146,10 @@ def show(argv: list[str]) -> int:
     jobs = run.jobs() if chosen is None else chosen
     many = not run.is_pipeline and len(jobs) > 1
     if (options.sort or options.top or options.csv) and not many:
-        raise UserError(f"nemotron runs show: {options.id} is no sweep, which --sort, --top and --csv are for.")
+        raise UserError(f"nemotron runs show: {options.id} is not a sweep: --sort, --top and --csv need one.")
     if run.is_pipeline:
         return _show_pipeline(run, as_data=options.json)
-    gc.disable()  # the results of many jobs are many objects, and all of them live until the end
+    gc.disable()  # the results of many jobs are many objects, which all live until the end
     with ResultCache(run.path) as cache:
         view = RunView(run, jobs, None if options.json or len(jobs) == 1 else cache)
         results = [cache.result(job.path.name, job, view.states[job.number]) for job in jobs]
@@ -166,12 +161,12 @@ def show(argv: list[str]) -> int:
     else:
         print_facts(list(_facts(view)))
         if len(jobs) > 1:
-            print_sweep(table, options.top or _MANY)
+            print_sweep(table, options.top or _MAX_JOBS)
     return 3 if EXIT_CODES.get(view.state) == 3 else 0
 
 
 def _show_pipeline(run: RunFolder, *, as_data: bool) -> int:
-    """A pipeline: how it stands, and a line for each stage with the run that it is."""
+    """Print a pipeline: its state, and a line for each stage with its run."""
     refresh_stages(run)
     plan, summary = run.plan(), run.summary()
     rows = [_stage_row(run, record) for record in run.stages()]
@@ -186,13 +181,13 @@ def _show_pipeline(run: RunFolder, *, as_data: bool) -> int:
 def _stage_row(run: RunFolder, record: Mapping[str, Any]) -> dict[str, Any]:
     if DAMAGE in record:
         return {"stage": record["stage"], "state": DAMAGED, "error": record[DAMAGE]}
-    its = run.stage_run(record)
+    stage_run = run.stage_run(record)
     row = {"stage": record.get("stage"), "why": record.get("why"), "run": record.get("run") or record.get("producer")}
-    if record.get("skipped") or its is None:
+    if record.get("skipped") or stage_run is None:
         outputs = record.get("outputs") or []
         return {**row, "state": "skipped" if record.get("skipped") else "removed", "outputs": outputs}
-    state = its.summary()
-    job = its.jobs()[0] if its.jobs() else None
+    state = stage_run.summary()
+    job = stage_run.jobs()[0] if stage_run.jobs() else None
     skipped = job.state().facts.get("skipped") if job else None
     return {
         **row,
@@ -222,11 +217,11 @@ def _pipeline_facts(
     if rows:
         yield "next", f"nemotron runs show {run.id}/0"
     if summary.state in ("failed", "cancelled", "preempted"):
-        yield "next", f"{plan.get('command_line')} goes on where it stopped"
+        yield "next", f"{plan.get('command_line')} continues it"
 
 
 def _json(view: RunView, table: SweepTable, top: int | None) -> dict[str, Any]:
-    """The jobs by number; with --top the best so many, best first."""
+    """The run as JSON data, with its jobs by number; with `top` only the best ones, best first."""
     facts = {**as_json(view.summary), "state": view.state}
     results = {result.number: result for result in table.jobs}
     jobs = view.jobs if top is None else [view.run.job(result.number) for result in table.jobs[:top]]
@@ -262,7 +257,7 @@ def _job_json(job: JobFolder, view: RunView) -> dict[str, Any]:
 
 
 def _ranks_json(job: JobFolder) -> dict[str, Any]:
-    """`ranks`: what each rank measured, where several did."""
+    """`ranks`: the metrics of each rank, if ranks other than 0 logged any."""
     ranks = measured_by_rank(job.path)
     if not set(ranks) - {0}:
         return {}
@@ -301,7 +296,7 @@ def _why(view: RunView) -> Iterator[Fact]:
     lost = next((s for s in view.states.values() if s.state == "unreachable"), None)
     if lost is not None and view.state == "unreachable":
         yield "why", lost.error
-        yield "last known", _known(lost)
+        yield "last known", _last_known(lost)
     elif view.summary.error:
         yield "why", view.summary.error
     if len(view.jobs) == 1:
@@ -310,7 +305,7 @@ def _why(view: RunView) -> Iterator[Fact]:
         yield from [("may start", start)] if start else []
 
 
-def _known(state: JobState) -> str:
+def _last_known(state: JobState) -> str:
     known = state.facts.get("known")
     return f"{known}, {_clock(state.facts.get('known_at'))}" if known else "nothing"
 
@@ -335,15 +330,15 @@ def _sweep_facts(view: RunView) -> Iterator[Fact]:
     counts = Counter(state.state for state in view.states.values())
     yield "jobs", f"{counts.total()}: {', '.join(f'{count} {state}' for state, count in counts.most_common())}"
     if view.unsubmitted:
-        yield "waiting", f"{view.unsubmitted} for room: nemotron runs resume {view.run.id} submits what fits"
+        yield "waiting", f"{view.unsubmitted} to be submitted: nemotron runs resume {view.run.id}"
     yield "next", f"nemotron runs show {view.run.id} --job N"
 
 
-def own_overrides(jobs: Sequence[JobFolder]) -> list[str]:
-    """For each job of a sweep, the overrides that not all of its jobs have, as one text."""
+def distinct_overrides(jobs: Sequence[JobFolder]) -> list[str]:
+    """For each job of a sweep, its overrides that not all jobs have, as one text."""
     overrides = [overrides_of(job) for job in jobs]
     common = set.intersection(*map(set, overrides)) if overrides else set()
-    return [" ".join(override for override in own if override not in common) for own in overrides]
+    return [" ".join(override for override in texts if override not in common) for texts in overrides]
 
 
 def _job_facts(job: JobFolder, view: RunView) -> Iterator[Fact]:
@@ -375,9 +370,9 @@ def _job_facts(job: JobFolder, view: RunView) -> Iterator[Fact]:
     for line in measured_facts(result.metrics, measured_by_rank(job.path), series(job.path)):
         yield "metrics", line
     if state.state == "failed" and view.unsubmitted:
-        yield "next", f"nemotron runs resume {job.run_id} waits on, and submits it"
+        yield "next", f"nemotron runs resume {job.run_id} continues to wait, and submits it"
     elif state.terminal and state.state != "succeeded":
-        yield "next", f"nemotron runs resume {job.reference} goes on with it"
+        yield "next", f"nemotron runs resume {job.reference} continues it"
     yield "next", f"nemotron runs logs {job.run_id}" + (f" --job {job.number}" if job.number else "")
 
 
@@ -422,14 +417,15 @@ def _clock(seconds: float | None) -> str:
 
 Facts = dict[str, dict[str, Any]]
 _ABSENT = object()
-# Facts that differ for every run.
-_OWN = ("NEMO_RUN_DIR", "NEMOTRON_RUN_ID", "PYTHONPATH")
+# Environment variables that differ between all runs.
+_RUN_VARIABLES = ("NEMO_RUN_DIR", "NEMOTRON_RUN_ID", "PYTHONPATH")
 
 
 def diff(argv: list[str]) -> int:
-    """Compare runs, or jobs of sweeps (`ID/3`). What they returned and measured is shown, and is no difference."""
+    """`nemotron runs diff A B …`: print the differences between runs, or jobs of sweeps (`ID/3`), and their results.
+    Returns 1 if anything but the results differs, else 0."""
     parser = ToolParser("runs", "diff")
-    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse(argv)
     if options is None:
         return 0
@@ -450,7 +446,7 @@ def diff(argv: list[str]) -> int:
 
 
 def _results(job: JobFolder) -> dict[str, Any]:
-    """What a job returned, and the last and the best value of each metric."""
+    """A job's returned value, and the last and the best value of each metric."""
     result = job_result(job, job.state())
     found: dict[str, Any] = {"value": finite(result.value)} if result.value is not None else {}
     found |= {"step": result.step} if result.step is not None else {}
@@ -462,7 +458,7 @@ def _results(job: JobFolder) -> dict[str, Any]:
 
 
 def differences(*every: Facts) -> dict[str, dict[str, dict[str, Any]]]:
-    """Section → key → `{"a": …, "b": …}` of what is not the same in all; a side that lacks the key is left out."""
+    """Section → key → `{"a": value, "b": value, …}` for each key that differs; without the sides that lack the key."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for section in every[0]:
         for key in dict.fromkeys(key for facts in every for key in facts[section]):
@@ -474,13 +470,13 @@ def differences(*every: Facts) -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def facts(run: RunFolder, job: JobFolder) -> Facts:
-    """The facts of a job, by section, with the run's own folders replaced by `<run>` and `<job>`."""
+    """The facts of a job by section, for comparison: the run's folders are replaced by `<run>` and `<job>`."""
     plan, spec = stored_plan(run), job.spec()
-    there = plan.paths.run
-    own = {f"{folder}/jobs/{job.number}": "<job>" for folder in (there, str(run.path))}
-    own |= dict.fromkeys((there, str(run.path)), "<run>")
+    remote_folder = plan.paths.run
+    placeholders = {f"{folder}/jobs/{job.number}": "<job>" for folder in (remote_folder, str(run.path))}
+    placeholders |= dict.fromkeys((remote_folder, str(run.path)), "<run>")
     config = {key: value for key, value in load_mapping(job.config_path).items() if key != "run"}
-    variables = {k: v for k, v in (spec.get("environment") or {}).items() if k not in _OWN}
+    variables = {k: v for k, v in (spec.get("environment") or {}).items() if k not in _RUN_VARIABLES}
     code = plan.code or {}
     sections = {
         "command": {"recipe": plan.recipe, "stage": plan.stage},
@@ -498,11 +494,13 @@ def facts(run: RunFolder, job: JobFolder) -> Facts:
             **dict(flat(settings_dict(plan.settings))),
         },
     }
-    return {name: {key: _general(value, own) for key, value in of.items()} for name, of in sections.items()}
+    return {
+        name: {key: _without_folders(value, placeholders) for key, value in of.items()} for name, of in sections.items()
+    }
 
 
 def flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of everything in a config that is no block; an empty block is a value."""
+    """The (dotted key, value) pairs of a nested config; an empty block is a value."""
     for key, value in values.items():
         name = f"{above}.{key}" if above else str(key)
         if isinstance(value, Mapping) and value:
@@ -511,19 +509,19 @@ def flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]
             yield name, value
 
 
-def _general(value: Any, own: Mapping[str, str]) -> Any:
+def _without_folders(value: Any, placeholders: Mapping[str, str]) -> Any:
     if isinstance(value, Mapping):
-        return {key: _general(item, own) for key, item in value.items()}
+        return {key: _without_folders(item, placeholders) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_general(item, own) for item in value]
+        return [_without_folders(item, placeholders) for item in value]
     if isinstance(value, str):
-        for folder, mark in own.items():
+        for folder, mark in placeholders.items():
             value = value.replace(folder, mark)
     return value
 
 
 def _digest(run: RunFolder) -> str | None:
-    """That of the code that was sent along, where its record is on this machine."""
+    """The digest of the code that was sent with the run, if it is recorded on this machine."""
     try:
         return str(read_object(run.path / "code.json").get("digest"))
     except (FileNotFoundError, DamagedRecord):
@@ -543,14 +541,14 @@ def _lines(found: Mapping[str, Mapping[str, Mapping[str, Any]]], names: Sequence
     for section, keys in found.items():
         if len(names) == 2:
             yield section
-            rows = [[f"  {clean(key)}", _shown(of, "a"), "→", _shown(of, "b")] for key, of in keys.items()]
+            rows = [[f"  {clean(key)}", _value_text(of, "a"), "→", _value_text(of, "b")] for key, of in keys.items()]
         else:
             rows = [[section, *sides]]
-            rows += [[f"  {clean(key)}", *(_shown(of, side) for side in sides)] for key, of in keys.items()]
+            rows += [[f"  {clean(key)}", *(_value_text(of, side) for side in sides)] for key, of in keys.items()]
         yield from aligned(rows)
 
 
-def _shown(sides: Mapping[str, Any], side: str) -> str:
+def _value_text(sides: Mapping[str, Any], side: str) -> str:
     if side not in sides:
         return "(not there)"
     value = sides[side]

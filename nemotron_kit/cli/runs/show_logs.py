@@ -9,7 +9,7 @@ from typing import Any
 
 from nemotron_kit.cli.output import clean
 from nemotron_kit.cli.runs.list import chosen_jobs
-from nemotron_kit.cli.runs.show import own_overrides
+from nemotron_kit.cli.runs.show import distinct_overrides
 from nemotron_kit.cli.toolargs import ToolParser, at_least
 from nemotron_kit.errors import NemotronError, Unreachable, UserError
 from nemotron_kit.executors.base import executor_for
@@ -151,7 +151,7 @@ def _under_headings(
 ) -> Iterator[bytes]:
     """Yield the logs of several jobs, each below a line with the job's number, state and overrides, in the format of
     `tail` for several files."""
-    all_overrides = own_overrides([log.job for log in logs])
+    all_overrides = distinct_overrides([log.job for log in logs])
     for at, (log, exists, overrides) in enumerate(zip(logs, existing, all_overrides, strict=True)):
         facts = [
             log.job.state().state,

@@ -78,7 +78,7 @@ def test_a_damaged_version(filled: LocalRegistry, make: Maker, kind: str, capsys
 
 def test_a_dropped_newest_version_gives_its_number_to_nobody(filled: LocalRegistry, make: Maker) -> None:
     (filled.root / "Data" / "v2" / "version.json").write_text("{")
-    (finding,) = filled.mend()
+    (finding,) = filled.repair()
     assert (finding.what, finding.remedy) == ("Data:v2", "dropped")
     assert filled.resolve("Data").version == 1
     assert filled.commit(make.draft("Data", "b")).version == 1
@@ -97,8 +97,8 @@ def test_other_records(filled: LocalRegistry, capsys: pytest.CaptureFixture[str]
     registry = LocalRegistry(filled.root)
     with pytest.raises(DamagedRecordError):
         registry.resolve("Data")
-    assert [(each.what, each.remedy) for each in registry.mend()] == [
-        ("the registry's own record", "repaired"),
+    assert [(each.what, each.remedy) for each in registry.repair()] == [
+        ("the registry's record", "repaired"),
         ("Data:bad", "removed"),
         ("Data@run:run-1", "removed"),
     ]
@@ -109,7 +109,7 @@ def test_other_records(filled: LocalRegistry, capsys: pytest.CaptureFixture[str]
     for name in ("Data", "Other"):
         shutil.rmtree(filled.root / name)
     with pytest.raises(UserError, match="can't be made again"):
-        LocalRegistry(filled.root).mend()
+        LocalRegistry(filled.root).repair()
 
 
 def test_what_a_damaged_record_says_of_a_run_still_counts(registry: LocalRegistry, make: Maker) -> None:

@@ -130,7 +130,7 @@ def test_loss_and_final_loss_are_one_thing(tmp_path: Path) -> None:
     assert ModelArtifact.load(tmp_path / "a").final_loss == 1.5
     artifact.loss = None
     assert "final_loss" not in artifact.metadata
-    with pytest.raises(ValidationError, match="one thing"):
+    with pytest.raises(ValidationError, match="one field"):
         ModelArtifact(path=tmp_path, loss=1.0, final_loss=2.0)  # type: ignore[call-arg]
 
 
@@ -373,7 +373,7 @@ def test_a_tampered_metadata_json_of_a_registered_version_is_refused(tmp_path: P
         Dataset.from_uri("art://D")
     del document["sha256"], document["sealed_by"]
     file.write_text(json.dumps({**document, "num_examples": 4}))
-    with pytest.raises(ArtifactChangedError, match=r"metadata\.json says num_examples 4, not 3"):
+    with pytest.raises(ArtifactChangedError, match=r"metadata\.json has num_examples 4, not 3"):
         Dataset.from_uri("art://D")
     file.unlink()
     with pytest.raises(ArtifactChangedError, match=r"metadata\.json is missing"):

@@ -142,6 +142,6 @@ def test_an_override_keeps_the_owner_of_its_default() -> None:
 
 @pytest.mark.parametrize("default", [None, "./folder"])
 def test_a_version_alone_needs_a_default_name(default: str | None) -> None:
-    with pytest.raises(UserError, match="names a version but no artifact"):
+    with pytest.raises(UserError, match="has a version but no name"):
         parse_override("v10", default)
     assert str(parse_override("prod", default)) == "prod:latest"

@@ -31,7 +31,7 @@ def test_reading_a_registry_that_is_not_there_makes_nothing(registry: LocalRegis
     assert (registry.names(), registry.versions("X"), registry.aliases("X"), registry.uuid) == ([], [], {}, "")
     with pytest.raises(ArtifactNotFoundError, match="No artifact is called 'X'") as error:
         registry.resolve("X")
-    assert error.value.hint == "Nothing has been saved there yet."
+    assert error.value.hint == "Nothing has been saved in it yet."
     assert registry.gc() == []
     assert not home.exists()
 
@@ -99,7 +99,7 @@ def test_overwritten_files_are_noticed_and_named(registry: LocalRegistry, make: 
         (lambda f: (f / "b").unlink(), r"b is missing"),
         (lambda f: (f / "d").write_text("new"), r"d was added"),
         (lambda f: shutil.rmtree(f), r"is gone"),
-        (lambda f: ((f / "b").unlink(), (f / "b").symlink_to("nowhere")), r"b leads elsewhere"),
+        (lambda f: ((f / "b").unlink(), (f / "b").symlink_to("nowhere")), r"b is a link to another target"),
     ],
 )
 def test_every_kind_of_change(registry: LocalRegistry, make: Maker, harm: object, words: str) -> None:
@@ -403,7 +403,7 @@ def test_where_the_registry_stands(home: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ('root = "s3://bucket/x"', "only folders are"),
+        ('root = "s3://bucket/x"', "it must be a folder"),
         ("root = 3", "not a folder's path"),
         ('roots = "x"', "no key 'roots'"),
         ('mode = "public"', "mode is 'public'"),
@@ -420,7 +420,7 @@ def test_wrong_settings(line: str, words: str) -> None:
 
 def test_a_remote_root_is_refused_honestly() -> None:
     for root in ("s3://bucket/artifacts", Path("s3://bucket/artifacts"), "gs://x", "hf://datasets/x"):
-        with pytest.raises(UserError, match="only folders are"):
+        with pytest.raises(UserError, match="it must be a folder"):
             open_registry(root)
 
 

@@ -85,7 +85,7 @@ def test_a_damaged_version_blocks_no_save(
     assert registry.commit(make.draft("Data", "b")).version == 1
     assert registry.resolve("Data").version == 1
     assert registry.commit(make.draft("Data", "a", fields={"word": "é", "n": 1e-05}, producer="run-1")).version == 2
-    assert "It is left alone, and a new version is made." in caplog.text  # said to who would have got that version
+    assert "It is not changed, and a new version is made." in caplog.text  # said to who would have got that version
 
 
 def test_a_record_that_leads_out_of_its_folder(registry: LocalRegistry, pin: Pin) -> None:

@@ -69,7 +69,7 @@ def test_an_archive_that_is_cut_off_is_refused(tmp_path: Path, name: str) -> Non
 def test_an_index_names_files_that_are_there(tmp_path: Path) -> None:
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": "part-1.safetensors"}}))
-    with pytest.raises(UserError, match=r"part-1\.safetensors, which it names, is not there"):
+    with pytest.raises(UserError, match=r"part-1\.safetensors, which it names, does not exist"):
         check_weights(tmp_path)
     write(tmp_path / "part-1.safetensors")
     check_weights(tmp_path)

@@ -81,7 +81,7 @@ def test_a_sweep_is_a_table_sorted_by_its_first_loss(capsys) -> None:
         ["1", "*", "succeeded", "2", "2", "1", "0.1"],
         ["0", "succeeded", "1", "1", "2", "0.9"],
         ["2", "failed", "3", "1", "nan", "it", "broke"],
-        ["sorted", "by", "the", "last", "loss,", "least", "first;", "*", "is", "the", "best"],
+        ["sorted", "by", "the", "last", "loss,", "lowest", "first;", "*", "is", "the", "best"],
     ]
 
 
@@ -90,10 +90,10 @@ def test_sorted_by_another_metric_and_only_the_first(capsys) -> None:
     shown = table(said(capsys, "show", run.id, "--sort", "acc", "--top", "1"))
     assert shown[1] == ["0", "*", "succeeded", "1", "1", "0.9", "2"]
     assert [" ".join(line) for line in shown[2:]] == [
-        "sorted by the last acc, greatest first; * is the best",
-        "and 2 more: --top 3 shows all",
+        "sorted by the last acc, highest first; * is the best",
+        "and 2 more: --top 3 prints all",
     ]
-    with pytest.raises(UserError, match="--sort los: no job of this run has such a metric") as wrong:
+    with pytest.raises(UserError, match="--sort los: no job of this run has this metric") as wrong:
         said(capsys, "show", run.id, "--sort", "los")
     assert "loss" in str(wrong.value.hint)
 
@@ -138,7 +138,7 @@ def test_one_job_in_the_list_has_its_results_too(capsys) -> None:
     sweep({"metrics": [{"step": 4, "loss": 1.5}], "end": {"code": 0, "value": "nan", "types": {"": "float"}}})
     (listed,) = json.loads(said(capsys, "--json"))
     assert listed["results"]["loss"]["last"] == 1.5 and (listed["value"], listed["step"]) == ("NaN", 4)
-    with pytest.raises(UserError, match="is no sweep, which --sort, --top and --csv are for"):
+    with pytest.raises(UserError, match="is not a sweep: --sort, --top and --csv need one"):
         said(capsys, "show", "latest", "--csv")
 
 
@@ -207,11 +207,11 @@ def test_runs_have_columns_of_metrics_and_the_best_comes_first(capsys) -> None:
     shown = said(capsys, "--tag", "kept", "--columns", "lr,loss,step", "--sort", "acc")
     line, rule = shown.splitlines()[1:]
     assert line.split()[0] == ids[1] and line.split()[-5:] == ["#kept", "0.1", "2", "1", "2"]
-    assert rule.startswith("sorted by the last acc, greatest first")
+    assert rule.startswith("sorted by the last acc, highest first")
     assert json.loads(said(capsys, "--sort", "loss", "--top", "1", "--json"))[0]["id"] in (ids[1], ids[3])
     (swept,) = [run for run in json.loads(said(capsys, "--json")) if run["id"] == ids[3]]
     assert (swept["best_job"], swept["overrides"][0], swept["results"]["loss"]["best"]) == (1, "lr=2", 0.5)
-    with pytest.raises(UserError, match="--columns los: no run that is listed has it") as wrong:
+    with pytest.raises(UserError, match="--columns los: no listed run has it") as wrong:
         said(capsys, "--columns", "los")
     assert wrong.value.hint == "Did you mean loss?"
     with pytest.raises(UserError, match="two formats"):

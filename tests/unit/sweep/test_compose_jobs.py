@@ -92,7 +92,7 @@ def test_a_program_of_its_own_is_sent_to_no_process_that_would_not_find_it(
     """As submitit would: its jobs would end with "No recipe is called 'alone'", after they were submitted."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("nemotron_kit.discovery._in_use", [Tree(apps={"alone": App("alone")})])
-    with pytest.raises(UserError, match="would not find the recipe 'alone'"):
+    with pytest.raises(UserError, match="can't find the recipe 'alone'"):
         pickle.dumps(RecipeTask(tmp_path, ["alone.py"]))
     monkeypatch.setattr("nemotron_kit.discovery._in_use", [])
     assert pickle.dumps(RecipeTask(tmp_path, []))

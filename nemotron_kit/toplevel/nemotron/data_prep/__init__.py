@@ -7,7 +7,7 @@ from nemotron_kit import data_prep as _home
 
 
 def __getattr__(name: str) -> Any:
-    # DataBlendsArtifact is of the artifacts' house; the reference exports it here too.
+    # DataBlendsArtifact is defined in nemotron_kit.artifacts; the reference implementation exports it here, too.
     if name in ("DataBlendsArtifact", "PretrainBlendsArtifact"):
         return getattr(_artifacts, name)
     if name in _home.__all__:

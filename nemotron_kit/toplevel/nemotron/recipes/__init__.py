@@ -1,4 +1,5 @@
-"""Our recipes. In a wheel they lie here; in a checkout they lie in its recipes/ folder, which is added to the path."""
+"""Our recipes: in a wheel they are in this package, in a checkout in the folder recipes/, which is added to the
+path."""
 
 from pathlib import Path
 
