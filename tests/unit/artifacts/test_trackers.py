@@ -1,4 +1,4 @@
-"""Trackers and back ends: what is told to whom, and that none of it can stop a save."""
+"""Trackers and back ends: what is logged to which, and that their failures don't stop a save."""
 
 from __future__ import annotations
 

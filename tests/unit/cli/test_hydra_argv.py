@@ -1,4 +1,4 @@
-"""`python -m nemotron_kit`: Hydra's words, and a few of ours."""
+"""`python -m nemotron_kit`: Hydra's overrides and flags, and a few options of ours."""
 
 from __future__ import annotations
 

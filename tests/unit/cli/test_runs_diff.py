@@ -1,4 +1,4 @@
-"""What two runs differ in; and a recorded value said as an override."""
+"""`nemotron runs diff`: the differences between two runs; and a recorded value as an override."""
 
 from __future__ import annotations
 

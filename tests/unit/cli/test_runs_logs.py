@@ -1,4 +1,4 @@
-"""`nemotron runs logs` of a sweep; and whoever follows a job that nobody can be asked about is told so."""
+"""`nemotron runs logs` of a sweep; and the error for a followed job whose state can't be read."""
 
 from __future__ import annotations
 

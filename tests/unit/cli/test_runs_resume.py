@@ -1,4 +1,4 @@
-"""`nemotron runs resume` where there is nothing that it could submit; the rest runs on a real Slurm."""
+"""`nemotron runs resume` without jobs to submit; submitting is tested on a real Slurm."""
 
 from __future__ import annotations
 

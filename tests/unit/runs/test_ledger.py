@@ -1,4 +1,4 @@
-"""Runs: made whole, found by part of their id, listed newest first, also where some are damaged."""
+"""Runs: created atomically, found by part of their id, listed newest first, also if some are damaged."""
 
 from __future__ import annotations
 

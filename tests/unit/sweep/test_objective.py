@@ -1,4 +1,4 @@
-"""What jobs hand to a sweeper, and the error before the first of them where they would have nothing."""
+"""The value that a job gives its sweeper, and the error before the first job if it would give none."""
 
 from __future__ import annotations
 

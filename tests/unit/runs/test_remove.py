@@ -1,4 +1,4 @@
-"""`nemotron runs rm|du` of many runs, and `nemotron artifacts rm|du`: what goes, what stays and why."""
+"""`nemotron runs rm|du` of many runs, and `nemotron artifacts rm|du`: what is removed, what is kept and why."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Saves that happen at the same time as others, or as the removal of what they save; and what they cost."""
+"""Saves at the same time as other saves, or as the removal of the saved files; and the cost of saves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sweeps over a recipe in all the words that Hydra has for them: what runs is what a dry-run shows, or one error says
+"""Sweeps over a recipe in all of Hydra's syntax for them: what runs is what a dry-run shows, or one error says
 why not. All of them run in one process."""
 
 from __future__ import annotations

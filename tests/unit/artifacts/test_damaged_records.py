@@ -1,4 +1,4 @@
-"""One damaged record stands in nobody's way: lists show the rest, and a command repairs it or puts it aside."""
+"""A damaged record does not affect others: lists show the rest, and a command repairs it or drops it."""
 
 from __future__ import annotations
 

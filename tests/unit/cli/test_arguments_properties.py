@@ -1,4 +1,4 @@
-"""What holds for every command line."""
+"""Properties of every command line, tested with generated ones."""
 
 from __future__ import annotations
 

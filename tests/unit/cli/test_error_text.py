@@ -1,4 +1,4 @@
-"""What an error says is harmless to the terminal, and holds no secret."""
+"""The text of an error has no control characters and no secret."""
 
 from __future__ import annotations
 
