@@ -69,7 +69,7 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Shell:
     ("line", "said"),
     [
         ("nemotron mine go =3", "'=3' sets no key.\nAn override is key=value"),
-        ("nemotron mine go note=ü", "note=ü: Hydra's grammar can't read the value.\nSuch a text needs quotes"),
+        ("nemotron mine go note=ü", "note=ü: Hydra's grammar can't read the value.\nSuch a text has to be quoted"),
         ("nemotron mine go 'note=a(b'", "note=a(b: Hydra's grammar can't read the value."),
         ("nemotron mine go 'no te=1'", "'no te=1': no override that Hydra reads."),
         ("nemotron mine go note=$'\\xff'", r"b'note=\xff' on the command line is not UTF-8 text."),
