@@ -122,7 +122,7 @@ class Garbage:
             runs -= again
         sizes = {run_id: size_of(runs_root() / run_id) for run_id in sorted(runs, key=records.__getitem__)}
         found = cls(registry, versions, sizes, kept)
-        found.damaged = registry.mend(dry_run=True)
+        found.damaged = registry.repair(dry_run=True)
         found.leftovers = [*registry.gc(dry_run=True), *collect_leftovers(runs_root(), ours=True, dry_run=True)]
         found.leftovers += [runs_root() / run_id for run_id in collect_removed(artifacts_in, dry_run=True)]
         for name in registry.entries():
@@ -150,7 +150,7 @@ class Garbage:
     def remove(self) -> None:
         """Remove all of it. Killed at any point, the command can be given again."""
         registry = self.registry
-        registry.mend()
+        registry.repair()
         registry.gc()
         collect_leftovers(runs_root(), ours=True)
         collect_removed(artifacts_in)
