@@ -404,7 +404,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
             if not lines[-1].endswith(b"\n"):  # still being written
                 lines.pop()
             try:
-                rows = json.loads(b"[" + b",".join(lines) + b"]")
+                rows = _loaded(b"[" + b",".join(lines) + b"]")
             except (ValueError, RecursionError):  # at least one line is not JSON
                 rows = list(_whole_lines(lines))
             yield from (row for row in rows if isinstance(row, dict))
@@ -413,4 +413,14 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
 def _whole_lines(lines: Sequence[bytes]) -> Iterator[Any]:
     for line in lines:
         with contextlib.suppress(ValueError, RecursionError):
-            yield json.loads(line)
+            yield _loaded(line)
+
+
+_LONG_NUMBER = re.compile(rb"\d{300}")
+
+
+def _loaded(text: bytes) -> Any:
+    """The JSON in `text`; null for whole numbers that no float can hold."""
+    if _LONG_NUMBER.search(text) is None:
+        return json.loads(text)
+    return json.loads(text, parse_int=lambda digits: int(digits) if len(digits) < 300 else None)

@@ -117,6 +117,13 @@ log("end", 10)
     assert sorted(found) == sorted((name, step) for name, count in counts.items() for step in range(count))
 
 
+def test_a_number_that_no_float_holds_is_left_out(tmp_path: Path) -> None:
+    rows = [{"step": 1, "loss": 2.5}, {"step": 10**400, "loss": 10**400}, {"step": 3, "loss": -(10**400), "lr": 1}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert measured(tmp_path) == {"loss": Measured(2.5, 1, 2.5, 1), "lr": Measured(1, 3, 1, 3)}
+    assert metrics.series(tmp_path) == {"loss": ([1], [2.5]), "lr": ([3], [1])}
+
+
 def test_a_line_that_a_kill_cut_short_spoils_no_other(job: Path) -> None:
     (job / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
     log_metrics({"loss": 1.0}, step=3)
