@@ -238,11 +238,17 @@ def _name(jobs: Iterable[_Job], queue: Mapping[str, Entry]) -> None:
                 _absent(job, record)
 
 
+def _is_recent(submitted: float) -> bool:
+    """Whether Slurm may not show what was submitted then yet. A time far in the future, of a damaged record, would be
+    recent for ever."""
+    return abs(time.time() - submitted) < _LAG_SECONDS
+
+
 def _absent(job: _Job, record: Submission) -> None:
     """Record that neither squeue nor sacct, both of which have answered, has a job of that name."""
     if slurm_agent.has_begun(job.run, record):
         _unless_recorded(job, "unknown", _FORGOTTEN)
-    elif time.time() - record.at < _LAG_SECONDS:
+    elif _is_recent(record.at):
         job.set("unknown", None, "sbatch was asked, and Slurm does not show the job yet")
     else:
         job.set("failed", 1, "it never reached Slurm: neither squeue nor sacct has a job of its name")
@@ -269,7 +275,7 @@ def _from_accounting(job: _Job, accounts: Mapping[str, Entry], queue_answered: b
         if not queue_answered:
             return  # `unreachable` already: accounting does not know the state of a live job
         submitted = job.submission.at if job.submission else 0.0
-        young = time.time() - submitted < _LAG_SECONDS
+        young = _is_recent(submitted)
         _unless_recorded(job, "running" if young else "unknown", None if young else _FORGOTTEN)
         return
     _final(job, entry)
