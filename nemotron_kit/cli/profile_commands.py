@@ -9,12 +9,13 @@ from datetime import timedelta
 from typing import Any
 
 from nemotron_kit.cli.output import clean, print_json, print_table, write_lines
-from nemotron_kit.cli.toolargs import ToolParser, short_span, span
+from nemotron_kit.cli.toolargs import ToolParser, span
 from nemotron_kit.envfile import read_env_file
 from nemotron_kit.errors import NemotronError, Unreachable, UserError
 from nemotron_kit.executors.checks import check_profile
 from nemotron_kit.masking import MASK, is_secret_name
 from nemotron_kit.remote.ssh import LOGIN, ssh_command, ssh_from, transport_for
+from nemotron_kit.runs.progress import short_span
 from nemotron_kit.spec.profiles import (
     Profile,
     check_reserved_tables,

@@ -98,14 +98,3 @@ def span(text: str) -> timedelta:
         return datetime.now(UTC) - then.astimezone(UTC)
     except (ValueError, OverflowError):
         raise argparse.ArgumentTypeError(f"expected 30m, 2h, 3d or a date, got {text!r}") from None
-
-
-def short_span(seconds: float | None) -> str:
-    """`4s`, `3m12s`, `2h05m`, `3d04h`; "" for None."""
-    if seconds is None:
-        return ""
-    whole = max(0, round(seconds))
-    for unit, size, below, below_unit in (("d", 86400, 3600, "h"), ("h", 3600, 60, "m"), ("m", 60, 1, "s")):
-        if whole >= size:
-            return f"{whole // size}{unit}{whole % size // below:02d}{below_unit}"
-    return f"{whole}s"

@@ -12,13 +12,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 from nemotron_kit import files
-from nemotron_kit.errors import Unreachable, printable
+from nemotron_kit.errors import Unreachable
 from nemotron_kit.executors.base import Executor
+from nemotron_kit.launch.progress_bar import ProgressBar
 from nemotron_kit.launch.status import StatusSnapshot, Watch, effective_state, record
 from nemotron_kit.polling import Pace
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import DAMAGED, EXIT_CODES, DamagedRecord, JobFolder, JobState, read_object
-from nemotron_kit.runs.logs import TerminalSanitizer, encodable
+from nemotron_kit.runs.logs import TerminalSanitizer
 from nemotron_kit.worker.process import INTERRUPTED, Outcome
 from nemotron_kit.worker.streams import unless_gone
 
@@ -130,22 +131,28 @@ def attach(
     offsets = offsets or LogOffsets(run)
     many = len(jobs) > 1
     followers = [Follower(backend, j, offsets.of(j.number), f"job {j.number}" if many else None) for j in jobs]
+    bar = ProgressBar(run, jobs)
     try:
-        return _follow(run, backend, jobs, followers, offsets)
+        return _follow(run, backend, jobs, followers, offsets, bar)
     except KeyboardInterrupt:
         if not cancel_on_interrupt:
             return DETACHED
-    _report(f"{run.id}: cancelling; once more Ctrl-C leaves it to itself")
+    bar.report(f"{run.id}: cancelling; once more Ctrl-C leaves it to itself")
     try:
         backend.cancel(run, jobs)
-        outcome = _follow(run, backend, jobs, followers, offsets)
+        outcome = _follow(run, backend, jobs, followers, offsets, bar)
     except KeyboardInterrupt:
         return DETACHED
     return replace(outcome, code=INTERRUPTED)
 
 
 def _follow(
-    run: RunFolder, backend: Executor, jobs: Sequence[JobFolder], followers: Sequence[Follower], offsets: LogOffsets
+    run: RunFolder,
+    backend: Executor,
+    jobs: Sequence[JobFolder],
+    followers: Sequence[Follower],
+    offsets: LogOffsets,
+    bar: ProgressBar,
 ) -> Outcome:
     def keep() -> None:
         with unless_gone(sys.stdout):
@@ -164,23 +171,26 @@ def _follow(
                     record(jobs, observed, asked)
                 snapshot = StatusSnapshot(asked, observed)
                 watch.update(snapshot)  # before the logs are read: a job that has ended has written all of them
-                moved = sum(follower.pump(_show, keep) for follower in followers) > 0
+                moved = sum(follower.pump(bar.write, keep) for follower in followers) > 0
                 lost = False
             except Unreachable as error:
                 if not lost:
-                    _report(f"{run.id}: unreachable, still trying: {error.message}")
+                    bar.report(f"{run.id}: unreachable, still trying: {error.message}")
                 lost = True
             keep()
             if watch.over and not lost:
                 for follower in followers:
-                    follower.rest(_show)
+                    follower.rest(bar.write)
                 if watch.state == DAMAGED:
                     return Outcome(EXIT_CODES[DAMAGED], DAMAGED, watch.why)
                 return outcome_of([effective_state(job, snapshot) for job in jobs])
             if moved:
                 pace.restart()
+            if not lost:
+                bar.update(observed)
             pace.wait()
     finally:
+        bar.erase()
         keep()
 
 
@@ -201,13 +211,3 @@ def outcome_of(ends: Sequence[JobState]) -> Outcome:
             error = next((end.error for end in found if end.error), state)
             return Outcome(EXIT_CODES.get(state, 1), state, error)
     return Outcome(0, "succeeded")
-
-
-def _show(text: str) -> None:
-    with unless_gone(sys.stdout):
-        sys.stdout.write(encodable(text, sys.stdout.encoding))
-
-
-def _report(text: str) -> None:
-    with unless_gone(sys.stderr):
-        print(printable(text), file=sys.stderr)  # noqa: T201

@@ -13,9 +13,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from nemotron_kit.cli.toolargs import short_span
 from nemotron_kit.errors import NemotronError, printable
 from nemotron_kit.masking import mask
+from nemotron_kit.runs.progress import short_span
 from nemotron_kit.ui.figures import Figure
 from nemotron_kit.ui.links import Links
 from nemotron_kit.ui.page import WebPage, clock

@@ -14,13 +14,14 @@ from urllib.parse import urlencode
 from nemotron_kit.cli.runs.list import chosen_jobs, duration, labels_of
 from nemotron_kit.cli.runs.results import VALUE, JobResult, SweepTable, goal_of, sweep_table
 from nemotron_kit.cli.runs.show import distinct_overrides
-from nemotron_kit.cli.toolargs import short_span, span
+from nemotron_kit.cli.toolargs import span
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.files import read_regular
 from nemotron_kit.home import first_id_since, runs_root
 from nemotron_kit.runs.folder import DAMAGE, RunFolder, RunSummary
 from nemotron_kit.runs.job import DAMAGED, STATES, DamagedRecord, JobFolder
 from nemotron_kit.runs.ledger import RunIndex, run_ids
+from nemotron_kit.runs.progress import short_span
 from nemotron_kit.spec.plan import is_local
 from nemotron_kit.ui.figures import Figure, parallel
 from nemotron_kit.ui.links import Links

@@ -21,12 +21,13 @@ from nemotron_kit.cli.output import (
     write_lines,
 )
 from nemotron_kit.cli.request import near
-from nemotron_kit.cli.toolargs import ToolParser, at_least, short_span, span
+from nemotron_kit.cli.toolargs import ToolParser, at_least, span
 from nemotron_kit.errors import UserError
 from nemotron_kit.home import runs_root
 from nemotron_kit.runs.folder import DAMAGE, RunFolder, RunSummary
 from nemotron_kit.runs.job import DAMAGED, STATES, TERMINAL, DamagedRecord, JobFolder
 from nemotron_kit.runs.ledger import list_runs, open_run, run_ids
+from nemotron_kit.runs.progress import short_span
 from nemotron_kit.spec.plan import Labels, is_local
 
 
@@ -190,7 +191,7 @@ def _print_runs(found: Sequence[RunSummary]) -> None:
 def _table(found: Sequence[RunSummary]) -> list[list[str]]:
     """A header and a row for each run. Has PROGRESS if a run is running, NAME if one has a name or tags, and JOB on a
     wide terminal (the id contains recipe and stage)."""
-    from nemotron_kit.cli.runs.progress import progress_of
+    from nemotron_kit.runs.progress import progress_of
 
     table = [["RUN", "JOB", "STATE", "PROGRESS", "AGE", "TOOK", "EXIT", "NAME", "WHY"]]
     table += [_row(run, str(progress_of(run) or "")) for run in found]
@@ -292,8 +293,8 @@ def as_json(run: RunSummary) -> dict[str, Any]:
 def _with_results(runs: Sequence[RunSummary]) -> list[dict[str, Any]]:
     """The runs as `--json` prints them: with the overrides, value and metrics of the job, or of a sweep's best job (its
     number is `best_job`; `runs show` has all of them), and with the progress of running ones, else None."""
-    from nemotron_kit.cli.runs.progress import progress_of
     from nemotron_kit.cli.runs.result_cache import results_of_runs
+    from nemotron_kit.runs.progress import progress_of
 
     results, rows = results_of_runs(runs_root(), runs, run_ids()), []
     for run in runs:

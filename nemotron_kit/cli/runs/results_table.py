@@ -26,11 +26,11 @@ from nemotron_kit.cli.runs.results import (
     print_sweep,
     sweep_table,
 )
-from nemotron_kit.cli.toolargs import short_span
 from nemotron_kit.errors import UserError
 from nemotron_kit.home import runs_root
 from nemotron_kit.runs.folder import RunFolder, RunSummary
 from nemotron_kit.runs.ledger import run_ids
+from nemotron_kit.runs.progress import short_span
 from nemotron_kit.spec.plan import stored_plan
 
 STEP = "step"

@@ -27,7 +27,7 @@ from nemotron_kit.cli.runs.results import (
     print_sweep,
     sweep_table,
 )
-from nemotron_kit.cli.toolargs import ToolParser, at_least, short_span
+from nemotron_kit.cli.toolargs import ToolParser, at_least
 from nemotron_kit.config.config_files import load_mapping
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.files import finite
@@ -37,6 +37,7 @@ from nemotron_kit.remote.agent.code import registered_folders, written_since
 from nemotron_kit.runs.folder import DAMAGE, RunFolder, RunSummary
 from nemotron_kit.runs.job import DAMAGED, EXIT_CODES, DamagedRecord, JobFolder, JobState, read_object, run_state
 from nemotron_kit.runs.metrics import measured_by_rank, series
+from nemotron_kit.runs.progress import short_span
 from nemotron_kit.spec.plan import Plan, is_local, stored_plan
 from nemotron_kit.spec.runconfig import settings_dict
 

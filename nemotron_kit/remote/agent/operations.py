@@ -14,6 +14,7 @@ import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple
@@ -30,6 +31,7 @@ from nemotron_kit.runs.job import DamagedRecord, JobFolder
 from nemotron_kit.runs.ledger import remove_unreferenced
 from nemotron_kit.runs.logs import last_lines
 from nemotron_kit.runs.metrics import condensed
+from nemotron_kit.runs.progress import metrics_tail as read_metrics_tail
 
 
 def ping(payload: bytes) -> tuple[None, bytes]:
@@ -170,6 +172,12 @@ def job_records(payload: bytes, *, jobs: Sequence[str]) -> tuple[list[dict[str, 
     return [_record(JobFolder(Path(job))) for job in jobs], b""
 
 
+def metrics_tail(payload: bytes, *, job: str) -> tuple[dict[str, Any], bytes]:
+    """The end of a job's metrics, as `runs.progress.MetricsTail` has it."""
+    del payload
+    return asdict(read_metrics_tail(JobFolder(Path(job)))), b""
+
+
 def begin_again(payload: bytes, *, jobs: Sequence[str]) -> tuple[None, bytes]:
     """Set jobs that have ended to pending, for another attempt."""
     del payload
@@ -270,6 +278,7 @@ OPS: dict[str, str] = {
     "log_offset": "nemotron_kit.remote.agent.operations:log_offset",
     "begin_again": "nemotron_kit.remote.agent.operations:begin_again",
     "job_records": "nemotron_kit.remote.agent.operations:job_records",
+    "metrics_tail": "nemotron_kit.remote.agent.operations:metrics_tail",
     "saved_in": "nemotron_kit.remote.agent.operations:saved_in",
     "remove_run": "nemotron_kit.remote.agent.operations:remove_run",
     "slurm_submit": "nemotron_kit.remote.agent.slurm:submit",

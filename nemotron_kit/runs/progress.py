@@ -1,4 +1,5 @@
-"""The progress of a running run: its step, the number of steps, the time left and the last loss, from its metrics."""
+"""The progress of a running job or run, from its metrics: its step, the number of steps, the time left and the last
+loss."""
 
 from __future__ import annotations
 
@@ -12,7 +13,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from nemotron_kit.cli.toolargs import short_span
 from nemotron_kit.files import finite, open_regular, read_regular
 from nemotron_kit.home import runs_root
 from nemotron_kit.runs.folder import RunFolder, RunSummary
@@ -49,6 +49,17 @@ class Progress:
         return ", ".join(filter(None, (f"{self.unit} {self.done}{of}", remaining, loss)))
 
 
+def short_span(seconds: float | None) -> str:
+    """`4s`, `3m12s`, `2h05m`, `3d04h`; "" for None."""
+    if seconds is None:
+        return ""
+    whole = max(0, round(seconds))
+    for unit, size, below, below_unit in (("d", 86400, 3600, "h"), ("h", 3600, 60, "m"), ("m", 60, 1, "s")):
+        if whole >= size:
+            return f"{whole // size}{unit}{whole % size // below:02d}{below_unit}"
+    return f"{whole}s"
+
+
 def progress_of(run: RunSummary) -> Progress | None:
     """The progress of a running run, or of a running pipeline's last stage. None for a run that is not running, and
     before it has logged metrics."""
@@ -58,7 +69,7 @@ def progress_of(run: RunSummary) -> Progress | None:
     jobs = folder.jobs()
     if len(jobs) == 1:
         try:
-            return _of_job(jobs[0], run.started)
+            return job_progress(jobs[0], metrics_tail(jobs[0]), run.started)
         except OSError:  # removed meanwhile, or unreadable
             return None
     if jobs:
@@ -68,8 +79,26 @@ def progress_of(run: RunSummary) -> Progress | None:
     return progress_of(stages[-1].summary()) if stages else None
 
 
-def _of_job(job: JobFolder, started: float | None) -> Progress | None:
-    rows = [row for row in job.metrics(_ROWS) if not row.get("rank")]
+@dataclass(frozen=True)
+class MetricsTail:
+    """The end of a job's metrics.jsonl: its last rows, the first step in the file, and how many seconds ago it was
+    written, by the clock of the machine that holds it."""
+
+    rows: list[dict[str, Any]]
+    first: int | None = None
+    age: float = 0.0
+
+
+def metrics_tail(job: JobFolder) -> MetricsTail:
+    """Read the end of a job's metrics; no rows if there is no file. Raises OSError if it can't be read."""
+    rows, path = job.metrics(_ROWS), job.path / METRICS_FILE
+    return MetricsTail(rows, _first_step(path), time.time() - path.stat().st_mtime) if rows else MetricsTail([])
+
+
+def job_progress(job: JobFolder, tail: MetricsTail, started: float | None) -> Progress | None:
+    """The progress of a job that began at `started`, by its metrics, which may be on another machine. None if it has
+    logged no step."""
+    rows = [row for row in tail.rows if not row.get("rank")]
     stepped = [row for row in rows if _count(row.get("step")) is not None]
     if not stepped:
         counted = [row for row in rows if _count(row.get("shards")) is not None]
@@ -77,9 +106,8 @@ def _of_job(job: JobFolder, started: float | None) -> Progress | None:
     done, of = stepped[-1]["step"], _steps(job.config_path)
     eta = None
     if of is not None:
-        at = (job.path / METRICS_FILE).stat().st_mtime
-        rate = _steps_per_second(job, stepped, started, at)
-        seconds = max(0.0, (of - done) / rate - max(0.0, time.time() - at)) if rate else math.inf
+        rate = _steps_per_second(job, stepped, tail, started)
+        seconds = max(0.0, (of - done) / rate - max(0.0, tail.age)) if rate else math.inf
         eta = seconds if math.isfinite(seconds) else None
     return Progress("step", done, of, eta, _loss(rows))
 
@@ -101,10 +129,10 @@ def _loss(rows: Sequence[Mapping[str, Any]]) -> float | None:
 
 
 def _steps_per_second(
-    job: JobFolder, rows: Sequence[Mapping[str, Any]], started: float | None, at: float
+    job: JobFolder, rows: Sequence[Mapping[str, Any]], tail: MetricsTail, started: float | None
 ) -> float | None:
-    """The speed by the metric `elapsed`; without that, from the job's start to its last row, written at `at`. None if
-    it can't be computed, as for a resumed job without `elapsed`."""
+    """The speed by the metric `elapsed`; without that, from the job's start to its last row. None if it can't be
+    computed, as for a resumed job without `elapsed`."""
     timed = [row for row in rows if type(row.get("elapsed")) in (int, float)]
     if timed:
         first = last = timed[-1]
@@ -116,11 +144,12 @@ def _steps_per_second(
     elif started is None or any(entry.get("resumed") for entry in job.history()):
         return None
     else:
-        steps, seconds = rows[-1]["step"] - _first_step(job.path / METRICS_FILE, rows[-1]["step"]), at - started
+        steps = rows[-1]["step"] - (rows[-1]["step"] if tail.first is None else tail.first)
+        seconds = time.time() - tail.age - started
     return steps / seconds if steps > 0 and 0 < seconds < math.inf else None
 
 
-def _first_step(path: Path, otherwise: int) -> int:
+def _first_step(path: Path) -> int | None:
     """The first step in the file, which need not be 1: a program may continue from a checkpoint."""
     with open_regular(path) as file:
         head = file.read(_HEAD) or b""
@@ -131,7 +160,7 @@ def _first_step(path: Path, otherwise: int) -> int:
             continue
         if isinstance(row, dict) and not row.get("rank") and (step := _count(row.get("step"))) is not None:
             return step
-    return otherwise
+    return None
 
 
 @lru_cache(256)
