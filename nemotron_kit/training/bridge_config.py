@@ -18,7 +18,7 @@ RECIPES = "megatron.bridge.recipes."
 READ_AGAINST = "the package megatron-bridge 0.6.2 with megatron-core 0.19.2"
 NEVER_RUN = (
     f"engine megatron_bridge was written against {READ_AGAINST}: its config is built and checked by tests, but no "
-    "training was ever run by us, and no image of NVIDIA's was opened (docs/engines.md)."
+    "training was ever run by us, and no image of NVIDIA's was opened (docs/how-to/engines.md)."
 )
 
 # transformers' name → Megatron's, the newest first. Names that are the same in both are not here.
@@ -42,7 +42,7 @@ _NOT_TRAINING = ("max_position_embeddings",)
 
 def engine_field(*engines: str) -> Any:
     """The field `engine` of a stage's config."""
-    return field(default="hf", metadata={"help": f"What trains: {', '.join(engines)} (docs/engines.md)"})
+    return field(default="hf", metadata={"help": f"What trains: {', '.join(engines)} (docs/how-to/engines.md)"})
 
 
 @dataclass

@@ -23,7 +23,7 @@ NEMO_RL = "nemo_rl"
 READ_AGAINST = "NeMo-RL 0.7.0"
 NEVER_RUN = (
     f"engine nemo_rl was written against the sources of {READ_AGAINST}: Ray cluster, config and the end of a run "
-    "are tested, but NeMo-RL itself was never run by us: it needs its image and GPUs (docs/engines.md)."
+    "are tested, but NeMo-RL itself was never run by us: it needs its image and GPUs (docs/how-to/engines.md)."
 )
 # Where NeMo-RL lies in its images. ray_working_dir of the profile names another place.
 ROOT = Path("/opt/nemo-rl")

@@ -8,8 +8,8 @@ stand-ins below keep less within a block than those that the table was made with
 
 Compute is bf16 over float32 weights, sequences have 8,192 tokens, micro-batches one, activations are computed again
 (`-kept`: they are kept). Mamba's scan and the experts are replaced by what saves as much as the fused kernels do. The
-table in docs/scale.md is of logits that are whole and held by who computes the loss; beside it stands what the engine
-needs, which makes them by 1,024 tokens. Exits with 1 where a figure is more than 5 % off the table.
+table in docs/how-to/scale.md is of logits that are whole and held by who computes the loss; beside it stands what the
+engine needs, which makes them by 1,024 tokens. Exits with 1 where a figure is more than 5 % off the table.
 """
 
 from __future__ import annotations

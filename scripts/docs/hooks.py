@@ -26,8 +26,9 @@ OUTSIDE = {
 }
 _LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")
 _CODE = re.compile(r"(^```.*?^```$|``[^`]+``|`[^`\n]+`)", re.MULTILINE | re.DOTALL)
-_LOADED = re.compile(
-    r"<(?:script|img|iframe|source)\b[^>]*\ssrc=\"?(?:https?:)?//|<link\b[^>]*\brel=\"?(?:stylesheet|preconnect)\b[^>]*//"
+LOADED = re.compile(
+    r"<(?:script|img|iframe|source)\b[^>]*\ssrc=[\"']?(?:https?:)?//"
+    r"|<link\b(?=[^>]*\brel=[\"']?(?:stylesheet|preconnect|preload|icon)\b)[^>]*\bhref=[\"']?(?:https?:)?//"
 )
 _log = logging.getLogger("mkdocs.hooks.docs")
 
@@ -58,7 +59,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def on_post_page(output: str, page: Any, **_: Any) -> str:
-    if found := _LOADED.search(output):
+    if found := LOADED.search(output):
         _log.warning("%s: loads something from another host: %s", page.file.src_uri, found[0])
     return output
 

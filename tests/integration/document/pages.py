@@ -1,4 +1,4 @@
-"""Our own pages (README, guide), executed: their shell lines in order, in one folder, and the files that they show.
+"""Our own pages (README, docs), executed: their shell lines in order, in one folder, and the files that they show.
 
 Conventions of the pages: `# file: NAME` as the first line of a fence makes it a file, `(added)` behind it appends;
 `# exits N` behind a shell line is what it must exit with; `# not run: WHY` leaves it out. A fence that is neither a

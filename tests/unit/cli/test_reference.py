@@ -8,6 +8,9 @@ import re
 import sys
 from functools import cache
 from pathlib import Path
+from types import ModuleType
+
+import pytest
 
 from nemotron_kit import errors
 from nemotron_kit.cli import tree
@@ -23,12 +26,24 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 
 
 @cache
+def _scripts() -> ModuleType:
+    """mkdocs.yml's hook, and by it the module that makes the reference."""
+    pytest.importorskip("mkdocs")
+    folder = REPOSITORY / "scripts" / "docs"
+    sys.path.insert(0, str(folder))
+    try:
+        spec = importlib.util.spec_from_file_location("docs_hooks", folder / "hooks.py")
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+    finally:
+        sys.path.remove(str(folder))
+
+
+@cache
 def _pages() -> dict[str, str]:
-    spec = importlib.util.spec_from_file_location("docs_reference", REPOSITORY / "scripts" / "docs" / "reference.py")
-    assert spec is not None and spec.loader is not None
-    module = sys.modules["docs_reference"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    made: dict[str, str] = module.pages()
+    made: dict[str, str] = _scripts().reference.pages()
     return made
 
 
@@ -89,6 +104,23 @@ def test_formats_are_described_where_they_are_written() -> None:
     for text in page.split("\n## ")[1:]:
         assert len(text.split()) > 20, text
     assert "```text\n<run id>/  " in page and "`identified_by`" in page
+
+
+def test_links_out_of_docs_lead_to_the_pages_of_the_site_and_nothing_is_loaded_from_elsewhere() -> None:
+    hooks = _scripts()
+    text = (
+        "[a](../../SECURITY.md#x) [b](../../nemotron_kit/app.py) [c](runs.md#logs) [d](https://hydra.cc) `[e](../x.md)`"
+    )
+    made = hooks._relinked(text, "docs/how-to/sweeps.md", "how-to/sweeps.md")
+    assert made == "[a](../security.md#x) b [c](runs.md#logs) [d](https://hydra.cc) `[e](../x.md)`"
+    assert hooks._relinked("[f](docs/tutorial.md)", "CONTRIBUTING.md", "contributing.md") == "[f](tutorial.md)"
+    loaded = (
+        '<script src="https://a.b/c.js">',
+        "<img alt=x src=//a.b/c.png>",
+        '<link href="https://a" rel="stylesheet">',
+    )
+    assert [bool(hooks.LOADED.search(tag)) for tag in loaded] == [True] * 3
+    assert not hooks.LOADED.search('<a href="https://hydra.cc">') and not hooks.LOADED.search('<img src="a/b.png">')
 
 
 # British spellings and their American ones. `cancelled` is the name of a state, and stays.

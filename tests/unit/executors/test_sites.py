@@ -1,4 +1,4 @@
-"""docs/sites.md: each profile is accepted, and its dry-run has the lines of a batch script that the page shows."""
+"""docs/how-to/sites.md: each profile is accepted; its dry-run has the lines of a batch script that the page shows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from nemotron_kit import App
 from nemotron_kit.cli.main import run_app
 
-PAGE = Path(__file__).resolve().parents[3] / "docs" / "sites.md"
+PAGE = Path(__file__).resolve().parents[3] / "docs" / "how-to" / "sites.md"
 SITES = re.findall(r"```toml\n\[(\w+)\]\n(.*?)```\n\n```text\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
 
 
