@@ -631,7 +631,11 @@ def _file_text(text: str) -> str:
 def _is_of(writer: str, record: object) -> bool:
     """Whether a record is that of a process of the machine that wrote it, `<host>-<pid>`."""
     pid = writer.rpartition("-")[2]
-    return is_process(record) and _file_text(f"{record['host']}-{pid}") == writer  # type: ignore[index]
+    if not isinstance(record, Mapping) or not is_process(record) or _file_text(f"{record['host']}-{pid}") != writer:
+        return False
+    # This machine's own processes have what its system tells.
+    facts = {"boot": _boot_id(), "namespace": _namespace()} if record["host"] == socket.gethostname() else {}
+    return all(fact is None or record.get(name) is not None for name, fact in facts.items())
 
 
 def _from_exit(record: Mapping[str, Any], started: float | None, history: list[dict[str, Any]]) -> JobState:

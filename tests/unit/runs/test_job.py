@@ -172,6 +172,12 @@ def test_a_process_on_record_that_is_none(job: JobFolder, where: str, damage: di
     assert state.state == "unknown" and "not a process" in str(state.error)
 
 
+@pytest.mark.parametrize("name", ["boot", "namespace"])
+def test_a_process_of_this_machine_has_what_its_system_tells(job: JobFolder, name: str) -> None:
+    job.transition("running", process={**process_facts(), name: None})
+    assert (job.state().state, job.state().error) == ("unknown", "process: not a process")
+
+
 def test_a_zombie_is_gone_too(job: JobFolder) -> None:
     child = subprocess.Popen([sys.executable, "-c", "pass"], stdout=subprocess.PIPE)
     facts = process_facts(child.pid)
