@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -12,15 +15,14 @@ from typing import TYPE_CHECKING, Any
 from nemotron_kit.artifacts.metadata import absolute
 from nemotron_kit.artifacts.reference import Pin
 from nemotron_kit.artifacts.registry import open_registry
-from nemotron_kit.artifacts.store import ArtifactVersion
+from nemotron_kit.artifacts.store import ArtifactVersion, DamagedVersion
 from nemotron_kit.cli.output import print_json, print_table, write_lines
 from nemotron_kit.cli.runs.remove import artifacts_in, refuse_written, size_of
 from nemotron_kit.cli.toolargs import ToolParser, span
 from nemotron_kit.errors import NemotronError, UserError
-from nemotron_kit.files import collect_leftovers
-from nemotron_kit.home import first_id_since, runs_root
+from nemotron_kit.files import collect_leftovers, read_regular
+from nemotron_kit.home import RUN_ID, first_id_since, runs_root
 from nemotron_kit.runs.folder import RunFolder
-from nemotron_kit.runs.job import DamagedRecord
 from nemotron_kit.runs.ledger import collect_removed, remove_run, run_ids
 from nemotron_kit.spec.plan import is_local
 
@@ -92,27 +94,23 @@ class Garbage:
     @classmethod
     def find(cls, registry: LocalRegistry, before: str, *, unmounted: bool) -> Garbage:
         """Everything that no kept version and no kept run refers to. `before`: the first run id that is too new."""
-        everything = [each for each in registry.everything() if isinstance(each, ArtifactVersion)]
+        every = list(registry.everything())
+        everything = [each for each in every if isinstance(each, ArtifactVersion)]
+        damaged = [each for each in every if isinstance(each, DamagedVersion)]
         versions, kept = _without_files(registry, everything, unmounted=unmounted)
         records = {run_id: _Run.read(RunFolder(runs_root() / run_id)) for run_id in run_ids()}
         runs = {run_id for run_id, run in records.items() if run_id[: len(before)] < before and run.may_go}
-        named = {
-            f"{name}:v{version}": f"the alias {alias} names it"
-            for name in registry.names()
-            for alias, version in registry.aliases(name).items()
-        }
-        for label in versions.keys() & named.keys():
-            kept[label] = named[label]
-            del versions[label]
+        held = dict(_always_held(registry, damaged))
+        lying = {version.pin.label: _runs_with_files_of(version) for version in everything} if runs else {}
         while True:  # what is kept keeps what it refers to
-            held: dict[str, str] = {}
             for version in everything:
                 if version.pin.label not in versions:
                     held |= {pin.label: f"{version.pin.label} was made from it" for pin in version.inputs}
-                    held[version.producer] = f"it made {version.pin.label}"
+                    found = _ids_in(json.dumps(version.to_dict())) | lying.get(version.pin.label, set())
+                    held |= dict.fromkeys(found, f"{version.pin.label} refers to it")
             for run_id, run in records.items():
                 if run_id not in runs:
-                    held |= dict.fromkeys(run.reads, f"{run_id} read it")
+                    held |= dict.fromkeys(run.versions, f"{run_id} read it")
                     held |= dict.fromkeys(run.others, f"{run_id} refers to it")
             again = (versions.keys() | runs) & held.keys()
             if not again:
@@ -121,13 +119,13 @@ class Garbage:
             versions = {label: version for label, version in versions.items() if label not in again}
             runs -= again
         sizes = {run_id: size_of(runs_root() / run_id) for run_id in sorted(runs, key=records.__getitem__)}
-        found = cls(registry, versions, sizes, kept)
-        found.damaged = registry.repair(dry_run=True)
-        found.leftovers = [*registry.gc(dry_run=True), *collect_leftovers(runs_root(), ours=True, dry_run=True)]
-        found.leftovers += [runs_root() / run_id for run_id in collect_removed(artifacts_in, dry_run=True)]
+        garbage = cls(registry, versions, sizes, kept)
+        garbage.damaged = registry.repair(dry_run=True)
+        garbage.leftovers = [*registry.gc(dry_run=True), *collect_leftovers(runs_root(), ours=True, dry_run=True)]
+        garbage.leftovers += [runs_root() / run_id for run_id in collect_removed(artifacts_in, dry_run=True)]
         for name in registry.entries():
-            found.aliases += [f"{name}:{alias}" for alias in registry.remove_dangling(name, dry_run=True)]
-        return found
+            garbage.aliases += [f"{name}:{alias}" for alias in registry.remove_dangling(name, dry_run=True)]
+        return garbage
 
     @property
     def bytes(self) -> int:
@@ -206,6 +204,38 @@ def _missing(version: ArtifactVersion, home: Path | None, *, unmounted: bool) ->
         return False
 
 
+def _always_held(registry: LocalRegistry, damaged: Iterable[DamagedVersion]) -> Iterator[tuple[str, str]]:
+    """(version or run, why it is kept): what aliases and damaged records name."""
+    for name in registry.names():
+        for alias, version in registry.aliases(name).items():
+            yield f"{name}:v{version}", f"the alias {alias} names it"
+    for record in damaged:
+        yield from ((each, f"{record.label}, whose record is damaged, names it") for each in _named_in(record.text))
+
+
+def _runs_with_files_of(version: ArtifactVersion) -> set[str]:
+    """The runs in whose folders files of a version lie, also by links."""
+    root, found = os.path.realpath(runs_root()), set()
+    for path in (version.root, version.path, *(f"{version.root}/{entry.path}" for entry in version.files)):
+        real = os.path.realpath(path)
+        if real.startswith(f"{root}/"):
+            found.add(real[len(root) + 1 :].partition("/")[0])
+    return found
+
+
+# In the text of a record: runs, also in paths, and pins.
+_ID = re.compile(RUN_ID.pattern.removesuffix(r"\Z"))
+_PIN = re.compile(r'"name":\s*"([^"]+)",\s*"version":\s*([0-9]+)')
+
+
+def _ids_in(text: str) -> set[str]:
+    return set(_ID.findall(text))
+
+
+def _named_in(text: str) -> set[str]:
+    return _ids_in(text) | {f"{name}:v{version}" for name, version in _PIN.findall(text)}
+
+
 @dataclass(frozen=True, order=True)
 class _Run:
     """What of a run's record decides whether it can go. Sorted, each comes before those that it refers to."""
@@ -213,35 +243,38 @@ class _Run:
     is_stage: bool
     newer: int
     may_go: bool = field(compare=False)
-    reads: frozenset[str] = field(compare=False)
+    versions: frozenset[str] = field(compare=False)
     others: frozenset[str] = field(compare=False)
 
     @classmethod
     def read(cls, run: RunFolder) -> _Run:
         number = -int(run.id[:8] + run.id[9:15] + f"{int(run.id[-6:], 16):08d}")
+        files = ("plan.json", "stages/*.json", *(f"jobs/*/{name}" for name in _REFERRING))
+        text = "\n".join(_text(path) for pattern in files for path in run.path.glob(pattern))
+        others = frozenset(_ids_in(text) - {run.id})
         try:
-            plan, jobs, summary = run.plan(), run.jobs(), run.summary()
-            records = run.stages() if run.is_pipeline else []
-            inputs = [plan.get("inputs") or {}, *(job.artifacts()["inputs"] for job in jobs)]
-            pins = [
-                pin for each in [*inputs, *(record.get("inputs") or {} for record in records)] for pin in each.values()
-            ]
+            summary, records = run.summary(), run.stages() if run.is_pipeline else []
+            inputs = [run.plan().get("inputs") or {}, *(job.artifacts()["inputs"] for job in run.jobs())]
+            inputs += [record.get("inputs") or {} for record in records]
+            pins = [pin for each in inputs for pin in each.values() if pin]
             pins += [pin for record in records for pin in record.get("outputs") or ()]
-            labels = [Pin.from_dict(pin).label for pin in pins if pin]
-            others = [
-                plan.get("part_of"),
-                str(plan.get("rerun_of") or "").partition("/")[0],
-                *(plan.get("after") or ()),
-            ]
-            others += [record.get(key) for record in records for key in ("run", "producer")]
-            ours = is_local(summary.executor) and not any(run.labels().values())
-            may_go = summary.state in _FAILED and ours and not artifacts_in(run)
+            versions = frozenset(Pin.from_dict(pin).label for pin in pins)
+            may_go = summary.state in _FAILED and is_local(summary.executor) and not any(run.labels().values())
             if may_go:
                 refuse_written(run)
-        except (NemotronError, DamagedRecord):  # it is looked at by a person
-            return cls(False, number, False, frozenset(), frozenset())
-        known = frozenset(str(each).partition("/")[0] for each in others if each)
-        return cls(not run.is_pipeline, number, may_go, frozenset(labels), known)
+        except NemotronError:  # it is damaged, or has files of its own: it is kept, and all that its text names
+            return cls(False, number, False, frozenset(_named_in(text)), others)
+        return cls(not run.is_pipeline, number, may_go, versions, others)
+
+
+_REFERRING = ("config.yaml", "composed.yaml", "artifacts.json", "job.json", ".hydra/overrides.yaml")
+
+
+def _text(path: Path) -> str:
+    try:
+        return read_regular(path).decode("utf-8", "replace")
+    except OSError:
+        return ""
 
 
 def relocate(argv: list[str]) -> int:

@@ -146,6 +146,22 @@ def test_everything_is_found_where_it_is_now(tmp_path: Path, says: Says, monkeyp
     assert not (tmp_path / "home").exists()
 
 
+def test_an_input_that_was_relocated(tmp_path: Path, says: Says, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job that goes on reads it where it is now; so do a job anew and a pipeline that is skipped."""
+    says(f"letters write where={tmp_path}/outside")
+    (tmp_path / "stop").write_text("stop")
+    says(f"letters count note={tmp_path}/stop", code=1)
+    (failed,) = (row["id"] for row in json.loads(says("runs --json")) if row["state"] == "failed")
+    (tmp_path / "outside").rename(tmp_path / "new")
+    (tmp_path / "stop").unlink()
+    assert "was removed" not in says(f"artifacts relocate {tmp_path}/outside {tmp_path}/new")
+    assert "succeeded" in says(f"runs resume {failed}")
+    assert json.loads(says(f"runs show {failed} --json"))["job_records"][0]["artifacts"]["inputs"]["words"]["path"] == (
+        f"{tmp_path}/new"
+    )
+    assert json.loads(says(f"runs rerun {failed} --dry-run --json"))["inputs"]["words"]["path"] == f"{tmp_path}/new"
+
+
 def test_it_is_moved_again_and_back(tmp_path: Path, says: Says, monkeypatch: pytest.MonkeyPatch) -> None:
     says("letters all")
     first = versions(says, "Count")

@@ -188,6 +188,26 @@ def test_gc_removes_what_nothing_refers_to(
     assert list(collected(capsys, "--yes", "--unmounted")["versions"]) == ["unmounted:v0"]
 
 
+def test_gc_keeps_what_is_referred_to_by_a_path(
+    make_run: MakeRun, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """A checkpoint that a run started from, a link in a version's folder, a record that can't be read."""
+    loaded, linked, named, loose = (make_run(age=40 * DAY, codes=(1,)) for _ in range(4))
+    going_on = make_run(codes=(0,))
+    (going_on.job().path / "config.yaml").write_text(f"checkpoint: {{load: {loaded.path}/jobs/0/model}}\n")
+    (linked.path / "weights").write_text("weights")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/weights").symlink_to(linked.path / "weights")
+    Artifact(path=tmp_path / "model").save(name="Model")
+    damaged = make_run(codes=(0,), rerun_of=named.id)
+    (damaged.path / "plan.json").write_text((damaged.path / "plan.json").read_text()[:-3])
+    saved(loose.path / "jobs/0/out", "Out", "deleted by hand")  # goes with its run: not in two goes
+    shutil.rmtree(loose.path / "jobs/0/out")
+    found = collected(capsys, "--yes")
+    assert found["runs"].keys() == {loose.id} and found["versions"].keys() == {"Out:v0"}
+    assert all(run.path.is_dir() for run in (loaded, linked, named, going_on, damaged))
+
+
 def test_gc_asks_on_a_terminal(
     make_run: MakeRun, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
