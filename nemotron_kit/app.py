@@ -273,8 +273,9 @@ class Group:
             stops nothing. It is called for jobs on this machine; if it has a parameter `here`, also with `here=False`
             for jobs on other machines, where values that are not known yet are texts with `${art:…}`. It gets the
             following if it has parameters of these names: `processes`, their number on all nodes; `gpu`, the kind of
-            the profile's GPUs (`name`, `memory` in bytes), or None; `home`, the home folder of the job, or None; and
-            `free(folder)`, which returns the free bytes in a folder of the job's machine, or None.
+            the profile's GPUs (`name`, `memory` in bytes), or None; `home`, the home folder of the job, or None;
+            `free(folder)`, which returns the free bytes in a folder of the job's machine, or None; and `job`, these
+            two and its time limit (training.cost.JobFacts).
         torchrun: True starts the job by torchrun, False as one process on one node (`distributed=False` is the same);
             None leaves that to the profile's numbers.
         ray: True gives each job a Ray cluster on all of its nodes: Ray's head starts on node 0, and the handler or

@@ -164,6 +164,10 @@ class Executor(ABC):
         seconds before that it gets the signal to save; {} without a limit."""
         return {}
 
+    def segments(self) -> int | None:
+        """How many times a job gets its time limit, each time going on from its last checkpoint; None: without end."""
+        return 1
+
     @abstractmethod
     def plan(self, context: PlanContext) -> ExecutorPlan:
         """The executor's part of a job's plan, including any problems that would prevent the job from running."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
 import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +24,7 @@ from nemotron_kit.config.resolvers import pinned
 from nemotron_kit.config.schema import contradictions
 from nemotron_kit.envfile import find_env_file, read_env_file
 from nemotron_kit.errors import NemotronError, Note, Problem, UserError
-from nemotron_kit.executors.base import PlanContext, executor_for
+from nemotron_kit.executors.base import Executor, PlanContext, executor_for
 from nemotron_kit.home import TENSORBOARD, nemotron_home
 from nemotron_kit.launch.inputs import ART, Inputs, field_of, look_up_for, remote_field, resolve_inputs
 from nemotron_kit.launch.placing import (
@@ -33,8 +36,11 @@ from nemotron_kit.launch.placing import (
     resolve_job,
     unshipped_problems,
 )
+from nemotron_kit.lazy import Value
 from nemotron_kit.masking import is_secret_name, secret_in
 from nemotron_kit.quoting import refers
+from nemotron_kit.runs.job import DamagedRecord
+from nemotron_kit.runs.ledger import list_runs, open_run
 from nemotron_kit.spec.paths import RemotePaths
 from nemotron_kit.spec.plan import DETACHED, IN_PROCESS, INTERACTIVE, RAY, TORCHRUN, Labels, Plan, is_local
 from nemotron_kit.spec.profiles import check_run_wandb, reserved_table
@@ -273,22 +279,86 @@ def preflight(
     return [*problems, *(each if isinstance(each, Note) else Problem(each) for each in found)]
 
 
-def _known_of(resolved: ResolvedJob, resources: Resources, transports: TransportFactory | None) -> dict[str, Any]:
-    """Facts about where a job runs, by the names of a check's parameters."""
-    settings, paths = resolved.settings, resolved.paths
+# Of so many of the newest runs of a command one is looked for that was as fast as the job may be.
+_EARLIER_RUNS = 30
+# Of so many of its last rows of metrics the median is its speed.
+_EARLIER_ROWS = 9
 
-    def free(folder: str) -> int | None:
-        if paths.is_remote:  # a dry-run connects to nothing
-            return int(transports(settings).call("writable", folder=folder)[0]["free"]) if transports else None
+
+@dataclass(frozen=True, eq=False, repr=False)
+class _Job(Value):
+    """What is known of a planned job, for the command's check (training.cost.JobFacts)."""
+
+    resolved: ResolvedJob
+    command: Command
+    resources: Resources
+    transports: TransportFactory | None
+    seconds: float | None
+    segments: int | None
+
+    @property
+    def home(self) -> str | None:
+        return self.resolved.home
+
+    @property
+    def root(self) -> str | None:
+        return self.resolved.paths.root if self.resolved.settings.remote_job_dir else None
+
+    def free(self, folder: str) -> int | None:
+        resolved = self.resolved
+        if resolved.paths.is_remote:  # a dry-run connects to nothing
+            if self.transports is None:
+                return None
+            return int(self.transports(resolved.settings).call("writable", folder=folder)[0]["free"])
         path = Path(folder)
         existing = next((each for each in (path, *path.parents) if each.exists()), None)
         return shutil.disk_usage(existing).free if existing else None
 
+    def earlier_rate(self, keys: Sequence[str]) -> tuple[float, str] | None:
+        config, command = self.resolved.config, self.command
+        size = (self.resources.nodes, self.resources.processes)
+        own = [_at(config, key) for key in keys]
+        for run in list_runs(recipe=command.recipe, stage=command.stage, limit=_EARLIER_RUNS):
+            if run.profile != config["run"]["profile"]:
+                continue
+            with contextlib.suppress(DamagedRecord):
+                folder = open_run(run.id)
+                plan = folder.plan()
+                given = plan.get("resources") or {}
+                if size != (given.get("nodes"), given.get("processes")):
+                    continue
+                if own != [_at(plan.get("config") or {}, key) for key in keys]:
+                    continue
+                rows = [row.get("tokens_per_second") for row in folder.job().metrics(_EARLIER_ROWS)]
+                rates = [rate for rate in rows if isinstance(rate, int | float) and 0 < rate < math.inf]
+                if rates:
+                    return sorted(rates)[len(rates) // 2], run.id
+        return None
+
+
+def _at(config: Mapping[str, Any], key: str) -> Any:
+    value: Any = config
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+def _known_of(
+    resolved: ResolvedJob,
+    command: Command,
+    resources: Resources,
+    executor: Executor,
+    transports: TransportFactory | None,
+) -> dict[str, Any]:
+    """Facts about where a job runs, by the names of a check's parameters."""
+    limit = executor.variables().get("NEMOTRON_TIME_LIMIT")
+    job = _Job(resolved, command, resources, transports, float(limit) if limit else None, executor.segments())
     return {
         "processes": resources.nodes * resources.processes,
-        "gpu": gpu_of(settings),
-        "home": resolved.home,
-        "free": free,
+        "gpu": gpu_of(resolved.settings),
+        "home": job.home,
+        "free": job.free,
+        "job": job,
     }
 
 
@@ -422,7 +492,7 @@ def build_plan(
         *map(Problem, contradictions(composed.overrides, frozen, command.load_config_cls())),
     ]
     here = is_local(settings.executor)
-    known = _known_of(resolved, resources, transports)
+    known = _known_of(resolved, command, resources, executor, transports)
     found = preflight(command, frozen, inputs, paths, connect, here, known) if not missing else []
     problems += [problem for problem in found if isinstance(problem, Problem)]
     unjudged = [str(note) for note in found if isinstance(note, Note)]

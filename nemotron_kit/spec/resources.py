@@ -159,19 +159,28 @@ def fields_given(settings: RunConfig, run: Mapping[str, Any], overrides: Sequenc
     return sorted(given - from_file)
 
 
-# Memory of GPUs by name, in GB as their vendors count; what has two sizes, with the larger one.
-_GPUS = {
-    **dict.fromkeys(("a10", "a10g", "a30", "l4"), 24),
-    **dict.fromkeys(("a40", "a6000", "l40", "l40s"), 48),
-    **dict.fromkeys(("a100", "h100"), 80),
-    **dict.fromkeys(("h20", "gh200"), 96),
-    "t4": 16,
-    "v100": 32,
-    "h200": 141,
-    "b200": 180,
-    "gb200": 186,
-    "b300": 270,
-    "gb300": 279,
+# GPUs by name: memory in GB, of what has two sizes the larger one; and the peak of dense bf16 (V100, T4: fp16) in
+# TFLOPS, of what comes in several forms the fastest. Both as their vendor counts.
+_GPUS: dict[str, tuple[int, int]] = {
+    "t4": (16, 65),
+    "a10": (24, 125),
+    "a10g": (24, 70),
+    "a30": (24, 165),
+    "l4": (24, 121),
+    "v100": (32, 125),
+    "a40": (48, 150),
+    "a6000": (48, 155),
+    "l40": (48, 181),
+    "l40s": (48, 362),
+    "a100": (80, 312),
+    "h100": (80, 989),
+    "h20": (96, 148),
+    "gh200": (96, 989),
+    "h200": (141, 989),
+    "b200": (180, 2250),
+    "gb200": (186, 2500),
+    "b300": (270, 2250),
+    "gb300": (279, 2500),
 }
 _TWO_SIZES = {"a100": "40 or 80", "v100": "16 or 32"}
 # Instance types of the clouds whose names don't contain their GPU.
@@ -192,22 +201,26 @@ _NAMING_GPUS = ("gres", "gpus", "resource_shape", "node_group", "constraint")
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Gpu(Value):
-    """A kind of GPU: what it is called in messages, and its memory in bytes. `unsure`: of which sizes it may be."""
+    """A kind of GPU: what it is called in messages, and its memory in bytes. `unsure`: of which sizes it may be;
+    `flops`: the peak of its dense bf16, in operations a second, where its kind is known."""
 
     name: str
     memory: int
     unsure: str | None = None
+    flops: float | None = None
 
 
 def gpu_of(config: RunConfig) -> Gpu | None:
     """The GPUs that a profile's jobs get: by its gpu_memory, else by a name that it gives them in another field. None
     where it gives none that is known."""
-    if config.gpu_memory:
-        size = float(config.gpu_memory.rstrip("GiB "))
-        return Gpu(f"a GPU of this profile ({config.gpu_memory})", int(size * 2**30))
     texts = [getattr(config, name) for name in _NAMING_GPUS]
     texts += [value for value in (config.extra or {}).values() if isinstance(value, str)]
-    return next(filter(None, (_gpu_in(text.lower()) for text in texts if text)), None)
+    named = next(filter(None, (_gpu_in(text.lower()) for text in texts if text)), None)
+    if config.gpu_memory:
+        size = float(config.gpu_memory.rstrip("GiB "))
+        called = f"a GPU of this profile ({config.gpu_memory})"
+        return Gpu(called, int(size * 2**30), flops=named.flops if named else None)
+    return named
 
 
 def _gpu_in(text: str) -> Gpu | None:
@@ -215,11 +228,14 @@ def _gpu_in(text: str) -> Gpu | None:
         (given for name, given in _INSTANCES.items() if re.search(rf"(^|[^a-z0-9]){re.escape(name)}", text)), None
     )
     if instance:
-        return Gpu(f"an {instance[0].upper()} with {instance[1]} GB", instance[1] << 30)
+        name, size = instance
+        return Gpu(f"an {name.upper()} with {size} GB", size << 30, flops=_GPUS[name][1] * 1e12)
     found = re.search(_GPU, text)
     if found is None:
         return None
-    name, size = found[1], re.search(_SIZE, text[found.end() :])
-    gigabytes = int(size[1]) if size else _GPUS[name]
+    name, given = found[1], re.search(_SIZE, text[found.end() :])
+    gigabytes, tera = _GPUS[name]
+    gigabytes = int(given[1]) if given else gigabytes
     article = "an" if name[0] in "ahl" else "a"
-    return Gpu(f"{article} {name.upper()} with {gigabytes} GB", gigabytes << 30, None if size else _TWO_SIZES.get(name))
+    unsure = None if given else _TWO_SIZES.get(name)
+    return Gpu(f"{article} {name.upper()} with {gigabytes} GB", gigabytes << 30, unsure, tera * 1e12)

@@ -20,6 +20,7 @@ from nemotron_kit.training.config_blocks import (
     free_block,
     unknown,
 )
+from nemotron_kit.training.cost import JobFacts, disk_notes
 from nemotron_kit.training.grpo_checks import METRICS, PRECISIONS, bad_values, other_engines
 from nemotron_kit.training.memory import GpuFacts, Step, memory_notes
 from nemotron_kit.training.prompts import agents_in
@@ -390,11 +391,18 @@ _LOOKED_AT = 20000
 
 
 def preflight(
-    config: GRPOConfig, *, connect: bool, here: bool = True, processes: int | None = None, gpu: GpuFacts | None = None
+    config: GRPOConfig,
+    *,
+    connect: bool,
+    here: bool = True,
+    processes: int | None = None,
+    gpu: GpuFacts | None = None,
+    job: JobFacts | None = None,
 ) -> list[str]:
     """The problems that would prevent this run, one sentence each, and a note on what it takes. Opens no connection:
     `connect` is ignored. With `here=False` the run is for another machine, and only its settings are checked.
-    `processes`: how many the job has, if that is known; `gpu`: the kind that it gets."""
+    `processes`: how many the job has, if that is known; `gpu`: the kind that it gets; `job`: what else is known of
+    it."""
     del connect
     if config.on_nemo_rl:
         return list(nemo_rl.problems(config, here=here, processes=processes))
@@ -407,7 +415,7 @@ def preflight(
         problems = [" ".join(str(error).split("\n"))]
     if problems:
         return problems
-    return [*(_missing_verifiers(config) if here else []), *_memory(config, processes, here, gpu)]
+    return [*(_missing_verifiers(config) if here else []), *_memory(config, processes, here, gpu, job)]
 
 
 def _missing_verifiers(config: GRPOConfig) -> list[str]:
@@ -419,13 +427,15 @@ def _missing_verifiers(config: GRPOConfig) -> list[str]:
     return missing_verifiers(named, config.env.verifiers)
 
 
-def _memory(config: GRPOConfig, processes: int, here: bool, gpu: GpuFacts | None) -> list[str]:
-    """What training the given model takes, and whether that is there; nothing where its folder can't be read here."""
+def _memory(config: GRPOConfig, processes: int, here: bool, gpu: GpuFacts | None, job: JobFacts | None) -> list[str]:
+    """What training the given model takes, of memory and of disk, and whether that is there; nothing where its folder
+    can't be read here."""
     place = Path(str(config.policy.model_name), "config.json")
-    train = config.train
+    train, saving = config.train, config.checkpointing
     try:
+        model = json.loads(place.read_text(encoding="utf-8"))
         step = Step(
-            json.loads(place.read_text(encoding="utf-8")),
+            model,
             config.policy.max_total_sequence_length,
             train.layout,
             processes,
@@ -435,6 +445,12 @@ def _memory(config: GRPOConfig, processes: int, here: bool, gpu: GpuFacts | None
             loss_chunk=train.tokens_per_chunk,
             reference=bool(config.loss_fn.reference_policy_kl_penalty),
         )
-        return memory_notes(f"Training {config.policy.model_name}", step, config.precision, here=here, gpu=gpu)
+        notes = memory_notes(f"Training {config.policy.model_name}", step, config.precision, here=here, gpu=gpu)
+        folder = config.checkpoint.save
+        if folder and not unknown(folder):
+            by_value = saving.metric_name is not None and config.data.validation_jsonl_fpath is not None
+            kept = saving.keep_top_k + by_value  # the newest beside the best
+            notes += disk_notes(model, folder, kept, job, key="checkpointing.checkpoint_dir")
+        return notes
     except (OSError, ValueError, TypeError, AttributeError, UserError):  # the run reports the error
         return []

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +18,7 @@ from nemotron_kit.errors import Note
 from nemotron_kit.lazy import Value
 from nemotron_kit.training.config_blocks import LOSS_CHUNK
 from nemotron_kit.training.model import layer_types
-from nemotron_kit.training.model_size import block_parameters, count_parameters, numbers
+from nemotron_kit.training.model_size import block_parameters, count_parameters, numbers, routed_parameters
 from nemotron_kit.training.parallel import Layout
 
 GIB = 1 << 30
@@ -26,7 +26,7 @@ GIB = 1 << 30
 _WEIGHTS, _GRADIENTS, _MOMENTS = 4, 4, 8
 # Of a GPU's memory: CUDA's own, NCCL's buffers, and what lies between the allocator's blocks.
 _RESERVED = 0.08
-# What is not worth a word, in memory or on disk.
+# What is not worth a word.
 _SMALL = 8 << 30
 # The largest model over the most GPUs that is looked for.
 _MOST_RANKS = 4096
@@ -152,11 +152,7 @@ def memory_of(step: Step) -> Memory:
 
 def _gathered(size: int, kind: str, m: Mapping[str, Any], step: Step) -> int:
     """How many parameters of a block one process has while it computes with it: of dealt-out experts its own."""
-    return size - (_routed(m) * (step.layout.ep_size - 1) // step.layout.ep_size if kind == "moe" else 0)
-
-
-def _routed(m: Mapping[str, Any]) -> int:
-    return int(m["n_routed_experts"] * 2 * m["moe_intermediate_size"] * (m["moe_latent_size"] or m["hidden_size"]))
+    return size - (routed_parameters(m) * (step.layout.ep_size - 1) // step.layout.ep_size if kind == "moe" else 0)
 
 
 def _kept(kind: str, m: Mapping[str, Any], step: Step) -> int:
@@ -190,7 +186,7 @@ def network_bytes(step: Step) -> int:
     total = count_parameters(step.model)
     if step.shards <= 1:
         return int(_part(step.processes) * 2 * _GRADIENTS * total)
-    experts = sum(_routed(m) for kind in layer_types(step.model) if kind == "moe")
+    experts = sum(routed_parameters(m) for kind in layer_types(step.model) if kind == "moe")
     dealt = experts if layout.ep_size > 1 else 0
     around = layout.fsdp_size // layout.ep_size
     gathered = _part(step.shards) * (total - dealt) + _part(around) * dealt / layout.ep_size
@@ -205,11 +201,6 @@ def network_bytes(step: Step) -> int:
 def _part(processes: int) -> float:
     """The part of a tensor that does not stay on its process."""
     return (processes - 1) / processes
-
-
-def checkpoint_bytes(model: Mapping[str, Any]) -> int:
-    """The size of a checkpoint: weights and AdamW's moments."""
-    return (_WEIGHTS + _MOMENTS) * count_parameters(model)
 
 
 def usable(memory: int) -> int:
@@ -281,7 +272,7 @@ def fit_problem(what: str, step: Step, memory: int, whose: str, instead: str = "
 
 class GpuFacts(Protocol):
     """A kind of GPU, as a profile gives it: its name in messages, its memory in bytes; `unsure`: which sizes it may
-    have, of which the largest is meant."""
+    have, of which the largest is meant; `flops`: the peak of its dense bf16, operations a second, if that is known."""
 
     @property
     def name(self) -> str: ...
@@ -289,6 +280,8 @@ class GpuFacts(Protocol):
     def memory(self) -> int: ...
     @property
     def unsure(self) -> str | None: ...
+    @property
+    def flops(self) -> float | None: ...
 
 
 def memory_notes(
@@ -321,31 +314,6 @@ def memory_notes(
         return [Note(f"{figures}; {unknown}.")]
     unsure = f" There are such GPUs with {gpu.unsure} GB: gpu_memory says which." if gpu and gpu.unsure else ""
     return [Note(f"{figures}; {whose} has {in_gib(memory)} for it.{unsure}")]
-
-
-def disk_notes(
-    model: Mapping[str, Any], place: str, kept: int, home: str | None, free: Callable[[str], int | None] | None
-) -> list[Note]:
-    """A Note on the disk that checkpoints in `place` and the model take, if that is much: `kept` of them, and the one
-    that is being written. It warns where less is free, or where the place is below the `home` folder."""
-    size = checkpoint_bytes(model)
-    needed = size * (kept + 1) + _WEIGHTS * count_parameters(model)
-    if needed < _SMALL:
-        return []
-    text = (
-        f"checkpoint.save: a checkpoint is {size / 1e9:,.0f} GB; {kept} are kept while one is written, and the model "
-        f"is {_WEIGHTS * count_parameters(model) / 1e9:,.0f} GB: {needed / 1e9:,.0f} GB in {place}."
-    )
-    left = free(place) if free is not None else None
-    if left is not None and left < needed:
-        text = f"Warning: {text} Only {left / 1e9:,.0f} GB are free there."
-    if home and (place == home or place.startswith(home.rstrip("/") + "/")):
-        warning = "" if text.startswith("Warning") else "Warning: "
-        text = (
-            f"{warning}{text} That is below the home folder: set remote_job_dir in the profile, or checkpoint.save, to "
-            "a file system for it."
-        )
-    return [Note(text)]
 
 
 _MACHINE = "this machine"

@@ -170,6 +170,21 @@ def block_parameters(model: Mapping[str, Any]) -> Iterator[tuple[int, str]]:
     return ((sizes[kind], kind) for kind in layer_types(model))
 
 
+def routed_parameters(m: Mapping[str, Any]) -> int:
+    """The parameters of all routed experts of one layer, from its `numbers`."""
+    return int(m["n_routed_experts"] * 2 * m["moe_intermediate_size"] * (m["moe_latent_size"] or m["hidden_size"]))
+
+
+def active_parameters(model: Mapping[str, Any]) -> int:
+    """How many parameters a token is multiplied with: of the experts those that it is sent to; not the embeddings,
+    which are looked up. UserError for a value that is no number."""
+    m = numbers(model)
+    idle = max(0, m["n_routed_experts"] - m["num_experts_per_tok"])
+    of_experts = routed_parameters(m) * idle // max(1, m["n_routed_experts"])
+    layers = sum(size - (of_experts if kind == "moe" else 0) for size, kind in block_parameters(model))
+    return int(m["vocab_size"] * m["hidden_size"] + layers)
+
+
 def expert_count(model: Mapping[str, Any]) -> int | None:
     """How many experts a layer of NemotronHForCausalLM has with this `model` block: 0 without such layers, None where
     only the job knows."""
@@ -203,7 +218,7 @@ def _attention(m: Mapping[str, Any]) -> int:
 
 def _moe(m: Mapping[str, Any]) -> int:
     hidden, experts, latent = m["hidden_size"], m["n_routed_experts"], m["moe_latent_size"]
-    routed = experts * 2 * m["moe_intermediate_size"] * (latent or hidden)
+    routed = routed_parameters(m)
     shared = _dense(m, m["moe_shared_expert_intermediate_size"])
     around = 2 * hidden * latent + (hidden + latent if m["mlp_bias"] else 0) if latent else 0
     return int(routed + experts * hidden + shared + around)

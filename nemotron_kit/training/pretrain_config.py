@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,8 @@ from nemotron_kit.training.config_blocks import (
     unknown,
     whole_number,
 )
-from nemotron_kit.training.memory import GpuFacts, Step, disk_notes, memory_notes
+from nemotron_kit.training.cost import JobFacts, disk_notes, time_notes
+from nemotron_kit.training.memory import GpuFacts, Step, memory_notes
 from nemotron_kit.training.model import with_data_settings
 from nemotron_kit.training.model_size import MODEL_DEFAULTS, check_block, count_parameters, expert_count
 
@@ -195,13 +195,12 @@ def preflight(
     here: bool = True,
     processes: int | None = None,
     gpu: GpuFacts | None = None,
-    home: str | None = None,
-    free: Callable[[str], int | None] | None = None,
+    job: JobFacts | None = None,
 ) -> list[str]:
     """The problems that would prevent this run, one sentence each, and notes on what it takes. Opens no connection
     itself: `connect` is ignored. With `here=False` the run is for another machine, and only its settings are checked.
-    `processes`: how many the job has, if that is known; `gpu`: the kind that it gets; `home`: the home folder where it
-    runs; `free(folder)`: the bytes that are free there."""
+    `processes`: how many the job has, if that is known; `gpu`: the kind that it gets; `job`: what else is known of
+    it."""
     del connect
     try:
         config.check()
@@ -214,7 +213,7 @@ def preflight(
         layout.check_experts(expert_count(config.model))
         config.blend_path  # noqa: B018 - raises when it isn't set
         notes = check_block(config.model)
-        return [*notes, *_size_notes(config, processes, here, gpu), *_disk_notes(config, home, free)]
+        return [*notes, *_size_notes(config, processes, here, gpu), *_cost_notes(config, processes, gpu, job)]
     except UserError as error:
         return [" ".join(str(error).split("\n"))]
 
@@ -244,12 +243,16 @@ def _size_notes(config: PretrainConfig, processes: int, here: bool, gpu: GpuFact
     return memory_notes(what, step, train.precision, here=here, gpu=gpu, instead="try -c tiny")
 
 
-def _disk_notes(config: PretrainConfig, home: str | None, free: Callable[[str], int | None] | None) -> list[Note]:
-    place = config.checkpoint.save
-    if not _sized(config) or not place or unknown(place):
+def _cost_notes(config: PretrainConfig, processes: int, gpu: GpuFacts | None, job: JobFacts | None) -> list[Note]:
+    if not _sized(config):
         return []
-    model = {**config.model, "vocab_size": _vocab_size(config)}
-    return disk_notes(model, place, config.checkpoint.kept, home, free)
+    model, train = {**config.model, "vocab_size": _vocab_size(config)}, config.train
+    place = config.checkpoint.save
+    tokens = train.train_iters * train.global_batch_size * config.seq_length
+    return [
+        *(disk_notes(model, place, config.checkpoint.kept, job) if place and not unknown(place) else ()),
+        *time_notes(model, config.seq_length, tokens, processes, train, place, gpu, job),
+    ]
 
 
 def _sized(config: PretrainConfig) -> bool:

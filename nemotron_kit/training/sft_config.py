@@ -26,6 +26,7 @@ from nemotron_kit.training.config_blocks import (
     unknown,
     whole_number,
 )
+from nemotron_kit.training.cost import JobFacts, disk_notes, time_notes
 from nemotron_kit.training.memory import GpuFacts, Step, memory_notes
 from nemotron_kit.training.model import check_unused
 from nemotron_kit.training.model_size import FIELDS, check_block, expert_count
@@ -277,11 +278,18 @@ def settings_identity(config: SFTConfig, precision: str) -> dict[str, Any]:
 
 
 def preflight(
-    config: SFTConfig, *, connect: bool, here: bool = True, processes: int | None = None, gpu: GpuFacts | None = None
+    config: SFTConfig,
+    *,
+    connect: bool,
+    here: bool = True,
+    processes: int | None = None,
+    gpu: GpuFacts | None = None,
+    job: JobFacts | None = None,
 ) -> list[str]:
     """The problems that would prevent this run, one sentence each, and a note on what it takes. Opens no connection:
     `connect` is ignored. With `here=False` the run is for another machine, and only its settings are checked.
-    `processes`: how many the job has, if that is known; `gpu`: the kind that it gets."""
+    `processes`: how many the job has, if that is known; `gpu`: the kind that it gets; `job`: what else is known of
+    it."""
     del connect
     try:
         config.check()
@@ -293,7 +301,11 @@ def preflight(
         block = _pretrained_block(config.checkpoint.pretrained_checkpoint)
         layout.check_experts(expert_count(block) if block else None)
         notes: list[Note] = check_block(config.model_settings) if config.model_settings else []
-        return [*notes, *_size_notes(config, block, processes, here, gpu)]
+        return [
+            *notes,
+            *_size_notes(config, block, processes, here, gpu),
+            *_cost_notes(config, block, processes, gpu, job),
+        ]
     except UserError as error:
         return [" ".join(str(error).split("\n"))]
 
@@ -325,6 +337,20 @@ def _size_notes(
     what = f"Fine-tuning {config.checkpoint.pretrained_checkpoint}"
     instead = "train adapters (lora=small), or try -c tiny"
     return memory_notes(what, step, train.precision, here=here, gpu=gpu, instead=instead)
+
+
+def _cost_notes(
+    config: SFTConfig, block: Mapping[str, Any], processes: int, gpu: GpuFacts | None, job: JobFacts | None
+) -> list[Note]:
+    if not block or unknown(config.dataset.get("seq_length")):
+        return []
+    train, place, adapters = config.train, config.checkpoint.save, bool(config.lora)
+    tokens = train.train_iters * train.global_batch_size * config.seq_length
+    known = place is not None and not unknown(place)
+    return [
+        *(disk_notes(block, place, config.checkpoint.kept, job, adapters=adapters) if place and known else ()),
+        *time_notes(block, config.seq_length, tokens, processes, train, place, gpu, job, adapters=adapters),
+    ]
 
 
 def _pretrained_block(folder: str | None) -> Mapping[str, Any]:

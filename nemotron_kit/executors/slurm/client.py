@@ -91,6 +91,9 @@ class Slurm(Executor):
         lead = scripts.lead_seconds(limit, self.settings.signal_lead)
         return {"NEMOTRON_TIME_LIMIT": str(limit), "NEMOTRON_SIGNAL_LEAD": str(lead)}
 
+    def segments(self) -> int | None:
+        return self.settings.chain or self.settings.max_segments
+
     def plan(self, context: PlanContext) -> ExecutorPlan:
         """The script of one job. The jobs of a sweep share a script, which is rendered at submission."""
         config, paths, resources = self.settings, context.paths, context.resources

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,7 @@ from nemotron_kit.config.compose import compose
 from nemotron_kit.discovery import Tree
 from nemotron_kit.envfile import read_env_file
 from nemotron_kit.errors import Note, Problem
+from nemotron_kit.home import new_run_id
 from nemotron_kit.launch.dependencies import After
 from nemotron_kit.launch.plan import build_plan
 from nemotron_kit.remote.ssh import LocalTransport
@@ -111,6 +113,39 @@ def test_a_field_that_an_artifact_lacks_is_found_for_every_executor(data: Path, 
     plan = planned(data.parent, app, profile, "key='${art:data}/x'", "size='${art:data,rows}'")
     assert f"int 7 {data}/x here={profile == 'here'}" in plan.problems
     assert "not judged" in plan.notes and "not judged" not in plan.problems
+
+
+def test_a_check_gets_the_jobs_time_and_the_speed_of_a_run_like_it(project: Path) -> None:
+    (project / "env.toml").write_text(PROFILES)
+    got: list[Any] = []
+
+    def look(config: Config, *, connect: bool, job: Any, here: bool = True) -> list[str]:
+        got.append((job.seconds, job.segments, job.earlier_rate(("size", "run.absent"))))
+        return []
+
+    app = App("demo")
+    app.command("go", Config, print, preflight=look)
+    plan = planned(project, app, "C", "size=3", "run.env.chain=2")
+    assert got.pop() == (4 * 3600.0, 2, None)
+    base: dict[str, Any] = {"recipe": "demo", "stage": "go", "profile": "C", "resources": {"nodes": 1, "processes": 1}}
+    alike: list[str] = []
+    for changes, rates in (
+        ({}, [1.0, 500.0, 700.0]),
+        ({"config": {"size": 4}}, [9.0]),
+        ({"profile": "far"}, [9.0]),
+        ({"resources": {"nodes": 2, "processes": 1}}, [9.0]),
+        ({}, []),
+    ):
+        rows = "".join(json.dumps({"step": step, "tokens_per_second": rate}) + "\n" for step, rate in enumerate(rates))
+        made = create_run(
+            new_run_id("demo", "go"), {**base, "config": dict(plan.config), **changes}, [{"config.yaml": ""}]
+        )
+        (made.job().path / "metrics.jsonl").write_text(rows)
+        alike.extend([made.id] if len(rates) == 3 else [])
+    planned(project, app, "C", "size=3")
+    assert got == [(4 * 3600.0, None, (500.0, alike[0]))]
+    planned(project, app, "here", "size=3")
+    assert got[-1] == (None, 1, None)
 
 
 def test_an_optional_input_is_read_only_where_it_is_given(data: Path) -> None:

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,11 +16,14 @@ from transformers import NemotronHForCausalLM
 
 from nemotron_kit.errors import Note, UserError
 from nemotron_kit.training import PretrainConfig, TrainConfig, model_size
+from nemotron_kit.training.config_blocks import CheckpointConfig, ParallelBlock
+from nemotron_kit.training.cost import disk_notes, step_work, time_notes
+from nemotron_kit.training.grpo_config import CheckpointingBlock, DataBlock, GRPOConfig, PolicyBlock
+from nemotron_kit.training.grpo_config import preflight as rl_preflight
 from nemotron_kit.training.memory import (
     GIB,
     Step,
     available_bytes,
-    disk_notes,
     memory_notes,
     memory_of,
     network_bytes,
@@ -26,8 +31,10 @@ from nemotron_kit.training.memory import (
     usable,
 )
 from nemotron_kit.training.model import UNUSED, model_config
-from nemotron_kit.training.model_size import count_parameters
+from nemotron_kit.training.model_size import active_parameters, count_parameters
 from nemotron_kit.training.parallel import Layout
+from nemotron_kit.training.sft_config import SFTConfig, SFTTrainConfig
+from nemotron_kit.training.sft_config import preflight as sft_preflight
 
 CONFIGS = Path(recipe.__file__).parent / "config"
 
@@ -191,6 +198,7 @@ class Known(NamedTuple):
     name: str
     memory: int
     unsure: str | None = None
+    flops: float | None = None
 
 
 def plan_of(gpu: Known | None, processes: int = 32, **train: Any) -> list[str]:
@@ -228,16 +236,110 @@ def test_the_smallest_layout_is_on_the_jobs_processes_if_it_fits_there() -> None
     assert "40 or 80 GB: gpu_memory says which" in note
 
 
+class Job(NamedTuple):
+    home: str | None = "/home/me"
+    root: str | None = None
+    seconds: float | None = None
+    segments: int | None = 1
+    bytes_free: int | None = None
+    rate: float | None = None
+
+    def free(self, folder: str) -> int | None:
+        return self.bytes_free if folder else None
+
+    def earlier_rate(self, keys: Sequence[str]) -> tuple[float, str] | None:
+        assert {"model", "train.parallelism"} <= set(keys)
+        return (self.rate, "run-7") if self.rate else None
+
+
 @pytest.mark.parametrize(
-    ("place", "home", "free", "said"),
+    ("place", "job", "said"),
     [
-        ("/data/run", "/home/me", 2 * 10**12, "379 GB; 2 are kept while one is written"),
-        ("/data/run", "/home/me", 10**12, "Warning: checkpoint.save: .* Only 1,000 GB are free there"),
-        ("/home/me/.nemotron/x", "/home/me", None, "Warning: .* below the home folder: set remote_job_dir"),
+        ("/data/run", Job(bytes_free=2 * 10**12), "379 GB; 2 are kept while one is written"),
+        ("/data/run", Job(bytes_free=10**12), "Warning: checkpoint.save: .* Only 1,000 GB are free there"),
+        ("/home/me/.nemotron/x", Job(), "Warning: .* below the home folder: set remote_job_dir in the profile"),
+        ("/home/me/x", Job(root="/lustre/me"), "Warning: .* set checkpoint.save to a folder below /lustre/me"),
+        ("/home/meg/x", Job(), "1,263 GB in /home/meg/x.$"),
     ],
 )
-def test_the_disk_of_checkpoints_is_told(place: str, home: str, free: int | None, said: str) -> None:
-    (note,) = disk_notes(model_block("default"), place, 2, home, lambda _: free)
+def test_the_disk_of_checkpoints_is_told(place: str, job: Job, said: str) -> None:
+    (note,) = disk_notes(model_block("default"), place, 2, job)
     assert isinstance(note, Note) and re.search(said, note) and "1,263 GB" in note
     assert ("Warning" in said) == ("Warning" in note)
-    assert disk_notes(model_block("tiny"), place, 2, home, lambda _: 0) == []
+    assert disk_notes(model_block("tiny"), place, 2, Job(bytes_free=0)) == []
+
+
+def test_fine_tuning_and_rl_are_told_of_their_disk_and_hours(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(model_block("default")))
+    h100 = Known("an H100 with 80 GB", 80 * GIB, flops=989e12)
+    job = Job(home=str(tmp_path), seconds=4 * 3600)
+
+    def sft(**changes: Any) -> list[str]:
+        config = SFTConfig(
+            dataset={"nano3_packed_sft_dir": "/data/packed"},
+            train=SFTTrainConfig(global_batch_size=64, parallelism={"fsdp_size": 64}, **changes),
+            checkpoint=CheckpointConfig(save=f"{tmp_path}/run", pretrained_checkpoint=str(tmp_path)),
+        )
+        return sft_preflight(config, connect=False, here=False, processes=64, gpu=h100, job=job)
+
+    _, disk, hours = sft(activation_checkpointing=True, train_iters=60000)
+    assert re.search("^Warning: checkpoint.save: a checkpoint is 379 GB; .* below the home folder", disk)
+    assert re.search("^Warning: training takes about .* the time limit is 4.0 hours, and nothing goes on", hours)
+    rl = GRPOConfig(
+        policy=PolicyBlock(model_name=str(tmp_path)),
+        data=DataBlock(train_jsonl_fpath="/data/rows.jsonl"),
+        checkpointing=CheckpointingBlock(checkpoint_dir=f"{tmp_path}/run"),
+        train=ParallelBlock(parallelism={"fsdp_size": 32}),
+    )
+    _, disk = rl_preflight(rl, connect=False, here=False, processes=32, gpu=h100, job=job)
+    assert re.search("^Warning: checkpointing.checkpoint_dir: .*379 GB; 3 are kept while one is written", disk)
+
+
+@pytest.mark.parametrize(
+    ("place", "job", "said"),
+    [
+        ("/x", None, "^Training takes about 10,0.. hours for 25.0 T tokens of 27.. GFLOP, if 64 GPUs reach 30% of"),
+        (
+            "/x",
+            Job(seconds=14400, segments=None),
+            r"queued again each time that its limit of 4.0 hours .* 2,5\d\d t",
+        ),
+        ("/x", Job(seconds=14400, segments=3), "^Warning: .* 4.0 hours, which the job gets 3 times"),
+        ("/x", Job(seconds=14400), "^Warning: .* and nothing goes on"),
+        (None, Job(seconds=14400, segments=None), "^Warning: .* without a folder for checkpoints nothing goes on"),
+        (
+            "/x",
+            Job(rate=1e6),
+            r"about 6,944 hours for 25.0 T tokens at the 1,000,000 tokens/s of run-7",
+        ),
+    ],
+)
+def test_the_hours_of_a_training_are_told(place: str | None, job: Job | None, said: str) -> None:
+    h100 = Known("an H100 with 80 GB", 80 * GIB, flops=989e12)
+    train = TrainConfig(activation_checkpointing=True)
+    (note,) = time_notes(model_block("default"), 8192, 25 * 10**12, 64, train, place, h100, job)
+    assert isinstance(note, Note) and re.search(said, note), note
+
+
+def test_hours_need_a_gpu_that_is_known_or_a_run_before_and_are_of_long_trainings() -> None:
+    default, train = model_block("default"), TrainConfig()
+    named = Known("an H100", 80 * GIB, flops=989e12)
+    assert time_notes(default, 8192, 10**12, 64, train, "/x", Known("a GPU", 80 * GIB), Job()) == []
+    assert time_notes(default, 8192, 10**12, 64, TrainConfig(precision="fp32"), "/x", named, Job()) == []
+    assert time_notes(model_block("tiny"), 256, 10**6, 1, train, "/x", named, Job(rate=1.0)) == []
+
+
+def test_the_work_of_a_token_is_what_torch_counts() -> None:
+    """3.2 B of the published model's parameters are active, beside the embeddings. A small model's operations, of its
+    matrices, are those that torch's counter sees."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    default = model_block("default")
+    assert round(active_parameters(default) / 1e9, 1) == 3.2
+    assert step_work(default, 8192) == pytest.approx(6 * active_parameters(default), rel=0.07)
+    block = {"vocab_size": 512, "hidden_size": 64, "hybrid_override_pattern": "-*-", "intermediate_size": 256}
+    block |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+    model, ids = NemotronHForCausalLM(model_config(block)), torch.zeros(1, 128, dtype=torch.long)
+    with FlopCounterMode(display=False) as counter:
+        model(ids, labels=ids).loss.backward()
+    assert counter.get_total_flops() / 128 == pytest.approx(step_work(block, 128), rel=0.1)

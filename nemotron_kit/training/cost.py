@@ -1,0 +1,166 @@
+"""What a training takes beside memory, computed from the config: the disk of its checkpoints, and its wall time. Every
+launch imports it, so it imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from nemotron_kit.errors import Note
+from nemotron_kit.training.config_blocks import TrainBlock
+from nemotron_kit.training.memory import GpuFacts
+from nemotron_kit.training.model import layer_types
+from nemotron_kit.training.model_size import active_parameters, count_parameters, numbers
+
+# float32 weights, and AdamW's two moments of them beside these.
+_MODEL, _CHECKPOINT = 4, 12
+# What is not worth a word: bytes on disk; operations, some minutes of a GPU.
+_SMALL_DISK, _SMALL_WORK = 8 << 30, 1e17
+# The part of a GPU's peak that a training is taken to reach where nothing was measured.
+UTILIZATION = 0.3
+# What a run has in common with one that is as fast, by the names of the config.
+SAME_SPEED = (
+    "model",
+    "dataset.seq_length",
+    "peft",
+    *(f"train.{name}" for name in ("global_batch_size", "micro_batch_size", "precision", "parallelism")),
+    *(f"train.{name}" for name in ("activation_checkpointing", "compile", "loss_chunk")),
+)
+
+
+class JobFacts(Protocol):
+    """What a plan knows of a job. `home`: the home folder where it runs, `root`: the folder of its profile for jobs;
+    `seconds`: its time limit, None without one; `segments`: how many times over it gets that, each time going on from
+    its last checkpoint, None for any number."""
+
+    @property
+    def home(self) -> str | None: ...
+    @property
+    def root(self) -> str | None: ...
+    @property
+    def seconds(self) -> float | None: ...
+    @property
+    def segments(self) -> int | None: ...
+    def free(self, folder: str) -> int | None:
+        """The bytes that are free in a folder there; None where that is not known."""
+
+    def earlier_rate(self, keys: Sequence[str]) -> tuple[float, str] | None:
+        """(tokens a second, the run) of the newest run of this command and profile, on as many processes, whose config
+        has the same values under `keys`; None if there is none."""
+
+
+def disk_notes(
+    model: Mapping[str, Any],
+    place: str,
+    kept: int,
+    job: JobFacts | None,
+    *,
+    adapters: bool = False,
+    key: str = "checkpoint.save",
+) -> list[Note]:
+    """A Note on the disk that checkpoints in `place`, the value of `key`, and the model take, if that is much: `kept`
+    of them, and the one that is being written. It warns where less is free, or where the place is below the home
+    folder. Those of `adapters` take next to nothing."""
+    whole = _MODEL * count_parameters(model)
+    size = 0 if adapters else _CHECKPOINT * count_parameters(model)
+    needed = size * (kept + 1) + whole
+    if needed < _SMALL_DISK:
+        return []
+    text = f"the model is {_gigabytes(whole)}"
+    if size:
+        text = f"a checkpoint is {_gigabytes(size)}; {kept} are kept while one is written, and {text}"
+        text += f": {_gigabytes(needed)}"
+    warnings = []
+    left = job.free(place) if job is not None else None
+    if left is not None and left < needed:
+        warnings.append(f"Only {_gigabytes(left)} are free there.")
+    if job is not None and job.home and _below(place, job.home):
+        other = (
+            f"{key} to a folder below {job.root}"
+            if job.root and not _below(job.root, job.home)
+            else f"remote_job_dir in the profile, or {key}, to a file system for it"
+        )
+        warnings.append(f"That is below the home folder: set {other}.")
+    return [Note(f"{'Warning: ' if warnings else ''}{' '.join([f'{key}: {text} in {place}.', *warnings])}")]
+
+
+def _gigabytes(size: float) -> str:
+    return f"{size / 1e9:,.0f} GB"
+
+
+def _below(place: str, folder: str) -> bool:
+    return f"{place}/".startswith(f"{folder.rstrip('/')}/")
+
+
+def step_work(model: Mapping[str, Any], seq_length: int, *, checkpointing: bool = False, adapters: bool = False) -> int:
+    """Operations that training takes for each token: 2 for each active parameter forward and 4 backward, of which
+    frozen weights beside `adapters` need 2; attention to half of a sequence on average. `checkpointing`: one more
+    forward pass. Mamba's scan, about a hundredth of the published model's, is left out."""
+    m = numbers(model)
+    layers = sum(kind == "full_attention" for kind in layer_types(model))
+    attention = 2 * layers * seq_length * m["num_attention_heads"] * m["head_dim"]  # 4 · heads · dim · length / 2
+    weights = 2 * active_parameters(model)
+    forward = weights + attention
+    backward = weights * (1 if adapters else 2) + 2 * attention
+    return int(forward * (1 + checkpointing) + backward)
+
+
+def time_notes(
+    model: Mapping[str, Any],
+    seq_length: int,
+    tokens: int,
+    processes: int,
+    train: TrainBlock,
+    place: str | None,
+    gpu: GpuFacts | None,
+    job: JobFacts | None,
+    *,
+    adapters: bool = False,
+) -> list[Note]:
+    """A Note on the hours that training on so many `tokens` takes, if these are many: by the tokens a second of an
+    earlier run that was as fast, else by the peak of the job's GPUs; nothing where neither is known. It warns where
+    the job's time limit is shorter, and nothing goes on after it."""
+    work = step_work(model, seq_length, checkpointing=train.activation_checkpointing, adapters=adapters)
+    if work * tokens < _SMALL_WORK:
+        return []
+    measured = job.earlier_rate(SAME_SPEED) if job is not None else None
+    if measured is not None:
+        rate, run = measured
+        why = f"at the {rate:,.0f} tokens/s of {run}"
+    elif gpu is not None and gpu.flops and train.precision != "fp32":
+        rate = processes * gpu.flops * UTILIZATION / work
+        why = (
+            f"of {work / 1e9:,.1f} GFLOP, if {processes:,} GPUs reach {UTILIZATION:.0%} of their peak "
+            f"({gpu.flops / 1e12:,.0f} TFLOPS in bf16), which is assumed, not measured: {rate:,.0f} tokens/s"
+        )
+    else:
+        return []
+    seconds = tokens / rate
+    text = f"{_hours(seconds)} for {_count(tokens)} tokens {why}."
+    limit = job.seconds if job is not None else None
+    if job is None or limit is None or seconds <= limit:
+        return [Note(f"Training takes about {text}")]
+    parts = -(-seconds // limit)
+    of = f"the time limit is {_hours(limit)}"
+    if place is None:
+        then = f"{of}, and without a folder for checkpoints nothing goes on after it."
+    elif job.segments is not None and parts > job.segments:
+        then = f"{of}, which the job gets {job.segments} times." if job.segments > 1 else f"{of}, and nothing goes on."
+    else:
+        then = f"The job is queued again each time that its limit of {_hours(limit)} ends it: about {parts:,.0f} times."
+        return [Note(f"Training takes about {text} {then}")]
+    return [Note(f"Warning: training takes about {text} But {then}")]
+
+
+def _hours(seconds: float) -> str:
+    if seconds < 5400:
+        return f"{seconds / 60:,.0f} minutes"
+    return f"{seconds / 3600:,.1f} hours" if seconds < 36000 else f"{seconds / 3600:,.0f} hours"
+
+
+def _count(number: float) -> str:
+    """A number of tokens for people: `25.0 T`."""
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
+        if number >= size:
+            return f"{number / size:,.1f} {letter}"
+    return f"{number:,.0f}"
