@@ -608,7 +608,7 @@ class JobFolder(Value):
             if (self.path / "exit.json").exists():  # written after `state` looked for it
                 return self.state()
             child = self._child()
-            if child is not None and not (is_process(child) and child["host"] == process["host"]):
+            if child is not None and not _is_of(writer, child):
                 return JobState("unknown", last["at"], started, error=f"{_CHILD}: not a process", facts=last)
             if child is not None and not is_gone(child):
                 facts = {**last, "process": child}

@@ -174,8 +174,12 @@ def test_a_process_on_record_that_is_none(job: JobFolder, where: str, damage: di
 
 @pytest.mark.parametrize("name", ["boot", "namespace"])
 def test_a_process_of_this_machine_has_what_its_system_tells(job: JobFolder, name: str) -> None:
-    job.transition("running", process={**process_facts(), name: None})
+    broken = {**process_facts(), name: None}
+    job.transition("running", process=broken)
     assert (job.state().state, job.state().error) == ("unknown", "process: not a process")
+    job.transition("running", process={**process_facts(), "boot": ANOTHER_BOOT})
+    (job.path / "child.json").write_text(json.dumps(broken))
+    assert (job.state().state, job.state().error) == ("unknown", "child.json: not a process")
 
 
 def test_a_zombie_is_gone_too(job: JobFolder) -> None:
