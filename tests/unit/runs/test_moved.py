@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra.core.hydra_config import HydraConfig
 
 from nemotron_kit.artifacts import Artifact, lineage, tracking
 from nemotron_kit.artifacts.metadata import relative_to
@@ -88,6 +89,7 @@ def says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureF
     yield run
     gc.enable()
     sys.modules.pop("letters", None)
+    HydraConfig.instance().cfg = None  # type: ignore[assignment]
     lineage.forget_inputs()
     tracking.reset()
 
