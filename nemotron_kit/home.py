@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
@@ -102,19 +102,23 @@ def runs_root() -> Path:
 def home_names(home: Path) -> list[str]:
     """The paths of a home: the given one, and the real one where that differs. Records hold them as `home`; readers
     pass them to `moved`."""
-    return list(dict.fromkeys([str(home), _real(home)]))
+    return list(dict.fromkeys([str(home), os.path.realpath(home)]))
 
 
-@lru_cache(maxsize=16)  # asked for each of thousands of records
-def _real(home: Path) -> str:
-    return os.path.realpath(home)
+def former_names(was: Sequence[str], home: Path) -> list[str]:
+    """Those of a home's recorded paths by which it is not found any more; [] if it has not been moved."""
+    if str(home) != next(iter(was), ""):
+        return [name for name in was if name.rstrip("/")]
+    # Of the same name: a link to it leads elsewhere now. What is there still is left as it is: a container may have
+    # mounted folders in it by the real path.
+    return [name for name in was[1:] if name != str(home) and not os.path.isdir(name)]  # noqa: PTH112 — any text
 
 
-def moved(value: Any, was: Collection[str], home: Path) -> Any:
+def moved(value: Any, was: Sequence[str], home: Path) -> Any:
     """`value`, from a record that was written when the home was called `was`, with paths inside the home as they are
-    now that it is `home`: in keys, texts and parts of texts. Unchanged if the home has not been moved."""
-    old = [name for name in was if name.rstrip("/")]
-    if not old or old == home_names(home):
+    now that it is `home`: in keys, texts and parts of texts. The value itself if the home has not been moved."""
+    old = former_names(was, home)
+    if not old:
         return value
     names = "|".join(re.escape(name) for name in sorted(old, key=len, reverse=True))
     # "/home/ada/lab" is part of neither "/home/ada/lab2" nor "/mnt/home/ada/lab"; a path of now may begin with it.

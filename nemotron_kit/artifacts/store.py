@@ -35,7 +35,7 @@ from nemotron_kit.artifacts.manifest import FileEntry, Stamp, read_checksummed, 
 from nemotron_kit.artifacts.reference import SLUG, ArtifactVersionNotFoundError, DamagedRecordError, Pin
 from nemotron_kit.errors import NemotronError
 from nemotron_kit.files import REMOVED, fsync_dir, read_regular, write_text
-from nemotron_kit.home import home_names, is_run_id, moved, nemotron_home
+from nemotron_kit.home import former_names, home_names, is_run_id, moved, nemotron_home
 from nemotron_kit.lazy import Value
 
 FORMAT = 1
@@ -150,7 +150,7 @@ def _moved_from(data: Mapping[str, Any], home: Path) -> tuple[str, ...]:
     was, root = data.get("home"), data["root"]
     if was is None and isinstance(root, str) and (match := _RUN_OF.match(root)) and is_run_id(match["run"]):
         was = [match["home"]]
-    if not isinstance(was, list) or not all(isinstance(name, str) for name in was) or was == home_names(home):
+    if not isinstance(was, list) or not all(isinstance(name, str) for name in was) or not former_names(was, home):
         return ()
     # If only the registry was moved, the files are still where they were.
     now = moved(root, was, home)

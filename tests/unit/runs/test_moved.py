@@ -18,7 +18,9 @@ from nemotron_kit.artifacts import Artifact, lineage, tracking
 from nemotron_kit.artifacts.metadata import relative_to
 from nemotron_kit.artifacts.registry import open_registry
 from nemotron_kit.cli.main import nemotron
-from nemotron_kit.home import home_names, moved
+from nemotron_kit.home import home_names, moved, new_run_id
+from nemotron_kit.launch.queue import load_plan
+from nemotron_kit.runs.folder import RunFolder, create_run
 from nemotron_kit.runs.ledger import open_run
 from nemotron_kit.spec.plan import read_config, read_spec, stored_plan
 from nemotron_kit.training.data import read_blend
@@ -205,6 +207,27 @@ def test_a_registry_elsewhere_stays_what_it_is(
     assert open_registry().verify(open_registry().resolve("Data:v0"), deep=True)
 
 
+def test_texts_of_jobs_that_were_not_submitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scheduler's script is made anew from the record: with the paths of now."""
+    monkeypatch.setenv("NEMOTRON_HOME", str(tmp_path / "home"))
+    run_id = new_run_id("r", "go")
+    folder = f"{tmp_path}/home/runs/{run_id}"
+    texts = {"config.yaml": "a: 1\n", "sbatch.sh": f"#SBATCH --output={folder}/log\npython -m worker {folder}/jobs/0\n"}
+    place = {"root": f"{tmp_path}/home", "run": folder, "job": f"{folder}/jobs/0", "apart": False}
+    create_run(run_id, {"recipe": "r", "stage": "go", "executor": "slurm", "place": place, "files": texts}, [texts])
+    home = move(tmp_path, monkeypatch)
+    plan = load_plan(run := open_run(run_id), run.job())
+    assert plan.files["sbatch.sh"] == texts["sbatch.sh"].replace(f"{tmp_path}/home", str(home))
+    assert plan.paths.run == str(run.path) and not plan.has_separate_folder
+    # Of a job elsewhere, the record holds the other machine's paths.
+    place = {**place, "root": f"{tmp_path}/home", "run": f"/lustre/me/runs/{run_id}", "cwd": f"{tmp_path}/home/x"}
+    away = create_run(
+        new_run_id("r", "go"), {"recipe": "r", "stage": "go", "executor": "slurm", "place": place}, [texts]
+    )
+    again = move(tmp_path / "elsewhere", monkeypatch, "again")
+    assert RunFolder(again / "runs" / away.id).plan()["place"] == place
+
+
 def test_shards_of_a_blend_lie_beside_it(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     folder.mkdir()
@@ -236,4 +259,7 @@ def test_a_home_inside_its_old_place(tmp_path: Path) -> None:
     link = tmp_path / "link"
     link.symlink_to(tmp_path)
     assert home_names(link) == [str(link), os.path.realpath(tmp_path)]
+    # A link that leads elsewhere now; while the real path is there, it is left as it is.
+    assert moved("/gone/real/x", [str(link), "/gone/real"], link) == f"{link}/x"
+    assert moved(f"{tmp_path}/x", [str(link), str(tmp_path)], link) == f"{tmp_path}/x"
     assert relative_to(["/a/b", "/ab"], {"/a": "."}) == ["./b", "/ab"]
