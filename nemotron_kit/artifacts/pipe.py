@@ -328,6 +328,17 @@ def print_step_complete(*args: dict[str, Artifact], title: str = "Complete", **a
         _print_json({name: json.loads(artifact.to_json()) for name, artifact in named.items()})
 
 
+def is_step_output(line: str) -> bool:
+    """Whether a line is what `print_step_complete` writes to a standard output that is no terminal."""
+    if not (line.startswith('{"') and '"path": "' in line):
+        return False
+    try:
+        document = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return all(isinstance(each, dict) and {"path", "type", "name"} <= each.keys() for each in document.values())
+
+
 def _rows(artifact: Artifact) -> dict[str, str]:
     rows = {"artifact": artifact.art_path, "path": str(absolute(artifact.path))}
     if artifact.metrics:

@@ -47,6 +47,7 @@ from nemotron_kit.runs.job import TERMINAL, run_state
 from nemotron_kit.sweep.objective import objective_problem
 from nemotron_kit.sweep.recipe_task import REFUSED, SAFE_PATH, RecipeTask, set_run
 from nemotron_kit.sweep.sweep_job import Settings
+from nemotron_kit.worker.hydra import plain
 from nemotron_kit.worker.process import hangup_ignored
 from nemotron_kit.worker.streams import unless_gone
 
@@ -148,7 +149,13 @@ def _ask_hydra(request: Job, overrides: list[str], prepared: PreparedCommand | N
     logs it, and logging prints a long error if the reader has closed the pipe (`| head`)."""
     answer, complaint = io.StringIO(), io.StringIO()
     try:
-        with _translated(prepared), bounded_interpolations(), redirect_stdout(answer), redirect_stderr(complaint):
+        with (
+            _translated(prepared),
+            bounded_interpolations(),
+            _plain_yaml(),
+            redirect_stdout(answer),
+            redirect_stderr(complaint),
+        ):
             _hydra_main(lambda _: None, [*overrides, *request.flags])
     except SystemExit as exit_:
         if exit_.code:
@@ -157,6 +164,25 @@ def _ask_hydra(request: Job, overrides: list[str], prepared: PreparedCommand | N
     sys.stdout.flush()
     sys.stderr.write(complaint.getvalue())
     return 0
+
+
+@contextmanager
+def _plain_yaml() -> Iterator[None]:
+    """Within the block Hydra prints paths as text, as a job's config.yaml has them: OmegaConf would write Python
+    objects, which no safe loader reads."""
+    from omegaconf import OmegaConf
+
+    theirs = OmegaConf.to_yaml
+
+    def to_yaml(config: Any, *, resolve: bool = False, sort_keys: bool = False) -> str:
+        values = plain(OmegaConf.to_container(config, resolve=resolve, enum_to_str=True))
+        return theirs(OmegaConf.create(values), sort_keys=sort_keys)
+
+    OmegaConf.to_yaml = to_yaml  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        OmegaConf.to_yaml = theirs  # type: ignore[method-assign]
 
 
 def _check_composes(request: Job) -> None:

@@ -4,10 +4,12 @@ followed."""
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
 
+from nemotron_kit.artifacts.pipe import is_step_output
 from nemotron_kit.errors import NemotronError, printable
 from nemotron_kit.executors.base import Observation
 from nemotron_kit.remote.ssh import transport_for
@@ -22,6 +24,8 @@ from nemotron_kit.worker.streams import unless_gone
 _BAR, _LONGEST = 30, 100
 # Seconds between two readings of a job's metrics, on this machine and on another.
 _HERE, _THERE = 0.25, 2.0
+# What is in front of the lines of a rank, a node or one of several jobs.
+_MARKS = re.compile(r"\A(?:\[[^\]]*\] )*")
 _ERASE = "\r\x1b[K"
 
 
@@ -42,7 +46,10 @@ class ProgressBar:
         self._drawn, self._midline = "", False
 
     def write(self, text: str) -> None:
-        """Print a piece of a log on stdout."""
+        """Print a piece of a log on stdout; on a terminal without the artifacts that are meant for the next step."""
+        if '{"' in text and sys.stdout.isatty():
+            lines = text.splitlines(keepends=True)
+            text = "".join(line for line in lines if not is_step_output(_MARKS.sub("", line)))
         if not text:
             return
         self.erase()

@@ -19,6 +19,7 @@ from nemotron_kit.artifacts import (
     piped_pin,
     print_step_complete,
 )
+from nemotron_kit.artifacts.pipe import is_step_output
 from nemotron_kit.artifacts.reference import ArtifactChangedError
 from nemotron_kit.errors import UserError
 
@@ -60,7 +61,9 @@ def test_a_dict_is_taken_too_and_other_ranks_are_silent(
     saved: tuple[Artifact, Artifact], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     print_step_complete({"data": saved[0]})
-    assert list(json.loads(capsys.readouterr().out)) == ["data"]
+    out = capsys.readouterr().out
+    assert list(json.loads(out)) == ["data"]
+    assert is_step_output(out)  # which an attached terminal does not show
     monkeypatch.setenv("RANK", "1")
     print_step_complete(data=saved[0])
     assert capsys.readouterr() == ("", "")

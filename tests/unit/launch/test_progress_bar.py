@@ -28,6 +28,7 @@ from ...conftest import until
 
 pytestmark = pytest.mark.usefixtures("home")
 
+ARTIFACTS = '{"data": {"path": "/p", "type": "Blend", "name": "B:v1"}}\n'
 STYLE = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -147,16 +148,17 @@ def test_no_bar_where_none_is_wanted(plain: dict[str, str], monkeypatch: pytest.
     run = running()
     step(run, 1)
 
-    assert followed(run, lambda: log(run, "one\ntwo\n")) == "succeeded"
-    assert until(lambda: terminal.text == "one\ntwo\n")
+    kept = '{"a": {"path": "/p"}}\n{"broken": {"path": "type", "name"\n'
+    assert followed(run, lambda: log(run, f"one\n[rank 0] {ARTIFACTS}two\n{kept}")) == "succeeded"
+    assert until(lambda: terminal.text == f"one\ntwo\n{kept}")
 
 
 def test_no_bar_in_a_pipe(capfd: pytest.CaptureFixture[str]) -> None:
     run = running()
     step(run, 1)
 
-    assert followed(run, lambda: log(run, "one\n")) == "succeeded"
-    assert capfd.readouterr() == ("one\n", "")
+    assert followed(run, lambda: log(run, f"one\n{ARTIFACTS}")) == "succeeded"
+    assert capfd.readouterr() == (f"one\n{ARTIFACTS}", "")
 
 
 def test_a_report_is_above_the_bar_and_many_jobs_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
