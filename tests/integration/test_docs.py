@@ -133,6 +133,16 @@ def test_architecture_names_the_rooms_in_the_order_that_is_enforced() -> None:
     assert rooms == [layer.split(" | ") for layer in layers]
 
 
+def test_the_comparison_is_of_the_versions_that_are_tested() -> None:
+    """Who raises one of them reads it again."""
+    pinned = dict(re.findall(r"^([\w-]+)==(.+)$", (REPOSITORY / "constraints.txt").read_text(), re.MULTILINE))
+    page = (REPOSITORY / "docs" / "explanation" / "comparison.md").read_text()
+    readme = (REPOSITORY / "README.md").read_text()
+    assert f"submitit {pinned['submitit']}" in page
+    for title, name in (("hydra-submitit-launcher", "hydra-submitit-launcher"), ("NeMo-Run", "nemo-run")):
+        assert f"{title} {pinned[name]}" in page and f"{title} {pinned[name]}" in readme
+
+
 def test_each_decision_is_about_half_a_page() -> None:
     decisions = sorted((REPOSITORY / "docs" / "decisions").glob("*.md"))
     assert len(decisions) >= 6
