@@ -98,22 +98,28 @@ def any_rank(flag: bool, device: torch.device) -> bool:
 def on_all_ranks(work: Callable[[], Any]) -> list[Any]:
     """Call `work` on every rank and return what it returned (a JSON value) on each, in the order of ranks.
 
-    All ranks must call it. If it raises OSError or NemotronError on one rank, every rank raises: none waits in a
-    collective operation for a rank that has failed.
+    All ranks must call it. If it raises OSError or NemotronError on one rank, every rank raises such an error, with the
+    number of that rank: none waits in a collective operation for a rank that has failed.
     """
     failed: Exception | None = None
     try:
         outcome: dict[str, Any] = {"value": work()}
-    except (OSError, NemotronError) as error:
+    except OSError as error:
         failed = error
-        message = error.message if isinstance(error, NemotronError) else str(error)
-        outcome = {"error": f"{message} (process {rank()} of {world_size()})", "hint": getattr(error, "hint", None)}
+        outcome = {"os": [error.errno, error.strerror or str(error), error.filename and str(error.filename)]}
+    except NemotronError as error:
+        failed = error
+        outcome = {"error": error.message, "hint": error.hint}
     every = _all_gather_json(outcome)
     if failed is not None:
         raise failed
-    for other in every:
+    for number, other in enumerate(every):
+        where = f"(process {number} of {world_size()})"
+        if "os" in other:
+            code, reason, file = other["os"]
+            raise OSError(code, f"{reason} {where}", file)
         if "error" in other:
-            raise NemotronError(other["error"], hint=other["hint"])
+            raise NemotronError(f"{other['error']} {where}", hint=other["hint"])
     return [other["value"] for other in every]
 
 

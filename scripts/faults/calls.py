@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import sharded_saves
 from file_calls import Died, dying_at, failing_at, stepping_in
 
 from nemotron_kit import files
@@ -52,7 +55,44 @@ def run(work: Path, scale: float, seed: int) -> tuple[int, list[str]]:
                     check()
                 except (NemotronError, OSError, AssertionError) as found:
                     failures.append(f"{what}: then {found!r}")
+    tried, found = _sharded_checkpoint(work, scale)
+    return cases + tried, failures + found
+
+
+def _sharded_checkpoint(work: Path, scale: float) -> tuple[int, list[str]]:
+    """Either of two ranks dies, or gets an error, at each of its calls; the other goes on until it waits for it."""
+    cases, failures = 0, []
+    first = work / "sharded"
+    sharded_saves.save(first, 1)
+    kinds = {"death": dying_at, "death after": partial(dying_at, after=True)}
+    for number in OTHERS if scale >= 2 else ERRORS:
+        kinds[errno.errorcode[number]] = partial(failing_at, error=number)
+    for rank in range(sharded_saves.RANKS):
+        for kind, faulty in kinds.items():
+            k, through = 0, False
+            while not through:
+                k += 1
+                cases += 1
+                folder = work / f"sharded-{rank}-{kind}-{k}"
+                shutil.copytree(first, folder)
+                what = f"sharded checkpoint, rank {rank}, call {k}, {kind}"
+                at = {rank: faulty(k)}
+                try:
+                    try:
+                        made = sharded_saves.save(folder, 2, lambda number, at=at: at.get(number, _untouched))
+                        through = made[rank] < k
+                    except (Died, NemotronError):
+                        pass
+                    sharded_saves.check(folder, 1, 2)
+                    sharded_saves.save(folder, 2)
+                    sharded_saves.check(folder, 2)
+                except (NemotronError, OSError, AssertionError) as error:
+                    failures.append(f"{what}: then {error!r}")
     return cases, failures
+
+
+def _untouched(_: int, __: list[object], perform: Callable[[], object]) -> object:
+    return perform()
 
 
 Pair = tuple[Callable[[], object], Callable[[], None]]
