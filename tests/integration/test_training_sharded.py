@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -65,8 +66,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory, base_model: Path) -> dict[str
         return {"load": str(place / name), **more}
 
     longer = {"train_iters": 6}
-    layouts = {
-        2: {
+    fewer = {"checkpoint": load("hsdp on 4"), "train": sharded(fsdp_size=2)}
+    sft_on, rl_on = {**chat, "checkpoint": load("sft ep on 2")}, {**asked, "copy": str(place / "rl ep on 2")}
+    layouts = [
+        (2, {
             "ddp": {"train": DDP},
             "fsdp": {"train": sharded(fsdp_size=2)},
             "ep": {"train": sharded(fsdp_size=2, ep_size=2) | {"activation_checkpointing": True, "loss_chunk": 24}},
@@ -75,21 +78,30 @@ def runs(tmp_path_factory: pytest.TempPathFactory, base_model: Path) -> dict[str
             "sft ep": {**chat, "train": sharded(fsdp_size=2, ep_size=2)},
             "rl ddp": {**asked, "train": DDP},
             "rl ep": {**asked, "train": sharded(fsdp_size=2, ep_size=2)},
-        },
-        4: {
+        }),
+        (4, {
             "hsdp": {
                 "train": sharded(fsdp_size=2, ep_size=2, dp_replicate_size=2),
                 "checkpoint": {"asynchronous": True, "save_interval": 1, "keep": 3},
             },
             "longer": {"train": sharded(fsdp_size=4, ep_size=2) | longer, "checkpoint": load("ep on 2")},
             "of ddp": {"train": sharded(fsdp_size=4), "checkpoint": load("ddp on 2")},
-        },
-        1: {
+        }),
+        (2, {
+            "of hsdp": fewer,
+            "longer of hsdp": {**fewer, "train": sharded(fsdp_size=2) | longer},
+            "sft longer": {**sft_on, "train": sharded(fsdp_size=2) | longer},
+        }),
+        (1, {
             **{f"of {name}": {"train": DDP, "checkpoint": load(f"{name} on 2")} for name in ("ddp", "fsdp", "ep")},
             "of hsdp": {"train": DDP, "checkpoint": load("hsdp on 4")},
             "longer": {"train": DDP | longer, "checkpoint": load("ep on 2")},
-        },
-    }
+            "longer of hsdp": {"train": DDP | longer, "checkpoint": load("hsdp on 4")},
+            "sft of ep": {**sft_on, "train": DDP},
+            "sft longer": {**sft_on, "train": DDP | longer},
+            "rl of ep": {**rl_on, "train": DDP},
+        }),
+    ]  # fmt: skip
     told = place / "runs.json"
     told.write_text(json.dumps({"layouts": layouts, "folder": str(place), "data": str(write_tiny_data(place))}))
     env = {**os.environ, "PYTHONPATH": str(place), "NEMOTRON_HOME": str(place / "home"), "OMP_NUM_THREADS": "1"}
@@ -97,8 +109,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory, base_model: Path) -> dict[str
     done = subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     found: dict[str, Any] = {}
-    for count in layouts:
-        found |= json.loads((place / f"{count}.out").read_text())
+    for number in range(len(layouts)):
+        found |= json.loads((place / f"{number}.out").read_text())
     return found
 
 
@@ -149,12 +161,18 @@ def test_what_is_asked_for_is_what_runs(runs: dict[str, Any]) -> None:
 def test_another_layout_goes_on_with_the_same_bits(runs: dict[str, Any]) -> None:
     """Resumed after the last step, a run exports what it has read."""
     pairs = [(f"{name} on 2", f"of {name} on 1") for name in ("ddp", "fsdp", "ep")]
-    for there, here in [*pairs, ("hsdp on 4", "of hsdp on 1"), ("ddp on 2", "of ddp on 4")]:
+    pairs += [("hsdp on 4", "of hsdp on 1"), ("hsdp on 4", "of hsdp on 2"), ("ddp on 2", "of ddp on 4")]
+    pairs += [("sft ep on 2", "sft of ep on 1"), ("rl ep on 2", "rl of ep on 1")]
+    for there, here in pairs:
         before, after = (load_file(Path(runs[name]["model"]) / "model.safetensors") for name in (there, here))
         assert before.keys() == after.keys(), here
         assert all(torch.equal(value, after[key]) for key, value in before.items()), here
-    assert len(runs["longer on 1"]["loss"]) == 2
-    assert runs["longer on 4"]["loss"] == pytest.approx(runs["longer on 1"]["loss"], rel=1e-6)
+    for here, there in (
+        ("longer on 1", "longer on 4"),
+        ("longer of hsdp on 1", "longer of hsdp on 2"),
+        ("sft longer on 1", "sft longer on 2"),
+    ):
+        assert len(runs[here]["loss"]) == 2 and runs[there]["loss"] == pytest.approx(runs[here]["loss"], rel=1e-6), here
 
 
 def test_checkpoints_are_each_ranks_own_files_without_a_pickle(runs: dict[str, Any]) -> None:
@@ -215,10 +233,13 @@ def do(name: str, run: dict[str, Any], settings: dict[str, Any]) -> dict[str, An
     }
     try:
         if run.get("stage") == "rl":
+            if "copy" in run:  # RL goes on from its own folder alone
+                shutil.copytree(run["copy"], save)
             outcome: Any = grpo(questions(run, save))
         elif "stage" in run:
             lr = SFTOptimizerConfig(lr=train.pop("lr"))
-            around["checkpoint"].pretrained_checkpoint, around["checkpoint"].finetune = run["base"], True
+            around["checkpoint"].pretrained_checkpoint = run["base"]
+            around["checkpoint"].finetune = "checkpoint" not in run
             chat = {"nano3_packed_sft_dir": run["data"], "seq_length": 80}
             outcome = sft(SFTConfig(dataset=chat, train=SFTTrainConfig(**train), optimizer=lr, **around))
         else:
@@ -265,12 +286,13 @@ def do_all(runs: dict[str, Any], settings: dict[str, Any]) -> None:
         os.environ["TORCHELASTIC_RESTART_COUNT"] = str(number)
         found[f"{name} on {processes.world_size()}"] = {**do(name, run, settings), **seen}
     if processes.rank() == 0:
-        Path(settings["folder"], f"{processes.world_size()}.out").write_text(json.dumps(found))
+        Path(settings["folder"], f"{settings['number']}.out").write_text(json.dumps(found))
 
 
 def main(settings: dict[str, Any]) -> None:
     gc.freeze()
-    for text, runs in settings["layouts"].items():
+    for number, (count, runs) in enumerate(settings["layouts"]):
+        text = str(count)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -282,7 +304,7 @@ def main(settings: dict[str, Any]) -> None:
                 place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
                 os.environ.update({key: str(value) for key, value in place.items()})
                 try:
-                    do_all(runs, settings)
+                    do_all(runs, {**settings, "number": number})
                 except BaseException:
                     traceback.print_exc()
                     os._exit(1)
