@@ -366,7 +366,7 @@ def _print_panels(title: str, rows: dict[str, dict[str, str]]) -> None:
     for name, fields in rows.items():
         text.append(f"{name}\n", style="bold cyan")
         for key, value in fields.items():
-            style = "yellow" if key == "artifact" else ""
+            style = "bold" if key == "artifact" else ""
             text.append(f"  {key:9}", style="dim").append(f"{printable(value)}\n", style=style)
     text.rstrip()
     Console(file=sys.stderr).print(Panel(text, title=Text(title), title_align="left", border_style="green"))

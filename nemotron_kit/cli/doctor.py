@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 
 from nemotron_kit.artifacts.registry import open_registry
-from nemotron_kit.cli.output import print_json, print_table, write_lines
+from nemotron_kit.cli.output import WARNING, print_json, print_table, write_lines
 from nemotron_kit.cli.toolargs import ToolParser
 from nemotron_kit.discovery import discover
 from nemotron_kit.envfile import read_env_file
@@ -27,7 +27,7 @@ from nemotron_kit.home import nemotron_home
 from nemotron_kit.spec.profiles import list_run_profiles, read_profile
 
 OK, WARN, FAIL = "ok", "warn", "fail"
-_STYLES = {OK: "green", WARN: "yellow", FAIL: "bold red"}
+_STYLES = {OK: "green", WARN: WARNING, FAIL: "bold red"}
 # Package → the extra of ours that needs it ("": always needed), in the order of the report.
 _PACKAGES = {
     "hydra-core": "",

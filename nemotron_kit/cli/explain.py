@@ -14,7 +14,17 @@ from nemotron_kit.artifacts.reference import Pin
 from nemotron_kit.cli.index import Node
 from nemotron_kit.cli.indexing import live
 from nemotron_kit.cli.options import known, split, takes_next
-from nemotron_kit.cli.output import Paint, colour, print_json, print_table, width, wrap, write_lines
+from nemotron_kit.cli.output import (
+    Paint,
+    colour,
+    hanging,
+    print_json,
+    print_table,
+    terminal_width,
+    width,
+    wrap,
+    write_lines,
+)
 from nemotron_kit.cli.parse import parse
 from nemotron_kit.cli.request import Job, hydra_overrides
 from nemotron_kit.cli.run_job import normalized
@@ -214,16 +224,22 @@ def _print(explained: Sequence[Explained]) -> None:
     for number, each in enumerate(explained):
         lines = [""] if number else []
         kind = f"  ({each.type})" if each.type else ""
-        lines.append(f"{paint.name(each.field)} = {_text(each.value)}{paint.quiet(kind)}")
+        edge = terminal_width()
+        first, *more = hanging(f"{each.field} = ", _text(each.value), edge)
+        lines += [paint.name(each.field) + first[len(each.field) :], *more]
+        lines[-1] += paint.quiet(kind) if len(lines[-1]) + len(kind) <= edge else paint.quiet(f"\n {kind}")
         lines += [f"  {line}" for line in wrap(each.help, columns - 2)] if each.help else []
         if each.raw is not None:
-            lines.append(f"  from {each.raw}")
+            lines += hanging("  from ", each.raw, edge)
         sources = [layer.source.replace(working_folder, "") for layer in each.layers]
         longest = max(map(len, sources), default=0)
         pairs = zip(sources, each.layers, strict=True)
-        lines += [f"    {source:{longest}}  {_text(layer.value)}" for source, layer in pairs]
+        lines += [
+            line for source, layer in pairs for line in hanging(f"    {source:{longest}}  ", _text(layer.value), edge)
+        ]
         if len(each.layers) > 1:
-            lines[-1] += paint.quiet("  (in effect)")
+            end = "  (in effect)"
+            lines[-1] += paint.quiet(end if len(lines[-1]) + len(end) <= edge else f"\n    {end}")
         print("\n".join(lines))  # noqa: T201
 
 

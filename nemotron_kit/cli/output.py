@@ -92,6 +92,37 @@ def table(rows: Rows, columns: int, paint: Paint, indent: str = "  ") -> list[st
     return lines
 
 
+def fold(text: str, columns: int) -> list[str]:
+    """`text` in lines of at most `columns`, broken at spaces, and within a word that is longer. Other spaces stay."""
+    lines = []
+    while len(text) > columns:
+        at = text.rfind(" ", 0, columns + 1)
+        at = at if at > 0 and text[:at].strip() else columns
+        lines.append(text[:at].rstrip())
+        text = text[at:].lstrip()
+    return [*lines, text]
+
+
+def hanging(first: str, text: str, columns: int) -> list[str]:
+    """`first`, and behind it `text` in as many lines as are needed."""
+    indent = min(len(first), columns // 2)
+    if len(first) > indent:
+        return [*fold(first.rstrip(), columns), *(" " * indent + line for line in fold(text, columns - indent))]
+    return [(" " * indent if number else first) + line for number, line in enumerate(fold(text, columns - indent))]
+
+
+def fitted(line: str, columns: int) -> list[str]:
+    """A line of a page of text in lines of at most `columns`; in a line of a list, the description keeps its place."""
+    if len(line) <= columns:
+        return [line]
+    body = line.lstrip()
+    _, gap, text = body.partition("  ")
+    first = line[: len(line) - len(text.lstrip())] if gap and text.strip() else line[: len(line) - len(body)]
+    return hanging(first, line[len(first) :], columns)
+
+
+# Yellow can't be read on a light ground.
+WARNING = "dark_orange3"
 # rich styles by cell text, for whatever column holds states.
 STYLES = {
     "succeeded": "green",
@@ -99,8 +130,8 @@ STYLES = {
     "damaged": "bold red",
     "running": "cyan",
     "pending": "dim",
-    "cancelled": "yellow",
-    "preempted": "yellow",
+    "cancelled": WARNING,
+    "preempted": WARNING,
     "unreachable": "magenta",
     "unknown": "magenta",
 }
@@ -112,16 +143,21 @@ def clean(value: object) -> str:
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[object]], *, styles: Mapping[str, str] = STYLES) -> None:
-    """Print rows under a header; the last column takes the rest of the width."""
+    """Print rows under a header. In a narrow terminal long cells are wrapped; if that isn't enough, columns are left
+    out, and the last line names them."""
     cells = [[clean(cell) for cell in row] for row in rows]
-    if sys.stdout.isatty():
-        _rich(header, cells, styles)
+    if not sys.stdout.isatty():
+        write_lines(aligned([list(header), *cells]))
         return
-    write_lines(aligned([list(header), *cells]))
+    from rich.console import Console
+
+    table = rich_table(header, cells, styles, terminal_width())
+    Console(highlight=False, width=terminal_width()).print(table)
 
 
 def print_facts(facts: Sequence[tuple[str, object]]) -> None:
-    """Print `name  value` lines, never broken; a name is written once for values that follow each other under it."""
+    """Print `name  value` lines; a name is written once for values that follow each other under it. On a terminal, long
+    values are wrapped; elsewhere each is one line."""
     names = [name if number == 0 or facts[number - 1][0] != name else "" for number, (name, _) in enumerate(facts)]
     rows = [[clean(name), clean(value)] for name, (_, value) in zip(names, facts, strict=True)]
     if not sys.stdout.isatty():
@@ -130,10 +166,12 @@ def print_facts(facts: Sequence[tuple[str, object]]) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    console, width = Console(highlight=False), max((len(name) for name, _ in rows), default=0)
+    console, width = Console(highlight=False), max((len(name) for name, _ in rows), default=0) + 2
     for name, value in rows:
-        line = Text(f"{name.ljust(width)}  ", style="bold").append(value, style=STYLES.get(value, "not bold"))
-        console.print(line, soft_wrap=True)
+        style = STYLES.get(value, "not bold")
+        for line in hanging(name.ljust(width), value, terminal_width()):
+            at = min(width, len(line))
+            console.print(Text(line[:at], style="bold").append(line[at:], style=style), soft_wrap=True)
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -147,6 +185,13 @@ def write_lines(lines: Sequence[str]) -> None:
     text = printable("".join(f"{line}\n" for line in lines))
     encoding = sys.stdout.encoding or "utf-8"
     sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
+
+
+def write_page(text: str) -> None:
+    """Print a page of text; on a terminal its lines are not wider than that."""
+    lines = text.splitlines()
+    columns = terminal_width()
+    write_lines([part for line in lines for part in fitted(line, columns)])
 
 
 def print_status(text: str) -> None:
@@ -168,25 +213,65 @@ def terminal_width() -> int:
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else 1 << 16
 
 
-def _rich(titles: Sequence[str], rows: Sequence[Sequence[str]], styles: Mapping[str, str]) -> None:
-    from rich.console import Console
-
-    table = rich_table(titles, rows, styles)
-    fixed = sum((column.min_width or 0) + 2 for column in table.columns[:-1])
-    # On a narrow terminal the lines are longer than it is wide: better broken by it than cut by us.
-    Console(highlight=False, width=max(terminal_width(), fixed + 30)).print(table)
+# Columns that are left out first, in this order, then those on the right.
+_LEAST = ("JOB", "EXIT", "AGE", "TOOK", "NAME")
+# The room that a column of longer cells has at least, before another column is left out.
+_ROOM = 16
 
 
-def rich_table(titles: Sequence[str], rows: Sequence[Sequence[str]], styles: Mapping[str, str]) -> Table:
-    """A table of rich's; only the last column wraps. The cells are clean."""
+def fit(titles: Sequence[str], rows: Sequence[Sequence[str]], columns: int) -> tuple[dict[int, int], list[str]]:
+    """Number → width of each column to print in so many columns of a terminal, and the titles of those to leave out.
+
+    Columns of long cells are narrowed first, but the first column, and those of short words, are not.
+    """
+    from rich.cells import cell_len
+
+    natural = {n: max(map(cell_len, (title, *(row[n] for row in rows)))) for n, title in enumerate(titles)}
+    least = {n: natural[n] if n == 0 else min(natural[n], max(_ROOM, cell_len(titles[n]))) for n in natural}
+    order = [titles.index(title) for title in _LEAST if title in titles[1:]]
+    order += [n for n in range(len(titles) - 1, 0, -1) if n not in order]
+    left_out = []
+    while len(least) > 2 and sum(least.values()) + len(least) - 1 > columns:
+        number = next(n for n in order if n in least)
+        order.remove(number)
+        del least[number]
+        left_out.append(titles[number])
+    widths = {n: natural[n] for n in least}
+    while (excess := sum(widths.values()) + len(widths) - 1 - columns) > 0:
+        shrinkable = [n for n in widths if widths[n] > least[n]]
+        if not shrinkable:  # one or two columns in a very narrow terminal
+            widest = max(widths, key=lambda n: widths[n])
+            widths[widest] = max(1, widths[widest] - excess)
+            break
+        widest = max(shrinkable, key=lambda n: widths[n])
+        second = max((widths[n] for n in shrinkable if n != widest), default=0)
+        widths[widest] = max(least[widest], min(widths[widest] - 1, second), widths[widest] - excess)
+    return widths, left_out
+
+
+def narrow_lines(rows: Sequence[Sequence[str]], columns: int) -> list[str]:
+    """Each row as lines of at most so many columns of a terminal, as `aligned` does it where there is no limit."""
+    widths, _ = fit([""] * len(rows[0]), rows, columns) if rows else ({}, [])
+    lines = []
+    for row in rows:
+        cells = {n: fold(row[n], width) for n, width in widths.items()}
+        for at in range(max(map(len, cells.values()))):
+            parts = ((cells[n][at] if at < len(cells[n]) else "").ljust(width) for n, width in widths.items())
+            lines.append(" ".join(parts).rstrip())
+    return lines
+
+
+def rich_table(titles: Sequence[str], rows: Sequence[Sequence[str]], styles: Mapping[str, str], columns: int) -> Table:
+    """A table of rich's for so many columns of a terminal. The cells are clean."""
     from rich.table import Table
     from rich.text import Text
 
+    widths, left_out = fit(titles, rows, columns)
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
-    for number, title in enumerate(titles[:-1]):
-        width = max(len(title), *(len(row[number]) for row in rows)) if rows else len(title)
-        table.add_column(title, no_wrap=True, min_width=width)
-    table.add_column(titles[-1], overflow="fold")
+    for number, width in widths.items():
+        table.add_column(titles[number], width=width, overflow="fold")
     for row in rows:
-        table.add_row(*(Text(cell, style=styles.get(cell, "")) for cell in row))
+        table.add_row(*(Text(row[number], style=styles.get(row[number], "")) for number in widths))
+    if left_out:
+        table.caption, table.caption_justify = f"too narrow for {', '.join(left_out)}", "left"
     return table

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from datetime import timedelta
 from typing import Any
 
-from nemotron_kit.cli.output import clean, print_json, print_table, write_lines
+from nemotron_kit.cli.output import WARNING, clean, print_json, print_table, write_lines
 from nemotron_kit.cli.toolargs import ToolParser, span
 from nemotron_kit.envfile import read_env_file
 from nemotron_kit.errors import NemotronError, Unreachable, UserError
@@ -25,7 +25,7 @@ from nemotron_kit.spec.profiles import (
 )
 from nemotron_kit.spec.runconfig import DEFAULTS
 
-_STYLES = {"ok": "green", "warning": "yellow", "wrong": "bold red", "unreachable": "magenta"}
+_STYLES = {"ok": "green", "warning": WARNING, "wrong": "bold red", "unreachable": "magenta"}
 _EXIT_CODES = {"ok": 0, "warning": 0, "wrong": 1, "unreachable": 3}
 
 

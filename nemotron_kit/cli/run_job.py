@@ -86,9 +86,6 @@ def refuse_settings_in_files(hydra: Any) -> None:
             raise UserError(f"{key}: has no effect on a single job.", hint=_INSTEAD[key])
 
 
-DEFAULT_THEME = "monokai"
-
-
 def show_plan(plan: Plan, *, as_json: bool, theme: str | None = None, array: Sequence[str] = ()) -> int:
     """Print the plan, as JSON or in sections; problems that would prevent the run are in the section Problems.
 
@@ -104,7 +101,7 @@ def show_plan(plan: Plan, *, as_json: bool, theme: str | None = None, array: Seq
         print(f"\x1b[1m{title}\x1b[0m" if colour else title)  # noqa: T201
         text = printable("\n".join(lines))
         if title == "Config" and colour:
-            _print_highlighted(text, theme or DEFAULT_THEME)
+            _print_highlighted(text, theme)
         else:
             print("\n".join(f"  {line}" if line else "" for line in text.splitlines()))  # noqa: T201
         print()  # noqa: T201
@@ -162,12 +159,22 @@ def _launch(plan: Plan) -> Iterator[str]:
         yield "fixed at launch: " + ", ".join(f"{k}={v}" for k, v in plan.captured.items())
 
 
-def _print_highlighted(text: str, theme: str) -> None:
+def _print_highlighted(text: str, theme: str | None) -> None:
     from rich.console import Console
     from rich.padding import Padding
     from rich.syntax import Syntax
 
-    Console().print(Padding(Syntax(text, "yaml", theme=theme, background_color="default"), (0, 2)))
+    style = _plain_theme() if theme is None else theme
+    shown = Syntax(text, "yaml", theme=style, background_color="default", word_wrap=True)
+    Console().print(Padding(shown, (0, 2)))
+
+
+def _plain_theme() -> Any:
+    """Keys in cyan and the rest in the terminal's own colour: all of it is read on a dark and on a light ground."""
+    from rich.style import Style
+    from rich.syntax import ANSISyntaxTheme
+
+    return ANSISyntaxTheme({("Name", "Tag"): Style(color="cyan"), ("Comment",): Style(dim=True)})
 
 
 def run(request: Job, argv: Sequence[str], tree: Tree) -> int:

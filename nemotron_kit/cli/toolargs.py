@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, NoReturn
 
+from nemotron_kit.cli.output import write_page
 from nemotron_kit.cli.request import near
 from nemotron_kit.cli.tools import (
     ANY_JOBS,
@@ -66,7 +66,7 @@ class ToolParser(argparse.ArgumentParser):
     def parse(self, argv: Sequence[str]) -> argparse.Namespace | None:
         """The arguments; None once `--help` has been printed."""
         if {"-h", "--help"} & set(argv):
-            sys.stdout.write(self.format_help())
+            write_page(self.format_help())
             return None
         found, unknown = self.parse_known_args(list(argv))
         if unknown:

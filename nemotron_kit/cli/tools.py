@@ -469,9 +469,9 @@ def run(name: str, argv: Sequence[str]) -> int:
         return _call(command.commands[first].function, arguments[1:])
     free = bool(command.takes or command.choices)  # the first argument need not be a subcommand
     if {"-h", "--help"} & set(arguments) or (first == "help" and not free) or (command.choices and not first):
-        from nemotron_kit.cli.output import write_lines
+        from nemotron_kit.cli.output import write_page
 
-        write_lines(command.page.replace("{commands}", "\n".join(_listed(command))).splitlines())
+        write_page(command.page.replace("{commands}", "\n".join(_listed(command))))
         return 0
     if first and not first.startswith("-") and first != "list" and not free:
         near = sentence(nearest(first, [*command.commands, "list"]))

@@ -97,7 +97,6 @@ def open_job(reference: str) -> tuple[RunFolder, JobFolder]:
 _LIMIT = 20
 _WIDE = 120
 _REFRESH_S = 2.0
-_WRAPPED = ("PROGRESS", "WHY")
 _UNFINISHED = ("running", "pending", "unreachable")
 
 
@@ -160,27 +159,9 @@ def watch(argv: list[str]) -> int:
 
 
 def _drawn(found: Sequence[RunSummary], width: int) -> Any:
-    """The table for a terminal of that width: a table that is redrawn can't be wider. PROGRESS and WHY are wrapped; if
-    that isn't enough, columns are left out, and the caption names them."""
-    columns = [[clean(cell) for cell in column] for column in zip(*_table(found), strict=True)]
-    sizes = {title: max(map(len, (title, *cells))) + 1 for title, *cells in columns}
-    longest_words = {
-        title: max(len(part) for cell in (title, *cells) for part in cell.split()) for title, *cells in columns
-    }
-    sizes.update({title: min(longest_words[title], 12) + 1 for title in _WRAPPED if title in sizes})
-    left_out: list[str] = []
-    for title in ("JOB", "EXIT", "AGE", "TOOK", "NAME"):
-        if title in sizes and sum(sizes.values()) > width:
-            left_out.append(title)
-            del sizes[title]
-    header, *rows = zip(*(column for column in columns if column[0] in sizes), strict=True)
-    table = rich_table(header, rows, STYLES)
-    for column in table.columns[1:]:
-        column.min_width = sizes[str(column.header)] - 1
-        column.no_wrap = column.header not in _WRAPPED
-    if left_out:
-        table.caption, table.caption_justify = f"too narrow for {', '.join(left_out)}", "left"
-    return table
+    """The table for a terminal of that width."""
+    header, *rows = _table(found)
+    return rich_table(header, [[clean(cell) for cell in row] for row in rows], STYLES, width)
 
 
 def _print_runs(found: Sequence[RunSummary]) -> None:

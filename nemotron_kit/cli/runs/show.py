@@ -14,7 +14,7 @@ from pathlib import Path
 from string import ascii_lowercase
 from typing import TYPE_CHECKING, Any
 
-from nemotron_kit.cli.output import aligned, clean, print_facts, print_json, write_lines
+from nemotron_kit.cli.output import aligned, clean, narrow_lines, print_facts, print_json, terminal_width, write_lines
 from nemotron_kit.cli.runs.list import as_json, chosen_jobs, duration, iso, labels_of, open_job
 from nemotron_kit.cli.runs.result_cache import ResultCache
 from nemotron_kit.cli.runs.results import (
@@ -546,7 +546,9 @@ def _lines(found: Mapping[str, Mapping[str, Mapping[str, Any]]], names: Sequence
         else:
             rows = [[section, *sides]]
             rows += [[f"  {clean(key)}", *(_value_text(of, side) for side in sides)] for key, of in keys.items()]
-        yield from aligned(rows)
+        lines = aligned(rows)
+        columns = terminal_width()
+        yield from lines if max(map(len, lines)) <= columns else narrow_lines(rows, columns)
 
 
 def _value_text(sides: Mapping[str, Any], side: str) -> str:
