@@ -107,7 +107,10 @@ def hanging(first: str, text: str, columns: int) -> list[str]:
     """`first`, and behind it `text` in as many lines as are needed."""
     indent = min(len(first), columns // 2)
     if len(first) > indent:
-        return [*fold(first.rstrip(), columns), *(" " * indent + line for line in fold(text, columns - indent))]
+        body = first.strip()
+        start = " " * min(len(first) - len(first.lstrip()), indent)
+        named = [start + ("  " if n else "") + line for n, line in enumerate(fold(body, columns - len(start) - 2))]
+        return [*named, *(" " * indent + line for line in fold(text, columns - indent))]
     return [(" " * indent if number else first) + line for number, line in enumerate(fold(text, columns - indent))]
 
 
@@ -116,7 +119,7 @@ def fitted(line: str, columns: int) -> list[str]:
     if len(line) <= columns:
         return [line]
     body = line.lstrip()
-    _, gap, text = body.partition("  ")
+    _, gap, text = body.partition("usage: " if line.startswith("usage: ") else "  ")
     first = line[: len(line) - len(text.lstrip())] if gap and text.strip() else line[: len(line) - len(body)]
     return hanging(first, line[len(first) :], columns)
 
@@ -187,11 +190,24 @@ def write_lines(lines: Sequence[str]) -> None:
     sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
 
 
+# A shorter line of a page is no line of a paragraph that goes on.
+_PROSE = 60
+
+
 def write_page(text: str) -> None:
-    """Print a page of text; on a terminal its lines are not wider than that."""
-    lines = text.splitlines()
-    columns = terminal_width()
-    write_lines([part for line in lines for part in fitted(line, columns)])
+    """Print a page of text; on a terminal that is narrower, paragraphs and lists are broken anew."""
+    lines, columns = text.splitlines(), terminal_width()
+    if max(map(len, lines), default=0) <= columns:
+        write_lines(lines)
+        return
+    blocks: list[list[str]] = []
+    for line in lines:
+        prose = bool(line) and not line.startswith((" ", "usage: ")) and "  " not in line
+        if prose and blocks and len(blocks[-1][-1]) > _PROSE and not blocks[-1][-1].startswith((" ", "usage: ")):
+            blocks[-1].append(line)
+        else:
+            blocks.append([line])
+    write_lines([part for block in blocks for part in fitted(" ".join(block), columns)])
 
 
 def print_status(text: str) -> None:
@@ -214,7 +230,7 @@ def terminal_width() -> int:
 
 
 # Columns that are left out first, in this order, then those on the right.
-_LEAST = ("JOB", "EXIT", "AGE", "TOOK", "NAME")
+_LEAST = ("JOB", "EXIT", "AGE", "TOOK", "SAVED", "NAME")
 # The room that a column of longer cells has at least, before another column is left out.
 _ROOM = 16
 
