@@ -22,7 +22,8 @@ from nemotron_kit.launch.queue import SweepQueue
 from nemotron_kit.objects import object_url
 from nemotron_kit.quoting import omegaconf_escaped
 from nemotron_kit.runs.folder import RunFolder, create_run
-from nemotron_kit.runs.job import JobFolder, process_facts, run_state
+from nemotron_kit.runs.job import JobFolder, run_state
+from nemotron_kit.runs.process_facts import process_facts
 from nemotron_kit.spec.plan import DETACHED, Plan, is_local
 from nemotron_kit.worker.process import Outcome
 

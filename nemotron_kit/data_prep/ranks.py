@@ -24,7 +24,7 @@ from typing import Any
 
 from nemotron_kit import files
 from nemotron_kit.errors import NemotronError
-from nemotron_kit.runs.job import is_gone, process_facts
+from nemotron_kit.runs.process_facts import is_gone, process_facts
 
 FOLDER = ".ranks-"
 BEAT = 1.0  # seconds between two writes of a rank's file, and between two looks at the others'

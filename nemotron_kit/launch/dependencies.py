@@ -24,8 +24,9 @@ from nemotron_kit.launch.status import (
 )
 from nemotron_kit.polling import Pace
 from nemotron_kit.runs.folder import RunFolder
-from nemotron_kit.runs.job import DAMAGED, JobFolder, process_facts
+from nemotron_kit.runs.job import DAMAGED, JobFolder
 from nemotron_kit.runs.ledger import open_run
+from nemotron_kit.runs.process_facts import process_facts
 from nemotron_kit.spec.plan import Plan, is_local, stored_plan
 
 if TYPE_CHECKING:

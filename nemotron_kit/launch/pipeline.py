@@ -29,7 +29,7 @@ from nemotron_kit.launch.placing import ResolvedJob, TransportFactory, resolve_j
 from nemotron_kit.launch.plan import build_plan
 from nemotron_kit.quoting import hydra_text, omegaconf_escaped, omegaconf_unescaped
 from nemotron_kit.runs.folder import PIPELINE, RunFolder, create_run
-from nemotron_kit.runs.job import process_facts
+from nemotron_kit.runs.process_facts import process_facts
 from nemotron_kit.spec.plan import Labels, Plan, is_local
 from nemotron_kit.worker.hydra import hydra_files
 from nemotron_kit.worker.process import Outcome

@@ -28,9 +28,9 @@ from nemotron_kit.runs.job import (
     JobFolder,
     JobState,
     is_final_end,
-    is_gone,
     run_state,
 )
+from nemotron_kit.runs.process_facts import is_gone
 from nemotron_kit.spec.plan import Plan, check_followed, is_local, stored_plan
 
 # Seconds for which a cached response is used: _TIMES as long as the query took, within these limits, so that a busy

@@ -20,7 +20,8 @@ from nemotron_kit.launch.queue import LAUNCH_FILE, SWEEP_FILE, Busy, SweepQueue,
 from nemotron_kit.launch.status import mirror, record
 from nemotron_kit.polling import Pace, polls
 from nemotron_kit.runs.folder import RunFolder
-from nemotron_kit.runs.job import RESUMED, TERMINAL, JobFolder, process_facts
+from nemotron_kit.runs.job import RESUMED, TERMINAL, JobFolder
+from nemotron_kit.runs.process_facts import process_facts
 from nemotron_kit.spec.plan import Plan, stored_plan
 from nemotron_kit.worker import python_module
 from nemotron_kit.worker.process import Terminated, start_detached

@@ -9,7 +9,8 @@ from typing import Any
 
 from nemotron_kit.errors import UserError
 from nemotron_kit.polling import until
-from nemotron_kit.runs.job import JobFolder, JobState, descendants, is_gone, is_on_this_host
+from nemotron_kit.runs.job import JobFolder, JobState
+from nemotron_kit.runs.process_facts import descendants, is_gone, is_on_this_host
 
 GRACE = 10.0
 _EXIT_SECONDS = 30.0

@@ -32,14 +32,12 @@ from nemotron_kit.runs.job import (
     DamagedRecord,
     JobFolder,
     JobState,
-    is_gone,
-    is_process,
     now_iso,
     parse_time,
-    process_facts,
     read_object,
     run_state,
 )
+from nemotron_kit.runs.process_facts import is_gone, is_process, process_facts
 
 # The keys of plan.json that are read back, with their types (see job.read_object); spec.plan checks `settings`.
 _TEXTS = {None: str}

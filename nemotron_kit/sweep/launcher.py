@@ -27,7 +27,8 @@ from nemotron_kit.launch.launch import refuse_problems
 from nemotron_kit.launch.queue import SweepQueue
 from nemotron_kit.launch.submission import submit_and_follow
 from nemotron_kit.runs.folder import RunFolder, create_run
-from nemotron_kit.runs.job import JobFolder, process_facts
+from nemotron_kit.runs.job import JobFolder
+from nemotron_kit.runs.process_facts import process_facts
 from nemotron_kit.spec.plan import is_local
 from nemotron_kit.spec.profiles import effective_profile
 from nemotron_kit.sweep.compose_jobs import install

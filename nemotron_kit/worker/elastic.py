@@ -22,7 +22,8 @@ from typing import Any
 
 from nemotron_kit import files
 from nemotron_kit.polling import until
-from nemotron_kit.runs.job import PREEMPTED, descendants
+from nemotron_kit.runs.job import PREEMPTED
+from nemotron_kit.runs.process_facts import descendants
 from nemotron_kit.worker import RESTART
 
 # The variable that names the folder, shared by all nodes of a job, where each writes how its ranks ended.

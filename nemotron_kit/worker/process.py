@@ -14,7 +14,8 @@ from types import FrameType
 from typing import IO, Any
 
 from nemotron_kit.polling import until
-from nemotron_kit.runs.job import PREEMPTED, JobFolder, descendants
+from nemotron_kit.runs.job import PREEMPTED, JobFolder
+from nemotron_kit.runs.process_facts import descendants
 from nemotron_kit.worker import python_module
 from nemotron_kit.worker.streams import logging_to
 

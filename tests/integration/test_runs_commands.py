@@ -17,7 +17,7 @@ import pytest
 
 from nemotron_kit.home import new_run_id
 from nemotron_kit.runs.folder import RunFolder, create_run
-from nemotron_kit.runs.job import process_facts
+from nemotron_kit.runs.process_facts import process_facts
 
 from ..conftest import until
 from ..project import asleep, run, start

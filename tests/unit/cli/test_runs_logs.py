@@ -14,7 +14,8 @@ from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.home import new_run_id
 from nemotron_kit.launch.queue import SweepQueue
 from nemotron_kit.runs.folder import RunFolder, create_run
-from nemotron_kit.runs.job import DamagedRecord, process_facts
+from nemotron_kit.runs.job import DamagedRecord
+from nemotron_kit.runs.process_facts import process_facts
 
 pytestmark = pytest.mark.usefixtures("project")
 

@@ -17,7 +17,7 @@ from nemotron_kit.cli.runs import list as listing
 from nemotron_kit.cli.tools import run as run_tool
 from nemotron_kit.home import new_run_id
 from nemotron_kit.runs.folder import RunFolder, create_run
-from nemotron_kit.runs.job import process_facts
+from nemotron_kit.runs.process_facts import process_facts
 from nemotron_kit.runs.progress import progress_of
 
 pytestmark = pytest.mark.usefixtures("home")

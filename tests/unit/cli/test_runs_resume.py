@@ -15,7 +15,7 @@ from nemotron_kit.home import new_run_id
 from nemotron_kit.launch.queue import SweepQueue
 from nemotron_kit.launch.status import Watch, refresh
 from nemotron_kit.runs.folder import RunFolder, create_run
-from nemotron_kit.runs.job import process_facts
+from nemotron_kit.runs.process_facts import process_facts
 
 pytestmark = pytest.mark.usefixtures("home")
 

@@ -21,7 +21,8 @@ from nemotron_kit.launch.dependencies import wait_for
 from nemotron_kit.launch.status import StatusCache, effective_run_state, effective_state, refresh
 from nemotron_kit.remote.ssh import Ssh
 from nemotron_kit.runs.folder import RunFolder, create_run
-from nemotron_kit.runs.job import JobFolder, process_facts
+from nemotron_kit.runs.job import JobFolder
+from nemotron_kit.runs.process_facts import process_facts
 from nemotron_kit.spec.runconfig import EXECUTORS
 
 from ...damage import VALUES, changed, keys

@@ -14,7 +14,7 @@ import pytest
 from nemotron_kit.errors import UserError
 from nemotron_kit.runs.cancel import cancel_jobs
 from nemotron_kit.runs.folder import RunFolder
-from nemotron_kit.runs.job import process_facts
+from nemotron_kit.runs.process_facts import process_facts
 
 from ...conftest import until
 

@@ -17,7 +17,8 @@ from nemotron_kit.executors.base import Observation
 from nemotron_kit.home import new_run_id
 from nemotron_kit.launch.status import record
 from nemotron_kit.runs.folder import create_run, open_job
-from nemotron_kit.runs.job import NOT_STARTED, UNEXPLAINED, JobFolder, process_facts
+from nemotron_kit.runs.job import NOT_STARTED, UNEXPLAINED, JobFolder
+from nemotron_kit.runs.process_facts import process_facts
 
 from ...conftest import until
 
