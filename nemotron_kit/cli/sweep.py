@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import replace
+from enum import Enum
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -152,7 +153,7 @@ def _ask_hydra(request: Job, overrides: list[str], prepared: PreparedCommand | N
         with (
             _translated(prepared),
             bounded_interpolations(),
-            _plain_yaml(),
+            _plain_yaml(request.flag("--package")),
             redirect_stdout(answer),
             redirect_stderr(complaint),
         ):
@@ -167,22 +168,26 @@ def _ask_hydra(request: Job, overrides: list[str], prepared: PreparedCommand | N
 
 
 @contextmanager
-def _plain_yaml() -> Iterator[None]:
+def _plain_yaml(package: str | None) -> Iterator[None]:
     """Within the block Hydra prints paths as text, as a job's config.yaml has them: OmegaConf would write Python
-    objects, which no safe loader reads."""
+    objects, which no safe loader reads. So is the value of an enum that is the whole `package`."""
     from omegaconf import OmegaConf
 
-    theirs = OmegaConf.to_yaml
+    theirs, select = OmegaConf.to_yaml, OmegaConf.select
 
     def to_yaml(config: Any, *, resolve: bool = False, sort_keys: bool = False) -> str:
         values = plain(OmegaConf.to_container(config, resolve=resolve, enum_to_str=True))
         return theirs(OmegaConf.create(values), sort_keys=sort_keys)
 
-    OmegaConf.to_yaml = to_yaml  # type: ignore[method-assign, assignment]
+    def selected(config: Any, key: str, **options: Any) -> Any:
+        found = select(config, key, **options)
+        return found.name if isinstance(found, Enum) and key == package else found
+
+    OmegaConf.to_yaml, OmegaConf.select = to_yaml, selected  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
-        OmegaConf.to_yaml = theirs  # type: ignore[method-assign]
+        OmegaConf.to_yaml, OmegaConf.select = theirs, select  # type: ignore[method-assign]
 
 
 def _check_composes(request: Job) -> None:

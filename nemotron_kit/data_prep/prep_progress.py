@@ -123,6 +123,7 @@ class PrepProgress:
 def _bar(total: int) -> tuple[Any, Any]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.theme import Theme
 
     columns = (
         TextColumn("data prep"),
@@ -131,7 +132,9 @@ def _bar(total: int) -> tuple[Any, Any]:
         TextColumn("shards, {task.fields[what]}"),
         TimeElapsedColumn(),
     )
-    bar = Progress(*columns, console=Console(stderr=True), refresh_per_second=4)
+    # rich's own style of the time is yellow, which can't be read on a light ground.
+    console = Console(stderr=True, theme=Theme({"progress.elapsed": "dim"}))
+    bar = Progress(*columns, console=console, refresh_per_second=4)
     return bar, bar.add_task("", total=total, what="")
 
 

@@ -221,3 +221,5 @@ def test_cfg_prints_plain_yaml(lines: dict[str, str], more: list[str], capsys: p
     assert nemotron(["screens", "work", "folder=a/b", "--cfg", "job", *more]) == 0
     values = yaml.safe_load(capsys.readouterr().out)
     assert (values["folder"], values["precision"], values["paths"]) == ("a/b", "HALF", ["c/d"])
+    assert nemotron(["screens", "work", "--cfg", "job", "--package", "precision"]) == 0
+    assert capsys.readouterr().out == "HALF\n"
