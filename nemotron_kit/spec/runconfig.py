@@ -110,7 +110,7 @@ class RunConfig:
     dry_run: bool | None = _field("make every launch with this profile a dry-run")
     detach: bool | None = _field("make --run return at once, like --batch")
     cancel_on_interrupt: bool | None = _field("Ctrl-C on an attached launch cancels its jobs (default: it detaches)")
-    retries: int | None = _field("how often a job that failed is started again")
+    retries: int | None = _field("how often in all a failed job is started again: its processes in place, or the job")
     max_segments: int | None = _field("how often a time limit may end a job that saves and is queued again (no limit)")
     chain: int | None = _field("jobs of one name, one after another, where requeue is not allowed")
     max_parallel: int | None = _field("jobs of a sweep at a time")

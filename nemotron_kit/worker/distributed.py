@@ -28,7 +28,7 @@ from nemotron_kit.remote.agent.operations import CODE
 from nemotron_kit.runs.job import AGAIN, NODES, RESUMED, UNEXPLAINED, VALUE, JobFolder
 from nemotron_kit.spec.plan import JobSpec, read_config
 from nemotron_kit.worker import python_module, rank_command, ray_command, restart_arguments
-from nemotron_kit.worker.elastic import NODES_FOLDER
+from nemotron_kit.worker.elastic import NODES_FOLDER, restarts_in
 from nemotron_kit.worker.process import Outcome, ignore_usr1, supervise
 from nemotron_kit.worker.run import skip_unchanged, verified_inputs
 from nemotron_kit.worker.streams import Merged, captured, named_channels
@@ -195,16 +195,27 @@ def requeue_marker(job: JobFolder) -> Path:
 
 def _is_requeued(job: JobFolder, spec: JobSpec, outcome: Outcome, received: set[str]) -> bool:
     """Whether the job is requeued: after a checkpoint, or after a failure that was not caused by a signal."""
-    history = job.history()
-    begun = max((number for number, entry in enumerate(history) if entry.get(RESUMED)), default=0)
-    history = history[begun:]  # `runs resume` starts the count anew
     if outcome.state == "preempted":
         # A preemption does not count as a segment.
-        done = sum(1 for entry in history if entry["state"] == "preempted" and entry.get(UNEXPLAINED) != ["TERM"])
+        done = sum(
+            1 for entry in _since_resumed(job) if entry["state"] == "preempted" and entry.get(UNEXPLAINED) != ["TERM"]
+        )
         return spec.max_segments is None or done + 1 < spec.max_segments or received == {"TERM"}
     if outcome.state == "failed" and not received:
-        return sum(1 for entry in history if entry.get("retry")) < spec.retries
+        return _retries(job) + restarts_in(job.path / NODES) < spec.retries
     return False
+
+
+def _since_resumed(job: JobFolder) -> list[dict[str, Any]]:
+    """The history from the last `runs resume` on, which starts every count anew."""
+    history = job.history()
+    begun = max((number for number, entry in enumerate(history) if entry.get(RESUMED)), default=0)
+    return history[begun:]
+
+
+def _retries(job: JobFolder) -> int:
+    """How often the whole job was queued again after a failure."""
+    return sum(1 for entry in _since_resumed(job) if entry.get("retry"))
 
 
 def _end_of(job: JobFolder, rank: int) -> Path:
@@ -316,7 +327,9 @@ def _command(job: JobFolder, spec: JobSpec, node: Node) -> list[str]:
     if spec.ray:
         return ray_command(str(job.path))
     if spec.torchrun:
-        arguments = [*_rendezvous(spec, node), *restart_arguments(spec.retries), *rank_command(str(job.path))]
+        # What earlier allocations have used up is the same for all nodes; this one's own may be written meanwhile.
+        left = max(0, spec.retries - _retries(job) - restarts_in(job.path / NODES, earlier=True))
+        arguments = [*_rendezvous(spec, node), *restart_arguments(left), *rank_command(str(job.path))]
         return python_module("nemotron_kit.worker.elastic", *arguments)
     if spec.module:  # it reads the job's folder itself
         return python_module(spec.module, str(job.path))

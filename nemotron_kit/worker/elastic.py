@@ -26,8 +26,10 @@ from nemotron_kit.runs.job import PREEMPTED
 from nemotron_kit.runs.process_facts import descendants
 from nemotron_kit.worker import RESTART
 
-# The variable that names the folder, shared by all nodes of a job, where each writes how its ranks ended.
+# The variable that names the folder, shared by all nodes of a job, where each writes how its ranks ended, and the first
+# one how often they have started again.
 NODES_FOLDER = "NEMOTRON_NODES_FOLDER"
+_RESTARTS = "restarts-"
 # How long a node waits for the others, after a rank has died, until it gives the attempt up.
 TOGETHER_SECONDS = 120.0
 _POLL_SECONDS = 1.0
@@ -59,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         line = f"torchrun: all ranks start again from their last checkpoint (restart {attempt + 1} of {restarts})."
         print(line, file=sys.stderr, flush=True)  # noqa: T201
         os.environ[RESTART] = str(attempt + 1)
+        nodes.note_restarts(attempt + 1)
     return _run(args)
 
 
@@ -115,6 +118,13 @@ class _Nodes:
                         os.kill(pid, signal.SIGKILL)
                 return
 
+    def note_restarts(self, count: int) -> None:
+        """Record that the ranks start again for the `count`-th time in this allocation."""
+        if self.rank == 0 and NODES_FOLDER in os.environ:
+            folder = Path(os.environ[NODES_FOLDER])
+            folder.mkdir(mode=0o700, exist_ok=True)
+            files.write_json(folder / _restarts_file(), {"restarts": count})
+
     def agree(self, code: int) -> tuple[int, bool]:
         """(the exit code of the attempt: that of the node where a rank failed first; whether there is another one)."""
         end = {"code": code, "told": self.stopped_by_node, "signals": bool(_signals)}
@@ -129,6 +139,20 @@ class _Nodes:
         ends = [found for found in map(_read, self.paths.values()) if found]
         first = next((found["code"] for found in ends if not found["told"] and found["code"]), code)
         return first, _may_start_again(ends)
+
+
+def _restarts_file() -> str:
+    """The file of this allocation, in the folder of a job's nodes."""
+    restart = os.environ.get("SLURM_RESTART_COUNT", "0")
+    return f"{_RESTARTS}{os.environ.get('SLURM_JOB_ID', 'here')}-{restart}.json"
+
+
+def restarts_in(folder: Path, *, earlier: bool = False) -> int:
+    """How often the ranks of a job have started again, by the records in the folder of its nodes; `earlier`: before
+    this allocation."""
+    own = folder / _restarts_file()
+    found = [_read(path) for path in folder.glob(f"{_RESTARTS}*.json") if not (earlier and path == own)]
+    return sum(int(each["restarts"]) for each in found if each)
 
 
 def _may_start_again(ends: Sequence[dict[str, Any]]) -> bool:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from nemotron_kit.runs.job import JobFolder
+from nemotron_kit.runs.job import NODES, JobFolder
+from nemotron_kit.worker import distributed, elastic
 from nemotron_kit.worker.distributed import Node, first_host, this_node, with_others, write_end
 from nemotron_kit.worker.process import Outcome
 
@@ -70,3 +73,38 @@ def test_a_node_that_fails_by_itself_is_no_preemption_of_the_first(
     outcome = with_others(job, Node(count=2), Outcome(143, "failed", "exit code 143"), seen)
     assert (outcome.error, outcome.recorded) == ("node n02: exit code 137", 137)
     assert seen == left
+
+
+@pytest.mark.parametrize(
+    ("earlier", "own", "queued", "left", "again"),
+    [
+        ([], 0, 0, 2, True),  # the first failure, of what is no torchrun or was killed whole
+        ([], 2, 0, 2, False),  # both were used in place
+        ([], 1, 0, 2, True),
+        ([1], 0, 0, 1, True),
+        ([1], 1, 0, 1, False),
+        ([], 0, 1, 1, True),
+        ([1], 0, 1, 0, False),
+    ],
+)
+def test_retries_are_those_in_place_and_those_of_the_queue_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, earlier: list[int], own: int, queued: int, left: int, again: bool
+) -> None:
+    job = JobFolder(tmp_path)
+    job.transition("pending")
+    for number, count in enumerate([*earlier, own]):
+        monkeypatch.setenv("SLURM_JOB_ID", "7")
+        monkeypatch.setenv("SLURM_RESTART_COUNT", str(number))
+        monkeypatch.setenv(elastic.NODES_FOLDER, str(job.path / NODES))
+        for attempt in range(count):
+            nodes = elastic._Nodes(SimpleNamespace(nnodes="1", node_rank=0), attempt)
+            nodes.note_restarts(attempt + 1)
+    for _ in range(queued):
+        job.transition("pending", retry=True)
+    spec: Any = SimpleNamespace(retries=2, nproc_per_node=2, ray=None, torchrun=True, module=None)
+    command = distributed._command(job, spec, Node())
+    assert [word for word in command if "max-restarts" in word] == ([f"--max-restarts={left}"] if left else [])
+    outcome: Any = SimpleNamespace(state="failed")
+    assert distributed._is_requeued(job, spec, outcome, set()) is again
+    job.begin_again()
+    assert distributed._is_requeued(job, spec, outcome, set())
