@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.machinery
 import json
+import keyword
 import os
 import re
 import sys
@@ -63,16 +65,20 @@ def init(argv: list[str]) -> int:
 
 
 def _recipe(name: str) -> int:
-    taken = {*BUILT_IN, *TOOLS, *(each for each, _ in entry_points())}
-    if not _NAME.match(name):
+    if not _NAME.match(name) or keyword.iskeyword(name):
         hint = "Small letters, digits and _, a letter first: it is a Python package and a command."
-        raise UserError(f"{name!r} can't be a recipe's name.", hint=hint)
-    if name in taken or name in sys.stdlib_module_names:
-        raise UserError(f"{name!r} is taken: {_taken_by(name)}.", hint="Choose another name.")
+        why = ": it is a word of the language Python" if keyword.iskeyword(name) else ""
+        raise UserError(f"{name!r} can't be a recipe's name{why}.", hint=hint)
     folder, test = Path(name), Path("tests", f"test_{name}.py")
     for path in (folder, test):
-        if path.exists():
+        if os.path.lexists(path):
             raise UserError(f"{path} exists already.", hint="Choose another name, or another folder.")
+    if holder := _taken_by(name):
+        raise UserError(f"{name!r} is taken: {holder}.", hint="Choose another name.")
+    # All before anything is written: half a recipe would be in the way of the next try.
+    for place in (Path(), test.parent):
+        if place.exists() and not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
+            raise UserError(f"{place.absolute()}: {'not writable' if place.is_dir() else 'not a folder'}.")
     env_text = _env_with_recipe(name)  # before anything is written: env.toml may be unreadable
     for template in sorted(TEMPLATES.rglob("*.txt")):
         relative = template.relative_to(TEMPLATES).with_suffix("")
@@ -87,9 +93,17 @@ def _recipe(name: str) -> int:
 
 
 def _taken_by(name: str) -> str:
+    """What a recipe of this name would hide, or be hidden by; "" for nothing."""
     if name in TOOLS:
         return "a command of nemotron"
-    return "a module of Python's standard library" if name in sys.stdlib_module_names else "an installed recipe"
+    if name in sys.stdlib_module_names:
+        return "a module of Python's standard library"
+    if name in (*BUILT_IN, *(each for each, _ in entry_points())):
+        return "an installed recipe"
+    # The recipe's folder comes first on the import path: every `import torch` here would be of the recipe.
+    elsewhere = [each for each in sys.path if Path(each).resolve() != Path.cwd()]
+    found = importlib.machinery.PathFinder.find_spec(name, elsewhere)
+    return f"an installed package ({found.origin or name})" if found is not None else ""
 
 
 def _title(name: str) -> str:
@@ -109,8 +123,10 @@ def _env_text() -> str:
     """The text of env.toml in the working folder; "" without one. Raises UserError for what is no TOML."""
     path = Path("env.toml")
     try:
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        text = path.read_text(encoding="utf-8") if os.path.lexists(path) else ""
         tomllib.loads(text)
+    except OSError as error:
+        raise UserError(f"{path.absolute()}: {error.strerror}.", hint="Correct it first.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path.absolute()}: not valid TOML: {error}.", hint="Correct it first.") from error
     return text
@@ -177,7 +193,7 @@ def _toml_value(key: str, text: str) -> Any:
     kind = next(str(field.type) for field in fields(RunConfig) if field.name == key)
     if "bool" in kind and text in ("true", "false"):
         return text == "true"
-    return int(text) if "int" in kind and re.fullmatch(r"\d{1,9}", text) else text
+    return int(text) if "int" in kind and re.fullmatch(r"-?\d{1,18}", text) else text
 
 
 def _ask(values: dict[str, Any]) -> None:

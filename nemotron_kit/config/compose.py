@@ -225,6 +225,7 @@ def _with_groups(
     if not any(match is not None and match["group"] not in TAKEN for match in matches):
         return list(overrides)
     groups, result = group_choices(command, commands), []
+    chosen: dict[tuple[str, str | None], str] = {}  # as for a field, the last of several wins; Hydra refuses two
     for override, match in zip(overrides, matches, strict=True):
         group = match["group"] if match is not None else ""
         naming = [name for name in configs if group in registered.named_groups.get(name, ())]
@@ -239,7 +240,11 @@ def _with_groups(
             )
         else:
             registered.groups.update(register_group(*group_folder(command, group), command))
-            result.append(override if match["added"] else f"+{override}")
+            spot = (group, match["package"])
+            if spot in chosen:
+                result.remove(chosen[spot])
+            chosen[spot] = override if match["added"] else f"+{override}"
+            result.append(chosen[spot])
     return result
 
 

@@ -55,7 +55,19 @@ def translated(prepared: PreparedCommand) -> Iterator[None]:
     except (ValueError, TypeError, AssertionError) as error:  # Hydra's checks of a choice raise these
         if _of_a_job(error):
             raise
-        raise UserError(f"Hydra can't compose {' '.join(prepared.typed)}: {error}.") from error
+        reason = str(error).rstrip(".")
+        if _of_a_sweeper(error):
+            raise UserError(f"The sweeper stopped: {reason}.") from error
+        raise UserError(f"Hydra can't compose {' '.join(prepared.typed)}: {reason}.") from error
+
+
+def _of_a_sweeper(error: BaseException) -> bool:
+    """Whether an exception was raised by a sweeper's own package, and not while Hydra composed a job for it."""
+    frame, files = error.__traceback__, set[str]()
+    while frame is not None:
+        files.add(frame.tb_frame.f_code.co_filename)
+        frame = frame.tb_next
+    return any("/hydra_plugins/" in file for file in files) and not any("/config_loader" in file for file in files)
 
 
 def _of_a_job(error: BaseException) -> bool:
@@ -93,6 +105,18 @@ def translate(error: Exception, command: Command, files: dict[str, Path], typed:
     text = str(error).split("\nConfig search path:")[0].strip()
     if composing := re.match(_COMPOSING, text):
         return _misfit(composing[1], str(error), files, command)
+    if several := re.match(r"(?s)Ambiguous value for argument '\+?(.*?)'\n", text):
+        key = several[1].partition("=")[0]
+        return UserError(
+            f"Ambiguous value for argument '{several[1]}': a bare comma means several values, for several jobs.",
+            hint=f"Add -m to sweep over them. A list is {key}=[1,2]; a text, {_quoted(key, 'a,b')}.",
+        )
+    if swept := re.match(r"(?s)Sweeping over Hydra's configuration is not supported : '(.*)'", text):
+        key, _, value = swept[1].partition("=")
+        return UserError(
+            f"{swept[1]}: Hydra's own settings can't be swept over.",
+            hint=f"A text with a comma is quoted: {_quoted(key, value)}",
+        )
     if text.startswith("Error merging override") and origin is not error:
         text = f"{given}: {str(origin).splitlines()[0]}"
     lines = [line for line in text.splitlines() if line.strip()] or [f"{type(error).__name__} while composing"]
@@ -143,9 +167,13 @@ def unreadable(error: Any) -> UserError:
         return UserError(f"{text!r}: no override that Hydra reads.", hint="One is key=value, +key=value or ~key.")
     hint = "Brackets and quotes must be closed; a text that contains one has to be quoted: key='\"a (b\"'."
     if not set(value) & set("[]{}()'\"\\$"):
-        quoted = f'{key}="{value}"'
-        hint = f"Such a text has to be quoted: {shlex.quote(quoted)}"
+        hint = f"Such a text has to be quoted: {_quoted(key, value)}"
     return UserError(f"{text}: Hydra's grammar can't read the value.", hint=hint)
+
+
+def _quoted(key: str, text: str) -> str:
+    """`key=text` as a shell's word in which Hydra reads a text."""
+    return shlex.quote(f'{key}="{text}"')
 
 
 def field_names(command: Command) -> list[str]:

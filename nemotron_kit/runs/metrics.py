@@ -37,6 +37,7 @@ RESERVED = ("step", "rank")
 _PERIOD_S = 0.25
 _ROWS = 20_000
 _CHUNK = 1 << 18
+_NAME_CHARS = 200
 _NONFINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 _log = logging.getLogger(__name__)
 
@@ -58,8 +59,12 @@ def log_metrics(metrics: Mapping[str, Any], step: int | None = None) -> None:
         )
     for name, value in metrics.items():
         kind = type(value)
-        if type(name) is not str or not name or name in RESERVED:
-            raise UserError(f"log_metrics: {name!r} can't be a metric's name: it must be a text, not step or rank.")
+        if type(name) is not str or name in RESERVED or len(name) > _NAME_CHARS or not name.isprintable() or not name:
+            text = repr(name) if len(repr(name)) <= _NAME_CHARS else f"{repr(name)[:_NAME_CHARS]}…"
+            raise UserError(
+                f"log_metrics: {text} can't be a metric's name: it must be a text of 1 to {_NAME_CHARS} printable "
+                "characters, and not step or rank."
+            )
         row[name] = value if kind is float or kind is int else _number(name, value)
     folder = os.environ.get("NEMO_RUN_DIR")
     if not folder:

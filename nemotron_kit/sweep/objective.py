@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import math
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -148,6 +149,8 @@ def value_for(hydra: Any, job: JobFolder, objective: str | None, returned: Any) 
             what = "nothing" if returned is None else f"no number but a value of type {type(returned).__name__}"
             text = f"Job {job.number} returned {what}; {_sweeper(hydra)} needs a number from each trial."
             raise NemotronError(text, hint=_HINT)
+        if asked and _is_nan(returned):
+            raise NemotronError(f"Job {job.number} returned NaN; {_sweeper(hydra)} needs a number from each trial.")
         return returned
     names, found = objective.split(","), measured(job.path)
     missing = [name for name in names if name not in found]
@@ -157,7 +160,20 @@ def value_for(hydra: Any, job: JobFolder, objective: str | None, returned: Any) 
             hint=f"It logged {', '.join(found)}." if found else "It logged none.",
         )
     values = [found[name].last for name in names if name in found]
+    if asked and not missing and _is_nan(values):  # Optuna stops the whole study at one
+        bad = next(name for name in names if _is_nan(found[name].last))
+        raise NemotronError(
+            f"Job {job.number}'s last {bad} is NaN; {_sweeper(hydra)} needs a number from each trial.",
+            hint="Its setting max_failure_rate is the share of trials that may fail.",
+        )
     return returned if missing else values if len(values) > 1 else values[0]
+
+
+def _is_nan(value: Any) -> bool:
+    """Whether a number, or one of several, is NaN."""
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return any(map(_is_nan, value))
+    return math.isnan(float(value))
 
 
 def _is_number(value: Any) -> bool:

@@ -42,6 +42,9 @@ def test_a_new_recipe_runs_and_passes_its_tests(folder: Path) -> None:
         ("nano3", "an installed recipe"),
         ("runs", "a command of nemotron"),
         ("json", "a module of Python's standard library"),
+        ("class", "a word of the language Python"),
+        ("torch", "an installed package"),
+        ("nemotron", "an installed package"),
         ("mine", "exists already"),
     ],
 )
@@ -50,6 +53,17 @@ def test_a_name_that_is_taken_writes_nothing(folder: Path, name: str, message: s
     with pytest.raises(UserError, match=message):
         run("init", [name])
     assert [entry.name for entry in folder.iterdir()] == ["mine"]
+
+
+def test_what_is_in_the_way_of_one_file_leaves_none(folder: Path) -> None:
+    (folder / "tests").touch()
+    with pytest.raises(UserError, match="tests: not a folder"):
+        run("init", ["mine"])
+    (folder / "tests").unlink()
+    (folder / "env.toml").symlink_to("nowhere")
+    with pytest.raises(UserError, match=r"env\.toml: No such file"):
+        run("init", ["mine"])
+    assert [entry.name for entry in folder.iterdir()] == ["env.toml"]
 
 
 def test_a_profile_with_its_values_typed_and_the_file_kept(folder: Path) -> None:

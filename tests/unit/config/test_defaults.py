@@ -131,6 +131,7 @@ def test_what_is_wrong_with_a_group(words: list[str], said: str, tree: Tree) -> 
     [
         (["optimizer=sgd"], ("sgd", 1e-3, []), 0),
         (["+optimizer=sgd"], ("sgd", 1e-3, []), 0),
+        (["optimizer=fast", "+optimizer=fast", "optimizer=sgd"], ("sgd", 1e-3, []), 0),  # the last wins
         (["optimizer=fast", "optimizer.betas=[1]"], ("adam", 7.0, [1.0]), 0),
         (["optimizer=tuned/best"], ("best", 1e-3, []), 0),
         (["optimizer=all"], ("none", 1e-3, []), 9),
@@ -152,6 +153,9 @@ def test_a_group_in_the_config_folder_needs_no_defaults_entry(
 
 
 def test_what_no_group_holds_is_named(tree: Tree, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"argument 'optimizer=sgd,fast'.*\nAdd -m") as wrong:
+        composed(tree, "optimizer=sgd,fast")
+    assert "+" not in str(wrong.value)
     with pytest.raises(UserError, match=r"optimizer=sdg: optimizer has no option 'sdg'\.\nDid you mean sgd"):
         composed(tree, "optimizer=sdg")
     (tmp_path / "config" / "limit").mkdir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,6 +127,11 @@ def test_the_value_is_the_last_of_the_objective_else_what_was_returned(job: JobF
         with pytest.raises(NemotronError, match="Job 0 logged no metric 'valid_loss'") as wrong:
             value_for(asks, job, "valid_loss", None)
         assert wrong.value.hint == "It logged loss, seconds."
+    (job.path / "metrics.jsonl").write_text('{"loss": 1.0, "other": "NaN"}\n')
+    for metric, returned in (("other", None), ("loss,other", None), (None, math.nan), (None, [1.0, math.nan])):
+        with pytest.raises(NemotronError, match=r"Job 0.* NaN; .*needs a number from each trial"):
+            value_for(hydra(), job, metric, returned)
+    assert math.isnan(value_for(hydra("basic"), job, "other", None))
     for nothing in (None, "text", object(), []):
         with pytest.raises(NemotronError, match=r"Job 0 returned no.*needs a number from each trial"):
             value_for(hydra(), job, None, nothing)
