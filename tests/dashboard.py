@@ -16,6 +16,8 @@ from nemotron_kit.home import nemotron_home, new_run_id
 from nemotron_kit.runs.folder import RunFolder, create_run
 
 HOSTILE = "<script>window.hacked=1</script>\"'><img src=x onerror=window.hacked=1>\u202egpj.exe"
+# A metric that is named by half a character, which UTF-8 has no bytes for.
+HALF = '{"step": 1, "\\ud800": 1}\n'
 _NOW = datetime.now(UTC)
 _count = iter(range(1_000_000))
 
@@ -107,7 +109,7 @@ def fill() -> dict[str, RunFolder]:
     )
     found["hostile"] = launched(
         "sft",
-        [{"metrics.jsonl": rows(falling(0.001), HOSTILE), "config.yaml": f"name: {json.dumps(HOSTILE)}\n"}],
+        [{"metrics.jsonl": rows(falling(0.001), HOSTILE) + HALF, "config.yaml": f"name: {json.dumps(HOSTILE)}\n"}],
         recipe="demo",
         minutes=10,
         log=f"{HOSTILE}\n\x1b[31mred\x1b[0m\n",

@@ -248,6 +248,18 @@ def _with_groups(
     return result
 
 
+def refuse_group_choices(command: Command, overrides: Sequence[str]) -> None:
+    """Raise UserError for a choice from a group of config files: a recorded config takes values only."""
+    groups = group_choices(command, ())
+    for override in overrides:
+        match = _GROUP.fullmatch(override)
+        if match is not None and match["group"] in groups and _chooses(match["group"], match["value"], groups, command):
+            raise UserError(
+                f"{override} chooses a config file, and a rerun has the recorded config.",
+                hint=f"Set its values ({match['group'].replace('/', '.')}.KEY=…), or launch {command.full_name} anew.",
+            )
+
+
 def _chooses(group: str, value: str, groups: Mapping[str, Collection[str]], command: Command) -> bool:
     """Whether a value chooses options of a group, and is not the value of a field of that name. Raises UserError for an
     option that isn't there, where the field is a block."""

@@ -30,7 +30,7 @@ from nemotron_kit.ui.comparing import ComparingPages
 from nemotron_kit.ui.links import Links
 from nemotron_kit.ui.page import WebPage
 from nemotron_kit.ui.reading import RecordReader, read_log
-from nemotron_kit.ui.render import STATIC, STYLE_HASH, plotly_js, prepare, render
+from nemotron_kit.ui.render import STATIC, STYLE_HASH, encoded, plotly_js, prepare, render
 from nemotron_kit.ui.run_pages import RunPages
 
 TOKEN = "token"  # noqa: S105 — the name of a query parameter
@@ -78,7 +78,7 @@ def make_app(token: str, *, cookie: str = "nemotron-ui", once: str = "") -> Star
 
     async def shown(request: Request, make: Callable[[], WebPage]) -> Response:
         def whole() -> bytes:
-            return render(make(), Links(), theme=request.cookies.get("theme", "")).encode()
+            return encoded(render(make(), Links(), theme=request.cookies.get("theme", "")))
 
         body = await run_in_threadpool(whole)
         # The page asks again every few seconds: what has not changed is not sent.

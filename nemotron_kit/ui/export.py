@@ -16,7 +16,7 @@ from nemotron_kit.ui.comparing import ComparingPages
 from nemotron_kit.ui.links import ExportLinks
 from nemotron_kit.ui.page import WebPage
 from nemotron_kit.ui.reading import RecordReader
-from nemotron_kit.ui.render import STATIC, render_file
+from nemotron_kit.ui.render import STATIC, encoded, render_file
 from nemotron_kit.ui.run_pages import RunPages
 
 # Jobs of a sweep that have a page of their own, versions, and runs in one file.
@@ -43,7 +43,7 @@ def export(file: Path, references: Sequence[str]) -> list[str]:
     script, style = (STATIC.joinpath(name).read_text(encoding="utf-8") for name in ("ui.js", "ui.css"))
     html = render_file(pages, ExportLinks(anchors), script, style)
     try:
-        files.write_bytes(file, html.encode())
+        files.write_bytes(file, encoded(html))
     except OSError as error:
         raise NemotronError(f"{file}: can't be written: {error.strerror or error}.") from error
     return [page.title for page in pages]

@@ -50,6 +50,11 @@ def render(page: WebPage, links: Links, *, theme: str = "") -> str:
     return _templates().get_template("page.html").render(**known, **page.data)
 
 
+def encoded(html: str) -> bytes:
+    r"""A document in UTF-8. A record can hold half a character (\ud800 in a metric's name): that is shown so."""
+    return html.encode(errors="backslashreplace")
+
+
 def prepare() -> None:
     """Compile the templates of the first view, before anybody waits for it."""
     for name in ("page.html", "macros.html", "runs.html"):

@@ -8,7 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from nemotron_kit.app import App
-from nemotron_kit.config.compose import compose
+from nemotron_kit.config.compose import compose, refuse_group_choices
 from nemotron_kit.discovery import Tree
 from nemotron_kit.envfile import EnvFile
 from nemotron_kit.errors import UserError
@@ -150,6 +150,13 @@ def test_a_group_in_the_config_folder_needs_no_defaults_entry(
     )
     values = composed(tree, *words)
     assert (tuple(values["optimizer"].values()), values["limit"]) == (optimizer, limit)
+
+
+def test_a_recorded_config_takes_values_and_no_group(tree: Tree) -> None:
+    command = tree.apps["demo"].commands()[0]
+    refuse_group_choices(command, ["optimizer.lr=1", "optimizer={lr: 1}", "limit=3"])
+    with pytest.raises(UserError, match=r"optimizer=sgd chooses a config file.*\nSet its values \(optimizer\.KEY"):
+        refuse_group_choices(command, ["limit=3", "optimizer=sgd"])
 
 
 def test_what_no_group_holds_is_named(tree: Tree, tmp_path: Path) -> None:
