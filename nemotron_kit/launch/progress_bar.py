@@ -20,8 +20,9 @@ from nemotron_kit.runs.progress import MetricsTail, Progress, job_progress, metr
 from nemotron_kit.spec.plan import stored_plan
 from nemotron_kit.worker.streams import unless_gone
 
-# Columns of the bar, and of the longest line: a longer one would be broken in a terminal that is made narrower.
-_BAR, _LONGEST = 30, 100
+# Columns of the bar, of its text (so that the bar keeps its length), and of the longest line: a longer one would be
+# broken in a terminal that is made narrower.
+_BAR, _TEXT, _LONGEST = 30, 38, 100
 # Seconds between two readings of a job's metrics, on this machine and on another.
 _HERE, _THERE = 0.25, 2.0
 # What is in front of the lines of a rank, a node or one of several jobs.
@@ -108,7 +109,7 @@ def _line(progress: Progress, columns: int) -> str:
     """The bar and its text, in one row of a terminal with so many columns."""
     room = min(columns - 1, _LONGEST)
     text = str(progress)[: max(room, 0)]
-    wide = min(_BAR, room - len(text) - 1)
+    wide = min(_BAR, room - max(len(text), _TEXT) - 1)
     if not progress.of or wide < 5:
         return text
     done = min(wide, wide * progress.done // progress.of)
