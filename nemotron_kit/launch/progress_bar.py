@@ -108,7 +108,8 @@ class ProgressBar:
 def _line(progress: Progress, columns: int) -> str:
     """The bar and its text, in one row of a terminal with so many columns."""
     room = min(columns - 1, _LONGEST)
-    text = str(progress)[: max(room, 0)]
+    text = str(progress)
+    text = text if len(text) <= room else f"{text[: max(room - 1, 0)]}…"
     wide = min(_BAR, room - max(len(text), _TEXT) - 1)
     if not progress.of or wide < 5:
         return text
@@ -128,5 +129,5 @@ def _columns() -> int:
 
 def _put(text: str) -> None:
     with unless_gone(sys.stdout):
-        sys.stdout.write(text)
+        sys.stdout.write(encodable(text, sys.stdout.encoding))
         sys.stdout.flush()
