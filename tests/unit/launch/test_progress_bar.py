@@ -131,7 +131,7 @@ def test_a_bar_below_the_log_that_leaves_nothing_behind(monkeypatch: pytest.Monk
         assert "10 % and all\n" in terminal.text  # nothing was drawn into the line
         terminal.resize(30)
         step(run, 3)
-        assert until(lambda: "step 3/4, 1s left, loss 0.333" in terminal.text)
+        assert until(lambda: "step 3/4, 1s left, loss 0.33…" in terminal.text)
 
     assert followed(run, act) == "succeeded"
     assert until(lambda: terminal.screen() == "before\nabove\n10 % and all\n")
