@@ -13,7 +13,7 @@ from typing import Any
 from nemotron_kit.errors import NemotronError, Unreachable
 from nemotron_kit.executors.base import executor_for
 from nemotron_kit.executors.slurm import apptainer, script
-from nemotron_kit.remote.agent.inspect import OLDEST, PROBE
+from nemotron_kit.remote.agent.inspect import ENGINES, OLDEST, PROBE
 from nemotron_kit.remote.ssh import Transport, transport_for
 from nemotron_kit.spec.paths import RemotePaths, with_folder
 from nemotron_kit.spec.runconfig import RunConfig, resolve_partition
@@ -121,7 +121,22 @@ def node(target: Target) -> Iterator[Finding]:
     if names:
         yield Finding("setup", OK, f"{', '.join(names)}: done there")
     what = "python of image" if config.container_image else "python of node"
-    yield from _judged(what, facts["python"] or {"error": f"{program}: {facts['message'] or facts['code']}"}, config)
+    found = facts["python"] or {"error": f"{program}: {facts['message'] or facts['code']}"}
+    yield from _judged(what, found, config)
+    if "error" not in found:
+        yield engines(found)
+
+
+def engines(facts: Mapping[str, Any]) -> Finding:
+    """Which training engines a Python of these facts has. None is no mistake: not every job trains."""
+    modules, broken = facts["modules"], facts["broken"]
+    said = []
+    for name, module in ENGINES.items():
+        needed = (module, "torch") if name == "hf" else (module,)
+        lacking = [each for each in needed if each not in modules]
+        said.append(f"{name} {modules[module]}" if not lacking else f"no {name} ({broken.get(lacking[0], lacking[0])})")
+    there = any(not text.startswith("no ") for text in said)
+    return Finding("engines", OK if there else WARNING, ", ".join(said))
 
 
 def storage(target: Target) -> Iterator[Finding]:

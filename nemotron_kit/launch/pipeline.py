@@ -18,6 +18,7 @@ from nemotron_kit.config.secrets import masked_overrides
 from nemotron_kit.discovery import Tree
 from nemotron_kit.envfile import EnvFile
 from nemotron_kit.errors import NemotronError, Problem, UserError
+from nemotron_kit.executors.base import executor_for
 from nemotron_kit.home import new_run_id, runs_root
 from nemotron_kit.launch.dependencies import After, wait_for
 from nemotron_kit.launch.fingerprint import Fingerprint, fingerprint
@@ -219,6 +220,12 @@ class Launch:
     def _pin(self, stage: Stage) -> None:
         """Pin the inputs that no selected stage saves: the version that another stage of the pipeline saved last, else
         as named."""
+        settings = stage.resolved.settings
+        if (count := _tasks_asked(stage.composed, settings.nodes)) > 1:
+            alone = (
+                f"; 'nemotron {stage.command.full_name}' by itself does" if executor_for(settings).holds_back else ""
+            )
+            stage.notes.append(f"one job does all of its work: a pipeline submits no array of {count} tasks{alone}")
         asked: dict[str, tuple[str, str | None]] = {}
         for slot, text in stage.references.items():
             if slot in stage.wired:
@@ -489,6 +496,13 @@ def _refuse(stage: Stage, problems: Sequence[str]) -> None:
     """Raise the problems of a stage as one UserError that names it."""
     if problems:
         raise UserError(f"{stage.label}: {problems[0]}", hint="\n".join(problems[1:]) or None)
+
+
+def _tasks_asked(composed: Composed, nodes: int | None) -> int:
+    """Among how many tasks a launch of this stage by itself would divide its work."""
+    if not composed.command.array or composed.config.step is not None:
+        return 1
+    return int(composed.config.tasks or nodes or 1)
 
 
 def _with_unchanged(plan: Plan, decision: Decision) -> dict[str, str]:

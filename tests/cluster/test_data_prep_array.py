@@ -1,15 +1,20 @@
-"""Data prep as an array on the real Slurm: eight tasks on two nodes, one of them killed, the bytes of one machine."""
+"""Data prep as an array on the real Slurm: eight tasks on two nodes, of which one is tried again and one is resumed,
+and the bytes are those of one machine."""
 
 # ruff: noqa: F811
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from nemotron_kit.runs.folder import RunFolder
+from nemotron_kit.runs.job import JobFolder
 from nemotron_kit.runs.ledger import list_runs
 
 from ..conftest import until
@@ -40,20 +45,33 @@ def prep(world: World, *words: str) -> subprocess.CompletedProcess[str]:
     return done
 
 
+def process_of(job: JobFolder) -> int:
+    """The process that does the job's work; 0 while there is none."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (folder / "cmdline").read_bytes().endswith(f"\0--rank\0{job.path}\0".encode()):
+                return int(folder.name)
+    return 0
+
+
 @pytest.mark.timeout(200)
-def test_eight_tasks_on_two_nodes_one_killed(world: World) -> None:
+def test_eight_tasks_on_two_nodes_two_killed(world: World) -> None:
     sources(world.folder)
     prep(world, f"output_dir={world.folder}/alone", "config_name=alone")
     array = ["--batch", "C", "output_dir=out", "run.env.nodes=8", "run.env.cpus_per_task=4", "config_name=array"]
+    array += ["run.env.retries=1"]
     shown = prep(world, *array, "--dry-run").stdout
     assert "10 jobs of one run" in shown and "task 7" in shown
     submitted = prep(world, *array)
     run = RunFolder(world.home / "runs" / list_runs(stage="data/prep/pretrain", root=world.home / "runs")[0].id)
     assert run.id in submitted.stderr and len(run.jobs()) == 10
-    victim = run.job(5)
+    failing, victim = run.job(2), run.job(5)
+    until(lambda: process_of(failing), 60, lambda: str(failing.state()))
+    os.kill(process_of(failing), signal.SIGKILL)  # as the kernel does where memory is short: its worker tries again
     until(lambda: victim.state().state == "running", 60, lambda: str(victim.state()))
     world.slurm.run("scancel", "--signal=KILL", victim.state().facts["scheduler"]["job"], check=False)
     waited = tool(world, "runs", "wait", run.id)
+    assert [bool(entry.get("retry")) for entry in failing.history()] == [False, False, True, False]
     states = [job.state().state for job in run.jobs()]
     if waited.returncode:  # it was killed before it had ended
         assert states[5] in ("failed", "cancelled") and states[9] == "cancelled" and states[0] == "succeeded", states

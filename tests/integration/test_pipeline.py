@@ -32,6 +32,10 @@ class MakeConfig:
     n: int = 3
     listed: Path | None = None
     stranger: bool = False
+    tasks: int | None = None
+    task: int | None = None
+    step: str | None = None
+    output_dir: str = "out"
 
 
 @dataclass
@@ -78,7 +82,7 @@ def say(cfg: SayConfig) -> None:
 app = App("trio", description="Three stages")
 app.command("say", SayConfig, say, produces=["Trio-said"],
             artifacts={"total": ArtifactInput("Trio-total:latest", mappings={"path": "total"})})
-app.group("data").command("make-it", MakeConfig, make, produces=["Trio-numbers-{config}"])
+app.group("data").command("make-it", MakeConfig, make, produces=["Trio-numbers-{config}"], array=True)
 app.command("sum", SumConfig, total, produces=["Trio-total"],
             artifacts={"numbers": ArtifactInput("Trio-numbers-default:latest", mappings={"path": "numbers"})})
 app.pipeline("pipeline", stages=["say", "data make-it", "sum"])
@@ -143,6 +147,8 @@ def test_stages_run_in_the_order_of_their_artifacts_and_once(world: World) -> No
     assert "whose stages are runs" in world.said()[1]
     assert world.decisions() == [("data/make-it", False), ("sum", False), ("say", False)]
     assert world.run("--dry-run", "--json")[0] == 0
+    _, out, _ = world.run("--dry-run", "data.make-it.tasks=4")
+    assert out.count("note: one job does all of its work: a pipeline submits no array of 4 tasks\n") == 1
     code, out, err = world.run()
     assert (code, out) == (0, "") and "nothing to do" in err
     assert "sum skipped: unchanged since" in err and "Trio-total:v0" in err

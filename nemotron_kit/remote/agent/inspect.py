@@ -19,7 +19,9 @@ from nemotron_kit.remote.agent import slurm_commands as commands
 
 _SECONDS = 30.0
 OLDEST = (3, 11)
-_MODULES = ("omegaconf", "yaml", "pydantic", "torch", "nemotron_kit")
+# What the engines need, by the name that `engine=` has: hf's kernels for Mamba-2 are those of mamba_ssm.
+ENGINES = {"hf": "transformers", "megatron_bridge": "megatron.bridge", "nemo_rl": "nemo_rl"}
+_MODULES = ("omegaconf", "yaml", "pydantic", "torch", "nemotron_kit", "mamba_ssm", *ENGINES.values())
 # Run as a child without -I, so that the user's packages are found as the job finds them. Imports what the worker needs,
 # and finds out whether the other packages are installed.
 PROBE = """
@@ -31,10 +33,11 @@ except ImportError:
 found, broken = {}, {}
 for name in NAMES:
     try:
-        if importlib.util.find_spec(name):
+        parent = name.partition(".")[0]
+        if importlib.util.find_spec(parent) and importlib.util.find_spec(name):
             if name in ("omegaconf", "yaml"):
                 importlib.import_module(name)
-            found[name] = version({"yaml": "PyYAML"}.get(name, name.replace("_", "-")))
+            found[name] = version({"yaml": "PyYAML"}.get(name, name.replace("_", "-").replace(".", "-")))
     except Exception as error:
         if type(error).__name__ == "PackageNotFoundError":
             found[name] = "there"

@@ -40,6 +40,24 @@ def test_a_module_that_is_there_and_can_not_be_imported_is_said(
     assert old.state == "wrong" and old.detail.endswith("3.11 or newer is needed")
 
 
+def test_the_engines_of_a_python_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One is a package inside a namespace, which may be there without it."""
+    from nemotron_kit.executors.checks import engines
+
+    program = tmp_path / "python"
+    program.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path} exec {sys.executable} "$@"\n')
+    program.chmod(0o755)
+    (tmp_path / "megatron" / "core").mkdir(parents=True)
+    (tmp_path / "nemo_rl").mkdir()
+    (tmp_path / "nemo_rl" / "__init__.py").touch()
+    facts, _ = inspect.python_facts(b"", str(program))
+    assert not facts["broken"]
+    found = engines(facts)
+    assert found.state == "ok" and "no megatron_bridge (megatron.bridge), nemo_rl there" in found.detail
+    assert found.detail.startswith("hf 5.")
+    assert engines({"modules": {}, "broken": {}}).state == "warning"
+
+
 @pytest.mark.parametrize(
     ("image", "parts"),
     [
