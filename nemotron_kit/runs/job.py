@@ -6,7 +6,8 @@
     ├── resolved.yaml           the config as the job read it, with artifacts looked up
     ├── artifacts.json          its inputs and outputs
     ├── state/000001-….json     a file for each change of state, in order: `state`, `at` (ISO 8601), `process` if it is
-    │                           one of that machine, and facts of the back end; the last one counts
+    │                           one of that machine, `versions` of Python and packages when it began to run, and facts
+    │                           of the back end; the last one counts
     ├── exit.json               once it has ended: `code`, `state`, `error` (null or text), `finished_at`, `host`; for a
     │                           sweep's job `value`, and facts such as `signal` or `slurm`. It takes precedence
     ├── cancel.json             `at` and `host` of the request to cancel it

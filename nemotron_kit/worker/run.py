@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import signal
 import sys
 import traceback
@@ -57,7 +58,7 @@ def run_job(
                     from nemotron_kit.launch.dependencies import wait_for
 
                     wait_for(job, spec.after)
-                job.transition("running", pgid=os.getpgid(0))
+                job.transition("running", pgid=os.getpgid(0), versions=_versions())
                 with environment(spec.environment, spec.expand):
                     outcome = _run(job, spec, handler, config_cls, shown=shown)
         except Cancelled as error:
@@ -72,6 +73,24 @@ def run_job(
             what = os.fsdecode(error.filename) if error.filename is not None else str(job.path)
             outcome = Outcome(1, "failed", f"{what}: {error.strerror}")
         return _put_on_record(job, outcome)
+
+
+# The packages whose versions a result may depend on; the recipe's own code is in the plan.
+_PACKAGES = (
+    "accelerate", "datasets", "hydra-core", "megatron-bridge", "megatron-core", "nemo-rl", "nemo-run", "nemotron-kit",
+    "numpy", "omegaconf", "pyarrow", "tokenizers", "torch", "transformers", "triton", "wandb",
+)  # fmt: skip
+
+
+def _versions() -> dict[str, str]:
+    """Python's version where the job runs, and those of the packages that are installed there."""
+    from importlib import metadata
+
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def _put_on_record(job: JobFolder, outcome: Outcome) -> Outcome:

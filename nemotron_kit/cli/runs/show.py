@@ -361,6 +361,8 @@ def _job_facts(job: JobFolder, view: RunView) -> Iterator[Fact]:
     if found := written_by(job):
         more = f" and {found['more']} more" if found["more"] else ""
         yield "wrote", f"{', '.join(found['files'][:_FILES])}{more} in {found['folder']}"
+    if versions := _versions(job):
+        yield "versions", ", ".join(f"{name} {version}" for name, version in versions.items())
     for entry in job.history():
         yield "history", _moment(entry)
     if state.finished is not None:
@@ -486,6 +488,7 @@ def facts(run: RunFolder, job: JobFolder) -> Facts:
         "code": {**{key: code.get(key) for key in ("kit", "commit", "dirty")}, "digest": _digest(run)},
         "environment": {
             "python": code.get("python"),
+            **_versions(job),
             **dict(flat(plan.captured)),
             **variables,
             "secrets": list(plan.secrets),
@@ -498,6 +501,13 @@ def facts(run: RunFolder, job: JobFolder) -> Facts:
     return {
         name: {key: _without_folders(value, placeholders) for key, value in of.items()} for name, of in sections.items()
     }
+
+
+def _versions(job: JobFolder) -> dict[str, Any]:
+    """Python's and the packages' versions where the last attempt ran; {} for a job that has not run, or an older
+    version's record."""
+    found = next((entry["versions"] for entry in reversed(job.history()) if "versions" in entry), None)
+    return dict(found) if isinstance(found, Mapping) else {}
 
 
 def flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:

@@ -45,6 +45,17 @@ def test_two_of_the_same_are_the_same_wherever_they_lie(capsys: pytest.CaptureFi
     }  # fmt: skip
 
 
+def test_other_versions_of_packages_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    a, b, old = (make("train: {lr: 0.1}\n") for _ in range(3))
+    for run, torch in ((a, "2.10"), (b, "2.13")):
+        run.job().transition("running", versions={"python": "3.11.7", "torch": torch})
+        run.job().transition("pending")  # an attempt that has not begun
+    old.job().transition("running")
+    code, out = diff(capsys, a.id, b.id, "--json")
+    assert (code, json.loads(out)["differences"]) == (1, {"environment": {"torch": {"a": "2.10", "b": "2.13"}}})
+    assert json.loads(diff(capsys, a.id, old.id, "--json")[1])["differences"]["environment"]["torch"] == {"a": "2.10"}
+
+
 def test_what_is_not_the_same_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     a = make(
         "train: {lr: 0.1, warm: 5}\nsizes: [1]\n", settings={"nodes": 1}, code={"commit": "a" * 40, "dirty": False}
