@@ -238,7 +238,8 @@ _ROOM = 16
 def fit(titles: Sequence[str], rows: Sequence[Sequence[str]], columns: int) -> tuple[dict[int, int], list[str]]:
     """Number → width of each column to print in so many columns of a terminal, and the titles of those to leave out.
 
-    Columns of long cells are narrowed first, but the first column, and those of short words, are not.
+    Columns of long cells are narrowed first, those of several words before those of one, such as a run's id; the first
+    column, and those of short words, are not.
     """
     from rich.cells import cell_len
 
@@ -253,15 +254,21 @@ def fit(titles: Sequence[str], rows: Sequence[Sequence[str]], columns: int) -> t
         del least[number]
         left_out.append(titles[number])
     widths = {n: natural[n] for n in least}
+    longest = {n: max((cell_len(word) for row in rows for word in row[n].split()), default=0) for n in widths}
+    # A path that fills most of the line is broken all the same.
+    floors = {n: max(least[n], longest[n]) if longest[n] <= columns * 2 // 3 else least[n] for n in widths}
     while (excess := sum(widths.values()) + len(widths) - 1 - columns) > 0:
-        shrinkable = [n for n in widths if widths[n] > least[n]]
+        shrinkable = [n for n in widths if widths[n] > floors[n]]
+        if not shrinkable and floors != least:  # only by breaking words
+            floors = least
+            continue
         if not shrinkable:  # one or two columns in a very narrow terminal
             widest = max(widths, key=lambda n: widths[n])
             widths[widest] = max(1, widths[widest] - excess)
             break
         widest = max(shrinkable, key=lambda n: widths[n])
         second = max((widths[n] for n in shrinkable if n != widest), default=0)
-        widths[widest] = max(least[widest], min(widths[widest] - 1, second), widths[widest] - excess)
+        widths[widest] = max(floors[widest], min(widths[widest] - 1, second), widths[widest] - excess)
     return widths, left_out
 
 
