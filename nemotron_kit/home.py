@@ -22,6 +22,11 @@ def nemotron_home() -> Path:
     if named.startswith("~/") or named == "~":
         check_home()
     home = Path(named).expanduser().absolute()
+    if os.path.exists(home) and not os.path.isdir(home):  # noqa: PTH110, PTH112 — asked often
+        raise UserError(
+            f"{home}, the folder for runs and artifacts, is not a folder.",
+            hint="Name another one: export NEMOTRON_HOME=…",
+        )
     check_text(home, "The folder for runs and artifacts", "Name another one: export NEMOTRON_HOME=/path/to/nemotron")
     return home
 

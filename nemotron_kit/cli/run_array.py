@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from nemotron_kit.sweep.sweep_job import SweepJob
 
 _PLAN, _SHARDS, _FINISH = "plan", "shards", "finish"
+_MOST_TASKS = 100_000
 _PROGRESS_SECONDS = 30.0  # between two lines about the progress
 # Fields of a plan that are specific to one job.
 _PER_JOB_FIELDS = frozenset(("files", "config", "launch_command", "job_folder", "problems", "notes"))
@@ -57,6 +58,11 @@ def count_tasks(plan: Plan, composed: Composed) -> int | None:
     count = tasks if tasks is not None else (plan.settings.nodes or 1)
     if count < 1:
         raise UserError(f"tasks={count}: must be at least 1.")
+    if count > _MOST_TASKS:
+        raise UserError(
+            f"tasks={count}: {_MOST_TASKS} are the most, since each is a job with a folder of its own.",
+            hint="A task makes as many shards as it is given: fewer tasks do the same work.",
+        )
     return count if count > 1 else None
 
 

@@ -231,7 +231,7 @@ def _with_groups(
         naming = [name for name in configs if group in registered.named_groups.get(name, ())]
         if match is None or group not in groups or len(naming) == len(configs):
             result.append(override)  # a value, or the choice of a group that Hydra knows from the defaults list
-        elif not _chooses(group, match["value"], groups, command):
+        elif not (options := _chosen(group, match["value"], groups, command)):
             result.append(override)
         elif naming:
             raise UserError(
@@ -243,7 +243,9 @@ def _with_groups(
             spot = (group, match["package"])
             if spot in chosen:
                 result.remove(chosen[spot])
-            chosen[spot] = override if match["added"] else f"+{override}"
+            # A file may be called 1e3, which Hydra's grammar reads as a number.
+            value = hydra_text(options[0]) if len(options) == 1 else match["value"]
+            chosen[spot] = f"{match['added'] or '+'}{group}{match['package'] or ''}={value}"
             result.append(chosen[spot])
     return result
 
@@ -253,29 +255,30 @@ def refuse_group_choices(command: Command, overrides: Sequence[str]) -> None:
     groups = group_choices(command, ())
     for override in overrides:
         match = _GROUP.fullmatch(override)
-        if match is not None and match["group"] in groups and _chooses(match["group"], match["value"], groups, command):
+        if match is not None and match["group"] in groups and _chosen(match["group"], match["value"], groups, command):
             raise UserError(
                 f"{override} chooses a config file, and a rerun has the recorded config.",
                 hint=f"Set its values ({match['group'].replace('/', '.')}.KEY=…), or launch {command.full_name} anew.",
             )
 
 
-def _chooses(group: str, value: str, groups: Mapping[str, Collection[str]], command: Command) -> bool:
-    """Whether a value chooses options of a group, and is not the value of a field of that name. Raises UserError for an
-    option that isn't there, where the field is a block."""
+def _chosen(group: str, value: str, groups: Mapping[str, Collection[str]], command: Command) -> list[str]:
+    """The options of a group that a value chooses; [] if it is the value of a field of that name. Raises UserError for
+    an option that isn't there, where the field is a block."""
     if value.lstrip()[:1] in ("{", "[", "$") or value.strip() in ("null", "???", "''", '""'):
-        return False
+        return []
     annotation = type_at(command.load_config_cls(), group.split("/"))
     members = [each for each in get_args(annotation) or (annotation,) if each is not type(None)]
     if not any(is_dataclass(each) or (get_origin(each) or each) in _BLOCKS for each in members):
-        return False
+        return []
     options = groups[group]
-    unknown = next((each for each in expand_choice(group, value, options) if each not in options), None)
+    found = expand_choice(group, value, options)
+    unknown = next((each for each in found if each not in options), None)
     if unknown is not None:
         raise UserError(
             f"{group}={value}: {group} has no option {unknown!r}.", hint=sentence(nearest(unknown, options))
         )
-    return True
+    return found
 
 
 @dataclass

@@ -351,7 +351,12 @@ def group_choices(command: Command, commands: Iterable[Command]) -> dict[str, li
     for folder in sorted(root.iterdir()):
         name = folder.name
         # A group's name is a key in Hydra's grammar.
-        if folder.is_dir() and name.isidentifier() and name not in (*TAKEN, "hydra") and folder.resolve() not in others:
+        if (
+            folder.is_dir()
+            and name.isidentifier()
+            and name not in (*TAKEN, "hydra", "run")
+            and folder.resolve() not in others
+        ):
             for group, option, _ in group_files(name, folder):
                 parts = [*group.split("/"), option]
                 for depth in range(1, len(parts)):

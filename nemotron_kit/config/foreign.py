@@ -72,9 +72,11 @@ def is_trusted(path: Path, command: Command) -> bool:
     """Whether a config file belongs to the recipe or to this user."""
     real = path.resolve()
     folder = command.config_folder
-    # The user who installed the recipe owns its code as well.
-    if folder is not None and real.is_relative_to(folder.resolve()) and not real.stat().st_mode & stat.S_IWOTH:
-        return True
+    # The user who installed the recipe owns its code as well; but whoever may write the folder may add a file.
+    if folder is not None and real.is_relative_to(root := folder.resolve()):
+        inner = [real, *(root / part for part in real.relative_to(root).parents)]
+        if not any(each.stat().st_mode & stat.S_IWOTH for each in inner):
+            return True
     roots = [*([folder.parent] if folder is not None else []), nemotron_home() / "runs", _project()]
     inside = any(root is not None and real.is_relative_to(root.resolve()) for root in roots)
     return inside and untrusted_reason(path) is None

@@ -111,6 +111,13 @@ def translate(error: Exception, command: Command, files: dict[str, Path], typed:
             f"Ambiguous value for argument '{several[1]}': a bare comma means several values, for several jobs.",
             hint=f"Add -m to sweep over them. A list is {key}=[1,2]; a text, {_quoted(key, 'a,b')}.",
         )
+    if twice := re.match(
+        r"(?:Multiple values for )?(\S+)(?:\. To override| appears more than once in the final)", text
+    ):
+        return UserError(
+            f"{twice[1]}: chosen twice, one of them in a defaults list.",
+            hint=f"To choose another there: {twice[1]}=…, without a +.",
+        )
     if swept := re.match(r"(?s)Sweeping over Hydra's configuration is not supported : '(.*)'", text):
         key, _, value = swept[1].partition("=")
         return UserError(

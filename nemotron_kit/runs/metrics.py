@@ -421,11 +421,16 @@ def _whole_lines(lines: Sequence[bytes]) -> Iterator[Any]:
             yield _loaded(line)
 
 
-_LONG_NUMBER = re.compile(rb"\d{300}")
+# A number of hundreds of digits, or a surrogate: half a character, unless the other half follows.
+_UNUSUAL = re.compile(rb"\d{300}|\\u[dD][89a-fA-F]")
 
 
 def _loaded(text: bytes) -> Any:
-    """The JSON in `text`; null for whole numbers that no float can hold."""
-    if _LONG_NUMBER.search(text) is None:
+    """The JSON in `text`; null for whole numbers that no float can hold, and names that can be written as UTF-8."""
+    if _UNUSUAL.search(text) is None:
         return json.loads(text)
-    return json.loads(text, parse_int=lambda digits: int(digits) if len(digits) < 300 else None)
+    return json.loads(
+        text,
+        parse_int=lambda digits: int(digits) if len(digits) < 300 else None,
+        object_pairs_hook=lambda pairs: {name.encode(errors="backslashreplace").decode(): it for name, it in pairs},
+    )

@@ -33,7 +33,7 @@ from nemotron_kit.spec.plan import is_local
 from nemotron_kit.spec.profiles import effective_profile
 from nemotron_kit.sweep.compose_jobs import install
 from nemotron_kit.sweep.hydra_app import ProgramPlanner, drop_copied
-from nemotron_kit.sweep.objective import learns, objective_facts, value_for
+from nemotron_kit.sweep.objective import learns, objective_facts, refuse_nan, value_for
 from nemotron_kit.sweep.recipe_task import RecipePlanner, RecipeTask
 from nemotron_kit.sweep.scheduler_client import LocalSchedulerClient
 from nemotron_kit.sweep.sweep_job import Composed, Settings, SweepJob, overrides_of, starter_kind
@@ -207,6 +207,7 @@ def _value(job: JobFolder, task_result: TaskResult | None, objective: str | None
         log.warning("#%d %s: the sweep gets None.", job.number, task_result.left_out)
     if is_recipe or objective is not None:
         return value_for(hydra, job, objective, task_result.result)
+    refuse_nan(hydra, job, task_result.result)
     return task_result.result
 
 

@@ -149,8 +149,7 @@ def value_for(hydra: Any, job: JobFolder, objective: str | None, returned: Any) 
             what = "nothing" if returned is None else f"no number but a value of type {type(returned).__name__}"
             text = f"Job {job.number} returned {what}; {_sweeper(hydra)} needs a number from each trial."
             raise NemotronError(text, hint=_HINT)
-        if asked and _is_nan(returned):
-            raise NemotronError(f"Job {job.number} returned NaN; {_sweeper(hydra)} needs a number from each trial.")
+        refuse_nan(hydra, job, returned)
         return returned
     names, found = objective.split(","), measured(job.path)
     missing = [name for name in names if name not in found]
@@ -160,13 +159,19 @@ def value_for(hydra: Any, job: JobFolder, objective: str | None, returned: Any) 
             hint=f"It logged {', '.join(found)}." if found else "It logged none.",
         )
     values = [found[name].last for name in names if name in found]
-    if asked and not missing and _is_nan(values):  # Optuna stops the whole study at one
+    if asked and not missing and _is_nan(values):
         bad = next(name for name in names if _is_nan(found[name].last))
         raise NemotronError(
             f"Job {job.number}'s last {bad} is NaN; {_sweeper(hydra)} needs a number from each trial.",
             hint="Its setting max_failure_rate is the share of trials that may fail.",
         )
     return returned if missing else values if len(values) > 1 else values[0]
+
+
+def refuse_nan(hydra: Any, job: JobFolder, returned: Any) -> None:
+    """Raise NemotronError if a job returned NaN to a sweeper that optimizes: Optuna's stops the whole study at one."""
+    if learns(hydra) and _is_number(returned) and _is_nan(returned):
+        raise NemotronError(f"Job {job.number} returned NaN; {_sweeper(hydra)} needs a number from each trial.")
 
 
 def _is_nan(value: Any) -> bool:

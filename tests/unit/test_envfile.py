@@ -166,6 +166,10 @@ def test_a_home_that_is_no_folder_is_an_error(home: str, tmp_path: Path, monkeyp
     assert quick.find() is None
     monkeypatch.setenv("NEMOTRON_HOME", "/somewhere")
     assert str(nemotron_home()) == quick.home() == "/somewhere"
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("NEMOTRON_HOME", str(tmp_path / "file"))
+    with pytest.raises(UserError, match=r"file, the folder for runs and artifacts, is not a folder"):
+        nemotron_home()
 
 
 def test_a_folder_whose_name_is_no_text_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,6 +132,7 @@ def test_what_is_wrong_with_a_group(words: list[str], said: str, tree: Tree) -> 
         (["optimizer=sgd"], ("sgd", 1e-3, []), 0),
         (["+optimizer=sgd"], ("sgd", 1e-3, []), 0),
         (["optimizer=fast", "+optimizer=fast", "optimizer=sgd"], ("sgd", 1e-3, []), 0),  # the last wins
+        (["optimizer=2e3"], ("number", 1e-3, []), 0),
         (["optimizer=fast", "optimizer.betas=[1]"], ("adam", 7.0, [1.0]), 0),
         (["optimizer=tuned/best"], ("best", 1e-3, []), 0),
         (["optimizer=all"], ("none", 1e-3, []), 9),
@@ -148,6 +149,7 @@ def test_a_group_in_the_config_folder_needs_no_defaults_entry(
     (tmp_path / "config" / "experiment" / "one.yaml").write_text(
         "# @package _global_\noptimizer: {name: sgd, lr: 0.5}\nlimit: 3\n"
     )
+    (tmp_path / "config" / "optimizer" / "2e3.yaml").write_text("name: number\n")
     values = composed(tree, *words)
     assert (tuple(values["optimizer"].values()), values["limit"]) == (optimizer, limit)
 
@@ -165,6 +167,12 @@ def test_what_no_group_holds_is_named(tree: Tree, tmp_path: Path) -> None:
     assert "+" not in str(wrong.value)
     with pytest.raises(UserError, match=r"optimizer=sdg: optimizer has no option 'sdg'\.\nDid you mean sgd"):
         composed(tree, "optimizer=sdg")
+    with pytest.raises(UserError, match=r"optimizer: chosen twice.*\n.* optimizer=…, without a \+"):
+        composed(tree, "config=other/base.yaml", "+optimizer=sgd")
+    (tmp_path / "config" / "run").mkdir()
+    (tmp_path / "config" / "run" / "one.yaml").write_text("a: 1\n")
+    with pytest.raises(UserError, match=r"^run: expected another type"):  # the launcher's section is no group
+        composed(tree, "run=one")
     (tmp_path / "config" / "limit").mkdir()
     (tmp_path / "config" / "limit" / "low.yaml").write_text("a: 1\n")
     assert composed(tree, "limit=4")["limit"] == 4  # a number's field is no block

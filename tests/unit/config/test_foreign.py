@@ -158,6 +158,13 @@ def test_whose_a_file_is(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @ROOT
 def test_another_users_file_in_the_project_is_from_elsewhere(world: World) -> None:
+    theirs = world.recipe / "config/model/theirs.yaml"
+    theirs.parent.mkdir()
+    theirs.touch()
+    os.chown(theirs, 12345, -1)
+    assert is_trusted(theirs, world.command)  # as all that the recipe's installer put there
+    theirs.parent.chmod(0o777)
+    assert not is_trusted(theirs, world.command)
     mine = world.project / "mine.yaml"
     mine.touch()
     os.chown(mine, 12345, -1)

@@ -127,6 +127,11 @@ def test_a_number_that_no_float_holds_is_left_out(tmp_path: Path) -> None:
     assert metrics.series(tmp_path) == {"loss": ([1], [2.5]), "lr": ([3], [1])}
 
 
+def test_a_name_with_half_a_character_is_a_text_that_can_be_written(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "\\ud800": 1.0, "\\ud83d\\ude00": 2.0}\n')
+    assert list(measured(tmp_path)) == list(metrics.series(tmp_path)) == ["\\ud800", "\U0001f600"]
+
+
 def test_a_line_that_a_kill_cut_short_spoils_no_other(job: Path) -> None:
     (job / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
     log_metrics({"loss": 1.0}, step=3)

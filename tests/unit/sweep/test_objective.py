@@ -17,7 +17,7 @@ from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.home import new_run_id
 from nemotron_kit.runs.folder import create_run
 from nemotron_kit.runs.job import JobFolder
-from nemotron_kit.sweep.objective import check_objective, objective_facts, objective_problem, value_for
+from nemotron_kit.sweep.objective import check_objective, objective_facts, objective_problem, refuse_nan, value_for
 
 pytestmark = pytest.mark.usefixtures("home")
 
@@ -132,6 +132,9 @@ def test_the_value_is_the_last_of_the_objective_else_what_was_returned(job: JobF
         with pytest.raises(NemotronError, match=r"Job 0.* NaN; .*needs a number from each trial"):
             value_for(hydra(), job, metric, returned)
     assert math.isnan(value_for(hydra("basic"), job, "other", None))
+    refuse_nan(hydra(), job, "text")  # a plain program's value is its own, but for NaN
+    with pytest.raises(NemotronError, match="Job 0 returned NaN"):
+        refuse_nan(hydra(), job, [0.0, math.nan])
     for nothing in (None, "text", object(), []):
         with pytest.raises(NemotronError, match=r"Job 0 returned no.*needs a number from each trial"):
             value_for(hydra(), job, None, nothing)
