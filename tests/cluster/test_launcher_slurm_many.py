@@ -71,7 +71,7 @@ def test_what_does_not_fit_waits_for_resume(world: World) -> None:
     assert 0 < given < JOBS
     assert f"{JOBS - given} jobs are still to be submitted: nemotron runs resume {world.run().name}" in said
     shown = nemotron(world, "runs", "show", "latest")
-    assert f"{JOBS - given} for room: nemotron runs resume" in shown
+    assert f"{JOBS - given} to be submitted: nemotron runs resume" in shown
     assert "unknown" not in shown
     nemotron(world, "runs", "attach", "latest")  # to the end of those that were submitted
     assert f"{JOBS - given} jobs submitted" in resume(world)
