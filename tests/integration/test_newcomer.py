@@ -78,7 +78,7 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Shell:
         ("nemotron mine go tags.a=x", "tags.a: expected int, got 'x'"),
         ("nemotron mine go 'optim.betas=[1,x]'", "optim.betas[1]: expected float, got 'x'"),
         ("nemotron mine go hydra.run.dir=x", "hydra.run.dir=x: has no effect on a single job."),
-        ("nemotron mine go hydra.job.chdir=true", "${oc.env:NEMO_RUN_DIR} is the job's own folder."),
+        ("nemotron mine go hydra.job.chdir=true", "${oc.env:NEMO_RUN_DIR} is the job's folder."),
         ("nemotron mine go +hydra.job.env_set.A=1", "env_vars in env.toml"),
         ("nemotron mine go recipe=nano3", "The command 'mine go' sets recipe= and stage= already."),
         ("nemotron mine go --cfg job --package optm", "package 'optm' not found in config"),
