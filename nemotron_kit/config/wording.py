@@ -126,6 +126,8 @@ def translate(error: Exception, command: Command, files: dict[str, Path], typed:
         )
     if text.startswith("Error merging override") and origin is not error:
         text = f"{given}: {str(origin).splitlines()[0]}"
+    if "BasicSweeper does not support sweep type" in text:
+        text += "\nA sweeper that takes it: hydra/sweeper=optuna (pip install hydra-optuna-sweeper)"
     lines = [line for line in text.splitlines() if line.strip()] or [f"{type(error).__name__} while composing"]
     return UserError(lines[0] + ("" if lines[0].endswith(".") else "."), hint="\n".join(lines[1:]) or None)
 

@@ -46,10 +46,14 @@ def plot(argv: list[str]) -> int:
     if metric not in names:
         raise UserError(f"--metric {metric}: no job logged it.", hint=near(metric, names))
     curves = {name: _curve(name, each, metric, options.x) for name, each in found.items() if metric in each}
-    write_lines(_drawn(curves, metric, options.x, options.height))
-    missing = [name for name in found if name not in curves]
+    drawn = {name: curve for name, curve in curves.items() if curve[0]}
+    if not drawn:
+        what = "NaN or infinite only" if options.x == "step" else f"never logged together with {options.x}, or NaN"
+        raise UserError(f"There is no curve of {metric}: it is {what}.", hint=f"There is also: {', '.join(names)}.")
+    write_lines(_drawn(drawn, metric, options.x, options.height))
+    missing = [name for name in found if name not in drawn]
     if missing:
-        write_lines([f"without {metric}: {', '.join(map(clean, missing))}"])
+        write_lines([f"without {metric}, or with NaN only: {', '.join(map(clean, missing))}"])
     return 0
 
 
@@ -110,6 +114,15 @@ def _drawn(curves: dict[str, tuple[list[float], list[float]]], metric: str, axis
     drawing.theme("pro" if colour else "clear")
     for name, (x, y) in curves.items():
         drawing.plot(x, y, label=clean(name), marker="braille" if _has_braille() else "*")
+    for ticks, axis_values in (
+        (drawing.xticks, [each for x, _ in curves.values() for each in x]),
+        (drawing.yticks, [each for _, y in curves.values() for each in y]),
+    ):
+        low, high = min(axis_values), max(axis_values)
+        # plotext spells such numbers in full, and 1e100 leaves no room for the curve.
+        if not 1e-3 <= max(-low, high) < 1e7 and low < high:
+            places = [low + (high - low) * part / 4 for part in range(5)]
+            ticks(places, [f"{place:.3g}" for place in places])
     drawing.title(clean(metric))
     drawing.xlabel(_UNITS[axis])
     return [line.rstrip() for line in str(drawing.build()).splitlines()]

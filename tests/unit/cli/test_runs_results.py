@@ -276,7 +276,7 @@ def test_curves_are_drawn_over_steps_seconds_or_tokens(capsys) -> None:
     run = sweep({"metrics": rows, "end": {"code": 0}}, {"metrics": [{"lr": 2.0}, {"lr": "NaN"}], "end": {"code": 0}})
     shown = said(capsys, "plot", run.id, "--height", "12")
     assert "loss" in shown and f"{run.id[-6:]}/0" in shown and "step" in shown
-    assert f"without loss: {run.id[-6:]}/1" in shown and "4.0" in shown and "1.0" in shown
+    assert f"without loss, or with NaN only: {run.id[-6:]}/1" in shown and "4.0" in shown and "1.0" in shown
     over = said(capsys, "plot", f"{run.id}/0", "--x", "time")
     assert "300" in over and "seconds" in over
     for words, wrong in (
@@ -287,6 +287,12 @@ def test_curves_are_drawn_over_steps_seconds_or_tokens(capsys) -> None:
             said(capsys, "plot", run.id, *words)
     with pytest.raises(UserError, match="no metric was logged"):
         said(capsys, "plot", sweep({}).id)
+    huge = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1e300}, {"step": 3, "loss": "NaN"}]
+    wide = sweep({"metrics": huge}, {"metrics": huge[2:]})
+    shown = said(capsys, "plot", wide.id, "--height", "12")
+    assert "1e+300┤" in shown and "2┤" in shown and f"NaN only: {wide.id[-6:]}/1" in shown
+    with pytest.raises(UserError, match="There is no curve of loss: it is NaN or infinite only"):
+        said(capsys, "plot", f"{wide.id}/1")
     assert "loss 1 at step 3  █▆▃▁" in said(capsys, "show", f"{run.id}/0")
 
 
