@@ -49,7 +49,9 @@ def plot(argv: list[str]) -> int:
     drawn = {name: curve for name, curve in curves.items() if curve[0]}
     if not drawn:
         what = "NaN or infinite only" if options.x == "step" else f"never logged together with {options.x}, or NaN"
-        raise UserError(f"There is no curve of {metric}: it is {what}.", hint=f"There is also: {', '.join(names)}.")
+        others = ", ".join(clean(name) for name in names if name != metric)
+        hint = f"Logged was also: {others}." if others else None
+        raise UserError(f"There is no curve of {metric}: it is {what}.", hint=hint)
     write_lines(_drawn(drawn, metric, options.x, options.height))
     missing = [name for name in found if name not in drawn]
     if missing:
