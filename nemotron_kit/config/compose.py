@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 from nemotron_kit.app import Command
 from nemotron_kit.config.config_files import TAKEN, config_files, find_config_file, group_choices, group_folder
-from nemotron_kit.config.convert import MAPPINGS, type_at
+from nemotron_kit.config.convert import MAPPINGS, input_fields, type_at
 from nemotron_kit.config.limits import faster_omegaconf
 from nemotron_kit.config.registration import (
     RegisteredCommand,
@@ -140,6 +140,7 @@ def prepare(tree: Tree, overrides: Sequence[str], env: EnvFile, *, sweep: bool =
     names = [_config_option(command, str(stage), part, registered, siblings) for part in several]
     rewritten = [f"config={','.join(map(hydra_text, names))}" if o.startswith("config=") else o for o in overrides]
     rewritten = _with_groups(command, siblings, rewritten, names or ["default"], registered)
+    _refuse_deleted_fields(command, rewritten, registered)
     return PreparedCommand(command, list(overrides), rewritten, registered, ",".join(names) or "default")
 
 
@@ -248,6 +249,24 @@ def _with_groups(
             chosen[spot] = f"{match['added'] or '+'}{group}{match['package'] or ''}={value}"
             result.append(chosen[spot])
     return result
+
+
+def _refuse_deleted_fields(command: Command, overrides: Sequence[str], registered: RegisteredCommand) -> None:
+    """Raise UserError for `~FIELD`: the config would lack the field, and the job would get its default all the same."""
+    cls = command.load_config_cls()
+    groups = {group for named in registered.named_groups.values() for group in named}
+    for override in overrides:
+        key = override[1:].partition("=")[0].partition("@")[0]
+        if not override.startswith("~") or key in groups:
+            continue
+        *above, name = key.split(".")
+        annotation = type_at(cls, above)
+        for each in get_args(annotation) or (annotation,):
+            if is_dataclass(each) and name in input_fields(each):
+                raise UserError(
+                    f"{override}: {key} is a field of {command.full_name}, which can't be taken out of its config.",
+                    hint=f"Leave it out for the default, or set it: {key}=…",
+                )
 
 
 def refuse_group_choices(command: Command, overrides: Sequence[str]) -> None:

@@ -251,6 +251,11 @@ def shell(argv: list[str]) -> int:
     if options is None:
         return 0
     run, chosen = chosen_jobs(options.id, options.job)
+    if chosen is not None and len(chosen) > 1:
+        raise UserError(
+            f"{options.id} are {len(chosen)} jobs; a shell is opened in one.",
+            hint=f"Name it: {run.id}/{chosen[0].number}",
+        )
     job = chosen[0] if chosen else run.job()
     return _exec(_line(run, job, command, options.node))
 

@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 
+from nemotron_kit.cli.tools import run as run_tool
 from nemotron_kit.errors import UserError
 from nemotron_kit.executors.slurm.client import srun_line
+from nemotron_kit.home import new_run_id
+from nemotron_kit.runs.folder import create_run
 from nemotron_kit.runs.job import JobFolder, JobState
 from nemotron_kit.spec.plan import Plan
 
@@ -60,3 +63,9 @@ def test_a_container_is_entered_by_the_step_that_runs_the_worker(job: JobFolder)
 def test_a_container_with_a_name_of_its_own(job: JobFolder) -> None:
     extra = {"srun_args": ["--mpi=none", "--container-name=mine:no_exec"]}
     assert "--container-name=mine:exec" in line(job, container_image="/x.sqsh", extra=extra)
+
+
+def test_a_shell_is_opened_in_one_job(home: Path) -> None:
+    run = create_run(new_run_id("mine", "go"), {"executor": "local"}, [{"config.yaml": "{}\n"}] * 3)
+    with pytest.raises(UserError, match=rf"{run.id}/1-2 are 2 jobs; a shell is opened in one\.\nName it: {run.id}/1"):
+        run_tool("runs", ["shell", f"{run.id}/1-2"])

@@ -178,6 +178,13 @@ def test_what_no_group_holds_is_named(tree: Tree, tmp_path: Path) -> None:
     assert composed(tree, "limit=4")["limit"] == 4  # a number's field is no block
 
 
+def test_a_field_can_not_be_deleted(tree: Tree) -> None:
+    for override in ("~optimizer", "~optimizer.lr", "~limit=0"):
+        with pytest.raises(UserError, match=rf"{override}: [a-z.]+ is a field of demo train"):
+            composed(tree, override)
+    assert composed(tree, "config=named", "~optimizer")["optimizer"]["name"] == "none"  # the choice of a group
+
+
 def test_a_folder_of_another_commands_configs_is_no_group(tree: Tree, tmp_path: Path) -> None:
     tree.apps["demo"].command("other", Config, print, config_dir=tmp_path / "config" / "optimizer")
     with pytest.raises(UserError, match="optimizer"):
