@@ -81,7 +81,7 @@ def test_one_that_waits_is_cancelled_fails_or_is_taken_up_again(world: World) ->
     os.kill(lost.state().facts["process"]["pid"], signal.SIGKILL)
     until(lambda: lost.state().state == "failed" or None, 10)
     assert "It goes on by itself" in tool(world, "runs", "resume", failed.run_id).stderr
-    assert "waits again" in tool(world, "runs", "resume", lost.run_id).stdout
+    assert "waiting again, to be submitted" in tool(world, "runs", "resume", lost.run_id).stdout
     tool(world, "runs", "cancel", first.run_id)
     assert world.wait(failed) == "failed" and world.wait(lost) == "failed"
     for job in (failed, lost):
