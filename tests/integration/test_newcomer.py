@@ -235,11 +235,15 @@ def test_a_misspelt_table_stops_a_launch(shell: Shell, tmp_path: Path) -> None:
     assert "env.toml:4: [wandb] projct: no such key.\nDid you mean project?" in told
 
 
+@pytest.mark.parametrize("command", ["mine go", "runs"])
+def test_a_home_that_is_a_file(command: str, shell: Shell) -> None:
+    told = shell.type(f"NEMOTRON_HOME=env.toml nemotron {command}", code=2).stderr
+    assert "env.toml, the folder for runs and artifacts, is not a folder.\nName another one: export NEMOTRON_HOME=" in told
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("NEMOTRON_HOME=env.toml nemotron mine go", "env.toml/runs: Not a directory."),
-        ("NEMOTRON_HOME=env.toml nemotron runs", "env.toml/runs: Not a directory."),
         ("ln -sfn /nowhere/at/all gone; NEMOTRON_HOME=gone nemotron mine go", "gone: File exists."),
         ("ulimit -f 0; nemotron mine go", "plan.json: File too large."),
         (
