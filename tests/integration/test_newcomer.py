@@ -238,7 +238,9 @@ def test_a_misspelt_table_stops_a_launch(shell: Shell, tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", ["mine go", "runs"])
 def test_a_home_that_is_a_file(command: str, shell: Shell) -> None:
     told = shell.type(f"NEMOTRON_HOME=env.toml nemotron {command}", code=2).stderr
-    assert "env.toml, the folder for runs and artifacts, is not a folder.\nName another one: export NEMOTRON_HOME=" in told
+    assert (
+        "env.toml, the folder for runs and artifacts, is not a folder.\nName another one: export NEMOTRON_HOME=" in told
+    )
 
 
 @pytest.mark.parametrize(
