@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from types import MethodType
@@ -169,10 +170,21 @@ def require_layout(model: Any, layout: Layout) -> None:
             )
 
 
+# Parameters below which more threads only cost time: operations are shorter than handing them over. One thread also
+# adds in one order, whatever the number of CPUs and of ranks (torchrun gives each one thread).
+_SMALL = 10_000_000
+
+
 def prepare(model: Any, *, activation_checkpointing: bool = False, compile_blocks: bool = False) -> None:
     """Prepare a model in its layout for training, in place. With `activation_checkpointing` (Chen et al., arXiv
     1604.06174) a block keeps its input alone and recomputes its activations in the backward pass; `compile_blocks`:
-    torch.compile for each block. Afterwards `within` can be used with the model."""
+    torch.compile for each block. Afterwards `within` can be used with the model. A small model on CPUs gets one thread
+    a process, unless OMP_NUM_THREADS or MKL_NUM_THREADS is set."""
+    import torch
+
+    set_by_user = {"OMP_NUM_THREADS", "MKL_NUM_THREADS"} & os.environ.keys()
+    if not set_by_user and model.device.type == "cpu" and sum(p.numel() for p in model.parameters()) < _SMALL:
+        torch.set_num_threads(1)
     if activation_checkpointing:
         if hasattr(model, "activation_checkpointing_enable"):
             model.activation_checkpointing_enable({"use_reentrant": False})

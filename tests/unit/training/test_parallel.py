@@ -97,6 +97,24 @@ def test_a_loss_in_chunks_is_the_loss(chunk: int) -> None:
     assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-4) for a, b in zip(*gradients, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("set_by_user", "parameters", "threads"),
+    [({}, 10_000_000, [1]), ({"OMP_NUM_THREADS": "2"}, 10_000_000, []), ({}, 1000, [])],
+)
+def test_a_small_model_has_one_thread(
+    set_by_user: dict[str, str], parameters: int, threads: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in set_by_user.items():
+        monkeypatch.setenv(name, value)
+    asked: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    monkeypatch.setattr("nemotron_kit.training.parallel._SMALL", parameters)
+    prepare(new_model(model_config(BLOCK), 0))
+    assert asked == threads
+
+
 def test_activations_computed_again_change_no_gradient_and_count_no_token_twice() -> None:
     from nemotron_kit.training.model import ExpertBalance
 
