@@ -192,7 +192,7 @@ def command_detail(command: Command, recipe: Iterable[Command]) -> Node:
     try:
         fields = rows(command.load_config_cls())
         folder, configs = command.config_folder, config_files(command)
-        groups = group_choices(command, _with_known_folders(recipe))
+        groups = group_choices(command, recipe)
     except UserError:
         raise
     except (Exception, SystemExit) as error:
@@ -215,14 +215,6 @@ def command_detail(command: Command, recipe: Iterable[Command]) -> Node:
         "produces": list(command.produces),
         "interactive": command.interactive,
     }
-
-
-def _with_known_folders(commands: Iterable[Command]) -> Iterator[Command]:
-    """The commands whose config folder can be found: a handler's package may be missing, or broken."""
-    for command in commands:
-        with contextlib.suppress(Exception, SystemExit):
-            _ = command.config_folder
-            yield command
 
 
 _PIPELINE_OPTIONS = {

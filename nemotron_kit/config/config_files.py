@@ -347,7 +347,11 @@ def group_choices(command: Command, commands: Iterable[Command]) -> dict[str, li
     root, groups = command.config_folder, dict[str, list[str]]()
     if root is None or not root.is_dir():
         return groups
-    others = {folder.resolve() for each in commands if (folder := each.config_folder) is not None}
+    others = set()
+    for each in commands:
+        # Another command's package may be missing, or raise anything when it is imported.
+        with contextlib.suppress(Exception, SystemExit):
+            others |= {folder.resolve() for folder in [each.config_folder] if folder is not None}
     for folder in sorted(root.iterdir()):
         name = folder.name
         # A group's name is a key in Hydra's grammar.

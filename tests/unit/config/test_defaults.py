@@ -178,6 +178,11 @@ def test_what_no_group_holds_is_named(tree: Tree, tmp_path: Path) -> None:
     assert composed(tree, "limit=4")["limit"] == 4  # a number's field is no block
 
 
+def test_a_broken_command_of_the_recipe_is_no_matter_of_another(tree: Tree) -> None:
+    tree.apps["demo"].command("broken", "nowhere_at_all.config:Config", "nowhere_at_all.train:main")
+    assert composed(tree, "limit=4", "optimizer=sgd")["limit"] == 4
+
+
 def test_a_field_can_not_be_deleted(tree: Tree) -> None:
     for override in ("~optimizer", "~optimizer.lr", "~limit=0"):
         with pytest.raises(UserError, match=rf"{override}: [a-z.]+ is a field of demo train"):
