@@ -131,10 +131,14 @@ def _write(job: JobFolder, found: Mapping[str, Any]) -> None:
 
 
 def _began(job: JobFolder, history: Sequence[Mapping[str, Any]]) -> None:
-    """Record when the job began, by its own history: it may not have been observed while it ran."""
+    """Record when the job began, and with which versions, by its own history: it may not have been observed while it
+    ran, and nobody else knows the versions there."""
     began = next((entry for entry in reversed(history) if entry.get("state") == "running"), None)
-    if began is not None and job.state().started is None:
-        job.transition("running", observed=True, at=began["at"])
+    if began is None:
+        return
+    versions = {"versions": began["versions"]} if "versions" in began else {}
+    if job.state().started is None or (versions and not any("versions" in entry for entry in job.history())):
+        job.transition("running", observed=True, at=began["at"], **versions)
 
 
 LOST = "unreachable"

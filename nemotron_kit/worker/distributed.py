@@ -30,7 +30,7 @@ from nemotron_kit.spec.plan import JobSpec, read_config
 from nemotron_kit.worker import python_module, rank_command, ray_command, restart_arguments
 from nemotron_kit.worker.elastic import NODES_FOLDER, restarts_in
 from nemotron_kit.worker.process import Outcome, ignore_usr1, supervise
-from nemotron_kit.worker.run import skip_unchanged, verified_inputs
+from nemotron_kit.worker.run import installed_versions, skip_unchanged, verified_inputs
 from nemotron_kit.worker.streams import Merged, captured, named_channels
 
 # Below the ports that Linux hands out by itself.
@@ -285,7 +285,7 @@ def _lead(job: JobFolder, spec: JobSpec, node: Node) -> Outcome:
         requeue_marker(job).unlink(missing_ok=True)
     try:
         # Which node it runs on is known to the scheduler. A requeued job's earlier process is gone.
-        job.transition("running", process=None, scheduler=scheduler)
+        job.transition("running", process=None, scheduler=scheduler, versions=installed_versions())
     except Cancelled as error:
         job.finish(error.exit_code, "cancelled", error=str(error))
         return Outcome(error.exit_code, "cancelled", str(error))

@@ -58,7 +58,7 @@ def run_job(
                     from nemotron_kit.launch.dependencies import wait_for
 
                     wait_for(job, spec.after)
-                job.transition("running", pgid=os.getpgid(0), versions=_versions())
+                job.transition("running", pgid=os.getpgid(0), versions=installed_versions())
                 with environment(spec.environment, spec.expand):
                     outcome = _run(job, spec, handler, config_cls, shown=shown)
         except Cancelled as error:
@@ -82,7 +82,7 @@ _PACKAGES = (
 )  # fmt: skip
 
 
-def _versions() -> dict[str, str]:
+def installed_versions() -> dict[str, str]:
     """Python's version where the job runs, and those of the packages that are installed there."""
     from importlib import metadata
 

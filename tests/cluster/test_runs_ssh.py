@@ -187,6 +187,8 @@ def test_a_run_is_followed_from_another_process(laptop: Laptop) -> None:
     (saved,) = found["artifacts"]["outputs"]
     assert (saved["name"], saved["version"]) == ("Data", 0)
     assert found["metrics"] == [{"step": 5, "loss": 1.25}]
+    # The target's own: nobody else knows them.
+    assert ["python" in each["versions"] for each in found["history"] if "versions" in each] == [True]
     record = job.exit_record()
     assert record is not None and record["host"] in laptop.sshd.facts["nodes"]
     there = json.loads(laptop.over_there(f"cat {laptop.root}/runs/{job.run_id}/jobs/0/exit.json"))

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import re
 import subprocess
 import sys
@@ -70,6 +71,9 @@ def test_batch_returns_at_once_with_the_commands(world: World) -> None:
     job = world.only_run().job()
     assert job.state().state in ("pending", "running")
     assert world.wait(job) == "succeeded"
+    assert [entry["versions"]["python"] for entry in job.history() if "versions" in entry] == [
+        platform.python_version()
+    ]
 
 
 def test_ctrl_c_leaves_the_job_alone(world: World) -> None:
