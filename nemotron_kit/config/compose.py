@@ -140,7 +140,7 @@ def prepare(tree: Tree, overrides: Sequence[str], env: EnvFile, *, sweep: bool =
     names = [_config_option(command, str(stage), part, registered, siblings) for part in several]
     rewritten = [f"config={','.join(map(hydra_text, names))}" if o.startswith("config=") else o for o in overrides]
     rewritten = _with_groups(command, siblings, rewritten, names or ["default"], registered)
-    _refuse_deleted_fields(command, rewritten, registered)
+    refuse_deleted_fields(command, rewritten, {each for named in registered.named_groups.values() for each in named})
     return PreparedCommand(command, list(overrides), rewritten, registered, ",".join(names) or "default")
 
 
@@ -251,10 +251,12 @@ def _with_groups(
     return result
 
 
-def _refuse_deleted_fields(command: Command, overrides: Sequence[str], registered: RegisteredCommand) -> None:
-    """Raise UserError for `~FIELD`: the config would lack the field, and the job would get its default all the same."""
+def refuse_deleted_fields(command: Command, overrides: Sequence[str], groups: Collection[str] = ()) -> None:
+    """Raise UserError for `~FIELD`: the config would lack the field, and the job would get its default all the same.
+
+    `groups`: those of the defaults lists, whose choice `~GROUP` takes back.
+    """
     cls = command.load_config_cls()
-    groups = {group for named in registered.named_groups.values() for group in named}
     for override in overrides:
         key = override[1:].partition("=")[0].partition("@")[0]
         if not override.startswith("~") or key in groups:

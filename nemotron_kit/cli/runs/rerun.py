@@ -24,7 +24,7 @@ from nemotron_kit.cli.reader import Reader
 from nemotron_kit.cli.request import Job
 from nemotron_kit.cli.run_job import carry_out, expand_profile_keys, show_plan
 from nemotron_kit.cli.runs.list import open_jobs
-from nemotron_kit.config.compose import Composed, find_command, refuse_group_choices
+from nemotron_kit.config.compose import Composed, find_command, refuse_deleted_fields, refuse_group_choices
 from nemotron_kit.config.config_files import load_mapping
 from nemotron_kit.discovery import Tree, discover, use
 from nemotron_kit.envfile import EnvFile, read_env_file
@@ -237,6 +237,7 @@ class Rerun:
         """The recorded config with the request's overrides on top. UserError for what the command can't take now."""
         command = find_command(self.tree, recorded.recipe, recorded.stage)
         refuse_group_choices(command, self.request.overrides)
+        refuse_deleted_fields(command, self.request.overrides)
         composed = self.composer.compose(recorded.config(self.request), self.request.overrides)
         # On record it is what was typed, then and now.
         return replace(composed, overrides=[*recorded.typed(self.request), *_typed(self.request)])

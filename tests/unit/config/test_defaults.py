@@ -8,7 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from nemotron_kit.app import App
-from nemotron_kit.config.compose import compose, refuse_group_choices
+from nemotron_kit.config.compose import compose, refuse_deleted_fields, refuse_group_choices
 from nemotron_kit.discovery import Tree
 from nemotron_kit.envfile import EnvFile
 from nemotron_kit.errors import UserError
@@ -188,6 +188,8 @@ def test_a_field_can_not_be_deleted(tree: Tree) -> None:
         with pytest.raises(UserError, match=rf"{override}: [a-z.]+ is a field of demo train"):
             composed(tree, override)
     assert composed(tree, "config=named", "~optimizer")["optimizer"]["name"] == "none"  # the choice of a group
+    with pytest.raises(UserError, match="is a field of demo train"):  # of a recorded config, too, which has no groups
+        refuse_deleted_fields(next(iter(tree.apps["demo"].commands())), ["limit=1", "~optimizer"])
 
 
 def test_a_folder_of_another_commands_configs_is_no_group(tree: Tree, tmp_path: Path) -> None:
