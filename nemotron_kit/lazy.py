@@ -55,7 +55,7 @@ class Value:
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def __eq__(self, other: object) -> bool:
-        return self._fields() == other._fields() if isinstance(other, type(self)) else NotImplemented
+        return self._fields() == other._fields() if type(other) is type(self) else NotImplemented
 
     def __hash__(self) -> int:
         return hash(self._fields())
