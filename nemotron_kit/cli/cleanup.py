@@ -101,13 +101,12 @@ class Garbage:
         records = {run_id: _Run.read(RunFolder(runs_root() / run_id)) for run_id in run_ids()}
         runs = {run_id for run_id, run in records.items() if run_id[: len(before)] < before and run.may_go}
         held = dict(_always_held(registry, damaged))
-        lying = {version.pin.label: _runs_with_files_of(version) for version in everything} if runs else {}
+        named = {each.pin.label: _runs_named_by(each) for each in everything} if runs else {}
         while True:  # what is kept keeps what it refers to
             for version in everything:
                 if version.pin.label not in versions:
                     held |= {pin.label: f"{version.pin.label} was made from it" for pin in version.inputs}
-                    found = _ids_in(json.dumps(version.to_dict())) | lying.get(version.pin.label, set())
-                    held |= dict.fromkeys(found, f"{version.pin.label} refers to it")
+                    held |= dict.fromkeys(named.get(version.pin.label, ()), f"{version.pin.label} refers to it")
             for run_id, run in records.items():
                 if run_id not in runs:
                     held |= dict.fromkeys(run.versions, f"{run_id} read it")
@@ -213,9 +212,9 @@ def _always_held(registry: LocalRegistry, damaged: Iterable[DamagedVersion]) -> 
         yield from ((each, f"{record.label}, whose record is damaged, names it") for each in _named_in(record.text))
 
 
-def _runs_with_files_of(version: ArtifactVersion) -> set[str]:
-    """The runs in whose folders files of a version lie, also by links."""
-    root, found = os.path.realpath(runs_root()), set()
+def _runs_named_by(version: ArtifactVersion) -> set[str]:
+    """The runs that a version's record names, and those in whose folders its files lie, also by links."""
+    root, found = os.path.realpath(runs_root()), _ids_in(json.dumps(version.to_dict()))
     for path in (version.root, version.path, *(f"{version.root}/{entry.path}" for entry in version.files)):
         real = os.path.realpath(path)
         if real.startswith(f"{root}/"):

@@ -52,6 +52,11 @@ class Unresolved:
 
         self.raw = OmegaConf.to_container(config, resolve=False)
 
+    @classmethod
+    def of(cls, config: Any) -> Unresolved:
+        """`config`, a DictConfig or one of these already."""
+        return config if isinstance(config, cls) else cls(config)
+
     @cached_property
     def config(self) -> Any:
         from omegaconf import OmegaConf
@@ -76,7 +81,7 @@ def freeze(config: Any, job_folder: str, *, pwd: str | None = None, keep: Collec
     reading = without_secrets(kept, keep)
     with deferring(kept, DEFERRED), reading, environment(variables), faster_omegaconf(), bounded:
         try:
-            untyped = (config if isinstance(config, Unresolved) else Unresolved(config)).config
+            untyped = Unresolved.of(config).config
             OmegaConf.clear_cache(untyped)  # a resolver may read the environment
             values = OmegaConf.to_container(untyped, resolve=True, enum_to_str=True)
         except OmegaConfBaseException as error:
@@ -93,7 +98,7 @@ def keep_variables(frozen: dict[str, Any], config: Any, variables: Mapping[str, 
     `variables`: name → the value that it had. What a resolver has computed from one (`${parent:${oc.env:PWD}}`) stays
     as it is in `frozen`.
     """
-    untyped = config if isinstance(config, Unresolved) else Unresolved(config)
+    untyped = Unresolved.of(config)
     if not any(name in variables for _, text in walk_strings(untyped.raw) for name in _OC_ENV.findall(text)):
         return frozen
     known = {f"${{oc.env:{name}}}": omegaconf_escaped(value) for name, value in variables.items()}
@@ -168,7 +173,7 @@ def missing_table_hint(text: str) -> str | None:
 
 def launch_environment(config: Any) -> dict[str, str]:
     """The environment variables whose values at launch went into the config, by name."""
-    raw = (config if isinstance(config, Unresolved) else Unresolved(config)).raw
+    raw = Unresolved.of(config).raw
     names = sorted({name for _, text in walk_strings(raw) for name in _OC_ENV.findall(text)})
     return {name: os.environ[name] for name in names if name in os.environ and not is_secret_name(name)}
 

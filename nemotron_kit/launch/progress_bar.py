@@ -17,7 +17,7 @@ from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import TERMINAL, JobFolder
 from nemotron_kit.runs.logs import encodable
 from nemotron_kit.runs.progress import MetricsTail, Progress, job_progress, metrics_tail
-from nemotron_kit.spec.plan import stored_plan
+from nemotron_kit.spec.plan import Plan, stored_plan
 from nemotron_kit.worker.streams import unless_gone
 
 # Columns of the bar, of its text (so that the bar keeps its length), and of the longest line: a longer one would be
@@ -42,6 +42,7 @@ class ProgressBar:
         plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
         self._shown = not plain and sys.stdout.isatty() and sys.stderr.isatty()
         self._run, self._jobs = run, jobs
+        self._plan: Plan | None = None
         self._progress: Progress | None = None
         self._due = 0.0
         self._drawn, self._midline = "", False
@@ -97,7 +98,7 @@ class ProgressBar:
 
     def _tail(self, job: JobFolder) -> MetricsTail:
         """The end of the metrics, from the machine where the job writes them."""
-        plan = stored_plan(self._run)
+        plan = self._plan = self._plan or stored_plan(self._run)
         self._due = time.monotonic() + (_THERE if plan.has_separate_folder else _HERE)
         if not plan.has_separate_folder:
             return metrics_tail(job)
