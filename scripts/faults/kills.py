@@ -66,8 +66,7 @@ def _saves(work: Path, scale: float, rng: random.Random) -> tuple[int, list[str]
                 os.write(pipe, f"{folder}\n".encode())
 
         acknowledged += _killed(save, rng.uniform(0.1, 4) * one)
-        if not acknowledged and number % 10 == 9:  # a save takes longer than the first one did: the machine is busy
-            one *= 2
+        one = _longer(one, number, acknowledged)
     registry = open_registry()
     versions = registry.versions("Kept")
     kept: dict[str, int] = {}
@@ -96,8 +95,9 @@ def _launches(work: Path, scale: float, rng: random.Random) -> tuple[int, list[s
 
     one = _seconds(lambda: create_run(new_run_id("r", "go"), {}, [{"config.yaml": "a: 1\n"}] * 2))
     cases, acknowledged = int(60 * scale), []
-    for _ in range(cases):
+    for number in range(cases):
         acknowledged += _killed(launch, rng.uniform(0.1, 6) * one)
+        one = _longer(one, number, acknowledged)
     found = {each.id: each for each in list_runs()}
     failures = [f"{run_id} is lost" for run_id in acknowledged if run_id not in found]
     failures += [
@@ -114,6 +114,11 @@ def _seconds(action: Callable[[], object]) -> float:
     began = time.monotonic()
     action()
     return time.monotonic() - began
+
+
+def _longer(one: float, number: int, acknowledged: list[str]) -> float:
+    """Twice the time after each ten kills that met nothing finished: the machine is busier than when it was measured."""
+    return one * 2 if not acknowledged and number % 10 == 9 else one
 
 
 def _preps(work: Path, scale: float, rng: random.Random) -> tuple[int, list[str]]:
