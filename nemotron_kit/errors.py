@@ -62,6 +62,10 @@ class UserError(NemotronError):
     exit_code = 2
 
 
+class DamagedRecordError(UserError):
+    """A record (version, alias, metadata.json, …) is truncated or was changed by hand."""
+
+
 class Unreachable(NemotronError):
     """A machine, a scheduler or a service did not answer; the state of the job is not known."""
 

@@ -1,4 +1,5 @@
-"""Atomic and durable writes (a temporary file, synced and renamed), reads of regular files only, and strict JSON."""
+"""Atomic and durable writes (a temporary file, synced and renamed), reads of regular files only, strict JSON, and JSON
+with a checksum in it."""
 
 from __future__ import annotations
 
@@ -15,6 +16,8 @@ from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from nemotron_kit.errors import DamagedRecordError, NemotronError
 
 _thread = threading.local()
 DAY_S = 86_400.0
@@ -236,6 +239,77 @@ def _finite(value: Any, place: tuple[str | int, ...], found: list[tuple[str | in
     if isinstance(value, list | tuple):
         return [_finite(item, (*place, number), found) for number, item in enumerate(value)]
     return value
+
+
+CHECKSUM = "sha256"
+# The writer field of our documents. Other tools' documents have no checksum; one with this field must have one.
+WRITER = {"sealed_by": "nemotron_kit"}
+
+
+def canonical(value: Any) -> bytes:
+    """The canonical JSON encoding of a value, of which checksums are computed: sorted keys, no spaces, ASCII."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+
+
+def sha256_of(value: Any) -> str:
+    """Hex digest of a JSON value, whatever the order of its keys."""
+    import hashlib  # a shared library, as binascii
+
+    return hashlib.sha256(canonical(value)).hexdigest()
+
+
+def render_checksummed(document: dict[str, Any]) -> str:
+    """The document as JSON text with its sha256. The text ends with its last brace, so no truncated text is valid
+    JSON."""
+    body = encoded({key: value for key, value in document.items() if key != CHECKSUM})
+    return json.dumps({**body, CHECKSUM: sha256_of(body)}, indent=1)
+
+
+def read_json(path: Path, what: str) -> Any:
+    """The JSON in `path`. FileNotFoundError if there is none, DamagedRecordError if it isn't JSON."""
+    found = _parsed(path, what)[1]
+    return decoded(found) if isinstance(found, dict) and NONFINITE in found else found
+
+
+def read_checksummed(path: Path, what: str, *, strict: bool = True) -> dict[str, Any]:
+    """A document without its checksum; DamagedRecordError, naming the file, where the checksum does not match.
+
+    `strict` also refuses a file whose text is not exactly what `render_checksummed` writes. Without it, a document with
+    neither checksum nor WRITER is taken as it is: another tool wrote it.
+    """
+    text, document = _parsed(path, what)
+    if not isinstance(document, dict):
+        raise DamagedRecordError(f"{path}: this {what} is damaged: not a JSON object.")
+    checksum = document.pop(CHECKSUM, None)
+    if checksum is None and not strict and not WRITER.keys() & document.keys():
+        return decoded(document)
+    found = sha256_of(document)
+    if checksum != found or (strict and text != json.dumps({**document, CHECKSUM: found}, indent=1)):
+        raise DamagedRecordError(f"{path}: this {what} is damaged or was changed by hand: its sha256 does not match.")
+    stored = {key: value for key, value in document.items() if key not in WRITER}
+    return decoded(stored) if NONFINITE in stored else stored
+
+
+def _parsed(path: Path, what: str) -> tuple[str, Any]:
+    """The text of a file, and the JSON in it."""
+    try:
+        text = read_regular(path).decode("utf-8")
+        return text, json.loads(text, object_pairs_hook=_unique)
+    except UnicodeDecodeError as error:
+        raise DamagedRecordError(f"{path}: this {what} is damaged: not UTF-8 ({error}).") from error
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise FileNotFoundError(str(path)) from error
+    except OSError as error:
+        raise NemotronError(f"{path}: can't be read: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
+        raise DamagedRecordError(f"{path}: this {what} is damaged: not valid JSON ({error}).") from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(pairs)
+    if len(document) != len(pairs):
+        raise ValueError("a key is given twice")
+    return document
 
 
 def open_regular(path: str | Path, *, buffering: int = -1) -> BinaryIO:

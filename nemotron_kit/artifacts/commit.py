@@ -12,15 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemotron_kit.artifacts.manifest import METADATA, FileEntry, canonical, file_info, first_change, identity, scan
+from nemotron_kit.artifacts.manifest import METADATA, FileEntry, file_info, first_change, identity, scan
 from nemotron_kit.artifacts.metadata import located_in, read_document
-from nemotron_kit.artifacts.reference import (
-    SLUG,
-    ArtifactChangedError,
-    ArtifactVersionNotFoundError,
-    DamagedRecordError,
-    Pin,
-)
+from nemotron_kit.artifacts.reference import SLUG, ArtifactChangedError, ArtifactVersionNotFoundError, Pin
 from nemotron_kit.artifacts.store import (
     DROPPED,
     KINDS,
@@ -40,8 +34,8 @@ from nemotron_kit.artifacts.store import (
     write_checksummed,
     writing_to,
 )
-from nemotron_kit.errors import NemotronError, UserError
-from nemotron_kit.files import DAY_S, REMOVED, fsync_dir, sync_file_system, synced_later
+from nemotron_kit.errors import DamagedRecordError, NemotronError, UserError
+from nemotron_kit.files import DAY_S, REMOVED, canonical, fsync_dir, sync_file_system, synced_later
 from nemotron_kit.home import moved
 
 # The largest file (bytes) that a listing reads to find out whether it is unchanged.

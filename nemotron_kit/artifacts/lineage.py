@@ -19,10 +19,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from nemotron_kit.artifacts.manifest import read_json, sha256_of
-from nemotron_kit.artifacts.reference import DamagedRecordError, Pin
-from nemotron_kit.errors import NemotronError
-from nemotron_kit.files import write_json
+from nemotron_kit.artifacts.reference import Pin
+from nemotron_kit.errors import DamagedRecordError, NemotronError
+from nemotron_kit.files import read_json, sha256_of, write_json
 from nemotron_kit.home import located
 
 FILE = "artifacts.json"

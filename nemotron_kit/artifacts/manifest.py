@@ -1,4 +1,4 @@
-"""The manifest of an artifact's files (path, size, sha256), and JSON documents with a checksum in them.
+"""The manifest of an artifact's files: path, size, sha256.
 
 An artifact's digest is computed from its manifest; a changed file is found by its size, times and hash.
 """
@@ -6,7 +6,6 @@ An artifact's digest is computed from its manifest; a changed file is found by i
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import stat
@@ -16,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemotron_kit.artifacts.reference import ArtifactChangedError, ArtifactNotFoundError, DamagedRecordError
-from nemotron_kit.errors import NemotronError, UserError
-from nemotron_kit.files import NONFINITE, decoded, encoded, read_regular
+from nemotron_kit.artifacts.reference import ArtifactChangedError, ArtifactNotFoundError
+from nemotron_kit.errors import DamagedRecordError, UserError
+from nemotron_kit.files import sha256_of
 from nemotron_kit.lazy import Value
 
 METADATA = "metadata.json"
@@ -118,75 +117,6 @@ def _walked_folder(folder: str, prefix: str, above: tuple[tuple[int, int], ...])
 def _inode(folder: str) -> tuple[int, int]:
     info = os.stat(folder)  # noqa: PTH116
     return info.st_dev, info.st_ino
-
-
-CHECKSUM = "sha256"
-# The writer field of our documents. Other tools' documents have no checksum; one with this field must have one.
-WRITER = {"sealed_by": "nemotron_kit"}
-
-
-def canonical(value: Any) -> bytes:
-    """The canonical JSON encoding of a value, of which checksums are computed: sorted keys, no spaces, ASCII."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
-
-
-def sha256_of(value: Any) -> str:
-    """Hex digest of a JSON value, whatever the order of its keys."""
-    return hashlib.sha256(canonical(value)).hexdigest()
-
-
-def render_checksummed(document: dict[str, Any]) -> str:
-    """The document as JSON text with its sha256. The text ends with its last brace, so no truncated text is valid
-    JSON."""
-    body = encoded({key: value for key, value in document.items() if key != CHECKSUM})
-    return json.dumps({**body, CHECKSUM: sha256_of(body)}, indent=1)
-
-
-def read_json(path: Path, what: str) -> Any:
-    """The JSON in `path`. FileNotFoundError if there is none, DamagedRecordError if it isn't JSON."""
-    found = _parsed(path, what)[1]
-    return decoded(found) if isinstance(found, dict) and NONFINITE in found else found
-
-
-def read_checksummed(path: Path, what: str, *, strict: bool = True) -> dict[str, Any]:
-    """A document without its checksum; DamagedRecordError, naming the file, where the checksum does not match.
-
-    `strict` also refuses a file whose text is not exactly what `render_checksummed` writes. Without it, a document with
-    neither checksum nor WRITER is taken as it is: another tool wrote it.
-    """
-    text, document = _parsed(path, what)
-    if not isinstance(document, dict):
-        raise DamagedRecordError(f"{path}: this {what} is damaged: not a JSON object.")
-    checksum = document.pop(CHECKSUM, None)
-    if checksum is None and not strict and not WRITER.keys() & document.keys():
-        return decoded(document)
-    found = sha256_of(document)
-    if checksum != found or (strict and text != json.dumps({**document, CHECKSUM: found}, indent=1)):
-        raise DamagedRecordError(f"{path}: this {what} is damaged or was changed by hand: its sha256 does not match.")
-    stored = {key: value for key, value in document.items() if key not in WRITER}
-    return decoded(stored) if NONFINITE in stored else stored
-
-
-def _parsed(path: Path, what: str) -> tuple[str, Any]:
-    """The text of a file, and the JSON in it."""
-    try:
-        text = read_regular(path).decode("utf-8")
-        return text, json.loads(text, object_pairs_hook=_unique)
-    except UnicodeDecodeError as error:
-        raise DamagedRecordError(f"{path}: this {what} is damaged: not UTF-8 ({error}).") from error
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise FileNotFoundError(str(path)) from error
-    except OSError as error:
-        raise NemotronError(f"{path}: can't be read: {error.strerror}.") from error
-    except (ValueError, RecursionError) as error:
-        raise DamagedRecordError(f"{path}: this {what} is damaged: not valid JSON ({error}).") from error
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    document = dict(pairs)
-    if len(document) != len(pairs):
-        raise ValueError("a key is given twice")
-    return document
 
 
 # Seconds between the scans of files that change.

@@ -11,10 +11,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from nemotron_kit.artifacts.manifest import METADATA, WRITER, read_checksummed, render_checksummed
-from nemotron_kit.artifacts.reference import ArtifactNotFoundError, DamagedRecordError, Pin
-from nemotron_kit.errors import NemotronError, UserError
-from nemotron_kit.files import collect_leftovers, read_regular, write_text
+from nemotron_kit.artifacts.manifest import METADATA
+from nemotron_kit.artifacts.reference import ArtifactNotFoundError, Pin
+from nemotron_kit.errors import DamagedRecordError, NemotronError, UserError
+from nemotron_kit.files import WRITER, collect_leftovers, read_checksummed, read_regular, render_checksummed, write_text
 
 _KINDS = {"type": str, "path": str, "metadata": dict}
 # Bytes by which an incomplete metadata.json of ours is recognised: its beginning, and a field.

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
+from nemotron_kit.errors import DamagedRecordError as DamagedRecordError  # a public name of this package, too
 from nemotron_kit.errors import UserError
 from nemotron_kit.lazy import Value
 
@@ -34,10 +35,6 @@ class ArtifactVersionNotFoundError(ArtifactNotFoundError):
 
 class ArtifactChangedError(UserError):
     """A version's files are no longer those that were saved."""
-
-
-class DamagedRecordError(UserError):
-    """A record (version, alias, metadata.json, …) is truncated or was changed by hand."""
 
 
 # A name becomes a folder, an alias a file: only these characters, and never `..`.

@@ -13,11 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemotron_kit.artifacts.manifest import CHECKSUM, read_checksummed, render_checksummed, sha256_of
-from nemotron_kit.artifacts.reference import DamagedRecordError
 from nemotron_kit.artifacts.store import DROPPED, RECORD, DamagedVersion, Store, write_checksummed
-from nemotron_kit.errors import NemotronError, UserError
-from nemotron_kit.files import decoded, fsync_dir
+from nemotron_kit.errors import DamagedRecordError, NemotronError, UserError
+from nemotron_kit.files import CHECKSUM, decoded, fsync_dir, read_checksummed, render_checksummed, sha256_of
 from nemotron_kit.lazy import Value
 
 # The longest text in which every byte is tried as the surplus one.

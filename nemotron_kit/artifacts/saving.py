@@ -22,11 +22,11 @@ from nemotron_kit.artifacts.metadata import (
     write_document,
 )
 from nemotron_kit.artifacts.pipe import announce_step, parse_piped, pick, piped_pin
-from nemotron_kit.artifacts.reference import ArtifactNotFoundError, DamagedRecordError, Pin, Reference, registry_name
+from nemotron_kit.artifacts.reference import ArtifactNotFoundError, Pin, Reference, registry_name
 from nemotron_kit.artifacts.registry import Registry, open_registry
 from nemotron_kit.artifacts.store import ArtifactVersion, Draft
 from nemotron_kit.artifacts.tracking import get_config, get_lineage_tracker
-from nemotron_kit.errors import UserError
+from nemotron_kit.errors import DamagedRecordError, UserError
 from nemotron_kit.files import plain
 from nemotron_kit.masking import MASK, mask, masked, secret_in
 

@@ -31,10 +31,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from nemotron_kit.artifacts.manifest import FileEntry, Stamp, read_checksummed, render_checksummed
-from nemotron_kit.artifacts.reference import SLUG, ArtifactVersionNotFoundError, DamagedRecordError, Pin
-from nemotron_kit.errors import NemotronError
-from nemotron_kit.files import REMOVED, fsync_dir, read_regular, write_text
+from nemotron_kit.artifacts.manifest import FileEntry, Stamp
+from nemotron_kit.artifacts.reference import SLUG, ArtifactVersionNotFoundError, Pin
+from nemotron_kit.errors import DamagedRecordError, NemotronError
+from nemotron_kit.files import REMOVED, fsync_dir, read_checksummed, read_regular, render_checksummed, write_text
 from nemotron_kit.home import former_names, home_names, is_run_id, moved, nemotron_home
 from nemotron_kit.lazy import Value
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemotron_kit.artifacts.manifest import sha256_of
 from nemotron_kit.data_prep import jsonl, sft_prep
 from nemotron_kit.data_prep.config import (
     DEFAULT_SHARDS,
@@ -28,6 +27,7 @@ from nemotron_kit.data_prep.config import (
 from nemotron_kit.data_prep.prepare import BLEND_FILE, REPORT_FILE, PreparedData, blend_lists, prepare
 from nemotron_kit.data_prep.shard_plan import ALL
 from nemotron_kit.errors import UserError
+from nemotron_kit.files import sha256_of
 
 SHARD_SIZE = "256MB"
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.app import Pipeline
-from nemotron_kit.artifacts.reference import DamagedRecordError, Pin
-from nemotron_kit.errors import NemotronError, UserError
+from nemotron_kit.artifacts.reference import Pin
+from nemotron_kit.errors import DamagedRecordError, NemotronError, UserError
 from nemotron_kit.home import new_run_id, runs_root
 from nemotron_kit.launch.fingerprint import Fingerprint
 from nemotron_kit.runs.folder import DAMAGE, PIPELINE, RunFolder

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.app import add_import_folders, load_object
-from nemotron_kit.artifacts.reference import DamagedRecordError, Pin
+from nemotron_kit.artifacts.reference import Pin
 from nemotron_kit.config.config_files import load_mapping
 from nemotron_kit.config.freeze import secrets_used
 from nemotron_kit.config.secrets import masked_overrides
-from nemotron_kit.errors import NemotronError, Problem, UserError
+from nemotron_kit.errors import DamagedRecordError, NemotronError, Problem, UserError
 from nemotron_kit.files import read_regular
 from nemotron_kit.lazy import Value
 from nemotron_kit.masking import note_secrets

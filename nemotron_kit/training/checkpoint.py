@@ -25,10 +25,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nemotron_kit.artifacts.manifest import CHECKSUM, WRITER, read_checksummed, read_json, render_checksummed
-from nemotron_kit.artifacts.reference import DamagedRecordError
-from nemotron_kit.errors import NemotronError, UserError
-from nemotron_kit.files import fsync_dir, write_text
+from nemotron_kit.errors import DamagedRecordError, NemotronError, UserError
+from nemotron_kit.files import CHECKSUM, WRITER, fsync_dir, read_checksummed, read_json, render_checksummed, write_text
 
 if TYPE_CHECKING:
     import torch

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_kit.artifacts.lineage import job_inputs
-from nemotron_kit.artifacts.manifest import sha256_files, sha256_of
+from nemotron_kit.artifacts.manifest import sha256_files
 from nemotron_kit.errors import UserError
-from nemotron_kit.files import read_regular
+from nemotron_kit.files import read_regular, sha256_of
 
 # More than this is not read through before a run starts, unless dataset.verify asks for it: it takes minutes.
 READ_LIMIT = 16 << 30

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nemotron_kit.artifacts.manifest import sha256_of
 from nemotron_kit.errors import UserError
+from nemotron_kit.files import sha256_of
 from nemotron_kit.training import processes, sharded
 from nemotron_kit.training.checkpoint import TrainingProgress, load_optimizer
 from nemotron_kit.training.content import ShardContents, registered_as, shard_contents

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_kit.artifacts.lineage import inputs
-from nemotron_kit.artifacts.manifest import METADATA, read_checksummed, render_checksummed
+from nemotron_kit.artifacts.manifest import METADATA
 from nemotron_kit.artifacts.weights import check_weights
 from nemotron_kit.errors import NemotronError, UserError
-from nemotron_kit.files import fsync_dir, write_text
+from nemotron_kit.files import fsync_dir, read_checksummed, render_checksummed, write_text
 from nemotron_kit.training import processes, sharded
 from nemotron_kit.training.checkpoint import export_model, remove, save_config, sync_and_hash
 from nemotron_kit.training.config_blocks import CheckpointConfig

@@ -8,8 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nemotron_kit.artifacts.manifest import sha256_of
 from nemotron_kit.errors import UserError
+from nemotron_kit.files import sha256_of
 from nemotron_kit.training import lora, processes
 from nemotron_kit.training.checkpoint import TrainingProgress
 from nemotron_kit.training.content import weights_digest

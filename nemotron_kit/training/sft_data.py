@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from nemotron_kit.artifacts.manifest import sha256_of
 from nemotron_kit.errors import UserError
+from nemotron_kit.files import sha256_of
 from nemotron_kit.training.content import fingerprint
 from nemotron_kit.training.data import key, permute
 

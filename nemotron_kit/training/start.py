@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from nemotron_kit.artifacts.manifest import sha256_of
 from nemotron_kit.errors import UserError
+from nemotron_kit.files import sha256_of
 from nemotron_kit.training import checkpoint, processes, sharded
 from nemotron_kit.training.checkpoint import MODEL, OPTIMIZER, TrainingProgress
 from nemotron_kit.training.config_blocks import FREE_SETTINGS

@@ -117,7 +117,7 @@ def _seconds(action: Callable[[], object]) -> float:
 
 
 def _longer(one: float, number: int, acknowledged: list[str]) -> float:
-    """Twice the time after each ten kills that met nothing finished: the machine is busier than when it was measured."""
+    """Twice the time after ten kills that met nothing finished: the machine is busier than when it was measured."""
     return one * 2 if not acknowledged and number % 10 == 9 else one
 
 

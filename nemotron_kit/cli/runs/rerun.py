@@ -15,7 +15,7 @@ from typing import Any
 
 from nemotron_kit.app import App, ArtifactInput, Group, add_import_folders
 from nemotron_kit.artifacts.metadata import relative_to
-from nemotron_kit.artifacts.reference import DamagedRecordError, Pin
+from nemotron_kit.artifacts.reference import Pin
 from nemotron_kit.cli import indexing, sweep
 from nemotron_kit.cli import tree as trees
 from nemotron_kit.cli.options import NEMOTRON
@@ -28,7 +28,7 @@ from nemotron_kit.config.compose import Composed, find_command, refuse_deleted_f
 from nemotron_kit.config.config_files import load_mapping
 from nemotron_kit.discovery import Tree, discover, use
 from nemotron_kit.envfile import EnvFile, read_env_file
-from nemotron_kit.errors import UserError
+from nemotron_kit.errors import DamagedRecordError, UserError
 from nemotron_kit.files import read_regular
 from nemotron_kit.home import new_run_id
 from nemotron_kit.launch.dependencies import SweepAfter

@@ -9,11 +9,10 @@ import time
 
 import pytest
 
-from nemotron_kit.artifacts.manifest import read_checksummed, render_checksummed
-from nemotron_kit.artifacts.reference import DamagedRecordError
 from nemotron_kit.artifacts.registry import LocalRegistry
 from nemotron_kit.cli.tools import run as run_tool
-from nemotron_kit.errors import NemotronError, UserError
+from nemotron_kit.errors import DamagedRecordError, NemotronError, UserError
+from nemotron_kit.files import read_checksummed, render_checksummed
 from nemotron_kit.remote.agent.operations import versions_in
 from nemotron_kit.remote.snapshot import artifact_folders
 from nemotron_kit.runs.folder import RunFolder, create_run

@@ -26,9 +26,9 @@ from nemotron_kit.artifacts import (
     lineage,
     open_registry,
 )
-from nemotron_kit.artifacts.manifest import WRITER, read_checksummed, sha256_of
-from nemotron_kit.artifacts.reference import ArtifactChangedError, ArtifactNotFoundError, DamagedRecordError
-from nemotron_kit.errors import NemotronError, UserError
+from nemotron_kit.artifacts.reference import ArtifactChangedError, ArtifactNotFoundError
+from nemotron_kit.errors import DamagedRecordError, NemotronError, UserError
+from nemotron_kit.files import WRITER, read_checksummed, sha256_of
 
 from .conftest import Maker, made
 

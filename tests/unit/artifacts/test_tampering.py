@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from nemotron_kit.artifacts import lineage
-from nemotron_kit.artifacts.reference import DamagedRecordError, Pin
+from nemotron_kit.artifacts.reference import Pin
 from nemotron_kit.artifacts.registry import LocalRegistry
+from nemotron_kit.errors import DamagedRecordError
 
 from .conftest import Maker
 
@@ -89,7 +90,7 @@ def test_a_damaged_version_blocks_no_save(
 
 
 def test_a_record_that_leads_out_of_its_folder(registry: LocalRegistry, pin: Pin) -> None:
-    from nemotron_kit.artifacts.manifest import read_checksummed, render_checksummed
+    from nemotron_kit.files import read_checksummed, render_checksummed
 
     file = registry.root / "Data" / "v0" / "version.json"
     document = read_checksummed(file, "record")

@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 
-from nemotron_kit.artifacts.manifest import read_checksummed, read_json
-from nemotron_kit.artifacts.reference import DamagedRecordError
 from nemotron_kit.config.config_files import load_mapping
 from nemotron_kit.envfile import read_env_file
-from nemotron_kit.errors import NemotronError
+from nemotron_kit.errors import DamagedRecordError, NemotronError
+from nemotron_kit.files import read_checksummed, read_json
 from nemotron_kit.remote.agent.slurm import path_of
 from nemotron_kit.remote.agent.slurm import read as read_submission
 from nemotron_kit.runs.job import DamagedRecord, JobFolder, read_object, tail
