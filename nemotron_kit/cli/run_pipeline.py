@@ -219,7 +219,8 @@ def _submit(launch: Launch, request: Job, progress: _Progress) -> int:
     attached = launch.mode == "run" and not launch.stages[0].resolved.settings.detach
     launch.base = ["run.mode=batch" if override == "run.mode=run" else override for override in launch.base]
     submitted = launch.submit(progress)
-    print_status(f"{launch.id}: {len(submitted)} stages submitted, {len(progress.rows) - len(submitted)} skipped")
+    count = f"{len(submitted)} stage{'s' if len(submitted) != 1 else ''}"
+    print_status(f"{launch.id}: {count} submitted, {len(progress.rows) - len(submitted)} skipped")
     state, code = "pending" if submitted else "succeeded", 0
     if not attached or not submitted:
         if submitted:

@@ -9,10 +9,10 @@ import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from nemotron_kit.app import App, Command, in_order, may_be
-from nemotron_kit.artifacts.reference import LATEST, parse_override
+from nemotron_kit.artifacts.reference import LATEST, Pin, parse_override
 from nemotron_kit.config.compose import Composed, compose
 from nemotron_kit.config.secrets import masked_overrides
 from nemotron_kit.discovery import Tree
@@ -34,9 +34,6 @@ from nemotron_kit.runs.process_facts import process_facts
 from nemotron_kit.spec.plan import Labels, Plan, is_local
 from nemotron_kit.worker.hydra import hydra_files
 from nemotron_kit.worker.process import Outcome
-
-if TYPE_CHECKING:
-    from nemotron_kit.artifacts.reference import Pin
 
 
 @dataclass
@@ -222,17 +219,17 @@ class Launch:
         as named."""
         settings = stage.resolved.settings
         if (count := _tasks_asked(stage.composed, settings.nodes)) > 1:
-            alone = (
+            otherwise = (
                 f"; 'nemotron {stage.command.full_name}' by itself does" if executor_for(settings).holds_back else ""
             )
-            stage.notes.append(f"one job does all of its work: a pipeline submits no array of {count} tasks{alone}")
+            stage.notes.append(f"one job does all of its work: a pipeline submits no array of {count} tasks{otherwise}")
         asked: dict[str, tuple[str, str | None]] = {}
         for slot, text in stage.references.items():
             if slot in stage.wired:
                 continue
             declared = stage.command.artifacts.get(slot)
-            stage_overrides = self._last_version(stage, slot, text) if slot not in stage.given else None
-            asked[slot] = (stage_overrides or text, declared.default_name if declared else None)
+            version = self._last_version(stage, slot, text) if slot not in stage.given else None
+            asked[slot] = (version or text, declared.default_name if declared else None)
         look_up = look_up_for(stage.resolved, self.id, self.transports)
         stage.pins = dict(look_up(asked, {})) if look_up and asked else dict.fromkeys(asked)
         for slot, pin in stage.pins.items():

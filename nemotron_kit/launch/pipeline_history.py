@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nemotron_kit.app import Pipeline
 from nemotron_kit.artifacts.reference import Pin
@@ -16,9 +16,6 @@ from nemotron_kit.runs.folder import DAMAGE, PIPELINE, RunFolder
 from nemotron_kit.runs.job import DamagedRecord
 from nemotron_kit.runs.ledger import run_ids
 from nemotron_kit.spec.plan import is_local, stored_plan
-
-if TYPE_CHECKING:
-    from nemotron_kit.artifacts.reference import Pin
 
 # How many of a pipeline's earlier runs are compared with.
 _REMEMBERED = 30

@@ -33,6 +33,7 @@ def read_request(pipeline: Pipeline, config: str | None, overrides: Sequence[str
     stages = pipeline.stages
     common: list[str] = []
     by_stage: list[list[str]] = [[] for _ in stages]
+    first_of: dict[int, str] = {}
     chosen: dict[str, list[int]] = {name: [] for name in CHOICES}
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
@@ -40,9 +41,15 @@ def read_request(pipeline: Pipeline, config: str | None, overrides: Sequence[str
             (at for at, stage in enumerate(stages) if _plain(key).startswith(f"{_plain(stage_prefix(stage))}.")), None
         )
         if key in chosen:
-            chosen[key] += [_index_of(pipeline, name, f"--{key}") for name in _names(value)]
+            names = _names(value)
+            if not names:
+                raise UserError(
+                    f"--{key} names no stage.", hint=f"Give one of {_stages_of(pipeline)}, or leave it out."
+                )
+            chosen[key] += [_index_of(pipeline, name, f"--{key}") for name in names]
         elif at is not None:
             marks = override[: len(override) - len(override.lstrip("+~"))]
+            first_of.setdefault(at, override)
             by_stage[at].append(marks + override[len(marks) + len(stage_prefix(stages[at])) + 1 :])
         elif key.startswith("run."):
             common.append(override)
@@ -54,10 +61,9 @@ def read_request(pipeline: Pipeline, config: str | None, overrides: Sequence[str
         if len(chosen[name]) > 1:
             raise UserError(f"--{name} names {len(chosen[name])} stages.", hint="Give one.")
     selected = _selected(pipeline, chosen)
-    for at, overrides in enumerate(by_stage):
-        if overrides and at not in selected:
-            prefix = stage_prefix(stages[at])
-            raise UserError(f"{prefix}.{overrides[0]}: {prefix} is not among the stages that run.")
+    for at, override in first_of.items():
+        if at not in selected:
+            raise UserError(f"{override}: {stage_prefix(stages[at])} is not among the stages that run.")
     return Request(
         pipeline,
         tuple(common),
@@ -77,6 +83,10 @@ def _names(value: str) -> list[str]:
     text = value.strip()
     parts = text[1:-1].split(",") if text[:1] + text[-1:] == "[]" else [text]
     return [hydra_unquoted(part.strip()) or part.strip() for part in parts if part.strip()]
+
+
+def _stages_of(pipeline: Pipeline) -> str:
+    return ", ".join(map(stage_prefix, pipeline.stages))
 
 
 def _index_of(pipeline: Pipeline, name: str, option: str) -> int:
@@ -103,7 +113,7 @@ def _meant(pipeline: Pipeline, override: str) -> str:
         close = nearest(".".join(parts[:length]), prefixes)
         if close.startswith("did"):
             return sentence(close)
-    return f"Write STAGE.key=value; the stages are {', '.join(prefixes)}."
+    return f"Write STAGE.key=value; the stages are {_stages_of(pipeline)}."
 
 
 def _configs(pipeline: Pipeline, name: str | None, by_stage: Sequence[Sequence[str]]) -> tuple[str | None, ...]:

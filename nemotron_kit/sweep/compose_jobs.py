@@ -68,10 +68,10 @@ class _Unpickler(pickle.Unpickler):
         return self._types[number]
 
 
-# The tail below is that of these versions of Hydra.
+# The versions of Hydra whose load_sweep_config SweepComposer reproduces.
 KNOWN = "1.3."
-# Where an override of Hydra's would meet what is set here before it is applied.
-_OWN = ("hydra.runtime", "hydra.searchpath", "hydra.job.env_copy", "hydra.overrides")
+# Keys that SweepComposer sets itself: an override of one of them is left to Hydra's loader.
+_SET_HERE = ("hydra.runtime", "hydra.searchpath", "hydra.job.env_copy", "hydra.overrides")
 
 
 class Unusual(Exception):
@@ -136,7 +136,7 @@ class SweepComposer:
         key = (name, *fixed, None, *(o.input_line for o in choices))
         if key not in self._trees:
             known = [self._parse(text) for text in fixed]
-            if any(o.is_sweep_override() or o.key_or_group.startswith(_OWN) for o in known):
+            if any(o.is_sweep_override() or o.key_or_group.startswith(_SET_HERE) for o in known):
                 raise Unusual
             options = [o for o in known if self._is_choice(o)]
             config = self._merged(name, [*options, *choices])

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nemotron_kit import __version__
 from nemotron_kit.config.freeze import to_yaml
@@ -37,10 +37,6 @@ from nemotron_kit.sweep.sweep_job import Settings, SweepJob, overrides_of
 from nemotron_kit.worker import payload
 from nemotron_kit.worker.hydra import plain
 from nemotron_kit.worker.payload import IMPORTED, PROGRAM, SENT, JobPayload, name_of, task_of, versions
-
-if TYPE_CHECKING:
-    pass
-
 
 PLUGINS = "hydra_plugins."
 
@@ -153,7 +149,7 @@ def literal_secrets(config: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(content, dict | list):
         for name, node in content.items() if isinstance(content, dict) else enumerate(content):
             yield from literal_secrets(node, f"{key}.{name}" if key else str(name))
-    elif isinstance(content, str | int | float) and not hasattr(config, "_content"):
+    elif isinstance(content, str | int | float) and not isinstance(content, bool) and not hasattr(config, "_content"):
         text = content if isinstance(content, str) else str(content)
         if masked_by_name(text, re.sub(r"(\.\d+)+$", "", key)) != text:
             yield key, config
@@ -249,11 +245,11 @@ def _program(main: ModuleType) -> _Program | None:
         asked = name.removesuffix(".__main__")
         at = next((i for i, argument in enumerate(started) if _names_module(started[:i], argument, asked)), None)
         argv = [sys.argv[0], *(sys.argv[1:] if at is None else started[at + 1 :])]
-        # `-m` has put the folder that it was started in in front.
+        # `-m` adds the folder that it was started in to sys.path by itself.
         return _Program(name, True, argv, None)
     if not path or not os.path.exists(path):  # noqa: PTH110
         return None
-    # Python has made the path that it was given absolute, and no more.
+    # Python makes the script's path absolute, and does not resolve links in it.
     at = next(
         (i for i, argument in enumerate(started) if i and (path == argument or path.endswith(f"/{argument}"))), None
     )
@@ -306,6 +302,8 @@ class ProgramPlanner:
             self.run, self.fetch, _ = with_repositories(self.run, root, transport_for)
         self.executor = executor_for(self.run)
         self.mode = "local" if local else "batch" if settings.detach else "run"
+        ignored = self.run.detach and not settings.detach
+        self._notes = ["detach: no effect on a sweep; hydra.launcher.detach=true detaches it."] if ignored else []
         # torchrun only if it is asked for: a program that starts its processes itself would be started many times.
         several = (self.run.nproc_per_node or 1) > 1 or (self.run.nodes or 1) > 1
         self.resources = self.executor.resources(None if several else False)
@@ -372,7 +370,7 @@ class ProgramPlanner:
                 **({"env.toml": registry_table(paths)} if paths.names_registry else {}),
             },
             problems=tuple(added.problems),
-            notes=(*added.notes, *left_out(paths)),
+            notes=(*self._notes, *added.notes, *left_out(paths)),
             job=number,
             paths=paths,
             repositories=self.fetch,

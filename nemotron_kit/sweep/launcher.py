@@ -283,6 +283,8 @@ class Jobs:
         first = written[0][0]
         plan, detached = first.plan, self.detached(first)
         labels = {sweep_job.plan.job: sweep_job.label for sweep_job, _ in written}
+        for note in plan.notes if not self._ours else ():
+            log.info("note: %s", note)
         if is_local(plan.executor):
             secrets = dict.fromkeys(name for sweep_job, _ in written for name in sweep_job.plan.secrets)
             self._run_locally(first, labels, detached, secrets)

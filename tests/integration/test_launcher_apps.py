@@ -248,13 +248,13 @@ def test_a_literal_secret_of_a_config_is_in_no_record(app: App) -> None:
     (app.folder / "literal.py").write_text(
         "import hydra, os\n"
         "from hydra.core.config_store import ConfigStore\n"
-        "def made(end): return {'name': 'a', 'api_key': 'canary-' + end, 'n': {'password': 1234567890}}\n"
+        "def made(end): return {'api_key': 'canary-' + end, 'n': {'password': 1234567890, 'secret': True}}\n"
         "for end in ('one-1', 'two-2'): ConfigStore.instance().store(end, made(end), group='db')\n"
         "ConfigStore.instance().store('config', {'defaults': [{'db': 'one-1'}, '_self_']})\n"
         "@hydra.main(version_base='1.3', config_path=None, config_name='config')\n"
         "def main(cfg):\n"
         "    os.write(1, f'raw {cfg.db.api_key}\\n'.encode()); print('key', cfg.db.api_key)\n"
-        "    return [cfg.db.n.password - 1234567889, cfg.db.api_key.startswith('can'), len(cfg.db.api_key)]\n"
+        "    return [cfg.db.n.password - 1234567889, cfg.db.n.secret and cfg.db.api_key[:3] == 'can', len(cfg.db.api_key)]\n"
         "if __name__ == '__main__': main()\n"
     )
     app.sweep("literal.py", "db=one-1,two-2")

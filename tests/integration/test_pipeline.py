@@ -240,6 +240,8 @@ def test_a_dry_run_shows_the_graph_and_writes_nothing(world: World) -> None:
         (["--only", "sum", "--to", "sum"], "--only leaves nothing"),
         (["--only", "sum", "--force", "say"], "--force say: that stage is not among those that run."),
         (["--only", "sum", "data.make-it.n=3"], "data.make-it.n=3: data.make-it is not among the stages that run."),
+        (["--only", "sum", "+data.make-it.n=3"], "error: +data.make-it.n=3: data.make-it is not among the stages that"),
+        (["only="], "--only names no stage.\nGive one of"),
         (["-c", "tyni"], "has a config 'tyni'.\nThere is: default, tiny."),
         (["--cfg", "job"], "--cfg can't be used with a pipeline.\n"),
         (["-m", "sum.scale=1,2"], "--multirun can't be used with a pipeline."),
