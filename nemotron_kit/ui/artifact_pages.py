@@ -111,6 +111,7 @@ class ArtifactPages:
             found = graph_of(every, version)
             graph.nodes |= found.nodes
             graph.edges |= found.edges
+            graph.cut |= found.cut
         return WebPage("lineage.html", "Lineage", self._graph(graph), self._lineage(graph), anchor="lineage")
 
     def _graph(self, graph: Graph) -> dict[str, Any]:

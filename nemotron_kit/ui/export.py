@@ -33,7 +33,7 @@ def export(file: Path, references: Sequence[str]) -> list[str]:
     names = [run.id if jobs is None else f"{run.id}/{jobs[0].number}" for run, jobs in chosen]
     reader = RecordReader()
     try:
-        # Twice: which pages there are says which of them links can lead to.
+        # Twice: only pages of the first pass are linked to in the second.
         anchors: set[str] = set()
         for _ in range(2):
             pages = _pages(reader, ExportLinks(anchors), names, [run for run, _ in chosen])
@@ -67,7 +67,7 @@ def _pages(reader: RecordReader, links: ExportLinks, names: Sequence[str], runs:
                 add(make.run(f"{name}/{row['number']}", {}))
         if page.template == "pipeline.html":
             for stage in page.data["stages"]:
-                if stage.get("url") or stage.get("run"):
+                if stage.get("exists"):
                     add(make.run(stage["run"], {}))
     made_by = {page.data["run"] for page in found.values() if "run" in page.data}
     lineage = registry.lineage_of(sorted(made_by))

@@ -312,6 +312,7 @@ class RunPages:
             its = run.stage_run(record)
             state = DAMAGED if DAMAGE in record else "skipped" if record.get("skipped") else "removed"
             name = record.get("run") or record.get("producer")
+            exists = run.stage_run({"run": name}) is not None  # a skipped stage's producer may have been removed
             its_summary = its.summary() if its is not None else None
             outputs = record.get("outputs") or []
             if its is not None and (jobs := its.jobs()):
@@ -324,7 +325,8 @@ class RunPages:
                     "state": its_summary.state if its_summary else state,
                     "why": (its_summary.error if its_summary else None) or record.get("why") or record.get(DAMAGE),
                     "run": name,
-                    "url": self.links.run(str(name)) if name and (its is not None or record.get("skipped")) else None,
+                    "exists": exists,
+                    "url": self.links.run(str(name)) if exists else None,
                     "took": short_span(duration(its_summary.started, its_summary.finished, its_summary.state))
                     if its_summary
                     else "",

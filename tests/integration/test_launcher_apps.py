@@ -254,7 +254,7 @@ def test_a_literal_secret_of_a_config_is_in_no_record(app: App) -> None:
         "@hydra.main(version_base='1.3', config_path=None, config_name='config')\n"
         "def main(cfg):\n"
         "    os.write(1, f'raw {cfg.db.api_key}\\n'.encode()); print('key', cfg.db.api_key)\n"
-        "    return [cfg.db.n.password - 1234567889, cfg.db.n.secret and cfg.db.api_key[:3] == 'can', len(cfg.db.api_key)]\n"
+        "    return [cfg.db.n.password - 1234567889, cfg.db.n.secret, len(cfg.db.api_key)]\n"
         "if __name__ == '__main__': main()\n"
     )
     app.sweep("literal.py", "db=one-1,two-2")

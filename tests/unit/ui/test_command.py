@@ -15,8 +15,11 @@ import pytest
 pytest.importorskip("starlette")
 from nemotron_kit.cli.tools import run as run_tool
 from nemotron_kit.errors import NemotronError, UserError
+from nemotron_kit.home import new_run_id
+from nemotron_kit.runs.folder import PIPELINE, create_run
 from nemotron_kit.runs.metrics import series
 from nemotron_kit.ui import command
+from nemotron_kit.ui.export import export
 from nemotron_kit.ui.figures import thinned
 
 from ...dashboard import fill
@@ -100,6 +103,14 @@ def test_an_export_is_whole_and_without_secrets(
     (tmp_path / "folder.html").mkdir()
     with pytest.raises(UserError, match="is a folder"):
         run_tool("ui", ["--export", str(tmp_path / "folder.html"), "latest"])
+
+
+def test_an_export_of_a_pipeline_whose_stages_runs_were_removed(home: Path, tmp_path: Path) -> None:
+    run = create_run(new_run_id("demo", "all"), {"kind": PIPELINE, "recipe": "demo", "stages": ["prep", "train"]}, [])
+    run.add_stage(0, {"stage": "prep", "skipped": True, "producer": new_run_id("demo", "prep"), "why": "unchanged"})
+    run.add_stage(1, {"stage": "train", "run": new_run_id("demo", "train"), "state": "succeeded", "why": "new"})
+    pages = export(tmp_path / "out.html", [run.id])
+    assert pages == [run.id] and "removed" in (tmp_path / "out.html").read_text()
 
 
 def test_a_curve_is_the_lowest_ranks_and_a_repeated_step_counts_once(tmp_path: Path) -> None:
