@@ -93,8 +93,8 @@ class Dataset:
     ships, exercises:// for generated conversations).
 
     Of a folder, files with rows (JSON lines, parquet) are read; if there are none, .json files; if there are none,
-    plain text. `split` and `subset` select from a folder or a Hugging Face repository. `text_field` None is the
-    config's default.
+    plain text. `split` selects files by the split's name in theirs, or as a Hugging Face repository's card says;
+    `subset` a folder below the path, or a subset of the card. `text_field` None is the config's default.
     """
 
     name: str

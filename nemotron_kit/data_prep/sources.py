@@ -378,12 +378,16 @@ def _local(path: str, dataset: Dataset, where: str, left: Omissions) -> list[Fou
         names = local_files_below(root, left)
         taken = by_split(main_files(names, left), dataset.split, where, left)
         return _readable([names[name].absolute() for name in sorted(taken)], where, root)
+    if dataset.subset:
+        raise UserError(f"{where}: subset {dataset.subset!r}: {dataset.path} is no folder that could have one.")
     if root.exists():  # a file, or something that can't be read as one
+        by_split([root.name], dataset.split, where, left)
         return _readable([root.absolute()], where)
     found = matching(root, left)
     if not found:
         raise UserError(f"{where}: no file matches {dataset.path}.", hint=f"Looked in {root.parent}.")
-    return _readable([Path(name).absolute() for name in main_files(map(str, found), left)], where, root)
+    taken = by_split(main_files(map(str, found), left), dataset.split, where, left, by_pattern=True)
+    return _readable([Path(name).absolute() for name in taken], where, root)
 
 
 def _readable(paths: Sequence[Path], where: str, root: Path | None = None) -> list[FoundFile]:
@@ -406,6 +410,13 @@ def _remote(dataset: Dataset, where: str, left: Omissions) -> list[FoundFile]:
         below = remote_files(fs, inner, left)
     except Exception as error:  # each store raises its own
         raise unlistable(dataset.path, where, error) from error
+    if dataset.subset:
+        folder = f"{dataset.subset.strip('/')}/"
+        inside = {name: file for name, file in below.items() if name.startswith(folder)}
+        if not inside:
+            raise UserError(f"{where}: there is no folder {dataset.path}/{folder} for the subset {dataset.subset!r}.")
+        _leave(below, inside, f"not of subset {dataset.subset}", left)
+        below = {name.removeprefix(folder): file for name, file in inside.items()}
     return chosen(below, dataset, where, left)
 
 
@@ -431,7 +442,8 @@ def chosen(below: dict[str, FoundFile], dataset: Dataset, where: str, left: Omis
     names = main_files(below, left)
     if not names:
         raise UserError(f"{where}: nothing to read in {dataset.path}.", hint=f"Known endings: {_KNOWN}.")
-    return [below[name] for name in sorted(by_split(names, dataset.split, where, left))]
+    taken = by_split(names, dataset.split, where, left, by_pattern=is_pattern(dataset.path))
+    return [below[name] for name in sorted(taken)]
 
 
 _TIERS = ("files with rows", ".json files", "plain text")
@@ -456,12 +468,25 @@ def main_files(names: Iterable[str], left: Omissions) -> list[str]:
     return tiers[best]
 
 
-def by_split(paths: list[str], split: str | None, where: str, left: Omissions) -> list[str]:
-    """The paths of a split, by the split names in their file names; without any such name, all are "train"."""
-    words = {path: _split_word(path) for path in paths}
-    if split is None or len(paths) <= 1 or (split == "train" and not any(words.values())):
+def by_split(
+    paths: list[str], split: str | None, where: str, left: Omissions, *, by_pattern: bool = False
+) -> list[str]:
+    """The paths of a split, by the split names in them; without any such name, all are "train".
+
+    A single file, or those of a pattern (`by_pattern`), are of any split unless their names say otherwise. Raises
+    UserError for a split of which there is no file.
+    """
+    if split is None or not paths:
         return paths
+    root = os.path.commonpath([os.path.dirname(path) for path in paths]) if by_pattern else ""  # noqa: PTH120
+    words = {path: _split_word(path.removeprefix(root)) for path in paths}
     wanted = _SPLIT_WORDS.get(split, split)
+    if by_pattern or len(paths) == 1:
+        named = any(words.values()) and wanted in _SPLIT_WORDS.values()
+    else:
+        named = split != "train" or any(words.values())
+    if not named:
+        return paths
     chosen = [path for path, word in words.items() if word == wanted]
     if not chosen:
         known = sorted({word for word in words.values() if word}) or ["train"]
@@ -486,7 +511,7 @@ def _hub_listing(
     dataset: Dataset, where: str, left: Omissions
 ) -> tuple[dict[str, FoundFile], dict[str, list[tuple[str, str]]]]:
     """The arguments of `hub_files`: a repository's files, and the configs in its card."""
-    parts = dataset.path.removeprefix("hf://").removeprefix("datasets/").split("/")
+    parts = dataset.path.removeprefix("hf://").removeprefix("datasets/").rstrip("/").split("/")
     if len(parts) < 2:
         raise UserError(f"{where}: {dataset.path} is not hf://owner/name.")
     url = f"hf://datasets/{parts[0]}/{parts[1]}"

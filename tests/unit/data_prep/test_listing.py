@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from nemotron_kit.data_prep import Dataset, sources
@@ -101,6 +102,29 @@ def test_splits_are_told_by_the_words_in_names(tmp_path: Path) -> None:
     assert names(tmp_path, str(tmp_path / "plain"), split="train") == ["x.jsonl", "y.jsonl"]
     with pytest.raises(UserError, match="no split 'test': there is: train, valid"):
         names(tmp_path, str(tmp_path), split="test")
+
+
+def test_split_and_subset_select_from_every_kind_of_path(tmp_path: Path) -> None:
+    stores = {"memory://listing": fsspec.filesystem("memory"), str(tmp_path / "listing"): None}
+    for root, store in stores.items():
+        for name in ("one/train.jsonl", "one/test.jsonl", "two/train.jsonl"):
+            if store:
+                store.pipe_file(f"/listing/{name}", b"{}\n")
+            else:
+                (tmp_path / "listing" / name).parent.mkdir(parents=True, exist_ok=True)
+                (tmp_path / "listing" / name).write_text("{}\n")
+        assert names(tmp_path, f"{root}/one/*.jsonl", split="test") == ["test.jsonl"]
+        assert names(tmp_path, f"{root}/tw*/*.jsonl", split="mine") == ["train.jsonl"]
+        assert names(tmp_path, root, subset="one", split="test") == ["test.jsonl"]
+        for path, more, says in (
+            (f"{root}/one/*.jsonl", {"split": "valid"}, "no split 'valid': there is: test, train"),
+            (f"{root}/two", {"split": "test"}, "no split 'test': did you mean|no split 'test': there is: train"),
+            (f"{root}/two/train.jsonl", {"split": "test"}, "no split 'test'"),
+            (root, {"subset": "three"}, "no folder .*listing/three.* for the subset 'three'"),
+            (f"{root}/two/*.jsonl", {"subset": "two"}, "subset 'two'"),
+        ):
+            with pytest.raises(UserError, match=says):
+                names(tmp_path, path, **more)
 
 
 REPOSITORY = {
