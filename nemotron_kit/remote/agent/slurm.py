@@ -18,7 +18,7 @@ from typing import Any
 from nemotron_kit import files
 from nemotron_kit.errors import NemotronError, Unreachable, UserError
 from nemotron_kit.remote.agent import slurm_commands as commands
-from nemotron_kit.runs.job import DamagedRecord, is_final_end, read_object
+from nemotron_kit.runs.job import DamagedRecord, JobFolder, is_final_end, read_object
 
 FOLDER = "slurm"
 _INTENT = re.compile(r"[0-9a-f]{12}\Z")
@@ -263,7 +263,7 @@ def _request_cancel(job: Path) -> None:
     except (FileNotFoundError, DamagedRecord):
         over = False
     if job.is_dir() and not over:
-        files.write_json(job / "cancel.json", {"at": time.time()})
+        JobFolder(job).request_cancel()
 
 
 def limits(payload: bytes, *, partition: str | None = None, count: bool = False) -> Response:
@@ -318,7 +318,7 @@ def _sbatch(run: Path, record: Submission, arguments: list[str], env: dict[str, 
         code, out, message = 1, "", error.message
     answer = commands.job_id(out) if code == 0 else None
     if answer:
-        done = replace(record, job=answer[0], cluster=answer[1])
+        done = replace(record, job=answer[0], cluster=answer[1], refused=None)
         write(run, done)
         return done
     refusal = _REFUSED.search(message)

@@ -12,7 +12,6 @@ from typing import Any
 
 from nemotron_kit.errors import NemotronError, Unreachable, printable
 from nemotron_kit.remote.agent import slurm
-from nemotron_kit.remote.agent import slurm as slurm_agent
 from nemotron_kit.remote.agent import slurm_commands as commands
 from nemotron_kit.remote.agent.slurm import FOLDER, Submission
 from nemotron_kit.remote.agent.slurm_commands import Entry
@@ -114,7 +113,7 @@ def observe(payload: bytes, *, runs: Mapping[str, list[int]]) -> tuple[dict[str,
     damaged: dict[str, str] = {}
     for folder in runs:
         try:
-            by_run[folder] = slurm_agent.submissions_by_job(slurm_agent.read_all(Path(folder)))
+            by_run[folder] = slurm.submissions_by_job(slurm.read_all(Path(folder)))
         except NemotronError as error:  # concerns this run only
             damaged[folder] = error.message
     for job in jobs:
@@ -191,7 +190,8 @@ def _ask(jobs: list[_Job], cluster: str | None) -> None:
             _unless_recorded(job, "unreachable", error.message)
     for job in jobs:
         job.choose_link(queue or {})
-    left = [job for job in jobs if queue is None or not _from_queue(job, queue)]
+    # A job without an id was never submitted, or `_name` has found out what became of it: sacct can't add to that.
+    left = [job for job in jobs if job.slurm_id and (queue is None or not _from_queue(job, queue))]
     ids = {job.slurm_id.partition("_")[0] for job in left if job.slurm_id}
     ids.update(number for job in left if job.submission for number in job.submission.links)
     if not ids:
@@ -224,18 +224,20 @@ def _few_ids(jobs: Sequence[_Job]) -> set[str]:
 def _name(jobs: Iterable[_Job], queue: Mapping[str, Entry]) -> None:
     """Look up, by name, jobs whose sbatch call got no answer."""
     ids = {entry.name: number.partition("_")[0] for number, entry in queue.items()}
+    found: dict[str, Submission] = {}  # by name: the tasks of an array share a submission
     for job in jobs:
         record = job.submission
         if record is None or record.job:
             continue
-        if record.refused and not slurm_agent.has_begun(job.run, record):
+        if record.refused and not slurm.has_begun(job.run, record):
             job.set("failed", 1, record.refused)
-        elif record.name in ids:
-            job.submission = slurm.adopt(job.run, record, ids[record.name])
-        else:
-            job.submission = slurm.find(job.run, record)
-            if job.submission.job is None:
-                _absent(job, record)
+            continue
+        if record.name not in found:
+            known = ids.get(record.name)
+            found[record.name] = slurm.adopt(job.run, record, known) if known else slurm.find(job.run, record)
+        job.submission = found[record.name]
+        if job.submission.job is None:
+            _absent(job, record)
 
 
 def _is_recent(submitted: float) -> bool:
@@ -246,7 +248,7 @@ def _is_recent(submitted: float) -> bool:
 
 def _absent(job: _Job, record: Submission) -> None:
     """Record that neither squeue nor sacct, both of which have answered, has a job of that name."""
-    if slurm_agent.has_begun(job.run, record):
+    if slurm.has_begun(job.run, record):
         _unless_recorded(job, "unknown", _FORGOTTEN)
     elif _is_recent(record.at):
         job.set("unknown", None, "sbatch was asked, and Slurm does not show the job yet")

@@ -12,7 +12,6 @@ import pytest
 
 from nemotron_kit.errors import Unreachable, UserError
 from nemotron_kit.remote.agent import slurm, slurm_status
-from nemotron_kit.remote.agent import slurm as slurm_agent
 
 INTENT = "0123456789ab"
 Program = Callable[[str, str], None]
@@ -136,7 +135,7 @@ def test_one_task_of_an_array_is_cancelled_alone(run: Path, program: Program) ->
 
 def test_a_job_in_doubt_is_cancelled_by_its_name(run: Path, program: Program) -> None:
     (run / "slurm").mkdir()
-    slurm_agent.write(run, slurm_agent.Submission(INTENT, "nk-name", [0], False, 0.0))
+    slurm.write(run, slurm.Submission(INTENT, "nk-name", [0], False, 0.0))
     program("squeue", "exit 1")
     slurm.cancel(b"", folder=str(run), jobs=[0])
     assert any("--name=nk-name" in line for line in (run.parents[1] / "calls").read_text().splitlines())
@@ -246,10 +245,10 @@ def test_a_sites_queue_without_accounting_still_tells_ends(submitted: Path, prog
 
 def test_a_job_that_nobody_knows_is_unknown(submitted: Path, program: Program) -> None:
     assert observe(submitted, 0)[0]["state"] == "running", "Slurm may lag behind at first"
-    record = slurm_agent.read(submitted, INTENT)
+    record = slurm.read(submitted, INTENT)
     assert record is not None
     for at in (record.at - 3600, 1e300):  # a damaged time is not recent for ever
-        slurm_agent.write(submitted, slurm_agent.Submission(**{**vars(record), "at": at}))
+        slurm.write(submitted, slurm.Submission(**{**vars(record), "at": at}))
         assert observe(submitted, 0)[0]["state"] == "unknown"
 
 
@@ -311,3 +310,24 @@ def test_of_a_chain_the_job_is_seen_that_counts_now(
     program("sacct", f"printf '%s\\n' '{accounts}'")
     seen = slurm_status.observe(b"", runs={str(run): [0]})[0][str(run)]["0"]
     assert (seen["state"], seen["slurm_id"]) == (state, number)
+
+
+def test_what_accounting_knows_of_one_job_is_no_news_of_another_that_slurm_never_had(
+    run: Path, program: Program
+) -> None:
+    """Job 0 has an id, job 1 was refused, job 2 was never submitted: only the first is sacct's to judge."""
+    program("sbatch", "echo 42")
+    submit(run)
+    other = slurm.Submission("ba9876543210", "nk-ba9876543210-x", [1], False, 1.0, refused="Slurm refused the job: no")
+    slurm.write(run, other)
+    program("sacct", 'echo "42|COMPLETED|x|name|0:0|0:0"')
+    seen = observe(run, 0, 1, 2)
+    assert [seen[n]["state"] for n in range(3)] == ["succeeded", "failed", "unknown"]
+    assert [seen[n]["error"] for n in (1, 2)] == ["Slurm refused the job: no", "not submitted yet"]
+
+
+def test_an_array_whose_submission_had_no_answer_is_looked_up_once(run: Path, program: Program) -> None:
+    (run / "slurm").mkdir()
+    slurm.write(run, slurm.Submission(INTENT, f"nk-{INTENT}-x", [0, 1, 2], True, 1.0))
+    assert {seen["state"] for seen in observe(run, 0, 1, 2).values()} == {"failed"}
+    assert calls(run, "squeue") == 2 and calls(run, "sacct") == 1
