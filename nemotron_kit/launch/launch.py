@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ from nemotron_kit.executors.base import Executor, executor_for
 from nemotron_kit.polling import until
 from nemotron_kit.runs.folder import RunFolder, create_run
 from nemotron_kit.runs.job import JobFolder
+from nemotron_kit.spec.paths import git_environment
 from nemotron_kit.spec.plan import DETACHED, IN_PROCESS, Plan, is_local
 from nemotron_kit.worker.hydra import set_hydra_config
 from nemotron_kit.worker.process import INTERRUPTED, TERMINATED, Outcome, Terminated, term_raises
@@ -57,7 +57,6 @@ def _git(folder: Path) -> tuple[str | None, bool | None]:
 
 def _ask(folder: Path, *arguments: str) -> str | None:
     """The output of a git command; None if it fails or takes too long."""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
     try:
         # fsmonitor is a program that the repository's config names: it must not be run.
         done = subprocess.run(
@@ -66,7 +65,7 @@ def _ask(folder: Path, *arguments: str) -> str | None:
             capture_output=True,
             check=False,
             timeout=_SECONDS,
-            env={**environment, "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"},
+            env={**git_environment(), "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"},
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

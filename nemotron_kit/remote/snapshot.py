@@ -22,7 +22,7 @@ from nemotron_kit.remote.agent.code import used
 from nemotron_kit.remote.agent.operations import CODE
 from nemotron_kit.remote.ssh import Transport
 from nemotron_kit.spec.package import package_zip
-from nemotron_kit.spec.paths import CodeTree, RemotePaths
+from nemotron_kit.spec.paths import CodeTree, RemotePaths, git_environment
 from nemotron_kit.spec.runconfig import RunConfig
 
 _SUBMODULE = "160000 "  # the mode of a link to another repository's commit
@@ -32,14 +32,13 @@ _QUIET = ("-c", "core.fsmonitor=false", "-c", "core.quotepath=false")
 
 def git(root: Path, *arguments: str) -> bytes:
     """The output of `git arguments` in `root`. Raises UserError with git's message when it fails."""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
     try:
         done = subprocess.run(
             ["git", "-C", str(root), *_QUIET, *arguments],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             check=False,
-            env={**environment, "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"},
+            env={**git_environment(), "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"},
         )
     except FileNotFoundError as error:
         raise UserError(
@@ -95,10 +94,17 @@ def committed(root: Path, *, submodules: bool = True) -> Iterator[tuple[tarfile.
     top = Path(os.fsdecode(git(root, "rev-parse", "--show-toplevel")).rstrip("\n"))
     inside = root.resolve().relative_to(top.resolve()).as_posix()
     yield from _archived(top, "HEAD" if inside == "." else f"HEAD:{inside}", "")
-    for record in git(root, "ls-tree", "-r", "-z", "HEAD").split(b"\x00") if submodules else ():
+    yield from _submodules(root, "HEAD", "") if submodules else ()
+
+
+def _submodules(root: Path, tree: str, prefix: str) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
+    """The content of the submodules of a commit, and of theirs, at the commits that it refers to."""
+    for record in git(root, "ls-tree", "-r", "-z", tree).split(b"\x00"):
         facts, _, name = os.fsdecode(record).partition("\t")
         if facts.startswith(_SUBMODULE) and (root / name / ".git").exists():
-            yield from _archived(root / name, facts.split()[2], f"{name}/")
+            commit = facts.split()[2]
+            yield from _archived(root / name, commit, f"{prefix}{name}/")
+            yield from _submodules(root / name, commit, f"{prefix}{name}/")
 
 
 def _archived(root: Path, tree: str, prefix: str) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
@@ -189,7 +195,14 @@ def _matching(choice: Choice) -> list[str]:
     for pattern in choice.patterns:
         if pattern.startswith("/") or ".." in Path(pattern).parts:
             raise UserError(f"packager_include_pattern: {pattern} leads out of {choice.root}.")
-        for path in choice.root.glob(pattern):
+        try:
+            matching = list(choice.root.glob(pattern))
+        except ValueError as error:  # such as `**.py`
+            raise UserError(f"packager_include_pattern: {pattern}: {error}.", hint='Write "src/**/*.py".') from error
+        for path in matching:
+            parents = path.relative_to(choice.root).parents
+            if any(_is_debris(choice.root / parent) for parent in parents if parent != Path()):
+                continue
             name = path.relative_to(choice.root).as_posix()
             found += _walk(choice.root, name) if path.is_dir() and not path.is_symlink() else [name]
     return found
@@ -361,11 +374,13 @@ def _members(root: Path, names: Sequence[str]) -> Iterator[tuple[tarfile.TarInfo
 
 
 def _link(root: Path, path: Path) -> str:
-    """The target of a symbolic link as it is archived; the target of a link that leads out of the tree becomes
-    absolute, since the copy is elsewhere."""
+    """The target of a symbolic link as it is archived: relative for a target inside the tree, absolute for one
+    outside, since the copy has another path."""
     text = os.readlink(path)  # noqa: PTH115 — as it is written
     target = Path(os.path.normpath(path.parent / text))
-    return text if target.is_relative_to(root) and not text.startswith("/") else str(target)
+    if not target.is_relative_to(root):
+        return str(target)
+    return os.path.relpath(target, path.parent) if text.startswith("/") else text
 
 
 def _pack(members: Iterable[tuple[tarfile.TarInfo, bytes]]) -> tuple[dict[str, int], bytes]:

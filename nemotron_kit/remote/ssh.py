@@ -24,7 +24,7 @@ from typing import Any, Protocol
 from nemotron_kit import files
 from nemotron_kit.errors import NemotronError, NotSent, Unreachable, UserError, printable
 from nemotron_kit.home import nemotron_home
-from nemotron_kit.remote.agent.operations import error_from_dict, perform
+from nemotron_kit.remote.agent.operations import SLOW_OPS, error_from_dict, perform
 from nemotron_kit.spec.package import package_hash, package_zip
 from nemotron_kit.spec.paths import REMOTE_FOLDER
 from nemotron_kit.spec.profiles import list_run_profiles, load_run_profile
@@ -69,9 +69,14 @@ LOGIN = {"strict": "ask", "batch": "no", "connect": "20", "persist": "43200"}
 
 
 def ssh_config(values: dict[str, str]) -> Path:
-    """An ssh config file with `values` (QUIET or LOGIN), written unless it exists with this content."""
+    """An ssh config file with `values` (QUIET or LOGIN), written unless it exists with this content.
+
+    Raises UserError if NEMOTRON_SSH_CONFIG names no file, which ssh would ignore.
+    """
     folder = ssh_folder()
     given = user_config()
+    if given != _USER_CONFIG and not os.path.isfile(given):  # noqa: PTH113 — False where Path.is_file raises
+        raise UserError(f"NEMOTRON_SSH_CONFIG: {given} is no file.", hint="Name an ssh config, or unset the variable.")
     text = _CONFIG.format(folder=folder, user_config=f'"{given}"', **values)
     # One file for each user config: two concurrent commands may have been given different ones.
     mark = "" if given == _USER_CONFIG else f"-{_short_hash(given)}"
@@ -82,8 +87,9 @@ def ssh_config(values: dict[str, str]) -> Path:
 
 
 def user_config() -> str:
-    """The user's ssh config: $NEMOTRON_SSH_CONFIG, else ~/.ssh/config."""
-    return os.environ.get("NEMOTRON_SSH_CONFIG") or _USER_CONFIG
+    """The user's ssh config: $NEMOTRON_SSH_CONFIG, else ~/.ssh/config. ssh would look for a relative path in ~/.ssh."""
+    named = os.environ.get("NEMOTRON_SSH_CONFIG")
+    return str(Path(named).expanduser().absolute()) if named else _USER_CONFIG
 
 
 def _short_hash(text: str) -> str:
@@ -388,7 +394,7 @@ class Ssh:
     def _ask(self, pipe: Pipe, op: str, payload: bytes, args: Mapping[str, Any]) -> tuple[dict[str, Any], bytes]:
         request = json.dumps({"op": op, "args": args, "payload": len(payload)})
         pipe.send(request.encode() + b"\n" + payload, STALL_SECONDS)
-        head = pipe.response(self._mark, STALL_SECONDS)
+        head = pipe.response(self._mark, max(STALL_SECONDS, SLOW_OPS.get(op, 0.0)))
         return head, pipe.read(head["payload"], STALL_SECONDS)
 
     def _connected(self) -> Pipe:
@@ -484,12 +490,15 @@ class LocalTransport:
 
     @property
     def root(self) -> str:
+        """`root` as given, else NEMOTRON_HOME."""
         return self._root or str(nemotron_home())
 
     def reached_at(self) -> float:
+        """0: not recorded for this machine."""
         return 0.0
 
     def call(self, op: str, payload: bytes = b"", **args: Any) -> tuple[Any, bytes]:
+        """See Transport."""
         result, data = perform(op, payload, args)
         # The same round trip through JSON as over ssh.
         return json.loads(json.dumps(result)), data

@@ -6,6 +6,7 @@ import os
 import posixpath
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from importlib.util import find_spec
@@ -70,11 +71,21 @@ def repositories_left_out(tree: CodeTree) -> tuple[str, ...]:
 
 
 def _repositories(root: str, folder: str) -> Iterator[str]:
-    """`folder` itself, or what lies directly in it."""
-    inside = (entry.path for entry in islice(os.scandir(Path(root, folder)), _MOST_ENTRIES))
-    for path in (Path(root, folder), *map(Path, inside)):
-        if (path / ".git").exists():
-            yield path.relative_to(root).as_posix()
+    """The repositories among `folder` and what lies directly in it; those of a folder that can't be read are not
+    found."""
+    found = [os.path.join(root, folder).rstrip("/")]  # noqa: PTH118
+    with suppress(OSError):
+        found += [entry.path for entry in islice(os.scandir(found[0]), _MOST_ENTRIES)]
+    for path in found:
+        if os.path.exists(f"{path}/.git"):  # noqa: PTH110 — False where Path.exists raises PermissionError
+            yield os.path.relpath(path, root)
+
+
+def git_environment() -> dict[str, str]:
+    """This environment for a git command that concerns the repository in its folder: without git's variables, which
+    inside a hook (GIT_DIR, GIT_INDEX_FILE) name another repository, but with those that say how to connect."""
+    kept = ("GIT_SSH", "GIT_PROXY_", "GIT_SSL_", "GIT_ASKPASS", "GIT_CONFIG_")
+    return {key: value for key, value in os.environ.items() if not key.startswith("GIT_") or key.startswith(kept)}
 
 
 def _git(root: str, *arguments: str, text: str = "") -> list[str]:
@@ -84,7 +95,7 @@ def _git(root: str, *arguments: str, text: str = "") -> list[str]:
     given = text.encode("utf-8", "surrogateescape")
     try:
         line = ["git", "-C", root, "-c", "core.fsmonitor=false", *arguments]  # a program that the repository names
-        done = subprocess.run(line, input=given, capture_output=True, check=False)
+        done = subprocess.run(line, input=given, capture_output=True, check=False, env=git_environment())
     except FileNotFoundError:
         return []
     return [name.decode("utf-8", "surrogateescape") for name in done.stdout.split(b"\x00") if name]

@@ -57,14 +57,14 @@ def unpack(data: bytes, package: Path) -> None:
     """Unpack the zip into the folder `package`, by a rename. Another launch may do the same at the same time."""
     package.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=".kit-", dir=package.parent))
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        archive.extractall(building)
     try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            archive.extractall(building)
         building.rename(package)
-    except OSError:
-        if not package.is_dir():
+    except BaseException as error:  # a full disk must not keep a part of it
+        shutil.rmtree(building, ignore_errors=True)
+        if not (isinstance(error, OSError) and package.is_dir()):
             raise
-        shutil.rmtree(building)
 
 
 def check(package: Path) -> None:

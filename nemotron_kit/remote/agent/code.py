@@ -25,14 +25,16 @@ from nemotron_kit.home import is_run_id
 from nemotron_kit.remote.agent.operations import CODE
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import DamagedRecord, JobFolder, read_object
+from nemotron_kit.spec.paths import git_environment
 
 # Folder below the root → what an entry of it is, for messages.
 KINDS = {"code": "the code of a launch", "kit": "nemotron_kit", "repositories": "a repository"}
-# The names that launches give them. Other entries are not ours: the root may be a home folder.
+# The names that launches give them, and those, with a dot in front, of what a killed process has left half-written or
+# half-removed. Other entries are not ours: the root may be a home folder.
 _OURS = {
-    "code": re.compile(r"[0-9a-f]{64}\.tar\.gz"),
-    "kit": re.compile(r"[0-9a-f]{32}"),
-    "repositories": re.compile(r"[A-Za-z0-9._-]+-[0-9a-f]{12}"),
+    "code": re.compile(r"[0-9a-f]{64}\.tar\.gz|\.[0-9a-f]{64}\.tar\.gz\.[0-9]+\.[0-9a-f]{8}\.tmp"),
+    "kit": re.compile(r"[0-9a-f]{32}|\.(kit|[0-9a-f]{32})-[a-z0-9_]+"),
+    "repositories": re.compile(r"[A-Za-z0-9._-]+-[0-9a-f]{12}|\.[A-Za-z0-9._-]+-[0-9a-f]{12}-[a-z0-9_]+"),
 }
 # The files of a run that refer to code and packages: its jobs' specs, its scripts, code.json.
 _REFERENCING = ("*.json", "jobs/*/*.json", "jobs/*/*.sh", "slurm/*")
@@ -128,9 +130,9 @@ def _remove(path: Path) -> None:
     if not path.is_dir():
         path.unlink()
         return
-    aside = path.with_name(f".{path.name}-{os.getpid()}")
-    path.rename(aside)
-    shutil.rmtree(aside)
+    if not path.name.startswith("."):
+        path = path.rename(path.with_name(f".{path.name}-{os.getpid()}"))
+    shutil.rmtree(path)
 
 
 # The modification time, in seconds, that each file gets when it is extracted: one with another time was written later.
@@ -313,7 +315,7 @@ def _check_out(folder: Path, url: str, ref: str, commit: str) -> None:
 def _git(*arguments: str, seconds: float) -> str:
     """The output of a git command, which never asks for a password. Raises UserError with git's message, Unreachable if
     it does not end in time."""
-    env = {**os.environ, "GIT_TERMINAL_PROMPT": "0", "GIT_SSH_COMMAND": "ssh -o BatchMode=yes"}
+    env = {"GIT_SSH_COMMAND": "ssh -o BatchMode=yes", **git_environment(), "GIT_TERMINAL_PROMPT": "0"}
     try:
         done = subprocess.run(
             ["git", *arguments], env=env, stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds, check=False

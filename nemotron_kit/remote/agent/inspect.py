@@ -12,6 +12,7 @@ import sys
 import urllib.error
 import urllib.parse
 import urllib.request
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +157,7 @@ def image_in_registry(payload: bytes, image: str) -> tuple[dict[str, str], bytes
         code, challenge = _manifest(url, None)
         if code == 401 and (token := _token(challenge)):
             code, _ = _manifest(url, token)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPException) as error:  # the last one of a name that no address can have, too
         message = (
             f"pulled when the job starts; {host} does not answer from here ({getattr(error, 'reason', None) or error})"
         )

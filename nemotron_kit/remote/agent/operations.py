@@ -287,6 +287,10 @@ OPS: dict[str, str] = {
     "slurm_limits": "nemotron_kit.remote.agent.slurm:limits",
 }
 
+# Operations that may take longer than the others, and for how many seconds at most: the sum of the time limits of the
+# commands that they run one after another.
+SLOW_OPS = {"fetch_repository": 2_900.0, "slurm_on_node": 1_000.0, "slurm_submit": 1_000.0}
+
 
 def perform(op: str, payload: bytes, args: Mapping[str, Any]) -> Response:
     """Perform one operation in this process. Raises NemotronError with the operating system's message."""

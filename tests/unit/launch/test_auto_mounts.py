@@ -120,3 +120,16 @@ def test_what_git_refuses_is_one_error(repository: Path, tmp_path: Path) -> None
     with pytest.raises(UserError, match="git could not fetch"):
         fetch_repository(b"", str(tmp_path / "r"), f"file://{repository}", "main", "0" * 40, "x-0")
     assert list((tmp_path / "r").iterdir()) == []
+
+
+def test_a_fetch_inside_a_git_hook_leaves_the_hooks_repository_alone(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine").mkdir()
+    run(tmp_path / "mine", "init", "-q")
+    before = (tmp_path / "mine" / ".git" / "HEAD").read_text()
+    commit = run(repository, "rev-parse", "HEAD")
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "mine" / ".git"))
+    folder, _ = fetch_repository(b"", str(tmp_path / "cache"), f"file://{repository}", "main", commit, "tool-0")
+    assert (tmp_path / "mine" / ".git" / "HEAD").read_text() == before
+    assert (Path(folder) / "text").read_text() == "2"

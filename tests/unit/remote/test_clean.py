@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from zipfile import BadZipFile
 
 import pytest
 
 from nemotron_kit.cli.tools import run as run_tool
 from nemotron_kit.errors import NemotronError
+from nemotron_kit.remote.agent.bootstrap import unpack
 from nemotron_kit.remote.agent.code import used
 from nemotron_kit.remote.ssh import LocalTransport
 from nemotron_kit.runs.folder import create_run
@@ -107,3 +109,25 @@ def test_the_command_says_what_it_removes(root: Path, capsys: pytest.CaptureFixt
     assert len(json.loads(capsys.readouterr().out)) == 3 and not things(root)
     assert run_tool("profiles", ["clean", "here"]) == 0
     assert capsys.readouterr().out.startswith("0 removed, 0.0 MB")
+
+
+def test_what_killed_processes_left_behind_goes_too(root: Path) -> None:
+    left = [
+        f"code/.{DIGEST}.tar.gz.123.0123abcd.tmp",
+        "kit/.kit-a1_b2c3",
+        f"kit/.{KIT}-77",
+        f"repositories/.{TOOL}-x1y2",
+    ]
+    for name in [*left, "kit/.other"]:
+        (root / name).touch() if name.startswith("code") else (root / name).mkdir()
+        os.utime(root / name, (0, 0))
+    used(root / "kit" / KIT)
+    removed = set(clean(root))
+    assert removed == {DIGEST + ".tar.gz", TOOL, *(Path(name).name for name in left)}
+    assert things(root) == [root / "kit" / ".other", root / "kit" / KIT]
+
+
+def test_a_package_that_can_not_be_unpacked_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(BadZipFile):
+        unpack(b"half a zip", tmp_path / "packages" / KIT)
+    assert list((tmp_path / "packages").iterdir()) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from http.client import InvalidURL
 from pathlib import Path
 
 import pytest
@@ -76,13 +77,13 @@ def test_where_an_image_is(image: str, parts: tuple[str, str, str]) -> None:
 def test_what_the_images_registry_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, str | None]] = []
 
-    def answered(*codes: int | OSError) -> str:
+    def answered(*codes: int | Exception) -> str:
         left = list(codes)
 
         def manifest(url: str, token: str | None) -> tuple[int, str]:
             asked.append((url, token))
             code = left.pop(0)
-            if isinstance(code, OSError):
+            if isinstance(code, Exception):
                 raise code
             return code, 'Bearer realm="https://auth.io/token",service="s",scope="repository:a:pull"'
 
@@ -97,3 +98,4 @@ def test_what_the_images_registry_answers(monkeypatch: pytest.MonkeyPatch) -> No
     assert answered(401, 401) == "unknown: pulled when the job starts; r.io shows it to logins only (401)"
     assert "does not answer from here (no route)" in answered(OSError("no route"))
     assert inspect.image_in_registry(b"", "oras://r.io/x")[0]["state"] == "unknown"
+    assert "(no address)" in answered(InvalidURL("no address"))

@@ -138,9 +138,11 @@ def test_links_inside_stay_links_and_others_name_their_place(repository: Path, t
     (repository / "inside").symlink_to("pkg/train.py")
     (repository / "outside").symlink_to(tmp_path / "data")
     (repository / "up").symlink_to("../data")
+    (repository / "pkg" / "whole").symlink_to(repository / "pkg" / "train.py")
     found = contents(take_snapshot(tree(repository)).archive)
     assert found["inside"] == "→ pkg/train.py"
     assert found["outside"] == found["up"] == f"→ {tmp_path}/data"
+    assert found["pkg/whole"] == "→ train.py", "the copy's file, and not that of the work tree"
 
 
 def test_too_much_names_the_largest(repository: Path) -> None:
@@ -203,6 +205,51 @@ def test_pattern_sends_what_matches(repository: Path) -> None:
         take_snapshot(tree(repository, "pattern"), RunConfig(packager_include_pattern=["../*"]))
     with pytest.raises(UserError, match="needs packager_include_pattern"):
         take_snapshot(tree(repository, "pattern"))
+    with pytest.raises(UserError, match=r"packager_include_pattern: \*\*x\.py: "):
+        take_snapshot(tree(repository, "pattern"), RunConfig(packager_include_pattern=["**x.py"]))
+
+
+def test_a_pattern_takes_nothing_out_of_environments(repository: Path) -> None:
+    for name in ("env/pyvenv.cfg", "env/lib/b.py", "pkg/__pycache__/c.py"):
+        (repository / name).parent.mkdir(parents=True, exist_ok=True)
+        (repository / name).write_text(name)
+    settings = RunConfig(packager_include_pattern=["**/*.py"])
+    assert set(contents(take_snapshot(tree(repository, "pattern"), settings).archive)) == {"pkg/train.py"}
+
+
+def test_the_commit_of_a_submodule_brings_its_own_submodules(repository: Path, tmp_path: Path) -> None:
+    inner, outer = tmp_path / "inner", tmp_path / "outer"
+    add = ("-c", "protocol.file.allow=always", "submodule", "--quiet", "add")
+    for folder in (inner, outer):
+        folder.mkdir()
+        git(folder, "init", "-q")
+        (folder / "file.py").write_text(folder.name)
+        git(folder, "add", "-A")
+        git(folder, "commit", "-qm", "first")
+    git(outer, *add, str(inner), "inner")
+    git(outer, "commit", "-qm", "with another")
+    git(repository, *add, str(outer), "outer")
+    git(repository, "-c", "protocol.file.allow=always", "submodule", "--quiet", "update", "--init", "--recursive")
+    git(repository, "commit", "-qm", "with both")
+    whole = take_snapshot(tree(repository, "git"))
+    (repository / "pkg" / "train.py").write_text("print('edited')\n")
+    committed = take_snapshot(tree(repository, "git"), RunConfig(allow_dirty=True))
+    assert contents(committed.archive) == contents(whole.archive)
+    assert {"outer/file.py", "outer/inner/file.py"} <= set(committed.files)
+
+
+def test_a_launch_inside_a_git_hook_sends_its_own_repository(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hook's GIT_DIR names the repository of the commit that runs it."""
+    git(tmp_path, "init", "-q", "other")
+    (repository / "ignored").mkdir()
+    (repository / "ignored" / "x").touch()
+    git(repository / "ignored", "init", "-q")
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "other" / ".git"))
+    monkeypatch.setenv("GIT_WORK_TREE", str(tmp_path / "other"))
+    assert repositories_left_out(tree(repository)) == ("ignored",)
+    assert "pkg/train.py" in take_snapshot(tree(repository)).files
 
 
 def test_a_repositorys_own_programs_are_not_run(repository: Path, tmp_path: Path) -> None:
