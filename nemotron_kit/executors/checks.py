@@ -101,7 +101,8 @@ def node(target: Target) -> Iterator[Finding]:
         yield Finding("node", WRONG, f"--node is for Slurm; this profile's executor is {config.executor}")
         return
     asked = replace(config, nodes=1, time="00:05:00", nodelist=None, segment=None)
-    options = [*_options(asked, resolve_partition(config, is_launch=False)), "--job-name=nemotron-check"]
+    found_options = _options(asked, batch=False)
+    options = [*(o for o in found_options if o.partition("=")[0] not in _SBATCH_ONLY), "--job-name=nemotron-check"]
     program = target.paths.python
     text = script.check_text(config, shlex.quote(program), PROBE)
     image = None
@@ -189,9 +190,8 @@ def slurm(target: Target) -> Iterator[Finding]:
 def partitions(target: Target) -> Iterator[Finding]:
     """Whether sbatch would accept a job of this profile, for --run and for --batch."""
     config = target.config
-    chosen = {resolve_partition(config, is_launch=False): "--run", resolve_partition(config, is_launch=True): "--batch"}
-    for partition in chosen:
-        objection = target.ask("slurm_accepts", options=_options(config, partition))
+    for partition, batch in {resolve_partition(config, is_launch=batch): batch for batch in (False, True)}.items():
+        objection = target.ask("slurm_accepts", options=_options(config, batch=batch))
         name = f"partition {partition}" if partition else "default partition"
         what = f"account {config.account}, {name}" if config.account else name
         yield Finding(name, WRONG if objection else OK, objection or f"{what}: a job would be accepted")
@@ -243,28 +243,14 @@ def docker(target: Target) -> Iterator[Finding]:
         yield Finding("image", OK, f"{name}: {'there' if facts['has_image'] else 'pulled when the job starts'}")
 
 
-def _options(config: RunConfig, partition: str | None) -> list[str]:
-    """sbatch's options for a job of this profile, as a list of arguments that no shell reads."""
-    given = {
-        "account": config.account,
-        "partition": partition,
-        "nodes": config.nodes or 1,
-        "ntasks-per-node": 1,
-        "time": config.time,
-        "qos": config.qos,
-        "constraint": config.constraint,
-        "exclude": config.exclude,
-        "nodelist": config.nodelist,
-        "reservation": config.reservation,
-        "segment": config.segment if (config.nodes or 1) > 1 else None,
-        "gres": config.gres,
-        "gpus-per-node": config.gpus_per_node,
-        "mem": config.mem,
-        "mem-per-cpu": config.mem_per_cpu,
-        "cpus-per-task": config.cpus_per_task,
-    }
-    arguments = [f"--{name}={value}" for name, value in given.items() if value is not None]
-    return [*arguments, *(["--exclusive"] if config.exclusive else [])]
+# What sbatch takes and srun does not, or what a check of a few minutes must not have.
+_SBATCH_ONLY = ("--requeue", "--no-requeue", "--open-mode", "--signal", "--dependency", "--mail-type", "--mail-user")
+
+
+def _options(config: RunConfig, *, batch: bool) -> list[str]:
+    """The options of sbatch in the script of a job of this profile, as a list of arguments that no shell reads."""
+    found = script.sbatch_options(config, executor_for(config).resources(None), batch=batch)
+    return [f"--{flag}" if value is None else f"--{flag}={value}" for flag, value in found.items()]
 
 
 _ANY_RUN = "20000101-000000-check-000000"

@@ -46,6 +46,8 @@ _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]{0,511}\Z")
 # The network that NeMo-Run creates and names by default: a job of ours gets the engine's default network instead.
 _NEMO_RUN_NETWORK = "nemo_run"
 _UNTRANSLATED = ("additional_kwargs", "healthcheck")
+# FOLDER:FOLDER_IN_THE_CONTAINER[:flags]; a volume of Docker's in place of the first folder.
+_VOLUME = re.compile(r"(/[^:]*|[A-Za-z0-9][A-Za-z0-9_.-]+):/[^:]*(:[A-Za-z,]+)?\Z")
 
 
 def container_name(run_id: str, job: int) -> str:
@@ -131,6 +133,10 @@ def _problems(config: RunConfig, context: PlanContext) -> Iterator[Problem]:
     if context.resources.nodes > 1:
         more = "Use nproc_per_node for more processes."
         yield Problem("Docker has this machine only.", field=f"nodes={config.nodes}", hint=more)
+    for volume in config.mounts or ():
+        if not _VOLUME.match(volume):  # of one folder Docker would make an empty volume
+            hint = "Write /FOLDER:/FOLDER_IN_THE_CONTAINER, or the same with :ro."
+            yield Problem("Docker mounts no folder for this.", field=f"mounts={volume}", hint=hint)
     for field in ("startup_commands", "setup"):
         if getattr(config, field):
             yield Problem("a container has no shell before the job; make it part of the image.", field=field)
@@ -212,6 +218,12 @@ class Docker(Executor):
         for image in images:
             _pull_if_missing(image)
         self.prepare(run, plans)
+        for source in {mount.partition(":")[0] for mount in self.settings.mounts or () if mount.startswith("/")}:
+            if not Path(source).exists():
+                raise UserError(
+                    f"mounts: {source} does not exist: Docker would make an empty folder of that name.",
+                    hint="Make it, or correct the profile.",
+                )
         left = [plan for plan in plans if _is_pending(_job(run.job(plan.job)))]
         for at in range(0, len(left), _STARTED_AT_ONCE):
             group = left[at : at + _STARTED_AT_ONCE]
@@ -253,12 +265,10 @@ class Docker(Executor):
         return max(0, (self.settings.max_parallel or os.cpu_count() or 1) - running)
 
     def shell(self, plan: Plan, job: JobFolder, state: JobState, command: list[str], node: str | None) -> list[str]:
-        container = state.facts.get("container")
-        if not container:
-            return super().shell(plan, job, state, command, node)
+        del state, node
         terminal = ["--tty"] if sys.stdin.isatty() else []
         inside = ["docker", "exec", "--interactive", *terminal, f"--workdir={plan.paths.run}/jobs/{job.number}"]
-        return [*inside, str(container), *(command or ["/bin/sh"])]
+        return [*inside, container_name(job.run_id, job.number), *(command or ["/bin/sh"])]
 
     def checks(self) -> Sequence[str]:
         return ("connection", "docker", "mounts", "storage", "registry", "secrets")

@@ -11,12 +11,13 @@ from nemotron_kit import remote
 from nemotron_kit.errors import NemotronError, Problem
 from nemotron_kit.executors.base import EVERYWHERE, Executor, ExecutorPlan, Observation, PlanContext
 from nemotron_kit.polling import polls
-from nemotron_kit.quoting import refers
+from nemotron_kit.quoting import expanded, refers
 from nemotron_kit.runs.cancel import cancel_jobs
 from nemotron_kit.runs.job import JobFolder, JobState
 from nemotron_kit.spec.paths import RemotePaths, local_paths
 from nemotron_kit.spec.plan import DETACHED, Plan
 from nemotron_kit.spec.resources import Resources, resources_of
+from nemotron_kit.spec.runconfig import env_dict
 
 if TYPE_CHECKING:
     from nemotron_kit.remote.agent.operations import Piece
@@ -86,10 +87,12 @@ class Local(Executor):
         return remote.pieces(*self.transport.call("read_logs", **asked, only=only, skip=list(skip)))
 
     def shell(self, plan: Plan, job: JobFolder, state: JobState, command: list[str], node: str | None) -> list[str]:
-        """A shell in the job's folder, with the job's variables."""
-        del plan, state, node
+        """A shell in the job's folder, with the job's variables: this process gets both."""
+        del state, node
         os.chdir(job.path)
-        os.environ.update({"NEMO_RUN_DIR": str(job.path), "NEMOTRON_RUN_ID": job.run_id})
+        given = env_dict(plan.settings)  # of which alone the worker expands references
+        variables = {n: expanded(text, os.environ) if n in given else text for n, text in plan.environment.items()}
+        os.environ.update({**variables, "NEMO_RUN_DIR": str(job.path), "NEMOTRON_RUN_ID": job.run_id})
         return command or [os.environ.get("SHELL") or "/bin/sh"]
 
     def checks(self) -> Sequence[str]:

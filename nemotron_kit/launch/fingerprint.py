@@ -11,6 +11,7 @@ import os
 import sys
 import sysconfig
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -25,7 +26,8 @@ from nemotron_kit.launch.placing import ResolvedJob
 
 # A larger file is identified by size and modification time.
 _HASHED = 64 << 20
-# A file that lists others (a blend) is small.
+# A file that lists others (a blend) is small. Of a listed folder so many files are compared by size and time, the
+# others by name only.
 _LISTING = 4 << 20
 _MOST_FILES = 10_000
 # Parts of the config that do not change the result.
@@ -268,16 +270,17 @@ def _listed(path: Path) -> Iterator[str]:
 
 def _digest(path: Path) -> str:
     info = path.stat()
-    if info.st_size > _HASHED:
+    if info.st_size > _HASHED or not os.access(path, os.R_OK):
         return f"{info.st_size} bytes, {info.st_mtime_ns}"
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def _folder_digest(folder: Path) -> str:
-    rows = []
+    rows: list[tuple[str, int, int]] = []
     for at, file in enumerate(sorted(folder.rglob("*"))):
-        if at > _MOST_FILES:
-            break
-        info = file.stat()
-        rows.append((str(file.relative_to(folder)), info.st_size, info.st_mtime_ns if file.is_file() else 0))
+        size = modified = 0
+        with suppress(OSError):  # a link to a file that is gone
+            if at < _MOST_FILES and file.is_file():
+                size, modified = (info := file.stat()).st_size, info.st_mtime_ns
+        rows.append((str(file.relative_to(folder)), size, modified))
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]

@@ -40,11 +40,16 @@ def with_repositories(settings: RunConfig, root: str, transports: TransportFacto
     """The settings with each auto_mount as `FOLDER:TARGET`, in `[cache] git_dir` below the target's `root`.
 
     Without `transports` a branch or tag is not resolved to a commit, and the folder is named after it. Raises
-    UserError for a mount that can't be read and for a ref that the repository doesn't have.
+    UserError for a mount or a git_dir that can't be read and for a ref that the repository doesn't have.
     """
     found, cache = Mounted(settings), f"{root}/repositories"
     named = read_env_file().table("cache").get("git_dir")
     if named:
+        if str(named).startswith("~"):
+            raise UserError(
+                f"[cache] git_dir: {named!r}: a home folder is not expanded here.",
+                hint=f"Give an absolute path, or one relative to the folder for jobs, {root}.",
+            )
         cache = posixpath.join(root, posixpath.normpath(str(named)))
     for mount in settings.mounts or ():
         match = _AUTO.match(mount)

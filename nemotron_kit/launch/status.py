@@ -383,7 +383,7 @@ def record(jobs: Sequence[JobFolder], observed: Mapping[int, Observation], asked
         if observation.state in TERMINAL:
             if recorded is None or not is_final_end(recorded):
                 kept = {name: fact for name, fact in (recorded or {}).items() if name not in _REPLACED}
-                code = observation.code if observation.code is not None else 1
+                code = observation.code if observation.code is not None else int(observation.state != "succeeded")
                 job.finish(code, observation.state, error=observation.error, **{**kept, **observation.facts})
             continue
         state = job.state()

@@ -139,7 +139,8 @@ def submit_and_follow(
         queue = SweepQueue(run)
         open_jobs = len(queue.waiting) + len(queue.unfinished)
         if open_jobs:
-            log.warning("%d jobs are still to be submitted: nemotron runs resume %s", open_jobs, run.id)
+            are = "job is" if open_jobs == 1 else "jobs are"
+            log.warning("%d %s still to be submitted: nemotron runs resume %s", open_jobs, are, run.id)
 
 
 def _fitting(queue: SweepQueue, backend: Executor, running: int) -> list[int]:
@@ -194,13 +195,17 @@ def _watch(
         for number in over:
             ended(left.pop(number))
         if unsubmitted and (over or not left):
-            with suppress(Unreachable):  # it is tried again
+            with suppress(Unreachable, Busy):  # it is tried again
                 more = {job.number: job for job in submit_waiting(run, running=len(left))}
                 left.update(more)
                 unsubmitted -= set(more)
-        for number in unsubmitted - set(SweepQueue(run).waiting):  # it was cancelled
+        queue = SweepQueue(run)
+        for number in unsubmitted.difference(queue.waiting, queue.unfinished):
             unsubmitted.discard(number)
-            ended(run.job(number))
+            if number in queue.listed:  # another process has submitted it
+                left[number] = run.job(number)
+            else:  # it was cancelled
+                ended(run.job(number))
         if over:
             pace.restart()
         if tick is not None:
@@ -247,7 +252,7 @@ def resume(run: RunFolder) -> bool:
         with run_lock(run, _WAITER):
             pass
     except Busy as busy:
-        reason = job.state().facts.get("reason")
+        reason = job.state().facts.get("reason") or "other runs"
         raise UserError(f"{run.id} waits for {reason}.", hint="It goes on by itself.") from busy
     if job.cancel_requested or job.number not in {*queue.waiting, *queue.unfinished}:
         return False

@@ -404,10 +404,10 @@ def test_attach_shows_the_rest_and_exits_as_the_job(home: Path) -> None:
 
 
 def test_a_shell_beside_the_job(home: Path) -> None:
-    launch(home, "speak", "lines=1")
+    launch(home, "speak", "lines=1", r"run.env.env_vars=['WHERE=$NEMOTRON_HOME/x','PRICE=\$HOME']")
     job = newest(home)
-    out, _ = runs(home, "shell", job.run_id, stdin='pwd; echo "$NEMO_RUN_DIR"\n')
-    assert out.splitlines() == [str(job.path), str(job.path)]
+    out, _ = runs(home, "shell", job.run_id, stdin='pwd; echo "$NEMO_RUN_DIR" "$WHERE" "$PRICE"\n')
+    assert out.splitlines() == [str(job.path), f"{job.path} {home}/x $HOME"]
     assert runs(home, "shell", job.run_id, "--", "cat", "logs/job.log")[0].startswith("line 0")
     assert runs(home, "shell", job.run_id, "--", "sh", "-c", "exit 7", code=7)[0] == ""
     assert "can't be started" in runs(home, "shell", job.run_id, "--", "no-such-program", code=2)[1]

@@ -181,6 +181,15 @@ def render_in_process(config: RunConfig, resources: Resources, script: Script, b
     return _materialize(_executor(config, resources, script, batch), script, [*end, "nemotron_end", "$?"])
 
 
+def sbatch_options(config: RunConfig, resources: Resources, *, batch: bool) -> dict[str, str | None]:
+    """Flag of sbatch → its value (None: it takes none), as the script of a job with these settings has them in its
+    header; without the names of its files and of the job. Raises like `render`."""
+    text = render(config, resources, Script("nk", "/run", ("true", "/job")), batch=batch)
+    flags = [line.removeprefix("#SBATCH --").partition("=") for line in text.splitlines() if line.startswith("#SBATCH")]
+    found = {flag: shlex.split(value)[0] if equals else None for flag, equals, value in flags}
+    return {flag: value for flag, value in found.items() if flag not in ("job-name", "output", "error")}
+
+
 def check_syntax(text: str) -> None:
     """Run `bash -n` on the script. Raises UserError with bash's message; only startup_commands and setup can be
     invalid."""
@@ -193,7 +202,8 @@ def check_syntax(text: str) -> None:
 
 
 def time_seconds(text: str) -> int | None:
-    """A time limit in Slurm's format (`04:00:00`, `1-12`, `90`) in seconds; None for an unlimited one."""
+    """A time limit in Slurm's format (`04:00:00`, `1-12`, `90`) in seconds; None for an unlimited one, which `0` is,
+    too."""
     days, _, rest = text.rpartition("-")
     parts = rest.split(":")
     if not all(part.isdecimal() for part in parts) or (days and not days.isdecimal()):
@@ -205,12 +215,12 @@ def time_seconds(text: str) -> int | None:
         hours, minutes, seconds = numbers
     else:
         hours, minutes, seconds = 0, *(*numbers, 0)[:2]
-    return int(days or 0) * 86400 + hours * 3600 + minutes * 60 + seconds
+    return int(days or 0) * 86400 + hours * 3600 + minutes * 60 + seconds or None
 
 
 def lead_seconds(limit: int | None, asked: int | None = None) -> int:
-    """How many seconds before the time limit the job is signalled: the profile's signal_lead, else five minutes; at
-    most half of the limit."""
+    """How many seconds before its time limit (in seconds; None: no limit) a job gets the signal to save: the profile's
+    signal_lead (`asked`), at most half of the limit; else five minutes, at most a quarter of the limit."""
     if asked is not None:
         return asked if limit is None else max(1, min(asked, limit // 2))
     return _LEAD_SECONDS if limit is None else max(10, min(_LEAD_SECONDS, limit // 4))
@@ -321,6 +331,12 @@ def checked_extra(config: RunConfig) -> dict[str, Any]:
         if name in extra and not isinstance(extra[name], kind):
             expected = {dict: "a table", bool: "true or false"}.get(kind, "a list of texts")
             raise ProfileError(f"extra.{name}: expected {expected}, got {extra[name]!r}.")
+    for handle in extra.get("dependencies") or ():
+        if not re.match(r"[a-z_]+://[^/]*/[^/]", str(handle)):
+            raise ProfileError(
+                f"extra.dependencies: {handle!r} is not in NeMo-Run's form.",
+                hint="Write slurm://nemo_run/JOB_ID; for a run of nemotron's use --after RUN.",
+            )
     return extra
 
 
@@ -341,7 +357,9 @@ def environment_lines(config: RunConfig) -> list[str]:
 
 def check_text(config: RunConfig, python: str, code: str) -> str:
     """A bash script for `profiles check --node`: what a job of this profile runs on its node before it begins, then
-    `code` by the Python that would run the job. A container that srun starts is not part of it."""
+    `code` by the Python that would run the job. A container that srun starts is not part of it. Raises
+    ProfileError for a value that can't be written into a script."""
+    check_srun_arguments((config.extra or {}).get("srun_args") or (), config)
     shell = shell_lines(config)
     lines = ['echo "nemotron-node: $(hostname)"', "exec </dev/null", _STOP, *environment_lines(config)]
     lines += [_TRAP, *shell, "trap - ERR"] if shell else []

@@ -5,13 +5,14 @@ from __future__ import annotations
 import subprocess
 from dataclasses import asdict, fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from nemotron_kit.artifacts.reference import Pin
 from nemotron_kit.errors import Note, UserError
-from nemotron_kit.executors import nemo_run
+from nemotron_kit.executors import checks, nemo_run
 from nemotron_kit.executors.base import PlanContext, executor_for
 from nemotron_kit.executors.slurm import script as slurm_script
 from nemotron_kit.spec.paths import RemotePaths
@@ -141,6 +142,46 @@ def test_each_field_of_nemo_runs_in_extra_changes_the_script_or_is_refused() -> 
         text({"open_mod": "append"})
     with pytest.raises(ProfileError, match=r"extra\.memory_measure: expected true or false"):
         text({"memory_measure": "no"})
+    for handle in ("12", "afterok:12", "slurm://12"):
+        with pytest.raises(ProfileError, match=rf"extra\.dependencies: '{handle}' is not in NeMo-Run's form"):
+            text({"dependencies": [handle]})
+
+
+def test_a_check_asks_for_what_a_job_asks_for() -> None:
+    pytest.importorskip("nemo_run", reason="the nemo-run extra is not installed")
+    asked: dict[str, list[str]] = {}
+
+    def answer(op: str, *payload: bytes, options: list[str], **_: Any) -> tuple[Any, bytes]:
+        asked[f"{op} {next(o for o in options if o.startswith('--partition'))}"] = options
+        return {"host": None, "message": "busy"} if payload else None, b""
+
+    given = {
+        "run_partition": "q",
+        "gpus_per_node": 8,
+        "cpus_per_task": 4,
+        "gpus_per_task": 1,
+        "mem_per_gpu": "4G",
+        "signal_lead": 60,
+        "extra": {"additional_parameters": {"licenses": "x:1"}},
+    }
+    settings = config(**given)
+    paths = executor_for(settings).paths("20260102-030405-a-b-abc123", 0)
+    target = checks.Target(settings, paths, SimpleNamespace(call=answer))  # type: ignore[arg-type]
+    assert [found.what for found in checks.partitions(target)] == ["partition q", "partition p"]
+    header = {line.removeprefix("#SBATCH ") for line in rendered(script(), **given).splitlines()}
+    for options in asked.values():
+        assert {option for option in options if not option.startswith("--partition")} <= header
+        assert {"--cpus-per-task=32", "--gpus-per-task=1", "--mem-per-gpu=4G", "--licenses=x:1"} <= set(options)
+    assert [found.state for found in checks.node(target)] == [checks.WRONG]
+    on_node = asked["slurm_on_node --partition=q"]
+    assert {"--nodes=1", "--time=00:05:00", "--licenses=x:1"} <= set(on_node)
+    assert not any(option.startswith(("--signal", "--requeue", "--open-mode")) for option in on_node)
+
+
+def test_a_check_on_a_node_pastes_nothing_into_its_script() -> None:
+    settings = config(container_runtime="apptainer", container_image="/x.sif; touch /tmp/oops")
+    with pytest.raises(ProfileError, match=r"container_image: '/x\.sif; touch"):
+        slurm_script.check_text(settings, "python3", "pass")
 
 
 def test_a_chain_is_not_queued_again_but_leaves_it_to_the_next() -> None:
@@ -168,6 +209,7 @@ def test_what_was_understood_is_said() -> None:
     [
         ("04:00:00", 14400), ("90", 5400), ("10:30", 630), ("1-12", 129600), ("2-01:30", 178200),
         ("1-00:00:01", 86401), ("UNLIMITED", None), ("infinite", None), ("x-1", None), ("", None),
+        ("0", None), ("00:00:00", None), ("0-0", None),
     ],
 )  # fmt: skip
 def test_times_as_slurm_writes_them(text: str, seconds: int | None) -> None:

@@ -133,3 +133,10 @@ def test_a_fetch_inside_a_git_hook_leaves_the_hooks_repository_alone(
     folder, _ = fetch_repository(b"", str(tmp_path / "cache"), f"file://{repository}", "main", commit, "tool-0")
     assert (tmp_path / "mine" / ".git" / "HEAD").read_text() == before
     assert (Path(folder) / "text").read_text() == "2"
+
+
+def test_a_cache_in_a_home_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "env.toml").write_text('[cache]\ngit_dir = "~/git"\n')
+    monkeypatch.setenv("NEMOTRON_ENV_FILE", str(tmp_path / "env.toml"))
+    with pytest.raises(UserError, match=r"git_dir: '~/git'.*\n.*relative to the folder for jobs, /root/nk"):
+        mounted(f"auto_mount:git+https://no.invalid/tool@{'a' * 40},/opt/it", reach=None)

@@ -92,3 +92,16 @@ def test_changes_are_told() -> None:
     assert now.changes(before, ["/out"]) == ["a 1 → 2", "gone null → (not set)", "new (not set) → v", "/x/in changed"]
     assert Fingerprint.from_dict(now.to_dict()) == now
     assert Fingerprint.from_dict({"config": 3, "code": None}) == Fingerprint()
+
+
+def test_of_a_listed_folder_every_name_counts_and_a_dangling_link_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nemotron_kit.launch.fingerprint._MOST_FILES", 1)
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts/a.txt").write_text("x")
+    (tmp_path / "texts/gone").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "blend.json").write_text('{"path": "texts"}')
+    before = named_files({"blend": "blend.json"}, [tmp_path])
+    (tmp_path / "texts/z.txt").write_text("x")
+    assert named_files({"blend": "blend.json"}, [tmp_path]) != before
