@@ -82,6 +82,23 @@ class ObjectFolder:
             except FileNotFoundError:
                 return None
 
+    def names(self, folder: str) -> list[str]:
+        """The names of the objects below `folder`, sorted."""
+        with self._convert_errors(folder, "listed"):
+            self._fs.invalidate_cache()
+            try:
+                found = self._fs.find(self._object_path(folder))
+            except FileNotFoundError:
+                return []
+            start = len(self._object_path(""))
+            return sorted(str(path)[start:] for path in found)
+
+    def remove(self, names: Sequence[str]) -> None:
+        """Remove objects. A name without an object is no error."""
+        for name in names:
+            with self._convert_errors(name, "removed"), suppress(FileNotFoundError):
+                self._fs.rm_file(self._object_path(name))
+
     def get(self, name: str, file: Path) -> None:
         """Copy an object to a file, atomically."""
         temporary = aside(file)

@@ -1,4 +1,4 @@
-"""What an array's tasks will read, and for how long: said in a dry-run, from names and sizes of files alone."""
+"""What an array's tasks will read, and for how long: printed by a dry-run, from names and sizes of files alone."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ def array_outlook(config: DataPrepConfig, tasks: int, cpus: int | None) -> list[
         sources = _listed(blend, config.text_field)
     except (NemotronError, OSError) as error:
         return [f"what each task reads is known once the plan is made: {str(error).splitlines()[0]}"]
+    if config.sample is not None:
+        return [f"with sample={config.sample} only the first rows of each source are read"]
     if sources is None:
         return _of_tokens(blend, config, tasks, cpus)
     shards = cut_shards(sources, config, LINEAR_DEAL)
@@ -75,7 +77,7 @@ def _listed(blend: DataBlend, text_field: str) -> list[PlannedSource] | None:
 
 
 def _of_tokens(blend: DataBlend, config: DataPrepConfig, tasks: int, cpus: int | None) -> list[str]:
-    if blend.tokens is None or config.sample is not None:
+    if blend.tokens is None:
         return [
             "what each task reads is known once the plan has listed the sources, which are not files of this machine"
         ]

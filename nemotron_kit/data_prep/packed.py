@@ -17,6 +17,7 @@ import numpy as np
 from nemotron_kit.data_prep import readers
 from nemotron_kit.data_prep.chat import ChatFormat, Chunk, encoded_sequences, from_json, special_tokens, texts_of
 from nemotron_kit.data_prep.config import SKIP, SPLITS, RowCounts
+from nemotron_kit.data_prep.indexed import write_errors
 from nemotron_kit.data_prep.packing import Ids, Mask, PackedWriter
 from nemotron_kit.data_prep.shard import (
     BATCH,
@@ -158,7 +159,8 @@ def make_packed_shard(plan: ShardPlan, number: int, folder: Path, *, tick: Tick 
         splits=parts,
         bad_rows=tuple(rows.bad_rows),
     )
-    record.save(record_path(folder / shard))
+    with write_errors(folder / shard):
+        record.save(record_path(folder / shard))
     return record
 
 

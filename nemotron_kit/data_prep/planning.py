@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import itertools
+import json
 import math
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -50,8 +51,10 @@ from nemotron_kit.data_prep.sources import (
     kind_of,
     list_files,
 )
+from nemotron_kit.data_prep.stored import store_of
 from nemotron_kit.errors import UserError
 from nemotron_kit.files import write_text
+from nemotron_kit.objects import ObjectFolder
 
 # Cells in the smallest shard. Ranges cost nothing to cut; a compressed stream, and CSV, is read from its start by every
 # shard that has a part of it, so those are cut as little as evenness allows.
@@ -352,22 +355,26 @@ def _chat_settings(config: SftPrepConfig) -> ChatSettings:
 
 
 def clear(output: Path, keep: Collection[Path] = ()) -> None:
-    """Remove the files that a data preparation wrote to a folder, except those of `keep`."""
-    named = [
-        output / name
-        for name in (
-            PLAN_FILE,
-            INDEX_FILE,
-            LINES_FILE,
-            "blend.json",
-            "report.json",
-            "metadata.json",
-            "splits/metadata.json",
-        )
-    ]
+    """Remove the files that a data preparation wrote to a folder, except those of `keep`, and its objects in the store
+    that the folder is for."""
+    if store := store_of(output):
+        store.remove([*_PLAN_FILES, *_shard_objects(store)])
+    named = [output / name for name in _PLAN_FILES]
     for path in [*named, *shard_files(output), *output.glob("splits/*/*__shard_*.parquet")]:
         if path not in keep:
             path.unlink(missing_ok=True)
+
+
+_PLAN_FILES = (
+    *(INDEX_FILE, LINES_FILE, PLAN_FILE),
+    *("blend.json", "report.json", "metadata.json", "splits/metadata.json"),
+)
+
+
+def _shard_objects(store: ObjectFolder) -> list[str]:
+    """The names of a store's objects that are shards' files or records, or rows made of them."""
+    names = [name for folder in (*_OURS, "splits") for name in store.names(folder)]
+    return [name for name in names if "shard_" in name.rpartition("/")[2]]
 
 
 def shard_files(output: Path) -> list[Path]:
@@ -386,6 +393,21 @@ def _check_folder(output: Path, plan: ShardPlan, there: ShardPlan | None) -> Non
     elif there.digest != plan.digest:
         changed = "; ".join(there.differences(plan))
         raise UserError(f"output_dir: {output} holds another plan's shards. What differs: {changed}.", hint=hint)
+    if (store := store_of(output)) and _digest_in(store) not in (None, plan.digest):
+        # Of a run on another cluster, or with another NEMOTRON_HOME: the folder here does not have its plan.
+        raise UserError(f"output_dir: {store.url} holds another plan's shards.", hint=hint)
+
+
+def _digest_in(store: ObjectFolder) -> str | None:
+    """The digest of the plan whose shards a store has; "" for an unreadable one, None if it has no complete shard."""
+    record = store.read(INDEX_FILE)
+    key = "digest" if record is not None else "plan"
+    if record is None and (names := [name for name in _shard_objects(store) if name.endswith(".json")]):
+        record = store.read(names[0])
+    try:
+        return None if record is None else str(json.loads(record)[key])
+    except (ValueError, KeyError, TypeError):
+        return ""
 
 
 def _sources(

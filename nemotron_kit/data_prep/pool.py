@@ -105,7 +105,10 @@ def all_records(plan: ShardPlan, output: Path, mine: dict[int, SavedRecord]) -> 
             if record is not None:
                 break
         if record is None or record.plan != plan.digest:
-            raise NemotronError(f"{path}: not there, though its rank has made it.", hint="Do all nodes see one folder?")
+            raise NemotronError(
+                f"{path}: the plan has no complete shard of this name.",
+                hint="Did the task or rank that makes it succeed? Do all nodes see the same folder?",
+            )
         records[number] = record
     return records
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from nemotron_kit import artifacts
 from nemotron_kit.artifacts.datasets import InputDatasetInfo, tokenizer_to_uri
 from nemotron_kit.data_prep.config import NAMED, PLAN, SHARDS, DataBlend, DataPrepConfig, show_size
+from nemotron_kit.data_prep.indexed import write_errors
 from nemotron_kit.data_prep.planning import freeze_plan
 from nemotron_kit.data_prep.prep_progress import PrepProgress, note_rate, shown_steps
 from nemotron_kit.data_prep.ranks import FOLDER, RankSync, ranks_here
@@ -437,8 +438,9 @@ def _numbers_here(plan: ShardPlan, ranks: RankLayout | None) -> range:
 
 def _write_outputs(plan: ShardPlan, records: dict[int, ShardRecord], output: Path) -> None:
     blend = blend_lists(plan, records, output)
-    write_text(output / REPORT_FILE, json.dumps(report(plan, records), indent=2) + "\n", mode=0o666)
-    write_json(output / BLEND_FILE, blend, mode=0o666)
+    with write_errors(output / BLEND_FILE):
+        write_text(output / REPORT_FILE, json.dumps(report(plan, records), indent=2) + "\n", mode=0o666)
+        write_json(output / BLEND_FILE, blend, mode=0o666)
 
 
 def check_packages() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import sys
 from array import array
 from collections import Counter
@@ -26,7 +27,7 @@ from nemotron_kit.data_prep.indexed import HashedFile
 from nemotron_kit.data_prep.placeholders import Restorer, identity_of, rows_of_file
 from nemotron_kit.data_prep.prepare import check_packages
 from nemotron_kit.data_prep.sources import FoundFile
-from nemotron_kit.data_prep.stored import publish, working_folder
+from nemotron_kit.data_prep.stored import publish, store_of, working_folder
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.files import fsync_dir, write_json
 from nemotron_kit.runs.metrics import log_metrics
@@ -77,10 +78,12 @@ def prepare_rl(config: RLPrepConfig) -> artifacts.SplitJsonlDataArtifact:
     inputs = _planned(output) if frozen else _inputs(blend, output / "sources")
     restorer = Restorer(blend, output / "sources")
     run_hash = _run_hash(config, inputs, restorer)
+    if config.force and config.step in (None, PLAN):
+        _clear(output)
     found = _finished(output, run_hash)
     if config.step == PLAN:
         if found is None:
-            _require_free(output, run_hash, force=config.force)
+            _require_free(output, run_hash)
             (output / MANIFEST).unlink(missing_ok=True)
         _write_plan(inputs, output)
         return None  # type: ignore[return-value]
@@ -90,7 +93,7 @@ def prepare_rl(config: RLPrepConfig) -> artifacts.SplitJsonlDataArtifact:
         return None  # type: ignore[return-value]
     if found is None:
         if config.step is None:
-            _require_free(output, run_hash, force=config.force)
+            _require_free(output, run_hash)
         found = _make(config, inputs, restorer, output, run_hash)
     else:
         _print("data prep: everything is there already")
@@ -201,19 +204,31 @@ def _finished(output: Path, run_hash: str) -> dict[str, Any] | None:
     return report
 
 
-def _require_free(output: Path, run_hash: str, *, force: bool) -> None:
-    """Raise UserError if the folder holds another run's data."""
-    if force or not (output / MANIFEST).exists():
-        return
-    try:
-        there = json.loads((output / MANIFEST).read_text(encoding="utf-8"))["run_hash"]
-    except (OSError, ValueError, KeyError, TypeError):
-        there = None
-    if there != run_hash:
-        raise UserError(
-            f"output_dir: {output} holds data of another blend, or of other settings.",
-            hint="Use --force to replace it, or another output_dir.",
-        )
+def _clear(output: Path) -> None:
+    """Remove what an earlier run has finished, so that every file is read again."""
+    if store := store_of(output):
+        store.remove([MANIFEST, *(f"{split}.jsonl" for split in SPLITS)])
+    (output / MANIFEST).unlink(missing_ok=True)
+    for parts in output.glob(".parts-*"):
+        shutil.rmtree(parts, ignore_errors=True)
+
+
+def _require_free(output: Path, run_hash: str) -> None:
+    """Raise UserError if the folder, or the store that it is for, holds another run's data."""
+    store = store_of(output)
+    manifests = {str(output): (output / MANIFEST).read_bytes() if (output / MANIFEST).exists() else None}
+    if store is not None:
+        manifests[store.url] = store.read(MANIFEST)
+    for where, manifest in manifests.items():
+        try:
+            known = run_hash if manifest is None else json.loads(manifest)["run_hash"]
+        except (ValueError, KeyError, TypeError):
+            known = None
+        if known != run_hash:
+            raise UserError(
+                f"output_dir: {where} holds data of another blend, or of other settings.",
+                hint="Use --force to replace it, or another output_dir.",
+            )
 
 
 def _read(one: _Input, path: Path, limit: int | None, restorer: Restorer) -> _Part:

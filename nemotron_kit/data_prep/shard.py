@@ -20,7 +20,7 @@ from typing import Any, Self
 
 from nemotron_kit.data_prep import readers, tokenizer
 from nemotron_kit.data_prep.config import SKIP, RowCounts
-from nemotron_kit.data_prep.indexed import ShardWriter, WrittenShard
+from nemotron_kit.data_prep.indexed import ShardWriter, WrittenShard, write_errors
 from nemotron_kit.data_prep.shard_plan import ShardPlan
 from nemotron_kit.errors import UserError
 from nemotron_kit.files import read_regular, write_text
@@ -130,7 +130,8 @@ def make_shard(plan: ShardPlan, number: int, folder: Path, *, tick: Tick | None 
             cut=counts.cut,
             bad_rows=tuple(rows.bad_rows),
         )
-    record.save(record_path(prefix))
+    with write_errors(prefix):
+        record.save(record_path(prefix))
     return record
 
 

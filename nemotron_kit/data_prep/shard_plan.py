@@ -17,7 +17,7 @@ from nemotron_kit.files import open_regular, read_regular, write_bytes, write_te
 
 FORMAT = 1
 PLAN_FILE = "plan.json"
-# The same, for who makes single shards: a line for each shard, and where it begins.
+# The plan as a worker of single shards reads it: one line for each shard, and the offsets of these lines.
 INDEX_FILE, LINES_FILE = "plan-index.json", "plan-shards.jsonl"
 # How documents are assigned to shards: plans of earlier versions have none on record, and are the first.
 FIRST_DEAL, LINEAR_DEAL = 1, 2
@@ -341,9 +341,12 @@ class PlanIndex:
     def _line(self, number: int) -> dict[str, Any]:
         assert self._places is not None  # noqa: S101  (the caller has looked)
         at, size, sha256 = self._places[number]
-        with open_regular(self.folder / LINES_FILE) as file:
-            file.seek(at)
-            line = file.read(size)
+        try:
+            with open_regular(self.folder / LINES_FILE) as file:
+                file.seek(at)
+                line = file.read(size)
+        except FileNotFoundError as error:
+            raise UserError(f"{self.folder / LINES_FILE}: no such file.", hint="step=plan makes it again.") from error
         if _sha256(line) != sha256:
             raise UserError(f"{self.folder / LINES_FILE}: its content does not match the index.", hint=_FORCE)
         found: dict[str, Any] = json.loads(line)

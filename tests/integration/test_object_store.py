@@ -95,6 +95,10 @@ def test_shards_in_a_bucket(bucket: Any, home: Path, tmp_path: Path, capsys: pyt
     second = run_data_prep(replace(config, num_workers=4))
     assert "(4 of them were there already)" in capsys.readouterr().err
     assert second.uri == artifact.uri and objects(bucket) == there
+    run_data_prep(replace(config, force=True))
+    assert "were there already" not in capsys.readouterr().err
+    assert objects(bucket).keys() == there.keys()
+    assert ObjectFolder("s3://data/prep/one").names("none") == []
 
 
 def test_a_bucket_that_is_not_there_is_named(bucket: Any, home: Path, tmp_path: Path) -> None:

@@ -160,6 +160,9 @@ def test_what_is_whole_is_kept_and_what_differs_is_refused(tmp_path: Path, capsy
     assert prepared(tmp_path, "rows.jsonl").metadata["rows"] == made.metadata["rows"]
     assert Path(made.train_path).stat().st_mtime_ns == before
     assert "already" in capsys.readouterr().err
+    prepared(tmp_path, "rows.jsonl", force=True)
+    assert Path(made.train_path).stat().st_mtime_ns > before
+    assert "already" not in capsys.readouterr().err
     with pytest.raises(UserError, match="another blend, or of other settings"):
         prepared(tmp_path, "rows.jsonl", seed=7)
     Path(made.val_path).write_text("", encoding="utf-8")  # damaged: made again

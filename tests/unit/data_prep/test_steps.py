@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 
 from nemotron_kit.artifacts import manifest
@@ -35,7 +37,7 @@ def test_steps_make_the_bytes_of_one_run_and_hash_no_shard_again(
     config = make_config(sources, num_shards=5, artifact_name="PretrainBlendsArtifact-steps")
     assert run_data_prep(replace(config, step="plan")) is None
     monkeypatch.setattr(ShardPlan, "load", lambda _: pytest.fail("a task reads the lines of its own shards"))
-    with pytest.raises(NemotronError, match="not there, though its rank has made it"):
+    with pytest.raises(NemotronError, match=r"train/shard_000000.json: the plan has no complete"):
         monkeypatch.setattr("nemotron_kit.data_prep.pool._VISIBLE", 0.1)
         run_data_prep(replace(config, step="finish"))
     for task in (2, 0, 1):
@@ -58,6 +60,34 @@ def test_a_shard_that_is_cut_off_is_seen_at_the_end(write_jsonl: Writer, make_co
         file.truncate(5)
     with pytest.raises(NemotronError, match=r"train/shard_000000.bin: not there whole"):
         run_data_prep(replace(config, step="finish"))
+
+
+def test_a_store_is_another_plans_until_force_clears_it(
+    write_jsonl: Writer, make_config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = fsspec.filesystem("memory")
+    config = make_config([(write_jsonl("a.jsonl", WORDS), 1.0)], num_shards=3, output_dir=Path("memory://steps/a"))
+    run_data_prep(config)
+    run_data_prep(replace(config, force=True))
+    assert "were there already" not in capsys.readouterr().err
+    # From a folder that knows nothing of it: another cluster's.
+    monkeypatch.setenv("NEMOTRON_HOME", f"{os.environ['NEMOTRON_HOME']}-other")
+    run_data_prep(config)
+    assert "(5 of them were there already)" in capsys.readouterr().err
+    before = {path: store.cat_file(path) for path in store.find("/steps/a")}
+    fewer = replace(config, num_shards=1, force=False)
+    for unfinished in ((), ("plan.json", "plan-index.json")):
+        for name in unfinished:
+            store.rm_file(f"/steps/a/{name}")
+            del before[f"/steps/a/{name}"]
+        monkeypatch.setenv("NEMOTRON_HOME", f"{os.environ['NEMOTRON_HOME']}-{len(unfinished)}")
+        with pytest.raises(UserError, match="memory://steps/a holds another plan's shards"):
+            run_data_prep(fewer)
+        assert {path: store.cat_file(path) for path in store.find("/steps/a")} == before
+    run_data_prep(replace(fewer, force=True))
+    assert [path.rpartition("/")[2] for path in store.find("/steps/a/train")] == [
+        f"shard_000000.{ending}" for ending in ("bin", "idx", "json")
+    ]
 
 
 BAD = [
