@@ -91,8 +91,10 @@ def started_at(run_id: str) -> datetime | None:
 
 
 def first_id_since(age: timedelta) -> str:
-    """The time stamp at or after which all run ids of the last `age` sort."""
-    return (datetime.now(UTC) - age).strftime(_TIME)
+    """The time stamp at or after which all run ids of the last `age` sort; at the earliest that of 1970."""
+    # Years before 1000 have three digits, which sort wrongly, and those before 1 raise OverflowError.
+    now, earliest = datetime.now(UTC), datetime(1970, 1, 1, tzinfo=UTC)
+    return (now - min(age, now - earliest)).strftime(_TIME)
 
 
 def _slug(text: str) -> str:

@@ -16,7 +16,7 @@ from nemotron_kit.artifacts.metadata import absolute
 from nemotron_kit.artifacts.reference import Pin
 from nemotron_kit.artifacts.registry import open_registry
 from nemotron_kit.artifacts.store import ArtifactVersion, DamagedVersion
-from nemotron_kit.cli.output import print_json, print_table, write_lines
+from nemotron_kit.cli.output import ask, print_json, print_table, write_lines
 from nemotron_kit.cli.runs.remove import artifacts_in, refuse_written, size_of
 from nemotron_kit.cli.toolargs import ToolParser, span
 from nemotron_kit.errors import NemotronError, UserError
@@ -74,7 +74,7 @@ def _ask(found: list[tuple[str, str, str]], plan: Garbage, *, as_json: bool) -> 
         hint = "nemotron artifacts gc --dry-run lists them."
         raise UserError(f"nemotron artifacts gc: {len(found)} removals need --yes without a terminal.", hint=hint)
     print_table(["", "WHAT", "WHY"], found)
-    if input(f"{plan.bytes / 1e6:,.1f} MB. Go on? [y/N] ").strip().lower() not in ("y", "yes"):
+    if ask(f"{plan.bytes / 1e6:,.1f} MB. Continue? [y/N] ").lower() not in ("y", "yes"):
         raise UserError("Nothing was removed.")
 
 

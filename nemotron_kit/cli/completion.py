@@ -73,10 +73,8 @@ complete -c nemotron -f -a '(__nemotron_complete)'
 
 SCRIPTS = {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}
 
-STATES = ("pending", "running", "succeeded", "failed", "cancelled", "preempted", "unreachable", "unknown")
-_NO_VALUE = frozenset(
-    "--json --all --follow --force --here --verify --close --dry-run --no-check --files --with-artifacts".split()  # noqa: SIM905
-)
+# runs.job.STATES and DAMAGED, which a press of Tab need not import.
+STATES = ("pending", "running", "succeeded", "failed", "cancelled", "preempted", "unreachable", "unknown", "damaged")
 
 
 def after_tool(name: str, arguments: Sequence[str], current: str, index: Index) -> Candidates:
@@ -93,7 +91,7 @@ def after_tool(name: str, arguments: Sequence[str], current: str, index: Index) 
         return
     entry = command.commands.get(bare[1]) if len(bare) > 1 else None
     last = arguments[-1]
-    if options.is_option(last) and "=" not in last and last.startswith("--") and last not in _NO_VALUE:
+    if last in (entry or command).valued:
         yield from _tool_values(last, index)
     elif current.startswith("-"):
         yield from ((option, "") for option in (entry or command).options)

@@ -83,6 +83,9 @@ def _guarded(check: Callable[[], Iterator[Diagnosis]]) -> Iterator[Diagnosis]:
         yield from check()
     except NemotronError as error:
         yield Diagnosis(check.__name__, FAIL, error.message, error.hint or "")
+    except FileNotFoundError as error:
+        path = error.filename or "the working folder"
+        yield Diagnosis(check.__name__, FAIL, f"{path} does not exist", "" if error.filename else "cd to another one.")
     except OSError as error:
         yield Diagnosis(check.__name__, FAIL, f"{error.filename}: {error.strerror}")
 
@@ -98,14 +101,15 @@ def python() -> Iterator[Diagnosis]:
     if found is None:
         fix = f'Put {Path(sys.executable).parent} on PATH, or run "{sys.executable} -m nemotron_kit".'
         yield Diagnosis("nemotron", WARN, "not on the PATH", fix)
-    elif Path(found).resolve().parent != Path(sys.executable).resolve().parent and not _is_script_of_this(found):
+    elif Path(found).resolve().parent != Path(sys.executable).parent.resolve() and not _is_script_of_this(found):
         fix = "Activate one of the two environments."
         yield Diagnosis("nemotron", WARN, f"{found} on the PATH belongs to another environment", fix)
 
 
 def _is_script_of_this(script: str) -> bool:
-    first = Path(script).read_bytes()[:1024].splitlines()[:1]
-    return bool(first) and sys.prefix.encode() in first[0]
+    """Whether a script names the Python of this environment; pip writes a long path into its second line."""
+    with Path(script).open("rb") as file:
+        return f"{sys.prefix}/".encode() in file.read(1024)
 
 
 def packages() -> Iterator[Diagnosis]:
@@ -269,7 +273,7 @@ def _in_netrc() -> bool:
     file = os.environ.get("NETRC") or str(Path("~/.netrc").expanduser())
     try:
         return netrc.netrc(file).authenticators(host.partition(":")[0]) is not None
-    except (OSError, netrc.NetrcParseError):
+    except (OSError, UnicodeDecodeError, netrc.NetrcParseError):
         return False
 
 

@@ -27,7 +27,7 @@ from nemotron_kit.cli.output import (
 )
 from nemotron_kit.cli.parse import parse
 from nemotron_kit.cli.request import Job, hydra_overrides
-from nemotron_kit.cli.run_job import normalized
+from nemotron_kit.cli.run_job import find_pipeline, normalized
 from nemotron_kit.cli.toolargs import ToolParser
 from nemotron_kit.cli.tree import find
 from nemotron_kit.config.compose import compose_prepared, prepare
@@ -125,6 +125,12 @@ def _compose(line: list[str], tree: Tree, run_id: str) -> _Composition:
     request = parse(line, index)
     if not isinstance(request, Job):
         raise UserError(f"nemotron {' '.join(line)}: starts no job.", hint=_EXAMPLE)
+    if (pipeline := find_pipeline(tree, request)) is not None:
+        stage = " ".join(pipeline.stages[0].path)
+        raise UserError(
+            f"nemotron explain: {' '.join(request.path)} is a pipeline; each of its stages has a config.",
+            hint=f"Explain a stage: nemotron explain {stage}",
+        )
     request, env = normalized(request), read_env_file()
     if request.flag("--multirun") is not None:
         hint = "Leave -m out, and give each key one value."

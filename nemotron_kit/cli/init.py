@@ -16,7 +16,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from nemotron_kit.cli.output import write_lines
+from nemotron_kit.cli.output import ask, write_lines
 from nemotron_kit.cli.profile_commands import check
 from nemotron_kit.cli.toolargs import ToolParser
 from nemotron_kit.cli.tools import TOOLS
@@ -123,7 +123,7 @@ def _env_text() -> str:
     """The text of env.toml in the working folder; "" without one. Raises UserError for what is no TOML."""
     path = Path("env.toml")
     try:
-        text = path.read_text(encoding="utf-8") if os.path.lexists(path) else ""
+        text = path.read_text(encoding="utf-8-sig") if os.path.lexists(path) else ""
         tomllib.loads(text)
     except OSError as error:
         raise UserError(f"{path.absolute()}: {error.strerror}.", hint="Correct it first.") from error
@@ -198,13 +198,13 @@ def _toml_value(key: str, text: str) -> Any:
 
 def _ask(values: dict[str, Any]) -> None:
     if "executor" not in values:
-        values["executor"] = input(f"executor ({', '.join(_QUESTIONS)}): ").strip() or "local"
+        values["executor"] = ask(f"executor ({', '.join(_QUESTIONS)}): ") or "local"
     for key, question, optional in _QUESTIONS.get(str(values["executor"]), ()):
-        while key not in values and (answer := input(f"{question}: ").strip() or not optional):
+        while key not in values and (answer := ask(f"{question}: ") or not optional):
             if isinstance(answer, str):
                 values[key] = _toml_value(key, answer)
     if "host" in values and "user" not in values:
-        values["user"] = input(f"user on {values['host']}: ").strip() or os.environ.get("USER", "")
+        values["user"] = ask(f"user on {values['host']}: ") or os.environ.get("USER", "")
 
 
 def _check_profile(text: str, name: str) -> None:

@@ -149,8 +149,9 @@ def _text(argument: str) -> str:
 
 def print_error(error: NemotronError) -> None:
     """`error: what was wrong`, and below it what would be right."""
-    colour = sys.stderr.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
-    label = "\x1b[1;31merror:\x1b[0m" if colour else "error:"
+    from nemotron_kit.cli.output import colour
+
+    label = "\x1b[1;31merror:\x1b[0m" if colour(sys.stderr) else "error:"
     print(f"{label} {_sanitized(error.message)}", file=sys.stderr)  # noqa: T201
     if error.hint:
         print(_sanitized(error.hint), file=sys.stderr)  # noqa: T201

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 
-from nemotron_kit.errors import printable
+from nemotron_kit.errors import UserError, printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -208,6 +208,15 @@ def write_page(text: str) -> None:
         else:
             blocks.append([line])
     write_lines([part for block in blocks for part in fitted(" ".join(block), columns)])
+
+
+def ask(question: str) -> str:
+    """The answer typed on the terminal, without blanks at its ends. Raises UserError if the input ends (Ctrl-D)."""
+    try:
+        return input(question).strip()
+    except EOFError:
+        print()  # noqa: T201
+        raise UserError("The input ended before the question was answered.", hint="Nothing was changed.") from None
 
 
 def print_status(text: str) -> None:

@@ -155,9 +155,11 @@ def parse(argv: Sequence[str], index: Index, root: tuple[str, ...] = (), prog: s
 
 
 def _help_topic(argv: Sequence[str], index: Index, program_name: ProgramName) -> Request:
-    """The help page that `nemotron help NAME…` asks for."""
+    """The help page that `nemotron help NAME…` asks for: of a recipe, a command, or a command's subcommand."""
     first = tree.first_name(argv)
-    return Tool(first, ("--help",)) if first in TOOLS else help_request(argv, index, program_name)
+    if first in TOOLS:
+        return Tool(first, (*_without(argv, first)[:1], "--help"))
+    return help_request(argv, index, program_name)
 
 
 def help_request(argv: Sequence[str], index: Index, program_name: ProgramName) -> Help:

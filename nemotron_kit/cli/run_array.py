@@ -101,7 +101,6 @@ class _Jobs:
     @property
     def levels(self) -> list[list[int]]:
         """The job numbers in steps: each step starts after the one before has succeeded."""
-        """The job numbers in steps: each step starts after the one before has succeeded."""
         return [[0], list(range(1, self.count + 1)), [self.count + 1]]
 
     @property

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 import shlex
 import sys
 import time
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.artifacts.registry import open_registry
-from nemotron_kit.cli.output import print_status
+from nemotron_kit.cli.output import colour, print_status
 from nemotron_kit.cli.request import Job, hydra_overrides
 from nemotron_kit.config.freeze import resolve, to_yaml, typed
 from nemotron_kit.config.resolvers import pinned
@@ -96,11 +95,11 @@ def show_plan(plan: Plan, *, as_json: bool, theme: str | None = None, array: Seq
         more = {"array": list(array)} if array else {}
         print(json.dumps(finite({**plan.to_dict(), **more}), indent=2, ensure_ascii=False), flush=True)  # noqa: T201
         return 0
-    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+    coloured = colour(sys.stdout)
     for title, lines in [*_sections(plan), *([("Array", list(array))] if array else [])]:
-        print(f"\x1b[1m{title}\x1b[0m" if colour else title)  # noqa: T201
+        print(f"\x1b[1m{title}\x1b[0m" if coloured else title)  # noqa: T201
         text = printable("\n".join(lines))
-        if title == "Config" and colour:
+        if title == "Config" and coloured:
             _print_highlighted(text, theme)
         else:
             print("\n".join(f"  {line}" if line else "" for line in text.splitlines()))  # noqa: T201

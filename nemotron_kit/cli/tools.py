@@ -20,23 +20,25 @@ JOB_ID = f"{ID}; ID/N is its job N"
 
 class Subcommand:
     """A subcommand of `nemotron runs` and the like. `function` is "module:name", called with the arguments after the
-    subcommand; `usage` describes these; `takes` names their kind; `options` are the long options, for completion;
-    `description` is the text of its help page, by default the summary."""
+    subcommand; `usage` describes these; `takes` names their kind; `options` are the long options, for completion, those
+    with a value as "--job N"; `description` is the text of its help page, by default the summary."""
 
-    __slots__ = ("description", "function", "options", "summary", "takes", "usage")
+    __slots__ = ("description", "function", "options", "summary", "takes", "usage", "valued")
 
     def __init__(
         self, function: str, takes: str, usage: str, summary: str, options: tuple[str, ...] = (), description: str = ""
     ) -> None:
         self.function, self.takes, self.usage, self.summary = function, takes, usage, summary
-        self.options, self.description = options, description or f"{summary[:1].upper()}{summary[1:]}."
+        self.options, self.valued = _names(options)
+        self.description = description or f"{summary[:1].upper()}{summary[1:]}."
 
 
 class ToolCommand:
     """A command of nemotron that is no recipe. `function` is called if no subcommand is given; `page` is its help page,
-    with {commands} in place of their list; `choices` are its arguments, of a command without subcommands."""
+    with {commands} in place of their list; `choices` are its arguments, of a command without subcommands; `takes` and
+    `options` are as a Subcommand's."""
 
-    __slots__ = ("choices", "commands", "function", "options", "page", "summary", "takes")
+    __slots__ = ("choices", "commands", "function", "options", "page", "summary", "takes", "valued")
 
     def __init__(
         self,
@@ -50,7 +52,14 @@ class ToolCommand:
         choices: tuple[str, ...] = (),
     ) -> None:
         self.function, self.summary, self.page, self.commands = function, summary, page, commands or {}
-        self.takes, self.options, self.choices = takes, options, choices
+        self.takes, self.choices = takes, choices
+        self.options, self.valued = _names(options)
+
+
+def _names(options: tuple[str, ...]) -> tuple[tuple[str, ...], frozenset[str]]:
+    """The names of options such as "--json" and "--job N", and of those that take a value."""
+    names = [each.partition(" ") for each in options]
+    return tuple(name for name, _, _ in names), frozenset(name for name, _, value in names if value)
 
 
 _RUNS = {
@@ -59,7 +68,7 @@ _RUNS = {
         JOB,
         "ID[/N] [--sort METRIC] [--top N] [--csv|--json]",
         "the plan, inputs, outputs, states, metrics and folder of a run",
-        ("--job", "--json", "--sort", "--top", "--csv"),
+        ("--job N", "--json", "--sort METRIC", "--top N", "--csv"),
         """\
 Prints a run: its plan, inputs, outputs, states, metrics and folder. For a sweep also a table of its jobs, best first:
 by --sort METRIC, by default by the values that they returned, else by the last value of the first loss. The lowest
@@ -71,28 +80,28 @@ maximizes it; for all others the highest is.""",
         JOB,
         "ID[/N] [--all]",
         "follow its logs, from where the last attach stopped, until it ends",
-        ("--job", "--all"),
+        ("--job N", "--all"),
     ),
     "logs": Subcommand(
         "nemotron_kit.cli.runs.show_logs:logs",
         JOB,
         "ID[/N] [-f] [-n N] [--rank N]",
         "print its log, or each job's log; -f follows until it ends",
-        ("--follow", "--tail", "--job", "--rank"),
+        ("--follow", "--tail N", "--job N", "--rank N"),
     ),
     "wait": Subcommand(
         "nemotron_kit.cli.runs.control:wait",
         JOBS,
         "ID[/N] … [--patience S]",
         "wait until all have ended; the exit code is theirs",
-        ("--patience",),
+        ("--patience S",),
     ),
     "cancel": Subcommand(
         "nemotron_kit.cli.runs.control:cancel",
         JOB,
         "ID[/N] [--grace S]",
         "stop it: SIGTERM, then SIGKILL",
-        ("--job", "--grace"),
+        ("--job N", "--grace S"),
         "Stops a run by SIGTERM, and by SIGKILL after the grace period; on a cluster, its scheduler does so.",
     ),
     "resume": Subcommand(
@@ -112,9 +121,9 @@ process has ended, waits again. To continue a pipeline, repeat its command; for 
     "shell": Subcommand(
         "nemotron_kit.cli.runs.control:shell",
         JOB,
-        "ID[/N] [-- COMMAND]",
+        "ID[/N] [--node NAME] [-- COMMAND]",
         "open a shell where it runs, or run COMMAND there",
-        ("--job", "--node"),
+        ("--job N", "--node NAME"),
         "Opens a shell on the machine and in the container of a run, or runs the command after -- there.",
     ),
     "rerun": Subcommand(
@@ -122,7 +131,7 @@ process has ended, waits again. To continue a pipeline, repeat its command; for 
         JOB,
         "ID[/N] [KEY=VALUE …]",
         "launch it again with the same config and artifacts, and these overrides",
-        ("--run", "--batch", "--dry-run"),
+        ("--run PROFILE", "--batch PROFILE", "--dry-run"),
     ),
     "diff": Subcommand(
         "nemotron_kit.cli.runs.show:diff",
@@ -139,7 +148,7 @@ differs, else 0.""",
         JOBS,
         "ID[/N] … [--metric NAME] [--x step|time|tokens]",
         "draw the curves of a metric in the terminal",
-        ("--metric", "--x", "--height"),
+        ("--metric NAME", "--x AXIS", "--height N"),
         """\
 Draws the curve of a metric for each job in the terminal: nemotron runs plot latest --metric loss --x tokens. Needs the
 extra plot. --x time uses the metric elapsed, in seconds; --x tokens the metric tokens.""",
@@ -149,7 +158,7 @@ extra plot. --x time uses the metric elapsed, in seconds; --x tokens the metric 
         RUN,
         "ID TAG … [--remove TAG]",
         "add tags, by which it can be listed",
-        ("--remove",),
+        ("--remove TAG",),
     ),
     "note": Subcommand("nemotron_kit.cli.runs.list:note", RUN, "ID TEXT", "set its note"),
     "rename": Subcommand("nemotron_kit.cli.runs.list:rename", RUN, "ID NAME", "give it a name in addition to its id"),
@@ -159,8 +168,8 @@ extra plot. --x time uses the metric elapsed, in seconds; --x tokens the metric 
         "ID … | --older-than 30d [--state S] [--keep N] [--dry-run]",
         "delete the folders of runs that have ended",
         (
-            *("--older-than", "--recipe", "--stage", "--state", "--tag", "--keep", "--with-artifacts", "--dry-run"),
-            *("--force", "--here", "--json"),
+            *("--older-than SPAN", "--recipe R", "--stage S", "--state S", "--tag T", "--keep N"),
+            *("--with-artifacts", "--dry-run", "--force", "--here", "--json"),
         ),
         """\
 Deletes the folders of runs that have ended: those that are named, or all that match --older-than, --recipe, --stage,
@@ -173,14 +182,14 @@ _RUNS["du"] = Subcommand(
     "",
     "[--limit N] [--json]",
     "print the disk space of each run, the largest first",
-    ("--limit", "--json"),
+    ("--limit N", "--json"),
 )
 _RUNS["watch"] = Subcommand(
     "nemotron_kit.cli.runs.list:watch",
     "",
     "[--recipe R] [--state S] [--since 2h] …",
     "print the table of nemotron runs, refreshed until all have ended",
-    ("--recipe", "--stage", "--state", "--since", "--tag", "--limit"),
+    ("--recipe R", "--stage S", "--state S", "--since SPAN", "--tag T", "--limit N"),
     """\
 Prints the table of nemotron runs and refreshes it every 2 seconds, until all of its runs have ended or until Ctrl-C
 (exit code 130; the runs continue): nemotron runs watch --recipe nano3 --since 1d. If standard output is no terminal,
@@ -213,7 +222,7 @@ _PROFILES = {
         PROFILE,
         "NAME [--unused 30d] [--dry-run] [--json]",
         "remove files of past launches from its target that no run needs",
-        ("--unused", "--dry-run", "--json"),
+        ("--unused SPAN", "--dry-run", "--json"),
         """\
 Removes from a profile's target the copies of code, packages and repositories of past launches that have not been used
 for a while (--unused) and that no unfinished run needs. Runs and artifacts are not removed: see nemotron runs rm and
@@ -240,7 +249,7 @@ too, are never deleted.""",
         "",
         "[--dry-run|--yes] [--older-than 30d] [--unmounted] [--json]",
         "remove leftovers, versions whose files are gone, and failed runs that nothing refers to",
-        ("--dry-run", "--yes", "--older-than", "--unmounted", "--json"),
+        ("--dry-run", "--yes", "--older-than SPAN", "--unmounted", "--json"),
         """\
 Removes what nothing refers to: versions of which no file is left; runs that failed or were cancelled more than 30 days
 ago (--older-than), have no name, tag or note, and contain no version; leftovers of commands that were killed. A version
@@ -396,15 +405,15 @@ TOOLS = {
         _RUNS_PAGE,
         _RUNS,
         options=(
-            "--recipe",
-            "--stage",
-            "--state",
-            "--since",
-            "--tag",
-            "--limit",
-            "--columns",
-            "--sort",
-            "--top",
+            "--recipe R",
+            "--stage S",
+            "--state S",
+            "--since SPAN",
+            "--tag T",
+            "--limit N",
+            "--columns C",
+            "--sort METRIC",
+            "--top N",
             "--csv",
             "--json",
         ),
@@ -422,14 +431,14 @@ TOOLS = {
         _ARTIFACTS_PAGE,
         _ARTIFACTS,
         takes=ARTIFACT,
-        options=("--alias", "--verify", "--json"),
+        options=("--alias ALIAS", "--verify", "--json"),
     ),
     "ui": ToolCommand(
         "nemotron_kit.ui.command:main",
         "show runs, sweeps and artifacts in the browser",
         _UI_PAGE,
         takes=ANY_JOBS,
-        options=("--port", "--no-browser", "--export", "--json"),
+        options=("--port N", "--no-browser", "--export FILE", "--json"),
     ),
     "doctor": ToolCommand(
         "nemotron_kit.cli.doctor:doctor",
@@ -442,7 +451,7 @@ TOOLS = {
         "write a new recipe, or a profile",
         _INIT_PAGE,
         takes=NEW,
-        options=("--profile", "--no-check"),
+        options=("--profile NAME", "--no-check"),
     ),
     "explain": ToolCommand(
         "nemotron_kit.cli.explain:explain",
@@ -474,6 +483,8 @@ def run(name: str, argv: Sequence[str]) -> int:
         write_page(command.page.replace("{commands}", "\n".join(_listed(command))))
         return 0
     if first and not first.startswith("-") and first != "list" and not free:
+        if "show" not in command.commands:
+            raise UserError(f"nemotron {name} takes no argument {first!r}.", hint=f"See nemotron {name} --help.")
         near = sentence(nearest(first, [*command.commands, "list"]))
         hint = f"{near} To print one {name[:-1]}: nemotron {name} show {first}"
         raise UserError(f"nemotron {name} has no command {first!r}.", hint=hint)

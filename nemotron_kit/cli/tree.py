@@ -52,7 +52,6 @@ def spellings(leaf: Node) -> list[tuple[str, ...]]:
 
 def is_subsequence(names: Sequence[str], argv: Sequence[str]) -> bool:
     """Whether `argv` contains the names in their order, possibly with other arguments between them."""
-    """Whether `argv` contains the names in their order, possibly with other arguments between them."""
     rest = iter(argv)
     return all(argument in rest for argument in names)
 

@@ -220,6 +220,8 @@ def test_one_job_of_a_sweep_again(home: Path) -> None:
     (run,) = (path for path in (home / "runs").glob("2*"))
     assert runs(home, "rerun", f"{run.name}/1")[0].startswith("b ")
     assert plan_of(newest(home))["rerun_of"] == f"{run.name}/1"
+    plans = runs(home, "rerun", f"{run.name}/0-1", "--dry-run", "--json")[0]
+    assert f'"command_line": "nemotron runs rerun {run.name}/0-1 ' in plans  # that it was not of all jobs is on record
 
 
 @pytest.mark.parametrize("launcher", ["basic", "nemo_run"])

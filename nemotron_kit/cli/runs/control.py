@@ -24,7 +24,7 @@ from nemotron_kit.launch.submission import drop_waiting, submit_waiting
 from nemotron_kit.polling import Pace, until
 from nemotron_kit.runs.cancel import GRACE, cancel_jobs
 from nemotron_kit.runs.folder import DAMAGE, RunFolder, RunSummary
-from nemotron_kit.runs.job import DAMAGED, EXIT_CODES, TERMINAL, JobFolder, JobState
+from nemotron_kit.runs.job import DAMAGED, EXIT_CODES, TERMINAL, JobFolder, JobState, run_state
 from nemotron_kit.spec.plan import is_local, stored_plan
 
 if TYPE_CHECKING:
@@ -82,10 +82,12 @@ def _refresh(runs: Iterable[RunFolder]) -> dict[str, StatusSnapshot]:
 
 
 def print_end(run: RunFolder, state: str, chosen: Sequence[JobFolder] | None = None, why: str | None = None) -> None:
-    """Print in one line how a run, or the chosen job of it, ended."""
-    reported: RunSummary | JobState = chosen[0].state() if chosen else run.summary()
+    """Print in one line how a run, or the chosen jobs of it, ended: of several, the first one in that state."""
+    states = [job.state() for job in chosen or ()]
+    ended = next((each for each in states if each.state == state), None)
+    reported: RunSummary | JobState = ended or (states[0] if states else run.summary())
     code = f" (exit code {reported.code})" if reported.code else ""
-    name = chosen[0].reference if chosen else run.id
+    name = _reference(run, chosen)
     error = reported.error or why or (run.summary().error if state == DAMAGED else None)
     write_lines([clean(f"{name}: {state}{code}{f': {error}' if error else ''}")])
 
@@ -127,13 +129,20 @@ def _cancel_stages(run: RunFolder, grace: int) -> int:
     return max((cancel([each.id, f"--grace={grace}"]) for each in unfinished), default=0)
 
 
+def _reference(run: RunFolder, chosen: Sequence[JobFolder] | None) -> str:
+    """The reference that selects the chosen jobs: `ID`, `ID/2` or `ID/2-5`."""
+    if not chosen:
+        return run.id
+    return chosen[0].reference + (f"-{chosen[-1].number}" if len(chosen) > 1 else "")
+
+
 def _state(run: RunFolder, chosen: Sequence[JobFolder] | None) -> str:
-    return chosen[0].state().state if chosen else run.state()
+    return run_state(job.state().state for job in chosen) if chosen else run.state()
 
 
 def _print_ended(run: RunFolder, chosen: Sequence[JobFolder] | None) -> None:
-    name = chosen[0].reference if chosen else run.id
-    write_lines([f"{name} has ended already: {_state(run, chosen)}"])
+    verb = "have" if chosen and len(chosen) > 1 else "has"
+    write_lines([f"{_reference(run, chosen)} {verb} ended already: {_state(run, chosen)}"])
 
 
 def _cancel_remote(run: RunFolder, jobs: Sequence[JobFolder], chosen: Sequence[JobFolder] | None, grace: float) -> int:
@@ -157,7 +166,7 @@ def _cancel_remote(run: RunFolder, jobs: Sequence[JobFolder], chosen: Sequence[J
     if until(have_ended, 0.5, within=grace):
         print_end(run, _state(run, chosen), chosen)
     else:
-        name = chosen[0].reference if chosen else run.id
+        name = _reference(run, chosen)
         write_lines([f"{name}: cancellation requested; to wait for its end: nemotron runs wait {name}"])
     return 0
 

@@ -124,7 +124,7 @@ def list_all(argv: list[str]) -> int:
         print_json(_with_results(found))
     elif found:
         _print_runs(found)
-        _print_omitted(options, len(found))
+        _print_omitted(options, limit, len(found))
     else:
         write_lines(["No runs match." if _filtered(options) else f"No runs yet in {runs_root()}."])
     return 0
@@ -225,8 +225,10 @@ def _print_results(found: Sequence[RunSummary], options: Any) -> None:
     elif options.json:
         print_json(_with_results(table.runs[: options.top]))
     elif found:
-        limit = options.top or options.limit or _LIMIT
-        print_launches(table, limit, asked=bool(columns))
+        limit = _LIMIT if options.limit is None else options.limit
+        print_launches(table, options.top or limit or None, asked=bool(columns))
+        if not (options.sort or options.top):
+            _print_omitted(options, limit, len(found))
     else:
         write_lines(["No runs match." if _filtered(options) else f"No runs yet in {runs_root()}."])
 
@@ -380,7 +382,10 @@ def _filtered(options: Any) -> bool:
     return bool(options.recipe or options.stage or options.state or options.since or options.tag)
 
 
-def _print_omitted(options: Any, shown: int) -> None:
-    more = 0 if _filtered(options) else len(run_ids()) - shown
-    if more > 0:
+def _print_omitted(options: Any, limit: int, shown: int) -> None:
+    """Print a line about the runs that the limit may have left out: with filters, their number is not known."""
+    if _filtered(options):
+        if shown == limit:
+            write_lines([f"the newest {shown} that match: --limit 0 lists all"])
+    elif (more := len(run_ids()) - shown) > 0:
         write_lines([f"and {more} older: --limit 0 lists all"])

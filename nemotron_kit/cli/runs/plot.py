@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-from nemotron_kit.cli.output import clean, write_lines
+from nemotron_kit.cli.output import clean, colour, write_lines
 from nemotron_kit.cli.request import near
 from nemotron_kit.cli.runs.list import chosen_jobs, labels_of
 from nemotron_kit.cli.toolargs import ToolParser, at_least
@@ -112,8 +111,7 @@ def _drawn(curves: dict[str, tuple[list[float], list[float]]], metric: str, axis
     drawing.clear_figure()
     width = shutil.get_terminal_size((80, 24)).columns
     drawing.plotsize(min(width, 200), height)
-    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
-    drawing.theme("pro" if colour else "clear")
+    drawing.theme("pro" if colour(sys.stdout) else "clear")
     for name, (x, y) in curves.items():
         drawing.plot(x, y, label=clean(name), marker="braille" if _has_braille() else "*")
     for ticks, axis_values in (

@@ -360,7 +360,9 @@ def rerun(argv: list[str]) -> int:
         raise UserError(
             f"{run.id} is an array, whose jobs go on in one folder: it has no copy to begin anew.", hint=hint
         )
-    label = run.id if whole_sweep else recorded.label
+    label = recorded.label
+    if whole_sweep:
+        label = f"{run.id}/{jobs[0].number}-{jobs[-1].number}" if "/" in reference else run.id
     again = Rerun.read(recorded, label, arguments, whole_sweep=whole_sweep)
     if whole_sweep:
         return rerun_sweep(run, jobs, again)

@@ -189,6 +189,7 @@ def test_one_clear_error(line: str, message: str, hint: str, index: Index) -> No
         ("--json runs", Tool("runs", ("--json",))),
         ("runs --help", Tool("runs", ("--help",))),
         ("help runs", Tool("runs", ("--help",))),
+        ("help runs show", Tool("runs", ("show", "--help"))),
     ],
 )
 def test_what_is_no_job(line: str, request_: object, index: Index) -> None:

@@ -113,7 +113,7 @@ PAGES = [*TOOLS, *(f"{name} {word}" for name, own in TOOLS.items() for word in o
 
 
 def test_what_follows_a_tool_is_what_it_has() -> None:
-    assert job.STATES == STATES
+    assert (*job.STATES, job.DAMAGED) == STATES
     assert set(TOOLS["completion"].choices) == set(SCRIPTS)
 
 
@@ -132,6 +132,8 @@ def test_the_table_of_tools_is_true(page: str, capsys: pytest.CaptureFixture[str
         text = text.partition("\noptions\n")[2]
     shown = set(re.findall(r"--[a-z][a-z-]*", text)) - {"--help"}
     assert set(entry.options) == shown - ({"--art", "--run"} - set(entry.options))
+    text = text.replace("--run|--batch PROFILE", "--run PROFILE --batch PROFILE")  # the page of rerun
+    assert entry.valued == set(re.findall(r"(--[a-z-]+) [A-Z{]", text)) - {"--art"}
 
 
 def test_usage_and_an_unknown_shell(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,8 @@
 """`nemotron doctor`: each kind of finding, with what to do about it; what fails decides the exit code."""
 
 import json
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -71,3 +73,32 @@ def test_a_damaged_record_and_a_home_that_can_not_be_written(project, capsys, mo
     record.write_text(record.read_text()[:-20])
     _, found = report(capsys, monkeypatch)
     assert found["registry"][0] == "warn" and "artifacts gc" in found["registry"][2]
+
+
+def test_what_can_not_be_read_is_a_finding_or_none(project, capsys, monkeypatch):
+    (project / "netrc").write_bytes(b"\xff\xfe machine x")
+    monkeypatch.setenv("NETRC", str(project / "netrc"))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    (project / "gone").mkdir()
+    monkeypatch.chdir(project / "gone")
+    (project / "gone").rmdir()
+    code, found = report(capsys, monkeypatch)
+    assert code == 1 and found["disk"][1:] == ("the working folder does not exist", "cd to another one.")
+    monkeypatch.chdir(project)
+    assert report(capsys, monkeypatch)[1]["W&B"][0] == "ok"
+
+
+@pytest.mark.parametrize(("line", "state"), [("#!{prefix}/bin/python", None), ("#!{prefix}2/bin/python", "warn")])
+def test_the_script_of_another_environment(project, capsys, monkeypatch, line, state):
+    """Also beside the Python from which this environment was made, and in one whose name begins with this one's."""
+    (project / "bin").mkdir()
+    (project / "venv/bin").mkdir(parents=True)
+    for name in ("python", "nemotron"):
+        (project / "bin" / name).write_text(line.format(prefix=project / "venv"))
+        (project / "bin" / name).chmod(0o755)
+    (project / "venv/bin/python").symlink_to(project / "bin/python")
+    monkeypatch.setattr(sys, "executable", str(project / "venv/bin/python"))
+    monkeypatch.setattr(sys, "prefix", str(project / "venv"))
+    monkeypatch.setenv("PATH", str(project / "bin"))
+    assert Path(sys.executable).resolve().parent == project / "bin"
+    assert report(capsys, monkeypatch)[1].get("nemotron", (None,))[0] == state

@@ -29,6 +29,7 @@ def work(cfg: Config) -> None: ...
 
 app = App("explained", description="For a test")
 app.command("work", Config, work, description="Works")
+app.pipeline("all", stages=["work"])
 """
 BASE = "steps: 20\nfolder: ${oc.env:EXPLAIN_WHERE}/${steps}\n"
 BIG = "defaults: [default, optimizer: slow, _self_]\n\nsteps: 40\n"
@@ -112,6 +113,7 @@ def test_without_a_field_what_is_set_and_with_two_configs_what_differs(recipe, c
         (["steps"], "no command line", "For instance"),
         (["explained", "wrok"], "no command 'wrok'", "work"),
         (["explained", "work", "-m", "steps=1,2"], "-m makes several", "Leave -m out"),
+        (["explained", "all"], "explained all is a pipeline", "explain explained work"),
     ],
 )
 def test_mistakes(recipe, arguments, message, hint):

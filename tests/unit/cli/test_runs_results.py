@@ -244,6 +244,27 @@ def test_jobs_by_range(capsys) -> None:
         said(capsys, "show", f"{run.id}/0-1", "--job", "1")
     with pytest.raises(UserError, match=r"0-1 are 2 jobs; this takes one"):
         said(capsys, "diff", f"{run.id}/0-1", f"{run.id}/2")
+    # The job that failed is reported, and not the first one of the range.
+    assert said(capsys, "wait", f"{run.id}/1-2") == f"{run.id}/1-2: failed (exit code 1): it broke\n"
+    assert said(capsys, "cancel", f"{run.id}/1-2") == f"{run.id}/1-2 have ended already: failed\n"
+
+
+def test_what_the_limit_leaves_out_is_mentioned(capsys) -> None:
+    for n in range(21):
+        sweep({"metrics": [{"step": 1, "loss": n}], "end": {"code": 0}})
+    mentioned = "the newest 20 that match: --limit 0 lists all\n"
+    assert said(capsys, "--recipe", "demo").endswith(mentioned)
+    assert said(capsys, "--recipe", "demo", "--columns", "loss").endswith(mentioned)
+    assert said(capsys, "--columns", "loss").endswith("and 1 older: --limit 0 lists all\n")
+    assert len(said(capsys, "--sort", "loss", "--limit", "0").splitlines()) == 1 + 21 + 1
+    assert "--limit" not in said(capsys, "--recipe", "demo", "--limit", "0")
+
+
+@pytest.mark.parametrize("long", ["60000w", "150000w", "0100-01-01"])
+def test_a_time_before_all_runs_selects_all_or_none(capsys, long: str) -> None:
+    run = sweep({"end": {"code": 0}})
+    assert run.id in said(capsys, "--since", long)
+    assert said(capsys, "rm", "--older-than", long) == "No runs match.\n"
 
 
 def test_the_sweepers_objective_comes_before_what_was_returned(capsys) -> None:
