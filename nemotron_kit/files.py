@@ -347,8 +347,11 @@ def open_appending(path: str | Path) -> FileIO:
 def read_regular(path: str | Path, *, limit: int = 64 << 20) -> bytes:
     """The content of a regular file of at most `limit` bytes. Raises OSError for other kinds, EFBIG for a larger
     file."""
-    with open_regular(path) as file:
-        data = file.read(limit + 1)
+    with open_regular(path, buffering=0) as file:
+        # A buffer of `limit` bytes would take longer to get than a small file to read.
+        data = file.read(min(os.fstat(file.fileno()).st_size, limit) + 1)
+        while len(data) <= limit and (more := file.read(1 << 20)):
+            data += more
     if len(data) > limit:
         raise OSError(errno.EFBIG, f"is larger than {limit >> 20} MiB", str(path))
     return data

@@ -352,14 +352,14 @@ class JobFolder(Value):
     def state(self) -> JobState:
         """The job's state, from its exit record, else from its last transition. A job has failed if its process on this
         machine, or the process that was to start it, has ended without an exit record."""
-        written = self._written()
+        written = self._written(this_attempt=True)
         history = [entry for _, entry in written]
         started = next((entry["at"] for entry in reversed(history) if entry["state"] == "running"), None)
         try:
             return _from_exit(read_object(self.path / "exit.json"), started, history)
         except FileNotFoundError:
             if history and history[-1]["state"] in TERMINAL:  # resumed after the history was read
-                written = self._written()
+                written = self._written(this_attempt=True)
         except DamagedRecord as error:
             return JobState("unknown", error=error.message)
         if not written:
@@ -370,16 +370,19 @@ class JobFolder(Value):
         """Every readable transition in order; `at` as seconds since the epoch. The exit record is not among them."""
         return [entry for _, entry in self._written()]
 
-    def _written(self) -> list[tuple[str, dict[str, Any]]]:
-        """The history, each with its writer: the name of its file without the number."""
-        found = []
-        for _, name in self._state_files():
+    def _written(self, *, this_attempt: bool = False) -> list[tuple[str, dict[str, Any]]]:
+        """The history, each with its writer: the name of its file without the number. `this_attempt`: what precedes
+        the last time that the job began to run is left out, and not read."""
+        found: list[tuple[str, dict[str, Any]]] = []
+        for _, name in reversed(self._state_files()):
             with contextlib.suppress(DamagedRecord, FileNotFoundError):
                 entry = read_object(self.path / "state" / name)
                 if entry.get("state") in STATES:
                     writer = name.partition("-")[2].removesuffix(".json")
                     found.append((writer, {**entry, "at": parse_time(entry.get("at"))}))
-        return found
+                    if this_attempt and entry["state"] == "running":
+                        break
+        return found[::-1]
 
     def exit_record(self) -> dict[str, Any] | None:
         """exit.json; None if there is none. Raises DamagedRecord."""

@@ -287,6 +287,8 @@ os.register_at_fork(after_in_child=_forked)
 # --- evaluation
 
 _RANK_FILE = re.compile(r"metrics-rank-(\d{1,9})\.jsonl")
+# The name of the summary of the metrics in a job's exit record.
+SUMMARY = "metrics"
 _LESS_IS_BETTER = re.compile("loss|error|perplexity", re.IGNORECASE)
 
 
@@ -325,29 +327,92 @@ def measured(folder: Path) -> dict[str, Measured]:
     return {**others, **found} if others else found
 
 
+# Larger files are not read at a job's end, which nobody should wait for.
+_SUMMARIZED = 16 << 20
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    """The metrics of the job in `folder` for its exit record, so that a table need not read the rows: {} if it logged
+    none, if ranks on other nodes did as well, or if there are more than 16 MB of rows."""
+    with contextlib.suppress(OSError):
+        size = (folder / METRICS_FILE).stat().st_size
+        if size <= _SUMMARIZED and len(_metrics_files(folder)) == 1:
+            found = {name: list(metric.to_dict().values()) for name, metric in measured(folder).items()}
+            return {SUMMARY: {"bytes": size, "values": found}}
+    return {}
+
+
+def summarized(folder: Path, exit_record: Mapping[str, Any]) -> dict[str, Measured] | None:
+    """The metrics that `summary` wrote into the exit record; None if there are none, or if rows were added since."""
+    try:
+        known = exit_record[SUMMARY]
+        if os.stat(f"{folder}/{METRICS_FILE}").st_size != known["bytes"]:  # noqa: PTH116 — of 10,000 jobs
+            return None
+        return {name: _measured(*values) for name, values in known["values"].items()}
+    except (OSError, LookupError, TypeError, AttributeError, ValueError):
+        return None
+
+
+def _measured(last: Any, step: Any, best: Any, best_step: Any) -> Measured:
+    last, best = (_NONFINITE[value] if isinstance(value, str) else value for value in (last, best))
+    if not {type(last), type(best)} <= {int, float} or not {type(step), type(best_step)} <= {int, type(None)}:
+        raise ValueError("not the values of a metric")
+    return Measured(last, step, best, best_step)
+
+
 def measured_by_rank(folder: Path) -> dict[int, dict[str, Measured]]:
     """Rank → the metrics that it logged. Invalid lines are skipped."""
     found: dict[int, dict[str, Measured]] = {}
     for path in _metrics_files(folder):
         with contextlib.suppress(OSError):
-            for row in _rows(path):
-                step, rank = row.pop("step", None), row.pop("rank", 0)
-                into = found.setdefault(rank if isinstance(rank, int) else 0, {})
-                for name, value in row.items():
-                    kind = type(value)
-                    if kind is not float and kind is not int:  # rare
-                        value = _NONFINITE.get(value) if kind is str else None
-                        if value is None:
-                            continue
-                    known = into.get(name)
-                    if known is None:
-                        into[name] = Measured(value, step, value, step)
-                        continue
-                    known.last, known.step = value, step
-                    best = known.best
-                    if (value < best if less_is_better(name) else value > best) or best != best:
-                        known.best, known.best_step = value, step
+            for rows in _chunks(path):
+                if not _add_columns(rows, found):
+                    _add_rows(rows, found)
     return found
+
+
+def _add_columns(rows: Sequence[dict[str, Any]], found: dict[int, dict[str, Measured]]) -> bool:
+    """Add rows of rank 0 that all have the same metrics, finite numbers, at C speed; False, with nothing added, for
+    others. A sweep's table reads a million rows."""
+    first = rows[0].keys() if rows else ()
+    if not first or "rank" in first or any(row.keys() != first for row in rows):
+        return False
+    columns = {name: [row[name] for row in rows] for name in first}
+    steps = columns.pop("step", None)
+    for values in columns.values():
+        if not {*map(type, values)} <= {float, int} or not math.isfinite(sum(values)):
+            return False
+    into = found.setdefault(0, {})
+    for name, values in columns.items():
+        best = min(values) if less_is_better(name) else max(values)
+        last_step, best_step = (steps[-1], steps[values.index(best)]) if steps else (None, None)
+        known = into.get(name)
+        if known is None:
+            into[name] = Measured(values[-1], last_step, best, best_step)
+            continue
+        known.last, known.step = values[-1], last_step
+        if _is_better(name, best, known.best):
+            known.best, known.best_step = best, best_step
+    return True
+
+
+def _add_rows(rows: Sequence[dict[str, Any]], found: dict[int, dict[str, Measured]]) -> None:
+    """Add rows of any kind."""
+    for row in rows:
+        step, rank = row.pop("step", None), row.pop("rank", 0)
+        into = found.setdefault(rank if isinstance(rank, int) else 0, {})
+        for name, value in row.items():
+            if type(value) not in (float, int):
+                value = _NONFINITE.get(value) if isinstance(value, str) else None
+                if value is None:
+                    continue
+            known = into.get(name)
+            if known is None:
+                into[name] = Measured(value, step, value, step)
+                continue
+            known.last, known.step = value, step
+            if _is_better(name, value, known.best):
+                known.best, known.best_step = value, step
 
 
 def _is_better(name: str, value: float, best: float) -> bool:
@@ -404,15 +469,22 @@ def condensed(job: JobFolder, count: int) -> list[dict[str, Any]]:
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    return chain.from_iterable(_chunks(path))
+
+
+def _chunks(path: Path) -> Iterator[list[dict[str, Any]]]:
+    """The valid rows of a file, by chunks."""
     with open_regular(path) as file:
         while lines := file.readlines(_CHUNK):
             if not lines[-1].endswith(b"\n"):  # still being written
                 lines.pop()
+            # The search for unusual numbers takes longer than reading the rows.
+            usual = max(map(len, lines), default=0) < _DIGITS
             try:
-                rows = _loaded(b"[" + b",".join(lines) + b"]")
+                rows = _loaded(b"[" + b",".join(lines) + b"]", usual)
             except (ValueError, RecursionError):  # at least one line is not JSON
                 rows = list(_whole_lines(lines))
-            yield from (row for row in rows if isinstance(row, dict))
+            yield [row for row in rows if isinstance(row, dict)]
 
 
 def _whole_lines(lines: Sequence[bytes]) -> Iterator[Any]:
@@ -421,16 +493,18 @@ def _whole_lines(lines: Sequence[bytes]) -> Iterator[Any]:
             yield _loaded(line)
 
 
-# A number of hundreds of digits, or a surrogate: half a character, unless the other half follows.
-_UNUSUAL = re.compile(rb"\d{300}|\\u[dD][89a-fA-F]")
+# No float holds a number of more digits; a surrogate is half a character, unless the other half follows.
+_DIGITS = 300
+_UNUSUAL = re.compile(rb"\d{%d}|\\u[dD][89a-fA-F]" % _DIGITS)
 
 
-def _loaded(text: bytes) -> Any:
-    """The JSON in `text`; null for whole numbers that no float can hold, and names that can be written as UTF-8."""
-    if _UNUSUAL.search(text) is None:
+def _loaded(text: bytes, short: bool = False) -> Any:
+    """The JSON in `text`; null for whole numbers that no float can hold, and names that can be written as UTF-8.
+    `short`: no number has `_DIGITS` digits."""
+    if (short and b"\\u" not in text) or _UNUSUAL.search(text) is None:
         return json.loads(text)
     return json.loads(
         text,
-        parse_int=lambda digits: int(digits) if len(digits) < 300 else None,
+        parse_int=lambda digits: int(digits) if len(digits) < _DIGITS else None,
         object_pairs_hook=lambda pairs: {name.encode(errors="backslashreplace").decode(): it for name, it in pairs},
     )

@@ -20,7 +20,7 @@ from nemotron_kit.config.resolvers import pinned
 from nemotron_kit.errors import Cancelled, NemotronError
 from nemotron_kit.masking import mask, masked, note_secrets
 from nemotron_kit.runs.job import PREEMPTED, VALUE, JobFolder
-from nemotron_kit.runs.metrics import flush_metrics
+from nemotron_kit.runs.metrics import flush_metrics, summary
 from nemotron_kit.spec.plan import JobSpec, rank, read_config, read_spec
 from nemotron_kit.worker import RESTART, python_module, ray_command, torchrun_command
 from nemotron_kit.worker.hydra import enter_hydra, hydra_callbacks
@@ -101,7 +101,9 @@ def _put_on_record(job: JobFolder, outcome: Outcome) -> Outcome:
         outcome = Outcome(Cancelled.exit_code, "cancelled", error, job_exit_code=outcome.recorded)
     try:
         skipped = {"skipped": outcome.skipped} if outcome.skipped else {}
-        job.finish(outcome.recorded, outcome.state, error=outcome.error, **skipped, **_value(outcome))
+        job.finish(
+            outcome.recorded, outcome.state, error=outcome.error, **skipped, **_value(outcome), **summary(job.path)
+        )
     except OSError as error:
         # If only its last step failed, the record is there.
         if job.state().state != outcome.state:

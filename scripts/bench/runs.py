@@ -22,6 +22,7 @@ from _pairs import load
 
 from nemotron_kit.home import new_run_id
 from nemotron_kit.runs.folder import RunFolder, create_run
+from nemotron_kit.runs.metrics import summary
 
 COMMAND = [sys.executable, "-c", "import sys; from nemotron_kit.cli.main import nemotron; sys.exit(nemotron())"]
 LISTINGS = (
@@ -67,7 +68,7 @@ def fill(home: Path, count: int) -> Path:
             model = create_run(run_id, plan, [{"config.yaml": "a: 1\n" * 100}])
             model.job().transition("running")
             write_metrics(model)
-            model.job().finish(0)
+            model.job().finish(0, **summary(model.job().path))
             continue
         copy = shutil.copytree(model.path, model.path.with_name(run_id))
         if number % 10 == 0:
@@ -88,7 +89,7 @@ def show_sweep(home: Path, jobs: int, rounds: int) -> None:
     run = create_run(new_run_id("nano3", "pretrain"), {"kind": "sweep"}, [{"config.yaml": "a: 1\n"}])
     run.job().transition("running")
     write_metrics(run)
-    run.job().finish(0)
+    run.job().finish(0, **summary(run.job().path))
     for number in range(1, jobs):
         copy = shutil.copytree(run.job().path, run.path / "jobs" / str(number))
         (copy / ".hydra").mkdir()

@@ -18,7 +18,7 @@ from nemotron_kit.cli.request import near
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.files import finite, read_regular
 from nemotron_kit.runs.job import JobFolder, JobState, read_object
-from nemotron_kit.runs.metrics import Measured, less_is_better, measured
+from nemotron_kit.runs.metrics import Measured, less_is_better, measured, summarized
 from nemotron_kit.spec.plan import Plan
 from nemotron_kit.worker.result import FILE
 
@@ -64,7 +64,10 @@ def job_result(job: JobFolder, state: JobState) -> JobResult:
     """A job's result, read from its folder."""
     value = _returned(job, state) if state.terminal else None
     why = state.error or (f"exit code {state.code}" if state.code else None)
-    return JobResult(job.number, state.state, why, overrides_of(job), value, measured(job.path))
+    metrics = summarized(job.path, state.facts) if state.terminal else None
+    return JobResult(
+        job.number, state.state, why, overrides_of(job), value, measured(job.path) if metrics is None else metrics
+    )
 
 
 def overrides_of(job: JobFolder) -> list[str]:

@@ -14,13 +14,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nemotron_kit import log_metrics
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.files import finite
 from nemotron_kit.runs import metrics
 from nemotron_kit.runs.job import JobFolder
-from nemotron_kit.runs.metrics import Measured, condensed, flush_metrics, measured
+from nemotron_kit.runs.metrics import Measured, condensed, flush_metrics, measured, summarized, summary
 
 
 @pytest.fixture
@@ -194,3 +196,38 @@ def test_event_files_have_the_same_values(job: Path, monkeypatch: pytest.MonkeyP
         found += [(value.tag, event.step, value.simple_value) for value in event.summary.value]
         data = data[16 + length :]
     assert found == [("loss", 2, 0.75), ("acc", 2, 2.0), ("loss", 3, 0.5), ("acc", 3, 3.0)]
+
+
+NUMBERS = st.one_of(st.integers(-3, 3), st.sampled_from([0.5, -1.5, 1e300, math.inf, math.nan]), st.just("NaN"))
+ROWS = st.lists(st.dictionaries(st.sampled_from(["step", "rank", "loss", "acc"]), NUMBERS), max_size=6)
+
+
+@given(ROWS, st.lists(st.fixed_dictionaries({"step": st.integers(0, 9), "loss": NUMBERS}), max_size=6))
+def test_rows_of_one_kind_are_read_at_once_as_one_by_one(tmp_path_factory, some, others) -> None:
+    folder = tmp_path_factory.mktemp("job", numbered=True)
+    (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in [*others, *some, *others]))
+    at_once = metrics.measured_by_rank(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics, "_add_columns", lambda *_: False)
+        one_by_one = metrics.measured_by_rank(folder)
+    assert repr(at_once) == repr(one_by_one)  # NaN is equal to nothing
+
+
+def test_an_exit_record_has_the_metrics_until_rows_are_added(tmp_path: Path) -> None:
+    assert summary(tmp_path) == {}
+    file = tmp_path / "metrics.jsonl"
+    file.write_text('{"step": 1, "loss": 2.5}\n{"step": 2, "loss": 3, "acc": "NaN"}\n')
+    record = json.loads(json.dumps(summary(tmp_path)))
+    assert repr(summarized(tmp_path, record)) == repr(measured(tmp_path))
+    assert measured(tmp_path)["loss"] == Measured(3, 2, 2.5, 1)
+    with file.open("a") as more:
+        more.write('{"step": 3, "loss": 1}\n')
+    assert summarized(tmp_path, record) is None
+
+
+@pytest.mark.parametrize("values", [None, [], {"loss": [1, 2, 3]}, {"loss": ["x", 1, 1, 1]}, {"loss": [1, "a", 1, 1]}])
+def test_a_damaged_summary_is_not_used(tmp_path: Path, values: Any) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.5}\n')
+    record = summary(tmp_path)
+    record["metrics"]["values"] = values
+    assert summarized(tmp_path, record) is None

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from nemotron_kit import files
+from nemotron_kit import files, log_metrics
 from nemotron_kit.home import new_run_id
 from nemotron_kit.runs.folder import create_run
 from nemotron_kit.runs.job import JobFolder
+from nemotron_kit.runs.metrics import Measured, summarized
 from nemotron_kit.worker.run import run_job
 
 SPEC = {
@@ -92,3 +93,15 @@ def test_the_resolved_config_holds_no_secret_by_value(job: JobFolder, monkeypatc
     monkeypatch.setenv("SOME_API_KEY", "canary-5f31-text")
     assert ends(job) == (0, "succeeded", "succeeded")
     assert (job.path / "resolved.yaml").read_text() == "a:\n- b: see ***\n"
+
+
+def test_the_exit_record_has_what_the_job_measured(job: JobFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NEMO_RUN_DIR", str(job.path))
+
+    def measures() -> int:
+        for step, loss in enumerate([3.0, 1.5, 2.0]):
+            log_metrics({"loss": loss}, step=step)
+        return 0
+
+    assert ends(job, measures)[1] == "succeeded"
+    assert summarized(job.path, job.exit_record() or {}) == {"loss": Measured(2.0, 2, 1.5, 1)}
