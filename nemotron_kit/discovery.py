@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 
+from nemotron_kit import installed
 from nemotron_kit.app import App, add_import_folders
 from nemotron_kit.envfile import EnvFile, read_env_file
 from nemotron_kit.errors import UserError
@@ -62,10 +63,7 @@ def discover(env: EnvFile | None = None, names: Collection[str] = ()) -> Tree:
 
 def entry_points() -> Iterator[tuple[str, str]]:
     """(name, "module" or "module:app") of every installed third-party recipe."""
-    from importlib import metadata
-
-    for point in metadata.entry_points(group=ENTRY_POINTS):
-        yield point.name, point.value
+    return installed.entry_points(ENTRY_POINTS)
 
 
 def recipe_folders(env: EnvFile) -> list[Path]:

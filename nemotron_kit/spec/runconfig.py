@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, NoReturn
 
+from nemotron_kit import installed
 from nemotron_kit.errors import UserError, nearest
 
 
@@ -285,9 +286,7 @@ ENTRY_POINTS = "nemotron_kit.executors"
 
 def installed_executors() -> dict[str, str]:
     """The executors of other installed packages: name → "module:Class". They can't replace one of EXECUTORS."""
-    from importlib import metadata
-
-    return {p.name: p.value for p in metadata.entry_points(group=ENTRY_POINTS) if p.name not in EXECUTORS}
+    return {name: target for name, target in installed.entry_points(ENTRY_POINTS) if name not in EXECUTORS}
 
 
 CHOICES = {

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
-from nemotron_kit import files
+from nemotron_kit import files, installed
 from nemotron_kit.artifacts import finish_wandb
 from nemotron_kit.artifacts.reference import Pin
 from nemotron_kit.artifacts.registry import open_registry
@@ -84,13 +84,7 @@ _PACKAGES = (
 
 def installed_versions() -> dict[str, str]:
     """Python's version where the job runs, and those of the packages that are installed there."""
-    from importlib import metadata
-
-    found = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        with suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
+    return {"python": platform.python_version(), **installed.versions(_PACKAGES)}
 
 
 def _put_on_record(job: JobFolder, outcome: Outcome) -> Outcome:
