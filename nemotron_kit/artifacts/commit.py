@@ -286,18 +286,23 @@ def _withdraw(number: int, opened: int) -> None:
 
 
 def ensure_registry(store: Store) -> None:
-    """Create the registry's folder and uuid on its first use. Safe if two processes do so at once."""
-    if store.uuid:
+    """Create the registry's folder and uuid on its first use, or a registry.json that is missing. Safe if two processes
+    do so at once."""
+    known, file = store.uuid, store.identity_file
+    if known and file.exists():
         return
     import uuid
 
-    if store.folder_existed:  # do not recreate a home that was moved meanwhile
+    # Neither a registry nor a home that was moved meanwhile is created again.
+    if not known and store.folder_existed:
         make_below(store.root.parent, store.root, store.modes)
-    else:
+    elif not known:
         make_folder(store.root, store.modes)
     with staged(store.root, store.modes) as stage:
-        write_checksummed(stage / "registry.json", {"format": 1, "uuid": str(uuid.uuid4())}, store.modes)
-        publish(stage, store.identity_folder)
+        write_checksummed(stage / file.name, {"format": 1, "uuid": known or str(uuid.uuid4())}, store.modes)
+        if not publish(stage, file.parent) and not file.exists():  # the folder exists without its file
+            os.replace(stage / file.name, file)  # noqa: PTH105
+            fsync_dir(file.parent)
 
 
 def _ensure_name(store: Store, name: str) -> None:

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemotron_kit.artifacts.store import DROPPED, RECORD, DamagedVersion, Store, write_checksummed
-from nemotron_kit.errors import DamagedRecordError, NemotronError, UserError
+from nemotron_kit.artifacts.commit import ensure_registry
+from nemotron_kit.artifacts.store import DROPPED, DamagedVersion, Store, write_checksummed
+from nemotron_kit.errors import DamagedRecordError, UserError
 from nemotron_kit.files import CHECKSUM, decoded, fsync_dir, read_checksummed, render_checksummed, sha256_of
 from nemotron_kit.lazy import Value
 
@@ -41,7 +42,7 @@ def findings(store: Store) -> Iterator[DamageFinding]:
         return
     for record in store.everything():
         if isinstance(record, DamagedVersion) and isinstance(record.error, DamagedRecordError):
-            yield _version(store, record)
+            yield from _version(store, record)
     for name in store.entries():
         for kind in ("aliases", "runs"):
             for pointer in store.pointers(name, kind):
@@ -49,42 +50,40 @@ def findings(store: Store) -> Iterator[DamageFinding]:
 
 
 def _registry_record(store: Store) -> Iterator[DamageFinding]:
-    file = store.identity_folder / "registry.json"
+    file, what = store.identity_file, "the registry's record"
     try:
-        _ = store.uuid
+        if store.uuid and not file.exists():
+            why = f"{file}: this registry record is missing."
+            yield DamageFinding(what, file, why, "repaired", lambda: ensure_registry(store))
     except DamagedRecordError as error:
-        uuid = _common_uuid(store)
-        if uuid is None:
+        named = store.recorded_uuids()
+        if len(named) != 1:
             raise UserError(
                 f"{error.message} It can't be made again: the versions' records don't agree on the registry's uuid.",
                 hint="Restore it from a backup, or begin another registry: [artifacts] root in env.toml.",
             ) from error
-        document, what = {"format": 1, "uuid": uuid}, "the registry's record"
+        document = {"format": 1, "uuid": named.pop()}
         yield DamageFinding(
             what, file, error.message, "repaired", lambda: write_checksummed(file, document, store.modes)
         )
 
 
-def _common_uuid(store: Store) -> str | None:
-    found = set()
-    for name in store.names():
-        for version in store.versions(name):
-            with contextlib.suppress(NemotronError, FileNotFoundError):
-                found.add(read_checksummed(store.folder(name) / f"v{version}" / RECORD, "record").get("registry"))
-    return str(found.pop()) if len(found) == 1 else None
-
-
-def _version(store: Store, record: DamagedVersion) -> DamageFinding:
-    document = _recovered(record.text)
-    if document is not None and (document.get("name"), document.get("version")) == (record.name, record.version):
-        return DamageFinding(
-            record.label,
-            record.file,
-            record.error.message,
-            "repaired",
-            lambda: write_checksummed(record.file, document, store.modes),
+def _version(store: Store, record: DamagedVersion) -> Iterator[DamageFinding]:
+    document, error = _recovered(record.text), record.error.message
+    if document is None or (document.get("name"), document.get("version")) != (record.name, record.version):
+        yield DamageFinding(record.label, record.file, error, "dropped", lambda: _drop(store, record))
+    # An intact record needs no repair: a newer version wrote it, or it was copied from another registry.
+    elif not _is_intact(record.file):
+        yield DamageFinding(
+            record.label, record.file, error, "repaired", lambda: write_checksummed(record.file, document, store.modes)
         )
-    return DamageFinding(record.label, record.file, record.error.message, "dropped", lambda: _drop(store, record))
+
+
+def _is_intact(file: Path) -> bool:
+    try:
+        return bool(read_checksummed(file, "version record"))
+    except (DamagedRecordError, FileNotFoundError):
+        return False
 
 
 def _pointer(store: Store, name: str, kind: str, pointer: str) -> Iterator[DamageFinding]:

@@ -229,23 +229,42 @@ class Store:
         return self.root.parent if self.root.name == "artifacts" and (self.root.parent / "runs").is_dir() else None
 
     @property
-    def identity_folder(self) -> Path:
-        return self.root / ".registry"
+    def identity_file(self) -> Path:
+        """The file with the registry's id, in a hidden folder that appears with it."""
+        return self.root / ".registry" / "registry.json"
 
     @property
     def uuid(self) -> str:
-        """The registry's identity; "" for an empty registry."""
+        """The registry's identity; "" for an empty registry. If registry.json is missing, as in a copy without hidden
+        files, it is the one that all versions' records name. Raises DamagedRecordError."""
         if not self._uuid:
-            file = self.identity_folder / "registry.json"
+            file = self.identity_file
             try:
                 found = read_checksummed(file, "registry record").get("uuid")
             except FileNotFoundError:
                 self.folder_existed = self.folder_existed or self.root.parent.is_dir()
-                return ""
+                named = self.recorded_uuids()
+                if len(named) > 1:
+                    raise DamagedRecordError(f"{file}: this registry record is missing.") from None
+                found = next(iter(named), None)
+                if found is None:
+                    return ""
+            except DamagedRecordError as error:
+                error.hint = "`nemotron artifacts gc` makes it again from the versions' records; see --dry-run."
+                raise
             if not isinstance(found, str) or not found:
                 raise DamagedRecordError(f"{file}: this registry record is damaged: no uuid.")
             self._uuid = found
         return self._uuid
+
+    def recorded_uuids(self) -> set[str]:
+        """The registries that the readable records of versions name; more than one if versions were copied here."""
+        found = set()
+        for name in self.names():
+            for version in self.versions(name):
+                with contextlib.suppress(NemotronError, FileNotFoundError):
+                    found.add(read_checksummed(self.folder(name) / f"v{version}" / RECORD, "record").get("registry"))
+        return {uuid for uuid in found if isinstance(uuid, str) and uuid}
 
     def folder(self, name: str) -> Path:
         return self.root / name
@@ -394,11 +413,12 @@ def make_below(top: Path, folder: Path, modes: FileModes) -> None:
 
 
 def touch(path: Path, modes: FileModes, text: str = "") -> None:
-    """Create a small file whose content readers do not rely on."""
+    """Create a small file whose content readers do not rely on. Another member of the group may have made it: only its
+    owner can change its mode."""
     with open(os.open(path, os.O_WRONLY | os.O_CREAT, modes.file), "w", encoding="ascii") as file:  # noqa: PTH123
         file.write(text)
-    if modes.exact:
-        path.chmod(modes.file)
+        if modes.exact and os.fstat(file.fileno()).st_uid == os.geteuid():
+            os.fchmod(file.fileno(), modes.file)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import time
+from pathlib import Path
 
 import pytest
 
@@ -109,6 +110,41 @@ def test_other_records(filled: LocalRegistry, capsys: pytest.CaptureFixture[str]
         shutil.rmtree(filled.root / name)
     with pytest.raises(UserError, match="can't be made again"):
         LocalRegistry(filled.root).repair()
+
+
+def test_a_copy_without_hidden_files_is_the_same_registry(filled: LocalRegistry, make: Maker) -> None:
+    file, pin = filled.identity_file, filled.resolve("Data:v1")
+    for finish in (lambda: filled.repair(), lambda: LocalRegistry(filled.root).commit(make.draft("Data", "a"))):
+        shutil.rmtree(file.parent)
+        copy = LocalRegistry(filled.root)
+        assert copy.resolve("Data:v1") == pin
+        assert [(each.what, each.remedy) for each in copy.repair(dry_run=True)] == [
+            ("the registry's record", "repaired")
+        ]
+        finish()
+        assert (LocalRegistry(filled.root).uuid, file.exists()) == (pin.registry, True)
+    file.unlink()  # the folder is left
+    (file.parent / "note").write_text("")
+    assert LocalRegistry(filled.root).commit(make.draft("Data", "a")).version == 0 and file.exists()
+
+
+def test_versions_of_two_registries_do_not_make_a_new_one(filled: LocalRegistry, make: Maker, home: Path) -> None:
+    other = LocalRegistry(home / "other")
+    other.commit(make.draft("Foreign", "f"))
+    shutil.copytree(other.root / "Foreign", filled.root / "Foreign")
+    assert filled.repair() == [] and (filled.root / "Foreign" / "v0" / "version.json").exists()
+    shutil.rmtree(filled.identity_file.parent)
+    with pytest.raises(DamagedRecordError, match="registry record is missing"):
+        LocalRegistry(filled.root).commit(make.draft("Data", "new"))
+    with pytest.raises(UserError, match="can't be made again"):
+        LocalRegistry(filled.root).repair()
+
+
+def test_a_record_of_a_newer_version_is_left_as_it_is(filled: LocalRegistry) -> None:
+    file = filled.root / "Data" / "v1" / "version.json"
+    text = render_checksummed({**read_checksummed(file, "record"), "format": 2})
+    file.write_text(text)
+    assert filled.repair() == [] and file.read_text() == text
 
 
 def test_what_a_damaged_record_says_of_a_run_still_counts(registry: LocalRegistry, make: Maker) -> None:
