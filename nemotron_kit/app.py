@@ -228,6 +228,8 @@ class Group:
         if isinstance(child, Command | Pipeline):
             kind = "command" if isinstance(child, Command) else "pipeline"
             raise ValueError(f"{' '.join(self.path)}: {name!r} is a {kind} already, not a group.")
+        if name in self._aliases():
+            raise ValueError(f"{' '.join(self.path)}: {name!r} is another name of a command already, not a group.")
         if child is None:
             child = self.children[name] = Group(name, description, path=self.path, package=self.package)
         child.description = child.description or description
@@ -312,7 +314,7 @@ class Group:
             raise TypeError(f"{where}: ray starts the command's processes, so no torchrun, distributed or interactive.")
         for each_name in (name, *aliases):
             _check_name(each_name, "command")
-            if each_name in self.children:
+            if each_name in self.children or each_name in self._aliases():
                 raise ValueError(f"{where}: {each_name!r} is registered already.")
         for slot, artifact in (artifacts or {}).items():
             _check_slot(slot, where)
@@ -357,6 +359,10 @@ class Group:
             raise ValueError(f"{where}: there is no module {module!r}.")
         return found.name, Path(found.origin)
 
+    def _aliases(self) -> set[str]:
+        """The other names of the commands of this group."""
+        return {alias for child in self.children.values() if isinstance(child, Command) for alias in child.aliases}
+
     def commands(self) -> list[Command]:
         """Every command below, depth first, in the order of declaration. A pipeline is none."""
         return [each for each in self._below() if isinstance(each, Command)]
@@ -392,7 +398,7 @@ class App(Group):
         """
         where = f"{self.name} {name}"
         _check_name(name, "pipeline")
-        if name in self.children:
+        if name in self.children or name in self._aliases():
             raise ValueError(f"{where}: {name!r} is registered already.")
         known = {" ".join(command.path[1:]): command for command in self.commands()}
         chosen: list[Command] = []

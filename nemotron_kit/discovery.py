@@ -13,6 +13,7 @@ from nemotron_kit import installed
 from nemotron_kit.app import App, add_import_folders
 from nemotron_kit.envfile import EnvFile, read_env_file
 from nemotron_kit.errors import UserError
+from nemotron_kit.home import expand_user
 from nemotron_kit.ownership import untrusted_code_reason
 
 ENTRY_POINTS = "nemotron_kit.recipes"
@@ -71,7 +72,7 @@ def recipe_folders(env: EnvFile) -> list[Path]:
     named = env.table("cli").get("recipes", [])
     if not isinstance(named, list) or not all(isinstance(name, str) and name for name in named):
         raise UserError(f"{env.path}: [cli] recipes: expected a list of folders.", hint='Write recipes = ["FOLDER"].')
-    return [(env.folder / Path(name).expanduser()).absolute() for name in named]
+    return [(env.folder / expand_user(name)).absolute() for name in named]
 
 
 def _add_folder(tree: Tree, folder: Path) -> None:

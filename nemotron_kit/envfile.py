@@ -12,7 +12,7 @@ from typing import Any
 
 from nemotron_kit.errors import UserError
 from nemotron_kit.files import read_regular
-from nemotron_kit.home import user_folder
+from nemotron_kit.home import expand_user, user_folder
 from nemotron_kit.lazy import Value
 from nemotron_kit.ownership import untrusted_reason
 
@@ -45,7 +45,7 @@ def find_env_file(start: Path | None = None) -> Path | None:
     (without such a folder: only in `start`); else ~/.config/nemotron/env.toml. None if there is none."""
     named = os.environ.get("NEMOTRON_ENV_FILE")
     if named:
-        path = Path(named).expanduser()
+        path = expand_user(named)
         if not path.is_file():
             raise UserError(f"NEMOTRON_ENV_FILE: there is no file {named}.")
         return path.absolute()

@@ -21,7 +21,7 @@ def nemotron_home() -> Path:
     named = os.environ.get("NEMOTRON_HOME") or "~/.nemotron"
     if named.startswith("~/") or named == "~":
         check_home()
-    home = Path(named).expanduser().absolute()
+    home = expand_user(named).absolute()
     if os.path.exists(home) and not os.path.isdir(home):  # noqa: PTH110, PTH112 — asked often
         raise UserError(
             f"{home}, the folder for runs and artifacts, is not a folder.",
@@ -29,6 +29,17 @@ def nemotron_home() -> Path:
         )
     check_text(home, "The folder for runs and artifacts", "Name another one: export NEMOTRON_HOME=/path/to/nemotron")
     return home
+
+
+def expand_user(path: str | os.PathLike[str]) -> Path:
+    """`path` with a leading `~` or `~user` replaced by that user's home folder. UserError for an unknown user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(
+            f"{os.fspath(path)!r}: {Path(path).parts[0]} is no user's home folder on this machine.",
+            hint="Write the whole path; a folder whose name begins so is ./~….",
+        ) from None
 
 
 def check_text(path: Path, what: str, hint: str) -> None:

@@ -125,7 +125,7 @@ class MaskedStream:
         if not values:
             return data
         data = _byte_pattern(values).sub(MASK.encode(), data)
-        held = _beginning(data, tuple(_encoded(value) for value in values))
+        held = _beginning(data, _encoded_forms(values))
         if held:
             self._held = data[-held:]
             return data[:-held]
@@ -199,6 +199,11 @@ def _pattern(values: tuple[str, ...]) -> re.Pattern[str]:
 @lru_cache(maxsize=16)
 def _byte_pattern(values: tuple[str, ...]) -> re.Pattern[bytes]:
     return re.compile(_encoded(_pattern(values).pattern))
+
+
+@lru_cache(maxsize=16)
+def _encoded_forms(values: tuple[str, ...]) -> tuple[bytes, ...]:
+    return tuple({_encoded(form) for value in values for form in _forms(value)})
 
 
 def _encoded(text: str) -> bytes:

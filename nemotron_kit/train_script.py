@@ -146,7 +146,7 @@ def init_wandb_from_env() -> Any:
     project = os.environ.get("WANDB_PROJECT") or _wandb.get("project")
     if not project:
         return None
-    tags = tuple(t for t in os.environ.get("WANDB_TAGS", "").split(",") if t) or _wandb.get("tags") or ()
+    tags = tuple(filter(None, map(str.strip, os.environ.get("WANDB_TAGS", "").split(",")))) or _wandb.get("tags") or ()
     return artifacts.init_wandb_if_configured(
         artifacts.WandbConfig(
             project=project,

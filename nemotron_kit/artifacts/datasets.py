@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
+from nemotron_kit.home import expand_user
+
 _HUB = "https://huggingface.co"
 
 
@@ -36,7 +38,7 @@ def to_wandb_uri(path: str) -> str:
         return f"{_HUB}/{rest}" if kind == "models" else f"{_HUB}/datasets/{kind}/{rest}".rstrip("/")
     if "://" in path:
         return path
-    return f"file://{Path(path).expanduser().resolve()}"
+    return f"file://{expand_user(path).resolve()}"
 
 
 def tokenizer_to_uri(model: str, revision: str | None = None) -> str:
@@ -45,7 +47,7 @@ def tokenizer_to_uri(model: str, revision: str | None = None) -> str:
         return model
     name = model.removeprefix("hf://").removeprefix("models/")
     if name == model and (model.startswith(("/", "./", "../", "~")) or Path(model).exists()):
-        return f"file://{Path(model).expanduser().resolve()}"
+        return f"file://{expand_user(model).resolve()}"
     page = f"{_HUB}/{quote(name, safe='/')}"
     return f"{page}/tree/{quote(revision, safe='')}" if revision else page
 

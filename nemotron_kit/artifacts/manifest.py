@@ -239,20 +239,28 @@ def first_change(
 ) -> str | None:
     """A message about the first file that differs from its record; None if no file differs.
 
-    A file whose size, mtime and ctime are those of the manifest (or of `seen`, a later look at equal content) is taken
-    as unchanged; any other is hashed, and so is every file with `deep`; those in `unread` are only compared by size.
-    Hidden files that were added don't count.
+    A file whose size, mtime and ctime are those of the manifest (or those in `stamps`, recorded when equal content was
+    saved again) is taken as unchanged; any other is hashed, and so is every file with `deep`; those in `unread` are
+    only compared by size. Hidden files that were added don't count. A file that can't be read differs.
     """
-    recorded = {entry.path: entry for entry in files}
     try:
-        found = walk(root)
+        return _first_change(root, files, stamps or {}, deep=deep, unread=unread)
     except (FileNotFoundError, NotADirectoryError):
         return f"{root} is gone"
     except OSError as error:
         return f"{error.filename} can't be read: {error.strerror}"
+    except ArtifactChangedError as error:
+        return error.message.removesuffix(".")
+
+
+def _first_change(
+    root: Path, files: Sequence[FileEntry], stamps: Mapping[str, Stamp], *, deep: bool, unread: Collection[str]
+) -> str | None:
+    recorded = {entry.path: entry for entry in files}
+    found = walk(root)
     for name in sorted(recorded.keys() | found.keys()):
         known = recorded[name].stamp if name in recorded else None
-        trusted: tuple[Stamp | None, ...] = () if deep else (known, (stamps or {}).get(name))
+        trusted: tuple[Stamp | None, ...] = () if deep else (known, stamps.get(name))
         if name in unread and name in found:
             trusted = (*trusted, found[name].stamp)
         why = _difference(root / name, name, recorded.get(name), found.get(name), trusted)

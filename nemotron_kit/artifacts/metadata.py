@@ -87,7 +87,8 @@ def path_pin(text: str | os.PathLike[str]) -> Pin:
 def located_in(folder: Path, document: dict[str, Any]) -> dict[str, Any]:
     """The document with its paths changed to the folder where it was found: the artifact may have been moved."""
     old = Path(document.get("path") or folder)
-    is_file = old.name != folder.name and (folder / old.name).is_file()
+    # A file in a folder of its name is told from the folder by the path alone.
+    is_file = (old.parent == folder or old.name != folder.name) and (folder / old.name).is_file()
     root = old.parent if is_file else old
     values = document if root == folder else relative_to(document, {str(root): str(folder)})
     return {**values, "path": folder / old.name if is_file else folder}

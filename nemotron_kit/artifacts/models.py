@@ -17,6 +17,7 @@ from nemotron_kit.artifacts.reference import Pin
 from nemotron_kit.artifacts.store import Draft
 from nemotron_kit.artifacts.weights import check_weights
 from nemotron_kit.files import plain
+from nemotron_kit.home import expand_user
 
 
 class TrackingInfo(BaseModel):
@@ -69,7 +70,7 @@ class Artifact(BaseModel):
     @field_validator("path", mode="after")
     @classmethod
     def _expand(cls, path: Path) -> Path:
-        return path.expanduser() if path.parts[:1] and path.parts[0].startswith("~") else path
+        return expand_user(path) if path.parts[:1] and path.parts[0].startswith("~") else path
 
     @model_validator(mode="after")
     def _repeat_in_metadata(self) -> Self:

@@ -83,11 +83,14 @@ def from_step() -> str | None:
 
 
 def read_all() -> str:
-    """Standard input to its end."""
-    chunks: list[bytes] = []
-    while (chunk := os.read(0, 1 << 16)) and sum(map(len, chunks)) < MAX_BYTES:
-        chunks.append(chunk)
-    return b"".join(chunks).decode(errors="replace")
+    """Standard input, read to its end; of more than MAX_BYTES bytes the last ones, since the artifacts follow all other
+    output."""
+    found = bytearray()
+    while chunk := os.read(0, 1 << 16):
+        found += chunk
+        if len(found) > 2 * MAX_BYTES:
+            del found[:-MAX_BYTES]
+    return found[-MAX_BYTES:].decode(errors="replace")
 
 
 def peek_input() -> tuple[bytes, bool]:
@@ -313,7 +316,8 @@ def _json_of(text: str) -> dict[str, Any]:
 def print_step_complete(*args: dict[str, Artifact], title: str = "Complete", **artifacts: Artifact) -> None:
     """Announce named artifacts, as in `print_step_complete(data=artifact)`; a dict of them is taken too.
 
-    Stdout gets `{"data": {"path": …, "type": …, "name": …}}` unless it is a terminal. On rank 0 only.
+    Stdout gets `{"data": {"path": …, "type": …}}`, and the name and version of what has them, unless it is a terminal.
+    On rank 0 only.
     """
     announce_step()
     named = {name: artifact for given in (*args, artifacts) for name, artifact in given.items()}
@@ -336,7 +340,7 @@ def is_step_output(line: str) -> bool:
         document = json.loads(line)
     except (ValueError, RecursionError):
         return False
-    return all(isinstance(each, dict) and {"path", "type", "name"} <= each.keys() for each in document.values())
+    return all(isinstance(each, dict) and {"path", "type"} <= each.keys() for each in document.values())
 
 
 def _rows(artifact: Artifact) -> dict[str, str]:

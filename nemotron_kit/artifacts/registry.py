@@ -39,7 +39,7 @@ from nemotron_kit.artifacts.store import (
 from nemotron_kit.envfile import EnvFile, read_env_file
 from nemotron_kit.errors import UserError, nearest, sentence
 from nemotron_kit.files import DAY_S, fsync_dir
-from nemotron_kit.home import nemotron_home
+from nemotron_kit.home import expand_user, nemotron_home
 
 
 def find_version(store: Store, ref: Reference) -> int:
@@ -364,7 +364,7 @@ def local_root(root: str | Path) -> Path:
             f"An artifact registry at {root} is not supported: it must be a folder.",
             hint="Give a folder that all nodes share: [artifacts] root in env.toml, or init(root=…).",
         )
-    return Path(text).expanduser()
+    return expand_user(text)
 
 
 def _choice(table: Mapping[str, Any], key: str, known: tuple[str, ...], where: str) -> str:

@@ -122,7 +122,8 @@ class WandbTracker:
         _note_pins(self.wandb, run)
         for ref in used:
             if not ref.startswith("art://") and not run.offline:
-                run.use_artifact(ref)
+                with _warned(ref):
+                    run.use_artifact(ref)
         for source in getattr(artifact, "source_datasets", []):
             info = InputDatasetInfo(source) if isinstance(source, str) else source
             with _warned(info.uri):
@@ -263,6 +264,8 @@ def wandb_config_from_env_file() -> WandbConfig | None:
     tags = table.get("tags", [])
     texts = {"project": table.get("project"), "entity": table.get("entity"), "notes": table.get("notes")}
     texts["run_name"] = table.get("run_name", table.get("name"))
+    if not isinstance(table.get("enabled", True), bool):
+        raise UserError(f"{where} enabled is {table['enabled']!r}, not true or false.")
     for key, value in texts.items():
         if not isinstance(value, str | None):
             raise UserError(f"{where} {key} is {value!r}, not a text.")
@@ -359,11 +362,13 @@ def _settings(wandb: Any) -> Any:
 
 
 def _run_id(folder: Path | None) -> str | None:
-    """The W&B run id of a job: the same after it was requeued."""
+    """The W&B run id of a job: the same after it was requeued, and another for each job of a sweep. Of a long one, the
+    middle (recipe and stage) is cut: time and random digits identify the run, and the job's number follows them."""
     run = lineage.run_id()
     if run is None:
         return None
-    return re.sub(r"[^A-Za-z0-9_-]+", "-", f"{run}-{folder.name}" if folder else run)[:64]
+    found = re.sub(r"[^A-Za-z0-9_-]+", "-", f"{run}-{folder.name}" if folder else run)
+    return found if len(found) <= 64 else f"{found[:40]}{found[-24:]}"
 
 
 def _server() -> SplitResult:

@@ -60,7 +60,8 @@ def _check_archive(path: Path) -> None:
                 zipfile.ZipFile(file).close()
     except OSError as error:
         raise UserError(f"{path}: can't be read: {error.strerror}.") from error
-    except zipfile.BadZipFile as error:
+    # A damaged directory may also name an unknown version of zip, or a name that is no text.
+    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
         raise UserError(f"{path}: not a whole archive of weights: {error}.", hint=_HINT) from error
 
 

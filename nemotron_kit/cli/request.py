@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nemotron_kit.cli.options import WANDB, key
@@ -251,7 +251,7 @@ class Assignments:
 
 def _several(text: str) -> bool:
     """Whether a reference is a list of references: of single ones, only an existing path may have a comma."""
-    return "," in text and "${" not in text and not Path(text).expanduser().exists()
+    return "," in text and "${" not in text and not os.path.exists(os.path.expanduser(text))  # noqa: PTH110, PTH111
 
 
 def _check_choice(row: Row, text: str) -> None:

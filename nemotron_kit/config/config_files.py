@@ -19,6 +19,7 @@ from nemotron_kit.config.convert import input_fields
 from nemotron_kit.config.limits import check_yaml_limits, with_libyaml, without_sexagesimal
 from nemotron_kit.errors import UserError, nearest, sentence
 from nemotron_kit.files import read_regular
+from nemotron_kit.home import expand_user
 
 ENDINGS = (".yaml", ".yml", ".toml", ".json")
 # A config is text that a person wrote; what is larger is a mistake or an attack on the parser.
@@ -242,7 +243,7 @@ def find_config_file(value: str, folder: Path | None, whose: str, *more: Path) -
             f"{whose}: no config called {value!r} in {folder}.",
             hint=sentence(nearest(value, files) or "That folder holds none; -c also takes a path."),
         )
-    given = Path(value).expanduser()
+    given = expand_user(value)
     folders = () if given.is_absolute() else ((folder.parent, folder) if folder else ()) + more
     paths = [given, *(each / given for each in folders)]
     for path in paths:

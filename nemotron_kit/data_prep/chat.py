@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.errors import UserError, nearest
 from nemotron_kit.files import read_regular
+from nemotron_kit.home import expand_user
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,7 +51,7 @@ def load_template(given: str) -> str:
         return TEMPLATES[given].read_text(encoding="utf-8")
     text = given
     if "{{" not in given and "{%" not in given:
-        path = Path(given).expanduser()
+        path = expand_user(given)
         if not path.is_file():
             hint = f"{nearest(given, TEMPLATES)}; or a path of a .jinja file, or a template's text."
             raise UserError(f"chat_template: there is no template {given!r}.", hint=hint)

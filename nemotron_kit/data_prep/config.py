@@ -13,6 +13,7 @@ from typing import Any, Literal
 from nemotron_kit.data_prep.record_transforms import Transform
 from nemotron_kit.errors import UserError, nearest
 from nemotron_kit.files import read_regular
+from nemotron_kit.home import expand_user
 
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGTP]?)I?B?\s*\Z", re.IGNORECASE)
 _FACTORS = {unit: 1024**power for power, unit in enumerate(("", "K", "M", "G", "T", "P"))}
@@ -126,7 +127,7 @@ class DataBlend:
     def load(cls, path: str | Path, *, placeholders: bool = False) -> DataBlend:
         """Read a blend file; `placeholders` are permitted only on request. Raises UserError with file, key and (for
         invalid JSON) line."""
-        path = Path(path).expanduser()
+        path = expand_user(path)
         try:
             content = json.loads(read_regular(path).decode("utf-8"), object_pairs_hook=_no_duplicates)
         except FileNotFoundError:

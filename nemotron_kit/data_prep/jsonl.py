@@ -31,6 +31,7 @@ from nemotron_kit.data_prep.rl import as_json
 from nemotron_kit.data_prep.shard_plan import ALL, TEMPORARY
 from nemotron_kit.errors import NemotronError, UserError, nearest
 from nemotron_kit.files import fsync_dir, write_json
+from nemotron_kit.home import expand_user
 
 if TYPE_CHECKING:
     from nemotron_kit.data_prep.sources import FoundFile
@@ -57,7 +58,7 @@ def write_jsonl(
     Raises UserError for bad input, naming file and row; then nothing has its final name."""
     check_packages()
     _check(config, form, held_out)
-    output = Path(config.output.dir).expanduser().absolute()
+    output = expand_user(config.output.dir).absolute()
     inputs = [
         (split, dataset, sources.list_files(dataset, folder=blend.folder, corpora=output / "sources"))
         for split, datasets in blend.splits.items()

@@ -28,6 +28,7 @@ from nemotron_kit.data_prep.prepare import BLEND_FILE, REPORT_FILE, PreparedData
 from nemotron_kit.data_prep.shard_plan import ALL
 from nemotron_kit.errors import UserError
 from nemotron_kit.files import sha256_of
+from nemotron_kit.home import expand_user
 
 SHARD_SIZE = "256MB"
 
@@ -114,7 +115,7 @@ def _settings(
         )
     sized = form.shard_size is not None or form.num_shards is not None
     return {
-        "output_dir": Path(config.output.dir).expanduser().absolute(),
+        "output_dir": expand_user(config.output.dir).absolute(),
         "num_shards": form.num_shards,
         "shard_size": form.shard_size if sized else SHARD_SIZE,
         "per_split": config.per_split,
@@ -208,7 +209,7 @@ def _lines(blend: DataBlend, config: PipelineConfig, form: JsonlOutputConfig) ->
     began = time.monotonic()
     held_out = DataPrepConfig(per_split=config.per_split).held_out
     made = jsonl.write_jsonl(blend, config, form, held_out, SHARD_SIZE)
-    output = Path(config.output.dir).expanduser().absolute()
+    output = expand_user(config.output.dir).absolute()
     lists = jsonl.blend_lists(made)
     splits = {}
     for split in SPLITS:

@@ -54,6 +54,7 @@ from nemotron_kit.data_prep.sources import (
 from nemotron_kit.data_prep.stored import store_of
 from nemotron_kit.errors import UserError
 from nemotron_kit.files import write_text
+from nemotron_kit.home import expand_user
 from nemotron_kit.objects import ObjectFolder
 
 # Cells in the smallest shard. Ranges cost nothing to cut; a compressed stream, and CSV, is read from its start by every
@@ -298,7 +299,7 @@ def freeze_plan(
     for a folder with another plan's shards unless `config.force`, which clears it.
     """
     config.check()
-    output = Path(config.output_dir).expanduser().absolute()
+    output = expand_user(config.output_dir).absolute()
     blend = DataBlend.load(config.blend_path) if blend is None else blend
     chat = _chat_settings(config) if isinstance(config, SftPrepConfig) else None
     if chat and ALL not in blend.splits:

@@ -26,6 +26,7 @@ from nemotron_kit.data_prep.sources import Omissions, find_local, is_remote, kin
 from nemotron_kit.data_prep.tokenizer import HUB, local_tokenizer
 from nemotron_kit.errors import UserError
 from nemotron_kit.files import kind_of_file
+from nemotron_kit.home import expand_user
 from nemotron_kit.objects import ObjectFolder, object_url
 
 PATIENCE = 3.0  # seconds for all connections together
@@ -146,7 +147,7 @@ def _full(config: DataPrepConfig, blend: DataBlend, smaller: str) -> Iterator[st
         except UserError as error:
             yield f"output_dir: {error}".replace("\n", " ")
         return
-    folder = Path(config.output_dir).expanduser().absolute()
+    folder = expand_user(config.output_dir).absolute()
     while not folder.exists():
         folder = folder.parent
     if not folder.is_dir() or not os.access(folder, os.W_OK):

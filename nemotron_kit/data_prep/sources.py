@@ -23,6 +23,7 @@ from nemotron_kit.data_prep.exercises import SCHEME as EXERCISES
 from nemotron_kit.data_prep.exercises import write_exercises
 from nemotron_kit.errors import NemotronError, UserError, nearest
 from nemotron_kit.files import kind_of_file, open_regular
+from nemotron_kit.home import expand_user
 
 NAMED = 100  # names kept of each reason
 _MAGIC = re.compile(r"[*?\[]")
@@ -363,7 +364,7 @@ def list_splits(dataset: Dataset, *, folder: Path, corpora: Path) -> dict[str, l
 
 def find_local(path: str, folder: Path) -> str:
     """An absolute path for a local path or pattern: in the working folder, else in `folder`."""
-    given = Path(path.removeprefix(LOCAL)).expanduser()
+    given = expand_user(path.removeprefix(LOCAL))
     places = [given] if given.is_absolute() else [Path.cwd() / given, folder / given]
     return str(next((place for place in places if place.exists() or matching(place)), places[-1]))
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from nemotron_kit.artifacts.manifest import METADATA
 from nemotron_kit.files import read_regular, write_json
-from nemotron_kit.home import nemotron_home
+from nemotron_kit.home import expand_user, nemotron_home
 from nemotron_kit.objects import ObjectFolder, object_url
 
 STORE_FILE = "store.json"
@@ -25,7 +25,7 @@ def working_folder(output: str | os.PathLike[str]) -> Path:
     all jobs of its cluster see), which says which URL it is for."""
     url = object_url(output)
     if url is None:
-        return Path(output).expanduser().absolute()
+        return expand_user(output).absolute()
     job = os.environ.get("NEMO_RUN_DIR")
     root = Path(job).absolute().parents[3] if job and len(Path(job).absolute().parents) > 3 else nemotron_home()
     name = url.rpartition("/")[2] or "output"

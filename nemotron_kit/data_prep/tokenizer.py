@@ -12,6 +12,7 @@ from typing import Any
 from nemotron_kit.data_prep.shard_plan import TokenizerRecord
 from nemotron_kit.errors import UserError
 from nemotron_kit.files import kind_of_file, read_regular, write_bytes
+from nemotron_kit.home import expand_user
 
 FOLDER = "tokenizer"
 MAIN = "tokenizer.json"
@@ -43,7 +44,7 @@ def local_tokenizer(model: str) -> Path | None:
     none."""
     if model.startswith(HUB):
         return None
-    local = Path(model).expanduser()
+    local = expand_user(model)
     if local.is_dir():
         if not (local / MAIN).is_file():
             if (local / SENTENCEPIECE).is_file():

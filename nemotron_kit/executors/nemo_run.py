@@ -25,6 +25,7 @@ from typing import Any
 
 from nemotron_kit.errors import UserError
 from nemotron_kit.executors.base import executor_for
+from nemotron_kit.home import expand_user
 from nemotron_kit.quoting import shell_word
 from nemotron_kit.spec.runconfig import DEFAULTS, ProfileError, RunConfig, env_dict, with_overrides
 from nemotron_kit.worker import python_module
@@ -101,7 +102,7 @@ def tunnel(run: Any, config: RunConfig) -> Any:
     if not (config.host and config.user):
         missing = " and ".join(name for name in ("host", "user") if not getattr(config, name))
         raise ProfileError(f"tunnel 'ssh' needs {missing}.", hint="Set it in the profile.")
-    identity = str(Path(config.identity).expanduser()) if config.identity else None
+    identity = str(expand_user(config.identity)) if config.identity else None
     job_dir = config.remote_job_dir or ".nemotron/runs"  # relative to the home there
     return run.SSHTunnel(host=config.host, user=config.user, identity=identity, job_dir=job_dir)
 

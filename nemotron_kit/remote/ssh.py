@@ -23,7 +23,7 @@ from typing import Any, Protocol
 
 from nemotron_kit import files
 from nemotron_kit.errors import NemotronError, NotSent, Unreachable, UserError, printable
-from nemotron_kit.home import nemotron_home
+from nemotron_kit.home import expand_user, nemotron_home
 from nemotron_kit.remote.agent.operations import SLOW_OPS, error_from_dict, perform
 from nemotron_kit.spec.package import package_hash, package_zip
 from nemotron_kit.spec.paths import REMOTE_FOLDER
@@ -89,7 +89,7 @@ def ssh_config(values: dict[str, str]) -> Path:
 def user_config() -> str:
     """The user's ssh config: $NEMOTRON_SSH_CONFIG, else ~/.ssh/config. ssh would look for a relative path in ~/.ssh."""
     named = os.environ.get("NEMOTRON_SSH_CONFIG")
-    return str(Path(named).expanduser().absolute()) if named else _USER_CONFIG
+    return str(expand_user(named).absolute()) if named else _USER_CONFIG
 
 
 def _short_hash(text: str) -> str:
@@ -120,7 +120,7 @@ def ssh_command(host: str, user: str | None, identity: str | None, *options: str
     """`ssh … HOST`, to be followed by a remote command. Raises UserError for an identity file that does not exist."""
     arguments = ["ssh", "-F", str(ssh_config(LOGIN if login else QUIET)), "-T", *options]
     if identity:
-        path = Path(identity).expanduser()
+        path = expand_user(identity)
         if not path.is_file():
             raise UserError(f"identity: {identity} is no file.", hint="Name your private key, as in ~/.ssh/id_ed25519.")
         arguments += ["-i", str(path), "-o", "IdentitiesOnly=yes"]

@@ -329,8 +329,8 @@ def create_run(
 
     `plan` is JSON data; listings read `recipe`, `stage`, `created_at` (by default now), and `runs show` also
     `command_line`, `hydra`, `profile`, `inputs`. A job is `{relative file name: text}`, `config.yaml` among them.
-    `attached`: the jobs run in this process, so they have failed when it disappears before they do. `here`: this
-    process starts them on this machine, so they have failed when it disappears before their workers are there.
+    `attached`: the jobs run in this process, so they have failed if it ends before they do. `starts_here`: this process
+    starts them on this machine, so they have failed if it ends before their workers have started.
     """
     if not is_run_id(run_id):
         raise UserError(f"{run_id!r} is not a run id.", hint="Make one with new_run_id(recipe, stage).")

@@ -203,7 +203,7 @@ def tail_objects(path: Path, count: int) -> list[dict[str, Any]]:
     for line in tail(path, count + 1):
         try:
             value = json.loads(line) if line.endswith(b"\n") else None
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(value, dict):
             found.append(value)
@@ -313,7 +313,7 @@ class JobFolder(Value):
 
     def begin_again(self, *, starts_here: bool = False) -> None:
         """Prepare another attempt of a job that has ended: its state becomes pending, a request to cancel it is
-        dropped. `here`: this process starts it."""
+        dropped. `starts_here`: this process starts it."""
         (self.path / _CANCEL).unlink(missing_ok=True)
         shutil.rmtree(self.path / NODES, ignore_errors=True)
         starts: dict[str, Any] = {STARTER: process_facts()} if starts_here else {}

@@ -26,10 +26,11 @@ from nemotron_kit.runs.job import DAMAGED, TERMINAL, DamagedRecord
 _NAME = ".index.json"
 # `.<run>.<process>.<random>.removed`; older versions left the process out.
 _REMOVED = re.compile(rf"\.(?P<run>.+?)(?:\.(?P<process>[0-9]+))?\.[0-9a-f]{{8}}{re.escape(files.REMOVED)}\Z")
-_VERSION = 4
+_VERSION = 5
 # Fewer new entries than this are cheaper to compute again than to write.
 _WORTH_WRITING = 32
-# The summaries of larger sweeps are not cached: all their jobs would be read to know whether an entry is valid.
+# The summaries of larger sweeps are not cached: all their jobs would be read to know whether an entry is valid. Nor are
+# those of runs without jobs: a pipeline's summary follows from the runs of its stages.
 _MOST_JOBS = 16
 # Up to so many summaries are read faster from their folders than from the index.
 _FEW = 256
@@ -104,7 +105,7 @@ class RunIndex:
         jobs, folder = len(run.jobs()), str(run.path)
         stamps: list[list[int]] = []
         with contextlib.suppress(OSError):
-            stamps = [_stamp(f"{folder}/plan.json"), _exits(folder, jobs)] if jobs <= _MOST_JOBS else []
+            stamps = [_stamp(f"{folder}/plan.json"), _exits(folder, jobs)] if 0 < jobs <= _MOST_JOBS else []
         summary = run.summary()
         if stamps and summary.state in TERMINAL:
             self._entries[run.id] = [*stamps, [getattr(summary, name) for name in _COLUMNS]]
@@ -122,10 +123,10 @@ def _stamp(path: str) -> list[int]:
 
 
 def _exits(run: str, jobs: int) -> list[int]:
-    """The stamps of all exit records: with plan.json, they determine the summary of a run that has ended."""
-    if jobs == 1:
-        return _stamp(f"{run}/jobs/0/exit.json")
-    return [value for number in range(jobs) for value in _stamp(f"{run}/jobs/{number}/exit.json")]
+    """When a job was last added (a sweep adds them one after another), and the stamps of all exit records: with
+    plan.json, they determine the summary of a run that has ended."""
+    added = os.stat(f"{run}/jobs").st_mtime_ns  # noqa: PTH116
+    return [added, *(value for number in range(jobs) for value in _stamp(f"{run}/jobs/{number}/exit.json"))]
 
 
 def run_ids(root: Path | None = None) -> list[str]:
@@ -275,8 +276,8 @@ def _half_removed(root: Path) -> Iterator[tuple[str, Path]]:
     with contextlib.suppress(FileNotFoundError), os.scandir(root) as entries:
         for entry in sorted(entries, key=lambda each: each.name):
             match = _REMOVED.match(entry.name)
-            # This process has no removal under way; on another host the number may be that of a live one, which puts
-            # up with it.
+            # This process has no removal under way. A process id of another host may be in use on this one: the folder
+            # is then left until later.
             going = match and match["process"] and int(match["process"]) != os.getpid()
             if match and is_run_id(match["run"]) and not (going and files.process_exists(int(match["process"]))):
                 yield match["run"], Path(entry.path)

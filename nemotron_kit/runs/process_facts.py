@@ -129,7 +129,7 @@ def _folders_in_commands() -> Iterable[bytes]:
             arguments = entry.read_bytes().split(b"\0")
             if any(argument.startswith(b"nemotron_kit.") for argument in arguments):
                 parts = (argument.rstrip(b"/").split(b"/") for argument in arguments if b"/" in argument)
-                yield from (b"/".join(each[-3:] if each[-2] == b"jobs" else each[-1:]) for each in parts)
+                yield from (b"/".join(each[-3:] if each[-2:-1] == [b"jobs"] else each[-1:]) for each in parts)
 
 
 def _boot_id() -> str | None:

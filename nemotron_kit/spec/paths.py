@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_kit.errors import UserError
-from nemotron_kit.home import check_text, nemotron_home
+from nemotron_kit.home import check_text, expand_user, nemotron_home
 from nemotron_kit.lazy import Value
 from nemotron_kit.spec.package import package_hash, package_roots
 from nemotron_kit.spec.runconfig import RunConfig
@@ -325,7 +325,7 @@ def below(text: str, folder: str) -> bool:
 def _root(settings: RunConfig, is_remote: bool) -> str:
     named = settings.remote_job_dir
     if not is_remote:
-        return str(Path(named).expanduser().absolute()) if named else str(nemotron_home())
+        return str(expand_user(named).absolute()) if named else str(nemotron_home())
     for field in ("host", "user"):
         if not getattr(settings, field):
             raise UserError(f"tunnel 'ssh' needs {field}.", hint="Set it in the profile.")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.envfile import RESERVED, EnvFile, find_env_file, read_env_file
 from nemotron_kit.errors import UserError, nearest, sentence
+from nemotron_kit.home import expand_user
 from nemotron_kit.lazy import Value
 from nemotron_kit.spec.runconfig import (
     ProfileError,
@@ -159,7 +160,7 @@ def check_run_wandb(table: Any) -> None:
 
 def load_wandb_config(config_path: str | Path | None = None) -> WandbConfig | None:
     """The [wandb] table of env.toml, whose presence turns tracking on; None when there is no table or no file."""
-    env = read_env_file(Path(config_path).expanduser() if config_path is not None else None)
+    env = read_env_file(expand_user(config_path) if config_path is not None else None)
     if "wandb" not in env.tables:
         return None
     table = reserved_table(env, "wandb")
@@ -424,7 +425,7 @@ def _profile(name: str | None, config_path: str | Path | None) -> Profile:
 
 def _open(config_path: str | Path | None, name: str = "NAME") -> EnvFile:
     if config_path is not None:
-        path = Path(config_path).expanduser()
+        path = expand_user(config_path)
         if not path.is_file():
             raise NoEnvFile(f"{path}: no such file.")
         return read_env_file(path)

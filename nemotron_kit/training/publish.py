@@ -18,6 +18,7 @@ from nemotron_kit.artifacts.reference import Pin, Reference
 from nemotron_kit.artifacts.weights import check_weights
 from nemotron_kit.errors import NemotronError, Unreachable, UserError
 from nemotron_kit.files import fsync_dir, write_text
+from nemotron_kit.home import expand_user
 from nemotron_kit.masking import mask, note_used
 from nemotron_kit.training.checkpoint import remove, sync_and_hash
 from nemotron_kit.training.export import CARD, local_name
@@ -53,7 +54,7 @@ class Place:
         if not text.startswith(HUB):
             if "://" in text:
                 raise UserError(f"to is {text}: a model goes to a folder, or to {HUB}USER/NAME.")
-            return cls(folder=Path(text).expanduser().absolute())
+            return cls(folder=expand_user(text).absolute())
         name = text.removeprefix(HUB).removeprefix("models/").rstrip("/")
         if not _REPOSITORY.match(name) or ".." in name or "--" in name or len(name.partition("/")[2]) > 96:
             raise UserError(f"to is {text}: that names no repository of the hub.", hint=f"As in {HUB}USER/NAME.")

@@ -120,6 +120,14 @@ def test_a_command_is_registered_once() -> None:
     app.command("x", Config, handler, aliases=("y",))
     with pytest.raises(ValueError, match="registered already"):
         app.command("x", Config, handler)
+    for again in (
+        lambda: app.command("y", Config, handler),
+        lambda: app.command("z", Config, handler, aliases=("y",)),
+        lambda: app.group("y"),
+        lambda: app.pipeline("y", ["x"]),
+    ):
+        with pytest.raises(ValueError, match=r"'y' is (registered|another name of a command) already"):
+            again()
 
 
 def test_handlers_by_name_are_not_imported() -> None:

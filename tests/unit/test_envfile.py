@@ -9,7 +9,10 @@ import pytest
 
 from nemotron_kit import envfile
 from nemotron_kit.app import add_import_folders, shadows_library
+from nemotron_kit.artifacts import ModelArtifact
+from nemotron_kit.artifacts.registry import local_root
 from nemotron_kit.cli import index as quick
+from nemotron_kit.config.config_files import find_config_file
 from nemotron_kit.discovery import discover, recipe_folders
 from nemotron_kit.envfile import EnvFile, read_env_file
 from nemotron_kit.errors import UserError
@@ -170,6 +173,23 @@ def test_a_home_that_is_no_folder_is_an_error(home: str, tmp_path: Path, monkeyp
     monkeypatch.setenv("NEMOTRON_HOME", str(tmp_path / "file"))
     with pytest.raises(UserError, match=r"file, the folder for runs and artifacts, is not a folder"):
         nemotron_home()
+
+
+def test_a_path_of_an_unknown_user_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = "~no-such-user/x"
+    for name, read in (("NEMOTRON_HOME", nemotron_home), ("NEMOTRON_ENV_FILE", read_env_file)):
+        with monkeypatch.context() as patch, pytest.raises(UserError, match="~no-such-user is no user's home folder"):
+            patch.setenv(name, path)
+            read()
+    for given in (
+        lambda: local_root(path),
+        lambda: ModelArtifact(path=path),
+        lambda: find_config_file(path, None, "c"),
+    ):
+        with pytest.raises(UserError, match="~no-such-user is no user's home folder"):
+            given()
+    with pytest.raises(UserError, match="~no-such-user is no user's home folder"):
+        recipe_folders(EnvFile(tmp_path / "env.toml", {"cli": {"recipes": [path]}}))
 
 
 def test_a_folder_whose_name_is_no_text_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,6 +70,14 @@ def test_a_secret_that_two_parts_share(cut: int) -> None:
     assert out == b"one *** two\n"
 
 
+@pytest.mark.parametrize("form", [json.dumps(VALUE), repr(VALUE), "hf_Ab1%5C2%223%C3%A9%E2%82%AC%25%2Fx"])
+def test_a_quoted_secret_that_two_parts_share(form: str) -> None:
+    data = f"one {form} two\n".encode()
+    for cut in range(5, len(data) - 5):
+        stream = MaskedStream()
+        assert b"Ab1" not in stream.feed(data[:cut]) + stream.feed(data[cut:]) + stream.rest()
+
+
 def test_a_stream_holds_back_no_more_than_a_beginning() -> None:
     stream = MaskedStream()
     assert stream.feed(b"loss 1.5 hf_A") == b"loss 1.5 "

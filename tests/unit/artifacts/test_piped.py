@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from nemotron_kit.artifacts import (
     open_registry,
     parse_piped,
     pick,
+    pipe,
     piped_pin,
     print_step_complete,
 )
@@ -64,9 +66,25 @@ def test_a_dict_is_taken_too_and_other_ranks_are_silent(
     out = capsys.readouterr().out
     assert list(json.loads(out)) == ["data"]
     assert is_step_output(out)  # which an attached terminal does not show
+    print_step_complete(model=saved[1])  # which has no name
+    assert is_step_output(capsys.readouterr().out)
     monkeypatch.setenv("RANK", "1")
     print_step_complete(data=saved[0])
     assert capsys.readouterr() == ("", "")
+
+
+def test_artifacts_that_follow_much_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipe, "MAX_BYTES", 200)
+    line = '{"data": {"path": "/x", "type": "T"}}'
+    (tmp_path / "out").write_text("loss 1.2345\n" * 9999 + line + "\n")
+    stdin = os.dup(0)
+    try:
+        with (tmp_path / "out").open("rb") as file:
+            os.dup2(file.fileno(), 0)
+            assert parse_piped(pipe.read_all()) == json.loads(line)
+    finally:
+        os.dup2(stdin, 0)
+        os.close(stdin)
 
 
 def test_load_from_standard_input(

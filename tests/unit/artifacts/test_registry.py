@@ -15,13 +15,15 @@ from pathlib import Path
 
 import pytest
 
-from nemotron_kit.artifacts import Pin, Reference, lineage, open_registry
+from nemotron_kit.artifacts import Artifact, Pin, Reference, lineage, manifest, open_registry
+from nemotron_kit.artifacts.commit import files_status
 from nemotron_kit.artifacts.reference import (
     ArtifactChangedError,
     ArtifactNotFoundError,
     DamagedRecordError,
 )
 from nemotron_kit.artifacts.registry import LocalRegistry
+from nemotron_kit.artifacts.store import MODES, touch
 from nemotron_kit.errors import NemotronError, UserError
 
 from .conftest import Maker
@@ -452,3 +454,41 @@ def test_a_full_disk_is_one_sentence(registry: LocalRegistry, make: Maker, limit
     assert registry.resolve("Data") == pin
     assert not list(registry.root.rglob(".tmp-*"))
     assert not list(Path("d").glob(".*"))
+
+
+def test_only_the_owner_sets_a_files_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two members of a group may note the same content at once: the file is the first one's."""
+    touch(tmp_path / "v0", MODES["private"])
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+        touch(tmp_path / "v0", MODES["group"])
+        assert (tmp_path / "v0").stat().st_mode & 0o777 == 0o600
+    touch(tmp_path / "v0", MODES["group"])
+    assert (tmp_path / "v0").stat().st_mode & 0o777 == 0o660
+
+
+def test_a_version_whose_files_cannot_be_read_stops_no_list_and_no_save(
+    registry: LocalRegistry, make: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry.commit(make.draft("Data", "a"))
+    (make.base / "Data-a" / "data").touch()  # its time is another, so it is read
+    unreadable = make.base / "Data-a"
+    read = manifest.sha256_file
+
+    def refuse(path: Path) -> str:
+        if path.is_relative_to(unreadable):
+            raise ArtifactChangedError(f"{path} can't be read: Permission denied.")
+        return read(path)
+
+    monkeypatch.setattr(manifest, "sha256_file", refuse)
+    assert files_status(registry, registry.find("Data")) == "changed"
+    copy = make.folder("copy", data="a")
+    assert registry.commit(make.draft("Data", "a", root=copy, path=copy)).version == 1
+    with pytest.raises(ArtifactChangedError, match="data can't be read: Permission denied"):
+        registry.resolve("Data:v0")
+
+
+def test_a_file_in_a_folder_of_its_name(make: Maker) -> None:
+    folder = make.folder("tok", tok="x")
+    Artifact(path=folder / "tok").save(name="Tok")
+    assert Artifact.load(folder).path == Artifact.from_uri("art://Tok").path == folder / "tok"

@@ -35,8 +35,9 @@ from nemotron_kit.artifacts import (
     wandb_config_from_environ,
 )
 from nemotron_kit.artifacts import wandb as wandb_room
-from nemotron_kit.artifacts.wandb import artifact_name, bounded, files_of
+from nemotron_kit.artifacts.wandb import _run_id, artifact_name, bounded, files_of
 from nemotron_kit.errors import NemotronError, UserError
+from nemotron_kit.home import new_run_id
 
 from .conftest import made
 
@@ -345,6 +346,29 @@ class FakeRun:
             raise ConnectionError("gone")
         self.logged.append(artifact)
         return artifact
+
+
+def test_an_input_that_wandb_refuses_costs_no_artifact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = FakeRun(failing=False)
+    monkeypatch.setattr(run, "use_artifact", Odd(use=ConnectionError("refused")).use)
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(run=run, Artifact=FakeArtifact))
+    init(backend="wandb", wandb_project="p")
+    model = ModelArtifact(path=made(tmp_path / "m"), step=1)
+    model._used_artifacts.append("e/p/Data:v0")
+    model.save(name="M")
+    assert [each.given["name"] for each in run.logged] == ["M"]
+    assert "W&B does not take e/p/Data:v0 as an input of this run: refused" in caplog.text
+
+
+def test_each_job_of_a_sweep_has_its_own_wandb_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if the names of recipe and stage leave no room for the job's number."""
+    for run in (new_run_id("r" * 30, "s" * 30), "short"):
+        monkeypatch.setenv("NEMOTRON_RUN_ID", run)
+        ids = {_run_id(tmp_path / str(number)) for number in (0, 1, 12, 123)}
+        assert len(ids) == 4 and all(found is not None and len(found) <= 64 for found in ids)
+        assert all(found and found[:5] == run[:5] for found in ids)
 
 
 @pytest.mark.parametrize("failing", [False, True])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,20 @@ def test_an_archive_that_is_cut_off_is_refused(tmp_path: Path, name: str) -> Non
             check_weights(tmp_path)
     (tmp_path / name).write_bytes(b"an older format")
     check_weights(tmp_path)
+
+
+@pytest.mark.parametrize(("at", "byte"), [(6, 200), (9, 8)])
+def test_an_archive_whose_directory_is_damaged_is_refused(tmp_path: Path, at: int, byte: int) -> None:
+    """It names a version of zip that does not exist, or says that a name is UTF-8 which is not."""
+    file = tmp_path / "weights.pt"
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("\u00e9".encode("cp437").decode("cp437"), "1")
+    data = bytearray(file.read_bytes())
+    entry = data.rindex(b"PK\x01\x02")
+    data[entry + at], data[entry + 46] = byte, 0xFF
+    file.write_bytes(data)
+    with pytest.raises(UserError, match=r"weights\.pt: not a whole archive"):
+        check_weights(tmp_path)
 
 
 def test_an_index_names_files_that_are_there(tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ from nemotron_kit.executors.base import Observation
 from nemotron_kit.home import new_run_id
 from nemotron_kit.launch.status import record
 from nemotron_kit.runs.folder import create_run, open_job
-from nemotron_kit.runs.job import NOT_STARTED, UNEXPLAINED, JobFolder
-from nemotron_kit.runs.process_facts import process_facts
+from nemotron_kit.runs.job import NOT_STARTED, UNEXPLAINED, JobFolder, tail_objects
+from nemotron_kit.runs.process_facts import _folders_in_commands, process_facts
 
 from ...conftest import until
 
@@ -331,3 +331,18 @@ def test_open_job(job: JobFolder, tmp_path: Path) -> None:
     assert open_job(str(job.path)) == job and job.number == 0 and job.config_path.read_text() == "a: 1\n"
     with pytest.raises(UserError, match="not a job folder"):
         open_job(tmp_path)
+
+
+def test_rows_that_are_no_json_are_left_out(tmp_path: Path) -> None:
+    rows = tmp_path / "metrics.jsonl"
+    rows.write_text('{"a": 1}\n' + "[" * 100_000 + "\nno\n[1]\n" + '{"a": 2}\n{"a": 3')
+    assert tail_objects(rows, 5) == [{"a": 1}, {"a": 2}]
+
+
+def test_commands_with_odd_paths_are_read() -> None:
+    """Whether a job's worker runs is found in the commands of all processes, in which any text may be."""
+    arguments = [sys.executable, "-c", "import sys; sys.stdin.read()", "nemotron_kit.x", "/", "a/", "r/jobs/0/"]
+    with subprocess.Popen(arguments, stdin=subprocess.PIPE) as process:
+        file = Path(f"/proc/{process.pid}/cmdline")
+        until(lambda: b"jobs/0" in file.read_bytes(), every=0.01)
+        assert {b"r/jobs/0", b"a"} <= set(_folders_in_commands())

@@ -17,6 +17,7 @@ import pytest
 from nemotron_kit.cli.tools import run as run_tool
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.home import new_run_id
+from nemotron_kit.runs import ledger as ledger_module
 from nemotron_kit.runs.folder import RunFolder, create_run
 from nemotron_kit.runs.job import DamagedRecord
 from nemotron_kit.runs.ledger import collect_removed, list_runs, open_run, remove_run, run_ids
@@ -180,6 +181,21 @@ def test_the_index_is_a_cache(make_run: MakeRun, home: Path) -> None:
         assert len(list_runs(states=["failed"])) == 36
     index.unlink()
     assert [run.id for run in list_runs(states=["running"])] == [runs[0].id]
+
+
+def test_the_index_follows_sweeps_and_pipelines(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sweep adds its jobs one after another, and a pipeline's stages are runs of their own."""
+    monkeypatch.setattr(ledger_module, "_WORTH_WRITING", 1)
+    sweep, stage = make_run(codes=(0,)), make_run("make", codes=(1,))
+    whole = create_run(new_run_id("r", "all"), {"kind": "pipeline", "recipe": "r", "stages": ["make"]}, [])
+    whole.add_stage(0, {"stage": "make", "run": stage.id})
+    states = {each.id: each.state for each in list_runs(states=["succeeded", "failed"])}
+    assert states == {sweep.id: "succeeded", stage.id: "failed", whole.id: "failed"}
+    sweep.add_job(1, {"config.yaml": "a: 2\n"}).finish(3)
+    stage.job().begin_again()
+    stage.job().finish(0)
+    states = {each.id: each.state for each in list_runs(states=["succeeded", "failed"])}
+    assert states == {sweep.id: "failed", stage.id: "succeeded", whole.id: "succeeded"}
 
 
 def test_an_index_of_garbage_entries(make_run: MakeRun, home: Path) -> None:
