@@ -80,7 +80,7 @@ def _judged(what: str, facts: Mapping[str, Any], config: RunConfig) -> Iterator[
         yield Finding(what, WRONG, facts["error"])
         return
     modules = facts["modules"]
-    has = ", ".join(f"{name} {version}" for name, version in modules.items()) or "no package that matters"
+    has = ", ".join(f"{name} {version}" for name, version in modules.items()) or "none of the packages that jobs use"
     too_old = tuple(map(int, re.findall(r"\d+", facts["version"])[:2])) < OLDEST
     needs = f"; {OLDEST[0]}.{OLDEST[1]} or newer is needed" if too_old else ""
     yield Finding(what, WRONG if too_old else OK, f"{facts['version']} ({facts['executable']}): {has}{needs}")
@@ -129,15 +129,18 @@ def node(target: Target) -> Iterator[Finding]:
 
 
 def engines(facts: Mapping[str, Any]) -> Finding:
-    """Which training engines a Python of these facts has. None is no mistake: not every job trains."""
+    """Which training engines a Python of these facts (those that PROBE prints) has. Having none is a warning only: not
+    every job trains."""
     modules, broken = facts["modules"], facts["broken"]
-    said = []
+    found = []
     for name, module in ENGINES.items():
         needed = (module, "torch") if name == "hf" else (module,)
         lacking = [each for each in needed if each not in modules]
-        said.append(f"{name} {modules[module]}" if not lacking else f"no {name} ({broken.get(lacking[0], lacking[0])})")
-    there = any(not text.startswith("no ") for text in said)
-    return Finding("engines", OK if there else WARNING, ", ".join(said))
+        found.append(
+            f"{name} {modules[module]}" if not lacking else f"no {name} ({broken.get(lacking[0], lacking[0])})"
+        )
+    has_one = any(not text.startswith("no ") for text in found)
+    return Finding("engines", OK if has_one else WARNING, ", ".join(found))
 
 
 def storage(target: Target) -> Iterator[Finding]:
@@ -171,7 +174,7 @@ def secrets(target: Target) -> Iterator[Finding]:
 
 def service(target: Target) -> Iterator[Finding]:
     """A cloud service: only a launch contacts it."""
-    yield Finding("target", WARNING, f"{target.config.executor} is not asked: NeMo-Run talks to it at the launch")
+    yield Finding("target", WARNING, f"{target.config.executor} is not queried here, only by NeMo-Run at launch")
 
 
 def slurm(target: Target) -> Iterator[Finding]:
@@ -188,10 +191,12 @@ def slurm(target: Target) -> Iterator[Finding]:
 
 
 def partitions(target: Target) -> Iterator[Finding]:
-    """Whether sbatch would accept a job of this profile, for --run and for --batch."""
+    """Whether sbatch would accept a job of this profile, with the options of a launch by --run and by --batch."""
     config = target.config
     for partition, batch in {resolve_partition(config, is_launch=batch): batch for batch in (False, True)}.items():
-        objection = target.ask("slurm_accepts", options=_options(config, batch=batch))
+        limit = target.ask("slurm_limits", partition=partition or "")["time"]
+        options = [*_options(config, batch=batch), *script.time_limit_options(config, limit)]
+        objection = target.ask("slurm_accepts", options=options)
         name = f"partition {partition}" if partition else "default partition"
         what = f"account {config.account}, {name}" if config.account else name
         yield Finding(name, WRONG if objection else OK, objection or f"{what}: a job would be accepted")
@@ -240,7 +245,9 @@ def docker(target: Target) -> Iterator[Finding]:
     if not name:
         yield Finding("image", WRONG, "A Docker profile needs container_image.")
     else:
-        yield Finding("image", OK, f"{name}: {'there' if facts['has_image'] else 'pulled when the job starts'}")
+        yield Finding(
+            "image", OK, f"{name}: {'already pulled' if facts['has_image'] else 'pulled when the job starts'}"
+        )
 
 
 # What sbatch takes and srun does not, or what a check of a few minutes must not have.

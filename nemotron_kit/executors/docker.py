@@ -77,7 +77,7 @@ def mounts(paths: RemotePaths, inputs: Mapping[str, Pin | None]) -> list[tuple[s
 
 
 def mount(path: str, writable: bool) -> list[str]:
-    """The options of `docker run` that mount a folder at its own path, which may contain any character but a line
+    """The options of `docker run` that mount a folder at the same path, which may contain any character but a line
     break (UserError). A missing folder is an error, whereas --volume would create it."""
     if "\n" in path:
         raise UserError(f"{path!r}: a folder with a line break in its name can't be mounted.")
@@ -129,17 +129,19 @@ def _problems(config: RunConfig, context: PlanContext) -> Iterator[Problem]:
         add = 'Add to the profile in env.toml:\ncontainer_image = "…"'
         yield Problem("executor 'docker' needs container_image.", hint=add)
     elif not _IMAGE.match(config.container_image):
-        yield Problem(f"{config.container_image!r} is no name of an image.", field="container_image")
+        yield Problem(f"{config.container_image!r} is not a name of an image.", field="container_image")
     if context.resources.nodes > 1:
         more = "Use nproc_per_node for more processes."
-        yield Problem("Docker has this machine only.", field=f"nodes={config.nodes}", hint=more)
+        yield Problem("the docker executor has one node, this machine.", field=f"nodes={config.nodes}", hint=more)
     for volume in config.mounts or ():
         if not _VOLUME.match(volume):  # of one folder Docker would make an empty volume
             hint = "Write /FOLDER:/FOLDER_IN_THE_CONTAINER, or the same with :ro."
             yield Problem("Docker mounts no folder for this.", field=f"mounts={volume}", hint=hint)
     for field in ("startup_commands", "setup"):
         if getattr(config, field):
-            yield Problem("a container has no shell before the job; make it part of the image.", field=field)
+            yield Problem(
+                "has no effect on Docker: no shell runs before the job. Make it part of the image.", field=field
+            )
     if ":" in context.paths.root:  # PYTHONPATH separates by it
         needs = "a job in a container needs a NEMOTRON_HOME, or remote_job_dir, without a colon."
         yield Problem(needs, field=repr(context.paths.root))
@@ -169,7 +171,8 @@ class Docker(Executor):
         config, paths, resources = self.settings, context.paths, context.resources
         notes = list(resources.notes)
         if config.max_segments or (config.retries and not resources.torchrun):
-            notes.append("retries, max_segments: no scheduler would start the job again; on Docker it runs once.")
+            given = [name for name in ("retries", "max_segments") if getattr(config, name)]
+            notes.append(f"{', '.join(given)}: no effect on Docker, where no scheduler starts the job again.")
         planned = ExecutorPlan(notes=tuple(notes), resources=resources)
         if problems := tuple(_problems(config, context)):
             return replace(planned, problems=problems)
@@ -308,7 +311,7 @@ def _pull_if_missing(image: str) -> None:
     """Pull an image that is missing. Raises UserError if that fails."""
     if _docker("image", "inspect", "--format={{.Id}}", image, missing_ok=True).strip():
         return
-    sys.stderr.write(f"{image} is not here; pulling it\n")
+    sys.stderr.write(f"{image} is not on this machine; pulling it\n")
     pulled = subprocess.run(
         ["docker", "pull", "--quiet", image], stdin=subprocess.DEVNULL, capture_output=True, check=False
     )

@@ -199,15 +199,23 @@ def ask(module: str, request: Mapping[str, Any]) -> Any:
     """
     if not _helper and ("nemo_run" in sys.modules or not find_spec("nemo_run")):
         return None
+    answered = False
     try:
+        line = json.dumps({"module": module, "request": request}) + "\n"
         start()
         process = _helper[0]
         assert process.stdin is not None and process.stdout is not None  # noqa: S101 — Popen was given pipes
-        process.stdin.write(json.dumps({"module": module, "request": request}) + "\n")
+        process.stdin.write(line)
         process.stdin.flush()
-        return json.loads(process.stdout.readline())["answer"]
-    except (OSError, TypeError, ValueError):  # it has ended, or a value is none of JSON's
+        answer = json.loads(process.stdout.readline())["answer"]
+        answered = True
+        return answer
+    except (OSError, TypeError, KeyError, ValueError):  # it has ended, or a value is none of JSON's
         return None
+    finally:
+        # After Ctrl-C, or a line that something else printed, the next line could be the answer to this request.
+        if not answered and _helper:
+            _helper.pop().kill()
 
 
 def import_partially() -> Any:

@@ -137,7 +137,7 @@ def attach(
     except KeyboardInterrupt:
         if not cancel_on_interrupt:
             return DETACHED
-    bar.report(f"{run.id}: cancelling; once more Ctrl-C leaves it to itself")
+    bar.report(f"{run.id}: cancelling; press Ctrl-C again to return without waiting for its end")
     try:
         backend.cancel(run, jobs)
         outcome = _follow(run, backend, jobs, followers, offsets, bar)

@@ -82,7 +82,7 @@ def _parts(mount: str, text: str) -> tuple[str, str, str | None]:
         )
     if urlsplit(match[1]).password:
         raise UserError(
-            f"mounts: the URL of {match[1].rpartition('@')[2]} holds a password, which would stand in every record.",
+            f"mounts: the URL of {match[1].rpartition('@')[2]} holds a password, which every record would have.",
             hint="Leave it to git's credential helper where the job runs, or use ssh.",
         )
     return match[1], match[2], match[3]

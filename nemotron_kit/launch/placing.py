@@ -169,8 +169,8 @@ def resolve_job(
 
 
 def _location_of(file: Path | None, key: str) -> str:
-    paths = key_location(file, key) if file else ""
-    return f"{paths}: " if paths != str(file or "") else ""
+    location = key_location(file, key) if file else ""
+    return f"{location}: " if location != str(file or "") else ""
 
 
 def _resolve(

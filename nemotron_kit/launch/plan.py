@@ -110,7 +110,7 @@ def _env_vars(settings: RunConfig) -> dict[str, str]:
         if variable:
             what = f"{name}, a secret by its name" if variable == name else f"the value of {variable}, a secret"
             raise UserError(
-                f"env_vars holds {what}: it would stand in every record of the job.",
+                f"env_vars holds {what}: it would be written into every record of the job.",
                 hint=f'Export it where you launch, and name it in the profile: secrets = ["{variable}"].',
             )
     return variables
@@ -279,15 +279,14 @@ def preflight(
     return [*problems, *(each if isinstance(each, Note) else Problem(each) for each in found)]
 
 
-# Of so many of the newest runs of a command one is looked for that was as fast as the job may be.
-_EARLIER_RUNS = 30
-# Of so many of its last rows of metrics the median is its speed.
-_EARLIER_ROWS = 9
+# How many of the newest runs of a command are searched for one with the same size and settings, whose speed a job is
+# expected to have; and of how many of its last rows of metrics that speed is the median.
+_EARLIER_RUNS, _EARLIER_ROWS = 30, 9
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class _Job(Value):
-    """What is known of a planned job, for the command's check (training.cost.JobFacts)."""
+    """What is known of a planned job, for the command's check, which documents it: training.cost.JobFacts."""
 
     resolved: ResolvedJob
     command: Command
@@ -317,7 +316,7 @@ class _Job(Value):
     def earlier_rate(self, keys: Sequence[str]) -> tuple[float, str] | None:
         config, command = self.resolved.config, self.command
         size = (self.resources.nodes, self.resources.processes)
-        own = [_at(config, key) for key in keys]
+        settings = [_at(config, key) for key in keys]
         for run in list_runs(recipe=command.recipe, stage=command.stage, limit=_EARLIER_RUNS):
             if run.profile != config["run"]["profile"]:
                 continue
@@ -327,7 +326,7 @@ class _Job(Value):
                 given = plan.get("resources") or {}
                 if size != (given.get("nodes"), given.get("processes")):
                     continue
-                if own != [_at(plan.get("config") or {}, key) for key in keys]:
+                if settings != [_at(plan.get("config") or {}, key) for key in keys]:
                     continue
                 rows = [row.get("tokens_per_second") for row in folder.job().metrics(_EARLIER_ROWS)]
                 rates = [rate for rate in rows if isinstance(rate, int | float) and 0 < rate < math.inf]

@@ -24,7 +24,7 @@ from nemotron_kit.worker.streams import unless_gone
 # broken in a terminal that is made narrower.
 _BAR, _TEXT, _LONGEST = 30, 38, 100
 # Seconds between two readings of a job's metrics, on this machine and on another.
-_HERE, _THERE = 0.25, 2.0
+_LOCAL_INTERVAL, _REMOTE_INTERVAL = 0.25, 2.0
 # What is in front of the lines of a rank, a node or one of several jobs.
 _MARKS = re.compile(r"\A(?:\[[^\]]*\] )*")
 _ERASE = "\r\x1b[K"
@@ -99,7 +99,7 @@ class ProgressBar:
     def _tail(self, job: JobFolder) -> MetricsTail:
         """The end of the metrics, from the machine where the job writes them."""
         plan = self._plan = self._plan or stored_plan(self._run)
-        self._due = time.monotonic() + (_THERE if plan.has_separate_folder else _HERE)
+        self._due = time.monotonic() + (_REMOTE_INTERVAL if plan.has_separate_folder else _LOCAL_INTERVAL)
         if not plan.has_separate_folder:
             return metrics_tail(job)
         found, _ = transport_for(plan.settings).call("metrics_tail", job=f"{plan.paths.run}/jobs/{job.number}")

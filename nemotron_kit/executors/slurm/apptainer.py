@@ -21,7 +21,7 @@ def runs_in(config: RunConfig) -> bool:
 
 
 def is_address(image: str) -> bool:
-    """Whether the image is pulled from somewhere."""
+    """Whether the image is an address, from which it is pulled, and not a file or a folder."""
     return image.startswith(_ADDRESSES)
 
 
@@ -80,27 +80,39 @@ def problems_of(config: RunConfig) -> Iterator[Problem]:
     if config.container_runtime != APPTAINER:
         hint = 'In the profile: container_runtime = "apptainer".'
         if image and (image.endswith(_SUFFIX) or image.startswith(("oras://", "library://"))):
-            yield Problem("Pyxis runs no image of Apptainer's.", field=f"container_image={image}", hint=hint)
+            yield Problem("Pyxis does not run images of Apptainer's.", field=f"container_image={image}", hint=hint)
         if extra.get("apptainer_args"):
-            yield Problem("these are for a container of Apptainer.", field="extra.apptainer_args", hint=hint)
+            yield Problem("has an effect on a container of Apptainer only.", field="extra.apptainer_args", hint=hint)
         return
     if not image:
         return
     if "#" in image:
         likely = f"docker://{image.replace('#', '/', 1)}"
-        yield Problem("that is how Pyxis writes a registry.", field=f"container_image={image}", hint=f"Write {likely}.")
+        yield Problem(
+            "Apptainer does not take a registry in Pyxis' form.",
+            field=f"container_image={image}",
+            hint=f"Write {likely}.",
+        )
     elif not (image.startswith("/") or is_address(image)):
         how = f"An absolute path of a .sif file or of a folder, or docker://{image}."
-        yield Problem("Apptainer would look for such a file.", field=f"container_image={image}", hint=how)
+        yield Problem("Apptainer would take it for a relative path.", field=f"container_image={image}", hint=how)
     elif image.endswith(".sqsh"):
         how = f"apptainer build {image.removesuffix('.sqsh')}.sif docker://…"
-        yield Problem("an image of enroot's, for Pyxis.", field=f"container_image={image}", hint=f"Make one: {how}")
+        yield Problem(
+            "an image in enroot's format, which only Pyxis runs.",
+            field=f"container_image={image}",
+            hint=f"Make one: {how}",
+        )
     for mount in config.mounts or ():
         source, _, rest = mount.partition(":")
         options = rest.partition(":")[2]
         if not source.startswith("/") or (options and options not in ("ro", "rw")):
-            form = "/FOLDER, /FOLDER:/PLACE or /FOLDER:/PLACE:ro."
-            yield Problem("no mount of Apptainer's.", field=f"mounts={mount}", hint=f"Write {form}")
+            form = "/FOLDER, /FOLDER:/INSIDE or /FOLDER:/INSIDE:ro."
+            yield Problem("not in the form of Apptainer's mounts.", field=f"mounts={mount}", hint=f"Write {form}")
     for argument in [str(argument) for argument in extra.get("srun_args") or ()]:
         if argument.startswith("--container-"):
-            yield Problem("an option of Pyxis'.", field=f"extra.srun_args={argument}", hint="Use extra.apptainer_args.")
+            yield Problem(
+                "an option of Pyxis', which Apptainer does not use.",
+                field=f"extra.srun_args={argument}",
+                hint="Use extra.apptainer_args.",
+            )

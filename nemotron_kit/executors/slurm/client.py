@@ -101,8 +101,8 @@ class Slurm(Executor):
         notes = [*resources.notes]
         if config.chain:
             notes.append(
-                f"chain={config.chain}: so many jobs of one name; each goes on where the one before it stopped, and "
-                "the others are taken away once the job is over."
+                f"chain={config.chain}: {config.chain} jobs of one name are submitted; each continues where the one "
+                "before it stopped, and those that are left are cancelled once the job has ended."
             )
         if resolve_partition(config, is_launch=context.mode == "batch") is None:
             notes.append("partition: not set, so the job goes to the cluster's default partition.")
@@ -249,7 +249,7 @@ class Slurm(Executor):
             jobs=[plan.job for plan in call.plans],
             array=call.array,
             script=call.script,
-            options=[*_time_limit_options(first.settings, limit), *_dependency_options(first)],
+            options=[*scripts.time_limit_options(first.settings, limit), *_dependency_options(first)],
             links=first.settings.chain or 1,
             hidden=hidden,
         )
@@ -339,12 +339,13 @@ _WITHOUT_FIELD = ("nodelist", "reservation", "mail_user", "mail_type")
 
 
 def _flags(config: RunConfig) -> dict[str, Any]:
-    """NeMo-Run's fields that are set. Raises ProfileError for one that `extra` sets as well."""
+    """The arguments of NeMo-Run's SlurmExecutor that the profile's fields set."""
     found = {name: value for name in _SAME_NAME if (value := getattr(config, name)) is not None}
     return {**found, **({"signal": f"USR1@{config.signal_lead}"} if config.signal_lead else {})}
 
 
 def _more_flags(config: RunConfig) -> dict[str, Any]:
+    """The flags of sbatch that the profile's fields set and that are passed as additional_parameters."""
     return {name: value for name in _WITHOUT_FIELD if (value := getattr(config, name)) is not None}
 
 
@@ -354,16 +355,6 @@ def _secret(name: str) -> str:
             f"The profile's secrets name {name}, which is not set in this environment.", hint=f"export {name}=…"
         )
     return os.environ[name]
-
-
-def _time_limit_options(settings: RunConfig, limit: str | None) -> list[str]:
-    """sbatch options that lower the time limit to the partition's if the profile asks for more: Slurm would leave such
-    a job pending for ever. The job continues by itself in another segment."""
-    allowed = scripts.time_seconds(limit) if limit else None
-    wanted = scripts.time_seconds(settings.time)
-    if allowed is None or (wanted is not None and wanted <= allowed):
-        return []
-    return [f"--time={limit}", f"--signal=USR1@{scripts.lead_seconds(allowed, settings.signal_lead)}"]
 
 
 def _dependency_options(plan: Plan) -> list[str]:
@@ -395,14 +386,15 @@ def srun_line(plan: Plan, job: JobFolder, state: JobState, command: list[str], n
         number = _step(settings, folder).partition(".")[0]
     srun = ["srun", f"--jobid={number}", "--overlap", "--nodes=1", "--ntasks=1", *_container_options(settings, folder)]
     srun += [f"--nodelist={node}"] if node else []
-    srun += _terminal("--pty")
+    srun += ["--pty"] if sys.stdin.isatty() else []
     srun += scripts.inside_of(settings, folder, plan.mounts or ())
     srun += command or (["/bin/sh"] if settings.container_image else ["/bin/bash", "-l"])
     if settings.tunnel != "ssh":
         return srun
     terminal = ["-o", "RequestTTY=force"] if sys.stdin.isatty() else []
+    connect = ssh_command(str(settings.host), settings.user, settings.identity, *terminal)
     return [
-        *_ssh(ssh_command(str(settings.host), settings.user, settings.identity, *terminal)),
+        *(argument for argument in connect if not (terminal and argument == "-T")),
         shlex.join(srun),
     ]
 
@@ -427,12 +419,3 @@ def _step(settings: RunConfig, folder: str) -> str:
     if not steps or not steps[-1].replace(".", "").isdecimal():
         raise UserError(f"{folder}: the job's worker has not begun yet.", hint="nemotron runs logs -f waits for it.")
     return steps[-1]
-
-
-def _ssh(arguments: list[str]) -> list[str]:
-    """The ssh command to the target, with a terminal if standard input is one."""
-    return [argument for argument in arguments if argument != "-T"] if sys.stdin.isatty() else arguments
-
-
-def _terminal(*options: str) -> list[str]:
-    return list(options) if sys.stdin.isatty() else []

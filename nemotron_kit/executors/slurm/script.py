@@ -226,6 +226,16 @@ def lead_seconds(limit: int | None, asked: int | None = None) -> int:
     return _LEAD_SECONDS if limit is None else max(10, min(_LEAD_SECONDS, limit // 4))
 
 
+def time_limit_options(config: RunConfig, limit: str | None) -> list[str]:
+    """sbatch options that lower the time limit to the partition's (`limit`, in Slurm's format) if the profile asks for
+    more: Slurm would leave such a job pending for ever. The job continues by itself in another segment."""
+    allowed = time_seconds(limit) if limit else None
+    wanted = time_seconds(config.time)
+    if allowed is None or (wanted is not None and wanted <= allowed):
+        return []
+    return [f"--time={limit}", f"--signal=USR1@{lead_seconds(allowed, config.signal_lead)}"]
+
+
 # The scripts of a sweep's jobs differ in name and target; rendering one takes 20 ms.
 _NAME, _TARGET = "nk-000000000000-name", "/nk-000000000000-target"
 _cache: dict[str, str] = {}
@@ -246,7 +256,7 @@ def _executor(config: RunConfig, resources: Resources, script: Script, batch: bo
         if name in ("retries", "array") or not (name in _IN_A_SCRIPT or name in FIELDS):
             near = "The profile has a field of that name." if name in FIELDS else sentence(nearest(name, _IN_A_SCRIPT))
             raise ProfileError(
-                f"extra.{name}: no part of a batch script of nemotron's.",
+                f"extra.{name}: has no effect on a batch script of nemotron's.",
                 hint=near or f"It takes {', '.join(sorted(_IN_A_SCRIPT))}.",
             )
     arguments = [*extra.pop("srun_args", [])]
@@ -428,9 +438,9 @@ def problems_of(config: RunConfig, resources: Resources, mode: str, secrets: Seq
         what = f"sbatch takes a segment size that divides the number of nodes, {resources.nodes}."
         yield Problem(what, field=f"segment={config.segment}")
     if config.array:
-        yield Problem("many jobs are a sweep (-m key=1,2,3); nemotron makes the array itself.", field="array")
+        yield Problem("an array is launched as a sweep (-m key=1,2,3), for which nemotron sets it.", field="array")
     if (config.chain or 0) > _MOST_LINKS:
-        yield Problem(f"{_MOST_LINKS} jobs of one name are the most.", field=f"chain={config.chain}")
+        yield Problem(f"a chain has at most {_MOST_LINKS} jobs.", field=f"chain={config.chain}")
     yield from apptainer.problems_of(config)
     yield from missing_secrets(secrets)
 

@@ -1,15 +1,21 @@
-"""What a job without a container is: on its way, or lost."""
+"""What a job without a container is, on its way or lost, and what a container mounts."""
 
 from __future__ import annotations
 
 import os
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from nemotron_kit.errors import UserError
 from nemotron_kit.executors import docker
+from nemotron_kit.executors.base import PlanContext
 from nemotron_kit.runs.folder import create_run
+from nemotron_kit.spec.paths import RemotePaths
+from nemotron_kit.spec.plan import Container
+from nemotron_kit.spec.resources import resources_of
 from nemotron_kit.spec.runconfig import RunConfig
 
 
@@ -33,3 +39,25 @@ def test_a_pending_job_without_a_container(
         os.utime(run.job().log_path("worker"), (time.time() - log_age,) * 2)
     seen = docker.Docker(RunConfig()).observe(run, run.jobs())[0]
     assert seen.state == state and says in f"{seen.reason} {seen.error}"
+
+
+@pytest.mark.parametrize("mount", ["/data", "~/data:/data", "data", "/data:data", "/a:/b:ro:z"])
+def test_a_mount_that_would_be_an_empty_volume_is_a_problem(tmp_path: Path, mount: str) -> None:
+    settings = RunConfig(executor="docker", container_image="image", mounts=["/x:/x", "/y:/z:ro,z", "volume:/v", mount])
+    paths = RemotePaths.from_dict(
+        {"root": "/h", "run": "/h/runs/r", "python": "p", "kit": "/k", "artifacts": "/a"}, "/h/runs/r", 0
+    )
+    context = PlanContext(resources_of(settings, None), paths, {}, "r", 0, "label", "run")
+    assert [problem.field for problem in docker._problems(settings, context)] == [f"mounts={mount}"]
+
+
+def test_a_folder_that_is_not_there_is_not_made_by_docker(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = RunConfig(executor="docker", container_image="image", mounts=[f"{tmp_path}:/a", f"{tmp_path}/no:/b"])
+    run = create_run("20260102-030405-work-speak-abc123", {"executor": "docker"}, [{"job.json": "{}"}])
+    container = Container("name", "image", ())
+    monkeypatch.setattr(docker, "_docker", lambda *_, **__: "x")
+    monkeypatch.setattr(docker.Docker, "prepare", lambda *_: None)
+    with pytest.raises(UserError, match=f"mounts: {tmp_path}/no does not exist"):
+        docker.Docker(settings).submit(run, [SimpleNamespace(container=container, job=0)])  # type: ignore[list-item]

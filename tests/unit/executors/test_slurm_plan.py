@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from types import SimpleNamespace
@@ -149,9 +151,11 @@ def test_each_field_of_nemo_runs_in_extra_changes_the_script_or_is_refused() -> 
 
 def test_a_check_asks_for_what_a_job_asks_for() -> None:
     pytest.importorskip("nemo_run", reason="the nemo-run extra is not installed")
-    asked: dict[str, list[str]] = {}
+    asked: dict[str, Sequence[str]] = {}
 
-    def answer(op: str, *payload: bytes, options: list[str], **_: Any) -> tuple[Any, bytes]:
+    def answer(op: str, *payload: bytes, options: Sequence[str] = (), **_: Any) -> tuple[Any, bytes]:
+        if op == "slurm_limits":
+            return {"time": "1:00:00"}, b""
         asked[f"{op} {next(o for o in options if o.startswith('--partition'))}"] = options
         return {"host": None, "message": "busy"} if payload else None, b""
 
@@ -170,12 +174,26 @@ def test_a_check_asks_for_what_a_job_asks_for() -> None:
     assert [found.what for found in checks.partitions(target)] == ["partition q", "partition p"]
     header = {line.removeprefix("#SBATCH ") for line in rendered(script(), **given).splitlines()}
     for options in asked.values():
-        assert {option for option in options if not option.startswith("--partition")} <= header
+        # As at a submission, the partition's limit follows.
+        assert options[-2:] == ["--time=1:00:00", "--signal=USR1@60"]
+        assert {option for option in options[:-2] if not option.startswith("--partition")} <= header
         assert {"--cpus-per-task=32", "--gpus-per-task=1", "--mem-per-gpu=4G", "--licenses=x:1"} <= set(options)
     assert [found.state for found in checks.node(target)] == [checks.WRONG]
     on_node = asked["slurm_on_node --partition=q"]
     assert {"--nodes=1", "--time=00:05:00", "--licenses=x:1"} <= set(on_node)
     assert not any(option.startswith(("--signal", "--requeue", "--open-mode")) for option in on_node)
+
+
+def test_after_a_line_that_is_no_answer_the_helper_process_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    killed: list[bool] = []
+    helper = SimpleNamespace(
+        stdin=io.StringIO(),
+        stdout=io.StringIO('a warning\n{"answer": "of the request before"}\n'),
+        poll=lambda: None,
+        kill=lambda: killed.append(True),
+    )
+    monkeypatch.setattr(nemo_run, "_helper", [helper])
+    assert nemo_run.ask("a.module", {}) is None and killed and nemo_run._helper == []
 
 
 def test_a_check_on_a_node_pastes_nothing_into_its_script() -> None:
@@ -383,9 +401,13 @@ def test_the_driver_is_in_the_container_where_gpus_are_asked_for(fields: dict[st
 @pytest.mark.parametrize(
     ("fields", "said", "hint"),
     [
-        ({"container_image": "/x.sif"}, "container_image=/x.sif: Pyxis runs no image of Apptainer's.", "apptainer"),
-        ({"container_image": "oras://h/x"}, "container_image=oras://h/x: Pyxis runs no", "container_runtime"),
-        ({"container_image": "i", "extra": {"apptainer_args": ["--rocm"]}}, "extra.apptainer_args: these", "apptainer"),
+        (
+            {"container_image": "/x.sif"},
+            "container_image=/x.sif: Pyxis does not run images of Apptainer's.",
+            "apptainer",
+        ),
+        ({"container_image": "oras://h/x"}, "container_image=oras://h/x: Pyxis does not", "container_runtime"),
+        ({"container_image": "i", "extra": {"apptainer_args": ["--rocm"]}}, "extra.apptainer_args: has", "apptainer"),
         (
             {**SIF, "container_image": "nvcr.io#nvidia/nemo:1"},
             "container_image=nvcr.io#",
@@ -394,10 +416,10 @@ def test_the_driver_is_in_the_container_where_gpus_are_asked_for(fields: dict[st
         ({**SIF, "container_image": "nvcr.io/nemo:1"}, "container_image=nvcr.io/nemo:1: ", "docker://nvcr.io/nemo:1"),
         (
             {**SIF, "container_image": "/x.sqsh"},
-            "container_image=/x.sqsh: an image of enroot's",
+            "container_image=/x.sqsh: an image in enroot's",
             "apptainer build /x.sif",
         ),
-        ({**SIF, "mounts": ["/a:/b:c"]}, "mounts=/a:/b:c: no mount of Apptainer's.", "/FOLDER:/PLACE:ro"),
+        ({**SIF, "mounts": ["/a:/b:c"]}, "mounts=/a:/b:c: not in the form of Apptainer's", "/FOLDER:/INSIDE:ro"),
         ({**SIF, "extra": {"srun_args": ["--container-writable"]}}, "extra.srun_args=--cont", "extra.apptainer_args"),
     ],
 )
