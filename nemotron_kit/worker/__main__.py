@@ -47,7 +47,12 @@ def _run(folder: Path, as_rank: bool) -> int:
     if spec.scheduled:
         return run_scheduled(job, spec, this_node()).recorded
     spec.prepare_imports()
-    os.chdir(spec.cwd)
+    try:
+        os.chdir(spec.cwd)
+    except OSError as error:
+        message = f"{spec.cwd}, the folder that it was launched in: {error.strerror}"
+        job.finish(1, "failed", error=message)
+        raise NemotronError(f"{message}.") from error
     # Its output is in its log; on a terminal somebody started it by hand and wants to see it.
     outcome = run_job(job, shown=os.isatty(1))
     if outcome.error:

@@ -27,15 +27,23 @@ from nemotron_kit.remote.agent.code import unpack_code as unpack
 from nemotron_kit.remote.agent.operations import CODE
 from nemotron_kit.runs.job import AGAIN, NODES, RESUMED, UNEXPLAINED, VALUE, JobFolder
 from nemotron_kit.spec.plan import JobSpec, read_config
-from nemotron_kit.worker import python_module, rank_command, ray_command, restart_arguments
-from nemotron_kit.worker.elastic import NODES_FOLDER, restarts_in
-from nemotron_kit.worker.process import Outcome, ignore_usr1, supervise
+from nemotron_kit.worker import (
+    NODES_FOLDER,
+    SLURM_STEP,
+    python_module,
+    rank_command,
+    ray_command,
+    restart_arguments,
+)
+from nemotron_kit.worker.elastic import restarts_in
+from nemotron_kit.worker.process import Outcome, ignore_usr1, noted, supervise
+from nemotron_kit.worker.pump import write_all
 from nemotron_kit.worker.run import installed_versions, skip_unchanged, verified_inputs
 from nemotron_kit.worker.streams import Merged, captured, named_channels
 
 # Below the ports that Linux hands out by itself.
 _FIRST_PORT, _PORTS = 10_000, 20_000
-_FIRST_HOST = re.compile(r"([^,\[\]]*)(?:\[(\d+)[^\]]*\]([^,\[\]]*))?")
+_FIRST_GROUP = re.compile(r"(?:[^,\[]|\[[^\]]*\])*")
 
 
 @dataclass(frozen=True)
@@ -89,10 +97,8 @@ def this_node(environ: Mapping[str, str] = os.environ) -> Node:
 
 def first_host(nodelist: str) -> str:
     """The first host of Slurm's short form: `n[01-03],x` gives n01."""
-    match = _FIRST_HOST.match(nodelist)
-    if match is None:
-        return nodelist
-    return f"{match[1]}{match[2] or ''}{match[3] or ''}"
+    group = _FIRST_GROUP.match(nodelist)
+    return re.sub(r"\[(\d+)[^\]]*\]", r"\1", group[0] if group else nodelist)
 
 
 def _head(environ: Mapping[str, str]) -> str:
@@ -250,9 +256,11 @@ def run_scheduled(job: JobFolder, spec: JobSpec, node: Node) -> Outcome:
         # Any error of the worker must be on record: nobody reads what it prints.
         except Exception as error:
             lacking = _lacking(error) if isinstance(error, ModuleNotFoundError) else None
+            what = lacking.message if lacking else f"the worker failed: {type(error).__name__}: {error}"
             if node.is_head:
-                what = f"the worker failed: {type(error).__name__}: {error}"
-                job.finish(1, "failed", error=lacking.message if lacking else what)
+                job.finish(1, "failed", error=what)
+            else:  # else the first node would take the TERM that srun then sends for a preemption
+                write_end(job, node, Outcome(1, "failed", what), set())
             if lacking:
                 raise lacking from error
             raise
@@ -289,32 +297,38 @@ def _lead(job: JobFolder, spec: JobSpec, node: Node) -> Outcome:
     except Cancelled as error:
         job.finish(error.exit_code, "cancelled", error=str(error))
         return Outcome(error.exit_code, "cancelled", str(error))
-    outcome = _run(job, spec, node, received)
-    write_end(job, node, outcome, received)
-    outcome = with_others(job, node, outcome, received)
-    record(job, spec, node, outcome, received)
+    with ExitStack() as ending:
+        outcome = _run(job, spec, node, received, ending)
+        write_end(job, node, outcome, received)
+        outcome = with_others(job, node, outcome, received)
+        record(job, spec, node, outcome, received)
     return outcome
 
 
 def _join(job: JobFolder, spec: JobSpec, node: Node) -> Outcome:
     received: set[str] = set()
-    outcome = _run(job, spec, node, received)
-    write_end(job, node, outcome, received)
-    if outcome.state == "preempted":
-        # srun kills all nodes once one has ended with an exit code, and node 0 may still be saving.
-        wait_for_nodes(job, [0], SAVING_SECONDS)
+    with ExitStack() as ending:
+        outcome = _run(job, spec, node, received, ending)
+        write_end(job, node, outcome, received)
+        if outcome.state == "preempted":
+            # srun kills all nodes once one has ended with an exit code, and node 0 may still be saving.
+            wait_for_nodes(job, [0], SAVING_SECONDS)
     return outcome
 
 
-def _run(job: JobFolder, spec: JobSpec, node: Node, received: set[str]) -> Outcome:
+def _run(job: JobFolder, spec: JobSpec, node: Node, received: set[str], ending: ExitStack) -> Outcome:
+    """Run the program to its end. From its start until `ending` is closed, TERM does not end this process: the failure
+    of one node, for which srun sends TERM to the others, must not keep them from recording theirs."""
+    variables = {**spec.environment, **({SLURM_STEP: node.step or "1"} if node.job else {})}
     try:
-        with environment(spec.environment, spec.expand), pinned(pins := verified_inputs(job, spec)):
+        with environment(variables, spec.expand), pinned(pins := verified_inputs(job, spec)):
             if (done := skip_unchanged(job, spec, pins)) is not None:
                 return done
             if node.is_head and not spec.module:
                 values = resolve(read_config(job.path), keep_secrets=True)
                 files.write_text(job.path / "resolved.yaml", to_yaml(masked(values)))
             with _rank_logs(job, spec, node):
+                ending.enter_context(noted((signal.SIGTERM,), set()))
                 outcome = supervise(_command(job, spec, node), spec.cwd, received, slurm=node.job is not None)
     except NemotronError as error:
         outcome = Outcome(error.exit_code, "failed", str(error))
@@ -363,7 +377,7 @@ def _rank_logs(job: JobFolder, spec: JobSpec, node: Node) -> Iterator[None]:
 
 
 def _to_log(data: bytes) -> None:
-    os.write(1, data)
+    write_all(1, data)
 
 
 def _print_to(log: FileIO) -> None:

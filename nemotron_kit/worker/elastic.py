@@ -24,11 +24,9 @@ from nemotron_kit import files
 from nemotron_kit.polling import until
 from nemotron_kit.runs.job import PREEMPTED
 from nemotron_kit.runs.process_facts import descendants
-from nemotron_kit.worker import RESTART
+from nemotron_kit.worker import NODES_FOLDER, RESTART, SLURM_STEP
+from nemotron_kit.worker.process import signal_name
 
-# The variable that names the folder, shared by all nodes of a job, where each writes how its ranks ended, and the first
-# one how often they have started again.
-NODES_FOLDER = "NEMOTRON_NODES_FOLDER"
 _RESTARTS = "restarts-"
 # How long a node waits for the others, after a rank has died, until it gives the attempt up.
 TOGETHER_SECONDS = 120.0
@@ -45,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # the addresses of those that died in it, and wait for them for ever.
     os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, _stay if "SLURM_JOB_ID" in os.environ else _pass_on)
+        signal.signal(number, _stay if SLURM_STEP in os.environ else _pass_on)
     from torch.distributed.run import parse_args
 
     args: Any = parse_args(list(sys.argv[1:] if arguments is None else arguments))
@@ -184,7 +182,7 @@ def _pass_on(number: int, _: FrameType | None) -> None:
 
 
 def _how(code: int) -> str:
-    return f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
+    return f"exit code {code}" if code >= 0 else f"killed by {signal_name(-code)}"
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import IO, Any
 from nemotron_kit.polling import until
 from nemotron_kit.runs.job import PREEMPTED, JobFolder
 from nemotron_kit.runs.process_facts import descendants
-from nemotron_kit.worker import python_module
+from nemotron_kit.worker import NODES_FOLDER, SLURM_STEP, python_module
 from nemotron_kit.worker.streams import logging_to
 
 INTERRUPTED = 130
@@ -118,8 +118,16 @@ def hangup_ignored() -> Iterator[None]:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
+def signal_name(number: int) -> str:
+    """`SIGTERM`; a real-time signal has no name but the first and the last one: `signal 40`."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
 def _short(number: int) -> str:
-    return signal.Signals(number).name.removeprefix("SIG")
+    return signal_name(number).removeprefix("SIG")
 
 
 @contextlib.contextmanager
@@ -230,28 +238,29 @@ def start_worker(job: JobFolder, environment: Mapping[str, str] | None = None) -
         return start_detached(python_module("nemotron_kit.worker", str(job.path)), log, environment=environment)
 
 
-def run_child(command: Sequence[str], environment: Mapping[str, str], cwd: str, job: JobFolder) -> Outcome:
+def run_child(command: Sequence[str], cwd: str, job: JobFolder) -> Outcome:
     """Run `command` in its own process group until it ends, and stop the processes that it leaves when a signal kills
     it.
 
     What it prints goes into the job's log without passing through this process, which it may outlive: then
-    the child's own record has its exit code. Ctrl-C: TERM, then KILL after GRACE_SECONDS. `environment` is added to
-    this process's.
+    the child's own record has its exit code. Ctrl-C: TERM, then KILL after GRACE_SECONDS.
     """
     received: set[str] = set()
+    # A launch inside a job has that job's variables.
+    environment = {name: text for name, text in os.environ.items() if name not in (SLURM_STEP, NODES_FOLDER)}
     adopt_orphans()
     with job.open_log() as log, logging_to(log, job.path) as channels:
         child = subprocess.Popen(
             list(command),
             cwd=cwd,
-            env={**os.environ, **environment, _CHILD_OF: str(job.path)},
+            env={**environment, _CHILD_OF: str(job.path)},
             stdin=subprocess.DEVNULL,
             stdout=channels.ends[0],
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        channels.close_ends()
         try:
+            channels.close_ends()
             with forwarded(child, (signal.SIGTERM, signal.SIGUSR1), received):
                 job.record_child(child.pid)
                 outcome = from_exit_code(child.wait())
@@ -294,10 +303,8 @@ def from_exit_code(code: int) -> Outcome:
     if code == 0:
         return Outcome(0, "succeeded")
     if code < 0:
-        name = signal.Signals(-code).name
-        return Outcome(
-            1, "failed", f"killed by {name} (exit code {128 - code})", signal=-code, job_exit_code=128 - code
-        )
+        error = f"killed by {signal_name(-code)} (exit code {128 - code})"
+        return Outcome(1, "failed", error, signal=-code, job_exit_code=128 - code)
     if code == PREEMPTED:
         return Outcome(PREEMPTED, "preempted", "stopped with a checkpoint (exit code 75)")
     return Outcome(1, "failed", f"exit code {code}", job_exit_code=code)

@@ -40,6 +40,7 @@ class Source:
     def __init__(self, fd: int, log: int | None, target: int | None, masks: MaskedStream) -> None:
         self.fd, self.log, self.target, self.masks = fd, log, target, masks
         self.held = False
+        self.lost = 0  # bytes that could not be written into the log since the last that could
 
     def read(self) -> bytes:
         """The next bytes; b"" at the end, which on a pseudo-terminal is an error."""
@@ -47,6 +48,19 @@ class Source:
             return os.read(self.fd, READ_BYTES)
         except OSError:
             return b""
+
+    def write_log(self, data: bytes) -> OSError | None:
+        """Append to the log. What can't be written (the disk is full) is left out, and a line in its stead gives the
+        number of bytes, once something can be written again. Returns the error that left out the first of them."""
+        if self.log is None or not (data or self.lost):
+            return None
+        note = b"\n[nemotron: %d bytes of output could not be written here]\n" % self.lost if self.lost else b""
+        first, (left, error) = not self.lost, write_all(self.log, note + data)
+        if error is None:
+            self.lost = 0
+        else:
+            self.lost = left if left <= len(data) else self.lost + len(data)
+        return error if first else None
 
     def resize(self) -> None:
         """Give a pseudo-terminal the size of the real terminal."""
@@ -117,25 +131,24 @@ class Pump:
         del self.sources[source.fd]
 
     def _write(self, source: Source, data: bytes) -> None:
-        if source.log is not None and (error := _write_all(source.log, data)):
-            source.log = None
-            _write_all(source.target, f"error: the log can't be written: {error.strerror}\n".encode())
+        if (error := source.write_log(data)) and source.target is not None:
+            write_all(source.target, f"error: the log can't be written: {error.strerror}\n".encode())
         # A terminal that was closed, or a reader that has gone, is no reason to stop a job.
-        if source.target is not None and _write_all(source.target, data):
+        if source.target is not None and write_all(source.target, data)[1]:
             source.target = None
 
 
-def _write_all(fd: int | None, data: bytes) -> OSError | None:
-    """Write all of `data`. Returns the error that prevented that, if any."""
+def write_all(fd: int, data: bytes) -> tuple[int, OSError | None]:
+    """Write all of `data`. Returns the number of bytes that are left, and the error that prevented the rest, if any."""
     view = memoryview(data)
-    while view and fd is not None:
+    while view:
         try:
             view = view[os.write(fd, view) :]
         except BlockingIOError:
             select.select([], [fd], [])
         except OSError as error:
-            return error
-    return None
+            return len(view), error
+    return 0, None
 
 
 def main() -> None:

@@ -27,11 +27,12 @@ from typing import IO
 
 from nemotron_kit import files
 from nemotron_kit.errors import NemotronError
+from nemotron_kit.masking import mask
 from nemotron_kit.polling import polls, until
 from nemotron_kit.runs.folder import open_job
 from nemotron_kit.runs.job import NODES, PREEMPTED, JobFolder
 from nemotron_kit.spec.plan import JobSpec, read_spec
-from nemotron_kit.worker import python_module
+from nemotron_kit.worker import SLURM_STEP, python_module
 from nemotron_kit.worker.distributed import SAVING_SECONDS, Node, this_node
 from nemotron_kit.worker.process import adopt_orphans, exit_code, ignore_usr1, noted, stop_orphans
 
@@ -50,7 +51,7 @@ _LONGEST_FOLDER = 24
 def main(folder: str) -> int:
     """Run this node's part of the job; the exit code."""
     job = open_job(Path(folder))
-    node = this_node()
+    node = this_node() if SLURM_STEP in os.environ else Node()
     adopt_orphans()
     with suppress(OSError, AttributeError):  # a worker that is killed takes this process, and so Ray, with it
         ctypes.CDLL(None).prctl(_PARENT_DEATH, signal.SIGTERM, 0, 0, 0)
@@ -67,6 +68,9 @@ def main(folder: str) -> int:
             token.parent.mkdir(mode=0o700, exist_ok=True)
             files.write_text(token, secrets.token_hex(32))
             return _lead(job, read_spec(job.path), node, ray_folder, received)
+        except NemotronError as error:
+            print(f"error: {mask(str(error))}", file=sys.stderr, flush=True)  # noqa: T201
+            return error.exit_code
         finally:
             stop_orphans(_GRACE_SECONDS)
             shutil.rmtree(ray_folder, ignore_errors=True)
@@ -205,7 +209,7 @@ def _passed_on(program: subprocess.Popen[bytes], received: set[str]) -> Iterator
     def handle(number: int, _: FrameType | None) -> None:
         if number == signal.SIGTERM:
             received.add("TERM")
-        if "SLURM_JOB_ID" not in os.environ:
+        if SLURM_STEP not in os.environ:
             with suppress(ProcessLookupError):
                 program.send_signal(number)
 

@@ -115,18 +115,18 @@ def _run(job: JobFolder, spec: JobSpec, handler: Handler | None, config_cls: typ
     if spec.module:
         read_config(job.path)  # it notes the secrets
         if spec.nproc_per_node > 1:
-            return run_child(torchrun_command(spec.nproc_per_node, str(job.path), spec.retries), {}, spec.cwd, job)
-        return run_child(python_module(spec.module, str(job.path)), {}, spec.cwd, job)
+            return run_child(torchrun_command(spec.nproc_per_node, str(job.path), spec.retries), spec.cwd, job)
+        return run_child(python_module(spec.module, str(job.path)), spec.cwd, job)
     with pinned(pins):
         values = resolve(read_config(job.path), keep_secrets=True)
         files.write_text(job.path / "resolved.yaml", to_yaml(masked(values)))
         if spec.ray:
-            return run_child(ray_command(str(job.path)), {}, spec.cwd, job)
+            return run_child(ray_command(str(job.path)), spec.cwd, job)
         if spec.nproc_per_node > 1:
-            return run_child(torchrun_command(spec.nproc_per_node, str(job.path), spec.retries), {}, spec.cwd, job)
+            return run_child(torchrun_command(spec.nproc_per_node, str(job.path), spec.retries), spec.cwd, job)
         if handler is None and spec.script:
             script = python_module("nemotron_kit.worker", "--rank", str(job.path))
-            return run_child(script, {}, spec.cwd, job)
+            return run_child(script, spec.cwd, job)
         return _call(job, spec, handler, config_cls, shown=shown)
 
 

@@ -79,7 +79,7 @@ class _Source:
                 with open_regular(self._path) as file:
                     file.seek(self._offset)
                     data = file.read(CHUNK)
-            except FileNotFoundError:
+            except OSError:  # it is not there yet, or its file system does not answer: it is read later
                 return b""
             if not data:
                 return b""

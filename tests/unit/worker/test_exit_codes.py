@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from nemotron_kit.errors import NemotronError
-from nemotron_kit.worker.process import exit_code
+from nemotron_kit.worker.process import exit_code, from_exit_code
 from nemotron_kit.worker.run import call_handler
 
 
@@ -47,3 +47,8 @@ def test_one_that_has_saved_is_preempted() -> None:
 
     for outcome in (call_handler(stop, None), call_handler(lambda _: 75, None), call_handler(exits, 75)):
         assert (outcome.code, outcome.state) == (75, "preempted")
+
+
+def test_a_signal_without_a_name_ends_a_job_as_any_other() -> None:
+    outcome = from_exit_code(-40)
+    assert (outcome.state, outcome.error, outcome.recorded) == ("failed", "killed by signal 40 (exit code 168)", 168)

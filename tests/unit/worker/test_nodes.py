@@ -23,7 +23,7 @@ TWO = {
     ("nodelist", "first"),
     [
         ("n1", "n1"), ("n[1-2]", "n1"), ("n[01-10,12]", "n01"), ("a,b", "a"), ("gpu-[7,9]-x", "gpu-7-x"),
-        ("rack1-n[003]", "rack1-n003"), ("", ""),
+        ("rack1-n[003]", "rack1-n003"), ("", ""), ("rack[2-3]n[01-04],x", "rack2n01"), ("a,b[1-2]", "a"),
     ],
 )  # fmt: skip
 def test_the_first_of_a_node_list(nodelist: str, first: str) -> None:

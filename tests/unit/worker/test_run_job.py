@@ -13,9 +13,12 @@ import pytest
 
 from nemotron_kit import files, log_metrics
 from nemotron_kit.home import new_run_id
+from nemotron_kit.masking import MaskedStream
 from nemotron_kit.runs.folder import create_run
 from nemotron_kit.runs.job import JobFolder
 from nemotron_kit.runs.metrics import Measured, summarized
+from nemotron_kit.worker.__main__ import main
+from nemotron_kit.worker.pump import Pump, Source
 from nemotron_kit.worker.run import run_job
 
 SPEC = {
@@ -105,3 +108,23 @@ def test_the_exit_record_has_what_the_job_measured(job: JobFolder, monkeypatch: 
 
     assert ends(job, measures)[1] == "succeeded"
     assert summarized(job.path, job.exit_record() or {}) == {"loss": Measured(2.0, 2, 1.5, 1)}
+
+
+def test_a_folder_that_is_gone_is_on_record(job: JobFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (job.path / "job.json").write_text(json.dumps({**SPEC, "cwd": str(tmp_path / "gone")}))
+    assert main([str(job.path)]) == 1
+    assert "gone, the folder that it was launched in: No such file" in str(job.state().error)
+    assert job.state().state == "failed" and "Traceback" not in capsys.readouterr().err
+
+
+def test_a_log_goes_on_once_the_disk_has_room_again(tmp_path: Path) -> None:
+    log, full = (os.open(path, os.O_WRONLY | os.O_CREAT) for path in (tmp_path / "job.log", "/dev/full"))
+    shown = os.open(tmp_path / "shown", os.O_WRONLY | os.O_CREAT)
+    source: Any = Source(-1, os.dup(log), shown, MaskedStream())
+    for text in (b"one\n", b"lost\n", b"lost, too\n", b"two\n", b"three\n"):
+        os.dup2(full if b"lost" in text else log, source.log)
+        Pump._write(None, source, text)  # type: ignore[arg-type]
+    note = "\n[nemotron: 15 bytes of output could not be written here]\n"
+    assert (tmp_path / "job.log").read_text() == f"one\n{note}two\nthree\n"
+    printed = (tmp_path / "shown").read_text()
+    assert printed.count("the log can't be written: No space left") == 1 and "lost, too\n" in printed
