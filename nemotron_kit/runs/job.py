@@ -171,6 +171,8 @@ def misshapen(value: Any, shape: Shape, key: str) -> str | None:
         expected = " or ".join(_TYPE_NAMES[kind] for kind in kinds)
         text = json.dumps(value, default=str) if len(repr(value)) < 60 else f"{repr(value)[:57]}…"
         return f"{key} is {text}, not {expected}"
+    if isinstance(value, str) and "\0" in value:  # neither an argument, a variable nor a path can have it
+        return f"{key} has a NUL character"
     if isinstance(shape, dict):
         if shape.get(None) is str and (nulls := [k for k in value if value[k] is None and k not in shape]):
             return f"{key}.{nulls[0]} is null".lstrip(".")

@@ -85,6 +85,7 @@ def test_what_an_older_record_lacks_is_as_if_never_asked_for(tmp_path: Path) -> 
         ({"place": {"tree": {"git": "yes"}}}, 'place.tree.git is "yes", not'),
         ({"resources": {"nodes": "x"}}, 'resources.nodes is "x", not'),
         ({"container": {"words": "docker"}}, 'container.words is "docker", not'),
+        ({"environment": {"NEMO_RUN_DIR": "a\0b"}}, "environment.NEMO_RUN_DIR has a NUL character"),
         ({"dependency": 12}, "dependency is 12, not"),
         ({"inputs": {"data": {"version": -1}}}, "inputs: Not a pin"),
     ],
