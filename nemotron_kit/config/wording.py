@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
 
 from nemotron_kit.app import Command
-from nemotron_kit.config.config_files import key_location, load_mapping
+from nemotron_kit.config.config_files import group_files, key_location, load_mapping
 from nemotron_kit.config.convert import MAPPINGS, SEQUENCES, input_fields, type_at, type_hints, type_name
 from nemotron_kit.config.foreign import RUN_ENV
 from nemotron_kit.config.freeze import omegaconf_message
@@ -118,6 +118,8 @@ def translate(error: Exception, command: Command, files: dict[str, Path], typed:
             f"{twice[1]}: chosen twice, one of them in a defaults list.",
             hint=f"To choose another there: {twice[1]}=…, without a +.",
         )
+    if absent := re.match(_ABSENT, text):
+        return _no_such_choice(absent[2], files.get(absent[1].rpartition("/")[2]), command, typed)
     if swept := re.match(r"(?s)Sweeping over Hydra's configuration is not supported : '(.*)'", text):
         key, _, value = swept[1].partition("=")
         return UserError(
@@ -130,6 +132,23 @@ def translate(error: Exception, command: Command, files: dict[str, Path], typed:
         text += "\nA sweeper that takes it: hydra/sweeper=optuna (pip install hydra-optuna-sweeper)"
     lines = [line for line in text.splitlines() if line.strip()] or [f"{type(error).__name__} while composing"]
     return UserError(lines[0] + ("" if lines[0].endswith(".") else "."), hint="\n".join(lines[1:]) or None)
+
+
+# In a config's list of defaults, or on the command line.
+_ABSENT = r"In '([^']*)': Could not find '([^']*)'"
+
+
+def _no_such_choice(choice: str, file: Path | None, command: Command, typed: Sequence[str]) -> UserError:
+    """The error for a group's config that is not there, such as `lora/big`."""
+    group, _, name = choice.rpartition("/")
+    given = next((each for each in typed if each.lstrip("+~").startswith((f"{group}=", f"{group}@"))), None)
+    where = given or (f"{key_location(file, 'defaults')}: defaults" if file else "defaults")
+    folders = [folder / group for folder in (file.parent if file else None, command.config_folder) if folder]
+    options = [option for folder in folders if folder.is_dir() for _, option, _ in group_files("", folder)]
+    nothing = f"There is no folder {group} of configs. What it has can stand in the file itself, without that default."
+    return UserError(
+        f"{where}: there is no config {choice!r}.", hint=sentence(nearest(name, options)) if options else nothing
+    )
 
 
 # Hydra's prefix of OmegaConf's message.

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nemotron_kit.errors import UserError, nearest
+from nemotron_kit.errors import UserError, nearest, sentence
 from nemotron_kit.files import read_regular
 from nemotron_kit.home import expand_user
 
@@ -53,7 +53,7 @@ def load_template(given: str) -> str:
     if "{{" not in given and "{%" not in given:
         path = expand_user(given)
         if not path.is_file():
-            hint = f"{nearest(given, TEMPLATES)}; or a path of a .jinja file, or a template's text."
+            hint = f"{sentence(nearest(given, TEMPLATES))} Or a path of a .jinja file, or a template's text."
             raise UserError(f"chat_template: there is no template {given!r}.", hint=hint)
         try:
             text = read_regular(path).decode("utf-8")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nemotron_kit.data_prep.record_transforms import Transform
-from nemotron_kit.errors import UserError, nearest
+from nemotron_kit.errors import UserError, nearest, sentence
 from nemotron_kit.files import read_regular
 from nemotron_kit.home import expand_user
 
@@ -145,6 +145,7 @@ class DataBlend:
         return _blend(content, path, ("datasets", "tokens", *SPLITS, *(["placeholders"] if placeholders else [])))
 
 
+_COMMENT = "_"  # JSON has no comments: a key that begins so is one, as in the reference's blends
 _EXAMPLE = 'A blend file is JSON: {"datasets": [{"name": "docs", "path": "docs/*.jsonl", "weight": 1.0}]}'
 
 
@@ -152,8 +153,8 @@ def _blend(content: Any, path: Path, known: tuple[str, ...]) -> DataBlend:
     if not isinstance(content, dict):
         raise UserError(f"{path}: a blend file holds one JSON object.", hint=_EXAMPLE)
     for key in content:
-        if key not in known:
-            raise UserError(f"{path}: unknown key {key!r}: {nearest(key, known)}.")
+        if key not in known and not key.startswith(_COMMENT):
+            raise UserError(f"{path}: unknown key {key!r}. {sentence(nearest(key, known))}")
     named = [split for split in SPLITS if content.get(split)]
     whole = content.get("datasets") is not None
     if whole and named:
@@ -196,8 +197,8 @@ def _dataset(entry: Any, where: str) -> Dataset:
         raise UserError(f"{where}: expected an object, got {entry!r}.", hint=_EXAMPLE)
     known = [f.name for f in fields(Dataset)]
     for key in entry:
-        if key not in known:
-            raise UserError(f"{where}: unknown key {key!r}: {nearest(key, known)}.")
+        if key not in known and not key.startswith(_COMMENT):
+            raise UserError(f"{where}: unknown key {key!r}. {sentence(nearest(key, known))}")
     for key in ("name", "path"):
         if not isinstance(entry.get(key), str) or not entry[key]:
             raise UserError(f"{where}.{key}: expected text, got {entry.get(key)!r}.")
@@ -208,7 +209,7 @@ def _dataset(entry: Any, where: str) -> Dataset:
     numeric = isinstance(weight, int | float) and not isinstance(weight, bool)
     if not numeric or not math.isfinite(weight) or weight < 0:
         raise UserError(f"{where}.weight: expected a number of 0 or more, got {weight!r}.")
-    return Dataset(**{**entry, "weight": float(weight)})
+    return Dataset(**{**{key: entry[key] for key in entry if key in known}, "weight": float(weight)})
 
 
 class _Duplicate(ValueError):
@@ -277,7 +278,7 @@ class StepConfig:
                 )
             return
         if step not in STEPS:
-            raise UserError(f"step={step!r}: {nearest(step, STEPS)}.")
+            raise UserError(f"step={step!r}. {sentence(nearest(step, STEPS))}")
         if step == SHARDS and (task is None or tasks is None or not 0 <= task < tasks):
             raise UserError(f"step={SHARDS} needs task=N of tasks=M, N from 0 to M-1; there is {task} of {tasks}.")
 
@@ -327,7 +328,9 @@ class DataPrepConfig(StepConfig):
         parse_size(self.max_doc_size, field="max_doc_size")
         if self.on_bad_row not in (ERROR, SKIP):
             hint = f"{ERROR} stops at the first one, {SKIP} leaves them out and counts them."
-            raise UserError(f"on_bad_row={self.on_bad_row!r}: {nearest(self.on_bad_row, (ERROR, SKIP))}.", hint=hint)
+            raise UserError(
+                f"on_bad_row={self.on_bad_row!r}. {sentence(nearest(self.on_bad_row, (ERROR, SKIP)))}", hint=hint
+            )
         least = {"num_shards": 1, "min_doc_chars": 0, "max_doc_tokens": 1, "num_workers": 1, "max_bad_rows": 0}
         for name, value in {name: getattr(self, name) for name in least}.items():
             if value is not None and value < least[name]:
@@ -388,7 +391,7 @@ class SftPrepConfig(DataPrepConfig):
         for name, known in (("algorithm", PACKING), ("parquet_compression", COMPRESSIONS)):
             value = getattr(self, name)
             if value not in known:
-                raise UserError(f"{name}={value!r}: {nearest(value, known)}.")
+                raise UserError(f"{name}={value!r}. {sentence(nearest(value, known))}")
 
 
 @dataclass

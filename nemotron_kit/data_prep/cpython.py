@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nemotron_kit.errors import UserError, nearest
+from nemotron_kit.errors import UserError, nearest, sentence
 from nemotron_kit.files import write_bytes
 
 SCHEME = "cpython://"
@@ -37,7 +37,7 @@ def write_corpus(url: str, folder: Path) -> Path:
     """
     name = url.removeprefix(SCHEME)
     if name not in _CORPORA:
-        raise UserError(f"{url}: no such corpus: {nearest(name, _CORPORA)}.")
+        raise UserError(f"{url}: no such corpus. {sentence(nearest(name, _CORPORA))}")
     lines = [json.dumps(record, ensure_ascii=False) for record in _CORPORA[name]()]
     if not lines:
         raise UserError(f"{url}: this Python ({sys.executable}) comes without that text.", hint="Use another source.")

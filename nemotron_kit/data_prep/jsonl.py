@@ -29,7 +29,7 @@ from nemotron_kit.data_prep.prepare import BLEND_FILE, check_packages
 from nemotron_kit.data_prep.record_transforms import passthrough
 from nemotron_kit.data_prep.rl import as_json
 from nemotron_kit.data_prep.shard_plan import ALL, TEMPORARY
-from nemotron_kit.errors import NemotronError, UserError, nearest
+from nemotron_kit.errors import NemotronError, UserError, nearest, sentence
 from nemotron_kit.files import fsync_dir, write_json
 from nemotron_kit.home import expand_user
 
@@ -129,7 +129,7 @@ def _check(config: PipelineConfig, form: JsonlOutputConfig, held_out: tuple[int,
     if config.sample is not None and config.sample < 1:
         raise UserError(f"sample={config.sample}: must be at least 1.")
     if form.compression not in ENDINGS:
-        raise UserError(f"compression={form.compression!r}: {nearest(form.compression, ENDINGS)}.")
+        raise UserError(f"compression={form.compression!r}. {sentence(nearest(form.compression, ENDINGS))}")
     for name in ("min_doc_chars", "max_doc_tokens"):
         if getattr(config.output, name) is not None:
             raise UserError(

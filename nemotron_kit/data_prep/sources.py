@@ -21,7 +21,7 @@ from nemotron_kit.data_prep.cpython import SCHEME as CPYTHON
 from nemotron_kit.data_prep.cpython import write_corpus
 from nemotron_kit.data_prep.exercises import SCHEME as EXERCISES
 from nemotron_kit.data_prep.exercises import write_exercises
-from nemotron_kit.errors import NemotronError, UserError, nearest
+from nemotron_kit.errors import NemotronError, UserError, nearest, sentence
 from nemotron_kit.files import kind_of_file, open_regular
 from nemotron_kit.home import expand_user
 
@@ -491,7 +491,7 @@ def by_split(
     chosen = [path for path, word in words.items() if word == wanted]
     if not chosen:
         known = sorted({word for word in words.values() if word}) or ["train"]
-        raise UserError(f"{where}: no split {split!r}: {nearest(split, known)}.")
+        raise UserError(f"{where}: no split {split!r}. {sentence(nearest(split, known))}")
     for path, word in words.items():
         if word != wanted:
             left.add(path, f"not of split {split}")
@@ -550,12 +550,12 @@ def hub_files(
         split = dataset.split or "train"
         patterns = [pattern for name, pattern in configs[subset] if name == split]
         if not patterns:
-            raise UserError(f"{where}: no split {split!r}: {nearest(split, [s for s, _ in configs[subset]])}.")
+            raise UserError(f"{where}: no split {split!r}. {sentence(nearest(split, [s for s, _ in configs[subset]]))}")
         matching = {name: file for name, file in below.items() if any(_matches(name, pattern) for pattern in patterns)}
         _leave(below, matching, f"not of subset {subset}, split {split}", left)
         return chosen(matching, Dataset(dataset.name, dataset.path), where, left)
     if configs:
-        raise UserError(f"{where}: no subset {dataset.subset!r}: {nearest(dataset.subset or '', configs)}.")
+        raise UserError(f"{where}: no subset {dataset.subset!r}. {sentence(nearest(dataset.subset or '', configs))}")
     inside = {name: f for name, f in below.items() if not subset or f"/{subset.lower()}/" in f"/{name.lower()}"}
     _leave(below, inside, f"not of subset {subset}", left)
     return chosen(inside, dataset, where, left)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nemotron_kit.data_prep.config import DEFAULT_TOKENIZER
+from nemotron_kit.errors import Note, UserError
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -24,8 +26,35 @@ Config = TypeVar("Config", bound="DataclassInstance")
 TOKENIZERS = {"nano3-tiny": Path(__file__).parent / "tokenizers" / "tiny"}
 
 
+def no_effect(why: str) -> dict[str, Any]:
+    """The metadata of a field that configs made for the reference have, and that decides nothing here."""
+    return {"help": f"No effect here. {why}", _NO_EFFECT: True}
+
+
+_NO_EFFECT = "no_effect"
+_RAY = "It tunes the reference's Ray pipeline"
+
+
 @dataclass
-class BlendInput:
+class ReferencePipeline:
+    """The settings of the reference's Ray pipeline. They decide how it works, and no byte of what it writes, so that
+    configs made for it are taken as they are."""
+
+    execution_mode: str | None = field(default=None, metadata=no_effect(_RAY))
+    plan: dict[str, Any] | None = field(default=None, metadata=no_effect(_RAY))
+    download: dict[str, Any] | None = field(default=None, metadata=no_effect(_RAY))
+    tokenization: dict[str, Any] | None = field(default=None, metadata=no_effect(_RAY))
+    observability: dict[str, Any] | None = field(default=None, metadata=no_effect(_RAY))
+
+    def unused(self) -> list[Note]:
+        """A note on the settings that were given and have no effect."""
+        given = [each.name for each in fields(self) if _NO_EFFECT in each.metadata and getattr(self, each.name)]
+        verb = "has" if len(given) == 1 else "have"
+        return [Note(f"{', '.join(given)} {verb} no effect here (--help says why).")] if given else []
+
+
+@dataclass
+class BlendInput(ReferencePipeline):
     """What the data preparations of all stages begin with."""
 
     blend_path: Path = field(
@@ -49,8 +78,9 @@ class BlendInput:
     def shared_settings(self, stage: Path) -> dict[str, Any]:
         """The fields that a data preparation's own config has under the same names, for its constructor; the blend file
         as a path that can be opened (see `beside`)."""
-        names = {each.name for each in fields(ShardedOutput if isinstance(self, ShardedOutput) else BlendInput)}
-        found = {name: getattr(self, name) for name in names - {"tokenizer_model", "config_name"}}
+        known = fields(ShardedOutput if isinstance(self, ShardedOutput) else BlendInput)
+        names = {each.name for each in known if _NO_EFFECT not in each.metadata}
+        found = {name: getattr(self, name) for name in names - {"tokenizer_model", "config_name", "num_actors"}}
         return {**found, "blend_path": beside(stage, self.blend_path), "output_dir": Path(self.output_dir)}
 
 
@@ -75,9 +105,17 @@ class ShardedOutput(BlendInput):
     )
     max_bad_rows: int | None = field(default=1000, metadata={"help": "With on_bad_row=skip, how many there may be"})
     num_workers: int | None = field(default=None, metadata={"help": "CPUs to use, of each process (default: all)"})
+    num_actors: int | None = field(default=None, metadata={"help": "Another name of num_workers"})
     config_name: str | None = field(
         default=None, metadata={"help": "Ending of the artifact's name (default: the config file's name)"}
     )
+
+    def shared_settings(self, stage: Path) -> dict[str, Any]:
+        """The same; `num_actors` is `num_workers`. Raises UserError where they differ."""
+        actors, workers = self.num_actors, self.num_workers
+        if actors is not None and workers is not None and actors != workers:
+            raise UserError(f"num_workers={workers} and num_actors={actors} are two names of one setting.")
+        return {**super().shared_settings(stage), "num_workers": actors if workers is None else workers}
 
 
 def tokenizer_path(name: str) -> str:
@@ -98,7 +136,6 @@ def raw_from_command_line(
 ) -> tuple[DictConfig, Config]:
     """The same, and what it was made from: the file's own values (its `run` section among them) with the overrides."""
     from nemotron_kit.config.schema import contradictions
-    from nemotron_kit.errors import UserError
     from nemotron_kit.train_script import (
         apply_hydra_overrides,
         load_omegaconf_yaml,
@@ -114,7 +151,10 @@ def raw_from_command_line(
     # A job's config file is always called config.
     if getattr(config, "config_name", "") is None and "NEMO_RUN_DIR" not in os.environ:
         config.config_name = path.stem
-    problems = preflight(config, connect=True) if preflight is not None else []
+    found = preflight(config, connect=True) if preflight is not None else []
+    for note in (each for each in found if isinstance(each, Note)):
+        print(f"note: {note}", file=sys.stderr)
+    problems = [each for each in found if not isinstance(each, Note)]
     if problems:
         raise UserError("This can't run here:\n" + "\n".join(f"- {problem}" for problem in problems))
     return raw, config
@@ -158,7 +198,6 @@ def train_stage(
 ) -> ModelArtifact:
     """Train by `engine` and return the model, which rank 0 registers under `name`. Raises UserError for settings that
     are wrong, and with the estimate of `problems` instead of driving the machine out of memory."""
-    from nemotron_kit.errors import UserError
     from nemotron_kit.training.processes import rank
 
     cfg.check()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from nemotron.recipes.nano3.stage_script import ShardedOutput, config_from_command_line, config_name, tokenizer_path
 
 from nemotron_kit.data_prep.config import DataPrepConfig, PerSplitConfig, TokenizerConfig
+from nemotron_kit.errors import UserError
 
 if TYPE_CHECKING:
     from nemotron_kit.artifacts import PretrainBlendsArtifact
@@ -68,9 +69,12 @@ def preflight(cfg: PretrainDataPrepConfig, *, connect: bool, here: bool = True) 
     from nemotron_kit.data_prep.preflight import preflight as check
     from nemotron_kit.data_prep.preflight import setting_problems
 
-    if not here:
-        return setting_problems(settings(cfg))
-    return check(settings(cfg), connect=connect, smaller="-c tiny")
+    try:
+        config = settings(cfg)
+    except UserError as error:
+        return [str(error).replace("\n", " ")]
+    found = check(config, connect=connect, smaller="-c tiny") if here else setting_problems(config)
+    return [*found, *cfg.unused()]
 
 
 def outlook(cfg: PretrainDataPrepConfig, tasks: int, cpus: int | None) -> list[str]:

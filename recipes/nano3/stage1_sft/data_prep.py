@@ -8,7 +8,6 @@ whole.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +21,7 @@ from nemotron.recipes.nano3.stage_script import (
 )
 
 from nemotron_kit.data_prep.config import SftPrepConfig, TokenizerConfig
-from nemotron_kit.errors import UserError
+from nemotron_kit.errors import Note, UserError
 
 if TYPE_CHECKING:
     from nemotron_kit.artifacts import SFTDataArtifact
@@ -68,7 +67,11 @@ class SFTDataPrepConfig(ShardedOutput):
     max_doc_tokens: int | None = field(default=None, metadata={"help": "Cut sequences to this many tokens"})
     parquet_row_group_size: int = field(default=1000, metadata={"help": "Rows in a row group"})
     parquet_compression: str = field(default="zstd", metadata={"help": "zstd, snappy, gzip or none"})
-    num_actors: int | None = field(default=None, metadata={"help": "Another name of num_workers"})
+
+    def unused(self) -> list[Note]:
+        ends = self.tokenizer.add_bos or self.tokenizer.add_eos  # as in the reference, where it is the same
+        text = "tokenizer.add_bos and add_eos have no effect: a conversation has the template's own ends."
+        return [*super().unused(), *([Note(text)] if ends else [])]
 
 
 def main(cfg: SFTDataPrepConfig | None = None) -> SFTDataArtifact:
@@ -82,11 +85,6 @@ def main(cfg: SFTDataPrepConfig | None = None) -> SFTDataArtifact:
     ranks = ranks_here()
     leads = ranks is None or ranks.leads
     if leads:
-        if cfg.tokenizer.add_bos or cfg.tokenizer.add_eos:  # as in configs made for the reference, where it is the same
-            note = (
-                "data prep: tokenizer.add_bos and add_eos have no effect: a conversation has the template's own ends."
-            )
-            print(note, file=sys.stderr)
         init_wandb_from_env()
     artifact = run_sft_data_prep(settings(cfg))
     if leads and artifact is not None:
@@ -104,7 +102,8 @@ def preflight(cfg: SFTDataPrepConfig, *, connect: bool, here: bool = True) -> li
         config = settings(cfg)
     except UserError as error:
         return [str(error).replace("\n", " ")]
-    return check(config, connect=connect, smaller="-c tiny") if here else setting_problems(config)
+    found = check(config, connect=connect, smaller="-c tiny") if here else setting_problems(config)
+    return [*found, *cfg.unused()]
 
 
 def outlook(cfg: SFTDataPrepConfig, tasks: int, cpus: int | None) -> list[str]:
@@ -117,11 +116,8 @@ def outlook(cfg: SFTDataPrepConfig, tasks: int, cpus: int | None) -> list[str]:
 def settings(cfg: SFTDataPrepConfig) -> SftPrepConfig:
     """The recipe's flat config as what `run_sft_data_prep` takes; names of the recipe's own files become paths."""
     model = cfg.tokenizer.model or cfg.tokenizer_model
-    if cfg.num_actors is not None and cfg.num_workers is not None and cfg.num_actors != cfg.num_workers:
-        raise UserError(f"num_workers={cfg.num_workers} and num_actors={cfg.num_actors} are two names of one setting.")
-    workers = cfg.num_actors if cfg.num_workers is None else cfg.num_workers
     return SftPrepConfig(
-        **{**cfg.shared_settings(STAGE), "num_workers": workers},
+        **cfg.shared_settings(STAGE),
         tokenizer_model=tokenizer_path(model),
         chat_template=_template(cfg.chat_template),
         text_field=cfg.messages_field,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nemotron.recipes.nano3.stage_script import BlendInput, config_from_command_line
+from nemotron.recipes.nano3.stage_script import BlendInput, config_from_command_line, no_effect
 
 from nemotron_kit.data_prep.config import RLPrepConfig
 from nemotron_kit.errors import UserError
@@ -37,6 +37,12 @@ class RLDataPrepConfig(BlendInput):
     valid_ratio: float = field(default=0.01, metadata={"help": "Share of the rows for validation, likewise"})
     test_ratio: float = field(default=0.01, metadata={"help": "Share of the rows for the test, likewise"})
     seed: int = field(default=42, metadata={"help": "Seed of that split"})
+    val_ratio: float | None = field(
+        default=None, metadata={"help": "Another name of valid_ratio; it wins", "same_as": "valid_ratio"}
+    )
+    shard_size: str | None = field(default=None, metadata=no_effect("Each split is one file"))
+    split_output: str | None = field(default=None, metadata=no_effect("There are always train, val and test"))
+    num_actors: int | None = field(default=None, metadata=no_effect("The reference's Ray workers; one process reads"))
     config_name: str = field(default="rl", metadata={"help": "Ending of the artifact's name"})
 
 
@@ -64,9 +70,10 @@ def preflight(cfg: RLDataPrepConfig, *, connect: bool, here: bool = True) -> lis
     try:
         config.check()
         if not here:
-            return []
+            return list(cfg.unused())
         check_packages()
-        return source_problems(load_rl_blend(config.blend_path), connect=connect, smaller="-c tiny")
+        found = source_problems(load_rl_blend(config.blend_path), connect=connect, smaller="-c tiny")
+        return [*found, *cfg.unused()]
     except UserError as error:
         return [str(error).replace("\n", " ")]
 
@@ -84,7 +91,7 @@ def settings(cfg: RLDataPrepConfig) -> RLPrepConfig:
     return RLPrepConfig(
         **cfg.shared_settings(STAGE),
         train_ratio=cfg.train_ratio,
-        valid_ratio=cfg.valid_ratio,
+        valid_ratio=cfg.valid_ratio if cfg.val_ratio is None else cfg.val_ratio,
         test_ratio=cfg.test_ratio,
         seed=cfg.seed,
         artifact_name=f"SplitJsonlDataArtifact-{cfg.config_name}",

@@ -26,6 +26,7 @@ _LAUNCHER = "that is nemo-evaluator-launcher's, which serves the model and asks 
 _ELSEWHERE = {
     "execution": "Where it runs is a profile's matter: --run or --batch PROFILE.",
     "evaluation": "Tasks are named by -t TASK or tasks=[…]; their settings are batch_size, limit and num_fewshot.",
+    "export": "Results are an artifact, and go to W&B with --wandb.project or [wandb] in env.toml.",
     "deployment": "Of this block, checkpoint_path is read: the folder of the model.",
 }
 
@@ -64,6 +65,7 @@ class EvalConfig:
     )
     execution: dict[str, Any] = field(default_factory=dict, metadata={"help": "Refused: see --run and --batch"})
     evaluation: dict[str, Any] = field(default_factory=dict, metadata={"help": "Refused: see tasks"})
+    export: dict[str, Any] = field(default_factory=dict, metadata={"help": "Refused: see --wandb.project"})
 
 
 def main(cfg: EvalConfig | None = None) -> EvalArtifact:
@@ -96,6 +98,7 @@ def preflight(cfg: EvalConfig, *, connect: bool, here: bool = True) -> list[str]
         for block, values in (
             ("execution", cfg.execution),
             ("evaluation", cfg.evaluation),
+            ("export", cfg.export),
             ("deployment", {key: value for key, value in cfg.deployment.items() if key != "checkpoint_path"}),
         )
         for key in values

@@ -48,6 +48,7 @@ FILES = {
     "other/odd.yaml": "defaults: [{optimizer: wrong}]\n",
     "other/optimizer/wrong.yaml": "lr: 1\nnmae: x\n",
     "other/gone.yaml": "defaults: [{optimizer: nothing}]\n",
+    "other/lost.yaml": "defaults: [{deployment: generic}]\n",
     "other/taken.yaml": "defaults: [{config: x}]\n",
     "other/empty.yaml": "defaults: [{'': x}]\n",
     "other/up.yaml": "defaults: [{../optimizer: sgd}]\n",
@@ -108,8 +109,12 @@ def test_a_group_beside_the_file(words: list[str], optimizer: tuple[Any, ...], l
     ("words", "said"),
     [
         (["config=other/odd.yaml"], r"optimizer\.nmae: .*no such field .*optimizer/wrong\.yaml:2"),
-        (["config=other/gone.yaml"], r"Could not find 'optimizer/nothing'"),
-        (["config=named", "optimizer=nothing"], r"Could not find 'optimizer/nothing'.\nAvailable.*\n\s+adam"),
+        (
+            ["config=other/gone.yaml"],
+            r"gone\.yaml:\d+: defaults: there is no config 'optimizer/nothing'\.\nThere is: .*adam",
+        ),
+        (["config=named", "optimizer=nothing"], r"^optimizer=nothing: there is no config .*\nThere is: adam"),
+        (["config=other/lost.yaml"], r"lost\.yaml:1: defaults: there is no config 'deployment/generic'.\n.*no folder"),
         (["config=other/taken.yaml"], r"taken\.yaml: defaults: a group can't be called 'config'"),
         (["config=other/empty.yaml"], r"empty\.yaml: defaults: '' is no group"),
         (["config=other/up.yaml"], r"up\.yaml: defaults: '\.\./optimizer' is no group"),

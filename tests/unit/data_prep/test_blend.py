@@ -30,17 +30,23 @@ def test_split_form_keeps_only_the_splits_that_are_there(tmp_path: Path) -> None
     assert blend.datasets == [Dataset("a", "a", split="train", subset="s")]
 
 
+def test_a_key_that_begins_with_an_underscore_is_a_comment(tmp_path: Path) -> None:
+    """JSON has none, and the reference's blends have such keys."""
+    blend = load(tmp_path, '{"_why": "x", "datasets": [{"name": "a", "path": "a.jsonl", "_note": "y"}]}')
+    assert blend.splits == {"all": (Dataset("a", "a.jsonl"),)}
+
+
 BAD = [
     ("[]", "one JSON object"),
     ("{}", "neither 'datasets' nor 'train'"),
     ('{"valid": [{"name": "a", "path": "a"}]}', "neither 'datasets' nor 'train'"),
     ('{"datasets": [{"name": "a", "path": "a"}], "train": [{"name": "b", "path": "b"}]}', "exclude each other"),
-    ('{"dataset": []}', "unknown key 'dataset': did you mean datasets"),
+    ('{"dataset": []}', "unknown key 'dataset'. Did you mean datasets"),
     ('{"datasets": []}', "at least one dataset"),
     ('{"datasets": ["a.jsonl"]}', "datasets[0]: expected an object"),
     ('{"datasets": [{"path": "a"}]}', "datasets[0].name: expected text, got None"),
     ('{"datasets": [{"name": "a", "path": 3}]}', "datasets[0].path: expected text, got 3"),
-    ('{"datasets": [{"name": "a", "path": "a", "wieght": 1}]}', "unknown key 'wieght': did you mean weight"),
+    ('{"datasets": [{"name": "a", "path": "a", "wieght": 1}]}', "unknown key 'wieght'. Did you mean weight"),
     ('{"datasets": [{"name": "a", "path": "a", "weight": "1"}]}', "datasets[0].weight: expected a number"),
     ('{"datasets": [{"name": "a", "path": "a", "weight": -1}]}', "datasets[0].weight: expected a number of 0 or more"),
     ('{"datasets": [{"name": "a", "path": "a", "weight": NaN}]}', "datasets[0].weight: expected a number"),

@@ -193,7 +193,7 @@ def test_json_lines_by_split_and_weight(chats: Any, tmp_path: Path, blend: Any) 
         ({"transform": lambda row: [row]}, {}, r"chats\.jsonl, line 1: the transform gave a list"),
         ({"transform": lambda row: {"a": {1}}}, {}, r"chats\.jsonl, line 1: it can't be represented in JSON"),
         ({"transform": lambda row: None}, {}, "the transform leaves all out"),
-        ({"compression": "gzip"}, {}, "compression='gzip': "),
+        ({"compression": "gzip"}, {}, "compression='gzip'. "),
         ({"num_shards": 0}, {}, "num_shards=0"),
         ({"num_shards": 2, "shard_size": "1MB"}, {}, "exclude each other"),
         ({}, {"max_doc_tokens": 5}, "max_doc_tokens: it is for documents"),

@@ -84,7 +84,7 @@ def test_urls(tmp_path: Path, folder: Path) -> None:
         ("file:///nowhere/at/all", "no file matches"),
         ("nosuchstore://x/y", "nosuchstore"),
         ("hf://justaname", "not hf://owner/name"),
-        ("cpython://topic", "did you mean topics"),
+        ("cpython://topic", "Did you mean topics"),
     ],
 )
 def test_nothing_to_read_is_said_with_the_dataset(tmp_path: Path, folder: Path, path: str, says: str) -> None:
@@ -100,7 +100,7 @@ def test_splits_are_told_by_the_words_in_names(tmp_path: Path) -> None:
         (tmp_path / "plain" / name).write_text("{}")
     assert names(tmp_path, str(tmp_path), split="valid") == ["validation-0.jsonl"]
     assert names(tmp_path, str(tmp_path / "plain"), split="train") == ["x.jsonl", "y.jsonl"]
-    with pytest.raises(UserError, match="no split 'test': there is: train, valid"):
+    with pytest.raises(UserError, match=r"no split 'test'\. There is: train, valid"):
         names(tmp_path, str(tmp_path), split="test")
 
 
@@ -164,9 +164,9 @@ def test_the_splits_of_a_hub_repository_are_its_cards(tmp_path: Path, monkeypatc
 
 
 def test_unknown_subset_or_split_of_a_hub_repository() -> None:
-    with pytest.raises(UserError, match="no subset 'hihg': did you mean high"):
+    with pytest.raises(UserError, match=r"no subset 'hihg'\. Did you mean high"):
         hub("hihg", None, CARD)
     with pytest.raises(UserError, match="no split 'valid'"):
         hub("high", "valid", CARD)
-    with pytest.raises(UserError, match="no subset None: there is: high, low"):
+    with pytest.raises(UserError, match=r"no subset None\. There is: high, low"):
         hub(None, None, CARD)

@@ -282,7 +282,7 @@ def test_too_many_bad_rows_stop_it(tmp_path: Path, make_config: Config) -> None:
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        ({"on_bad_row": "skp"}, "on_bad_row='skp': did you mean skip"),
+        ({"on_bad_row": "skp"}, "on_bad_row='skp'. Did you mean skip"),
         ({"max_doc_size": "much"}, "max_doc_size='much' is not a size"),
         ({"max_bad_rows": -1}, "max_bad_rows=-1: must be at least 0"),
     ],

@@ -91,7 +91,7 @@ def test_a_store_is_another_plans_until_force_clears_it(
 
 
 BAD = [
-    ({"step": "shard"}, "did you mean shards"),
+    ({"step": "shard"}, "Did you mean shards"),
     ({"step": "shards"}, "needs task=N of tasks=M"),
     ({"step": "shards", "task": 3, "tasks": 3}, "N from 0 to M-1"),
     ({"task": 1, "tasks": 2}, "belongs to step=shards"),
