@@ -37,6 +37,8 @@ def register_resolvers() -> None:
     }
     for name, resolver in resolvers.items():
         OmegaConf.register_new_resolver(name, resolver, replace=True)
+    if not OmegaConf.has_resolver("mul"):  # of NeMo-RL's configs: ${mul:${policy.max_total_sequence_length}, 2}
+        OmegaConf.register_new_resolver("mul", lambda one, other: one * other)
 
 
 def set_run_dir(folder: str) -> None:

@@ -186,6 +186,7 @@ def container_values(config: Any) -> dict[str, dict[str, Any]]:
             "log_interval": config.logger.log_interval,
             "wandb_project": config.logger.wandb_project,
             "wandb_entity": config.logger.wandb_entity,
+            "wandb_exp_name": config.logger.wandb_exp_name,
             **extras(config.logger),
         },
         "model": {

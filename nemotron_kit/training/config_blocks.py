@@ -282,6 +282,7 @@ class LoggerConfig:
     )
     wandb_project: str | None = field(default=None, metadata={"help": "W&B project, when no launcher has set one up"})
     wandb_entity: str | None = field(default=None, metadata={"help": "W&B entity, likewise"})
+    wandb_exp_name: str | None = field(default=None, metadata={"help": "Name of the run in W&B, likewise"})
 
     def check(self) -> None:
         """Raises UserError for an invalid value."""
@@ -306,9 +307,10 @@ def check_target(recipe: Mapping[str, Any], targets: Sequence[str], because: str
     """UserError for a `recipe._target_` other than `targets`: nothing else is ever imported on a config's word."""
     target = recipe.get("_target_")
     if target is not None and not unknown(target) and target not in targets:
+        theirs = "; or set engine=megatron_bridge" if str(target).startswith("megatron.bridge.") else ""
         raise UserError(
             f"recipe._target_ is {target!r}, which this recipe doesn't run{because}.",
-            hint=f"Leave it out, or set it to {' or '.join(targets)}.",
+            hint=f"Leave it out, or set it to {' or '.join(targets)}{theirs}.",
         )
 
 

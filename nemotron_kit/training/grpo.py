@@ -237,7 +237,7 @@ class _Run:
         return self._finish(model, loop)
 
     def _optimizer_settings(self) -> TrainConfig:
-        block = self.config.policy.optimizer
+        block = self.config.optimizer
         first, second = block.value("betas")
         return TrainConfig(
             lr=self.config.peak_lr,

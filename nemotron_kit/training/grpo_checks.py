@@ -49,6 +49,7 @@ def other_engines(config: GRPOConfig) -> Iterator[str]:
             "not start. Set env.should_use_nemo_gym=false and env.nemo_gym=null: verifiers go by the rows' "
             "agent_ref.name, your own by env.verifiers."
         )
+    yield from megatron_checkpoint(config)
     if config.cluster:
         yield (
             f"cluster ({', '.join(f'{k}={v}' for k, v in config.cluster.items())}) is Ray's. Set cluster=null: the "
@@ -60,10 +61,14 @@ def other_engines(config: GRPOConfig) -> Iterator[str]:
         ("grpo.batch_multiplier", grpo.batch_multiplier != 1),
         ("grpo.reward_shaping.enabled", (grpo.reward_shaping or {}).get("enabled")),
         ("grpo.reward_scaling.enabled", (grpo.reward_scaling or {}).get("enabled")),
+        ("grpo.dynamic_sampling_oversample_ratio", grpo.dynamic_sampling_oversample_ratio != 1),
+        ("grpo.use_best_at_k", grpo.use_best_at_k),
+        ("grpo.use_combined_training", grpo.use_combined_training),
         ("grpo.max_rollout_turns", grpo.max_rollout_turns != 1),
         ("loss_fn.ratio_clip_c", loss.ratio_clip_c is not None),
         ("loss_fn.sequence_level_importance_ratios", loss.sequence_level_importance_ratios),
         ("loss_fn.truncated_importance_sampling_ratio", loss.truncated_importance_sampling_ratio is not None),
+        ("policy.offload_optimizer_for_logprob", policy.offload_optimizer_for_logprob),
         ("policy.generation.top_p", generation.top_p != 1.0),
         ("policy.generation.top_k", generation.top_k is not None),
         ("policy.generation.stop_strings", bool(generation.stop_strings)),
@@ -72,6 +77,15 @@ def other_engines(config: GRPOConfig) -> Iterator[str]:
         if asked:
             default = _default(type(config)(), key)
             yield f"{key}: this engine has no such thing. Set {key}={'null' if default is None else default}."
+
+
+def megatron_checkpoint(config: GRPOConfig) -> Iterator[str]:
+    """A sentence for an `initial_checkpoint`, which the reference's script reads beside NeMo-RL's config."""
+    if config.initial_checkpoint is not None:
+        yield (
+            "initial_checkpoint is a checkpoint of Megatron's, which is not read here. Set it to null, and "
+            "policy.model_name to the model's folder in transformers' format, as ${art:model,path}."
+        )
 
 
 _LOGGERS = ("tensorboard_enabled", "mlflow_enabled", "swanlab_enabled", "monitor_gpus")
@@ -200,7 +214,7 @@ _CALLED = {
 
 
 def _optimizer_values(config: GRPOConfig) -> Iterator[str]:
-    block = config.policy.optimizer
+    block = config.optimizer
     if block.name not in _ADAMW:
         yield f"policy.optimizer.name is {block.name!r}; this engine has torch.optim.AdamW."
     known = type(block)().kwargs

@@ -63,6 +63,14 @@ class GRPOBlock:
     batch_multiplier: int = field(default=1, metadata={"help": "Of dynamic sampling, which this engine has not"})
     reward_shaping: dict[str, Any] | None = field(default=None, metadata={"help": "Not in this engine: a verifier's"})
     reward_scaling: dict[str, Any] | None = field(default=None, metadata={"help": "Not in this engine: a verifier's"})
+    dynamic_sampling_oversample_ratio: float = field(default=1.0, metadata={"help": "Of dynamic sampling"})
+    use_best_at_k: bool = field(default=False, metadata={"help": "Not in this engine"})
+    best_at_k_k: int = field(default=8, metadata={"help": "Of use_best_at_k"})
+    best_at_k_m: int = field(default=1000, metadata={"help": "Of use_best_at_k"})
+    use_combined_training: bool = field(default=False, metadata={"help": "Not in this engine"})
+    combined_training_weight_mode: str = field(default="auto", metadata={"help": "Of use_combined_training"})
+    combined_training_best_at_k_weight: float = field(default=0.2, metadata={"help": "Of use_combined_training"})
+    combined_training_pass_at_1_weight: float = field(default=1.0, metadata={"help": "Of use_combined_training"})
 
 
 @dataclass
@@ -152,13 +160,18 @@ class PolicyBlock:
         default="auto", metadata={"help": "bfloat16 (over float32 weights), float32, or auto: the former on a GPU"}
     )
     max_grad_norm: float = field(default=1.0, metadata={"help": "Largest norm of the gradients (0: no limit)"})
-    optimizer: PolicyOptimizer = field(default_factory=PolicyOptimizer)
-    scheduler: SchedulerConfig = field(default_factory=_constant)
+    optimizer: PolicyOptimizer | None = field(default_factory=PolicyOptimizer)
+    scheduler: SchedulerConfig | None = field(default_factory=_constant)
     generation: GenerationBlock = field(default_factory=GenerationBlock)
     dtensor_cfg: dict[str, Any] | None = field(default=None, metadata={"help": "Another engine's"})
     megatron_cfg: dict[str, Any] | None = field(default=None, metadata={"help": "Another engine's"})
     sequence_packing: dict[str, Any] | None = field(default=None, metadata={"help": "Another engine's"})
     dynamic_batching: dict[str, Any] | None = field(default=None, metadata={"help": "Another engine's"})
+    make_sequence_length_divisible_by: int | None = field(
+        default=None, metadata={"help": "Another engine's; here no length has to be"}
+    )
+    logprob_chunk_size: int | None = field(default=None, metadata={"help": "Another engine's: see train.loss_chunk"})
+    offload_optimizer_for_logprob: bool = field(default=False, metadata={"help": "Not in this engine"})
 
 
 @dataclass
@@ -221,6 +234,10 @@ class RLLoggerBlock:
     mlflow_enabled: bool = field(default=False, metadata={"help": "Not in this engine"})
     swanlab_enabled: bool = field(default=False, metadata={"help": "Not in this engine"})
     monitor_gpus: bool = field(default=False, metadata={"help": "Not in this engine"})
+    tensorboard: dict[str, Any] = free_block("Of tensorboard_enabled")
+    mlflow: dict[str, Any] = free_block("Of mlflow_enabled")
+    swanlab: dict[str, Any] = free_block("Of swanlab_enabled")
+    gpu_monitoring: dict[str, Any] = free_block("Of monitor_gpus")
 
 
 @dataclass
@@ -237,6 +254,9 @@ class GRPOConfig:
     cluster: dict[str, Any] | None = field(default=None, metadata={"help": "Another engine's: a profile says it here"})
     train: ParallelBlock = field(default_factory=ParallelBlock)
     engine: Literal["hf", "nemo_rl"] = engine_field("hf", nemo_rl.NEMO_RL)
+    initial_checkpoint: str | None = field(default=None, metadata={"help": "Refused: see policy.model_name"})
+    convert_initial_checkpoint_to_hf: bool = field(default=False, metadata={"help": "Of initial_checkpoint"})
+    converted_checkpoint_dir: str | None = field(default=None, metadata={"help": "Of initial_checkpoint"})
     nemo_rl: dict[str, Any] = free_block(
         "More settings of NeMo-RL, by the blocks of its config, in the last place; +name adds one that its "
         "own example leaves out"
@@ -263,13 +283,18 @@ class GRPOConfig:
         return self.prompts * self.grpo.num_generations_per_prompt
 
     @property
+    def optimizer(self) -> PolicyOptimizer:
+        """The block `policy.optimizer`; null (NeMo-RL's way to say that Megatron's is used) stands for its defaults."""
+        return self.policy.optimizer or PolicyOptimizer()
+
+    @property
     def peak_lr(self) -> float:
         given = self.grpo.learning_rate
-        return float(self.policy.optimizer.value("lr")) if given is None else given
+        return float(self.optimizer.value("lr")) if given is None else given
 
     @property
     def scheduler(self) -> SchedulerConfig:
-        return self.policy.scheduler
+        return self.policy.scheduler or _constant()
 
     @property
     def tokenizer(self) -> str | None:
@@ -367,7 +392,7 @@ def settings_identity(config: GRPOConfig, precision: str) -> dict[str, Any]:
         "grpo": {**grpo, "max_num_steps": config.steps, "num_prompts_per_step": config.prompts},
         "loss_fn": asdict(config.loss_fn),
         "policy": {
-            "optimizer": {**PolicyOptimizer().kwargs, **policy.optimizer.kwargs, "lr": config.peak_lr},
+            "optimizer": {**PolicyOptimizer().kwargs, **config.optimizer.kwargs, "lr": config.peak_lr},
             "scheduler": asdict(config.scheduler),
             "precision": precision,
             "max_grad_norm": policy.max_grad_norm,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from nemotron_kit.errors import Note, UserError, nearest
 from nemotron_kit.files import write_text
 from nemotron_kit.training.config_blocks import unknown
+from nemotron_kit.training.grpo_checks import megatron_checkpoint
 
 if TYPE_CHECKING:
     from nemotron_kit.training.grpo_config import GRPOConfig
@@ -42,6 +43,8 @@ _ELSEWHERE = {
     "policy.scheduler", "policy.tokenizer", "policy.precision", "data.train_jsonl_fpath",
     "data.validation_jsonl_fpath", "data.num_workers",
 }  # fmt: skip
+# Blocks whose keys are another program's (vLLM's arguments, NeMo-Gym's servers): NeMo-RL's own config names few.
+_OPEN = {"policy.generation.vllm_kwargs", "env.nemo_gym"}
 # Settings of the hf engine that NeMo-RL does not have → what to do instead.
 _HF_ONLY = {
     "env.weights": "Weigh the data instead.",
@@ -72,6 +75,7 @@ def problems(config: GRPOConfig, *, here: bool, processes: int | None) -> Iterat
         yield "policy.model_name is not set: there is no model. In the config: policy.model_name: ${art:model,path}"
     if config.data.train_jsonl_fpath is None:
         yield "data.train_jsonl_fpath is not set: there are no prompts. In the config: ${art:data,train}"
+    yield from megatron_checkpoint(config)
     if not config.checkpoint.save:
         yield "checkpointing.checkpoint_dir is not set: NeMo-RL's model is its last checkpoint."
     for name, value in (("max_num_steps", config.steps), ("num_prompts_per_step", config.prompts)):
@@ -214,7 +218,7 @@ def _known(given: Mapping[str, Any], plain: Mapping[str, Any], base: Mapping[str
         if dotted == "policy.generation.backend" and value == "hf":
             continue
         default = plain.get(key)
-        if isinstance(value, Mapping) and isinstance(base.get(key), Mapping):
+        if isinstance(value, Mapping) and isinstance(base.get(key), Mapping) and dotted not in _OPEN:
             inner = _known(value, default if isinstance(default, Mapping) else {}, base[key], dotted)
             found |= {key: inner} if inner else {}
         elif name is not None:
@@ -227,12 +231,17 @@ def _known(given: Mapping[str, Any], plain: Mapping[str, Any], base: Mapping[str
 def _optimizer(config: GRPOConfig, policy: dict[str, Any], base: Mapping[str, Any]) -> None:
     """Learning rate, its schedule and AdamW, in Megatron's block where that is enabled, else in the optimizer's own:
     UserError for a schedule then, which torch's schedulers would have to make."""
-    block, scheduler = config.policy.optimizer, config.scheduler
+    block, scheduler, rate = config.optimizer, config.scheduler, config.grpo.learning_rate
+    # Null is NeMo-RL's word for "Megatron's block has it", or its own config.
+    absent = config.policy.optimizer is None
     megatron = {**((base.get("policy") or {}).get("megatron_cfg") or {}), **(policy.get("megatron_cfg") or {})}
     first, second = block.value("betas")
     if not megatron.get("enabled"):
         kwargs = {"lr": config.peak_lr, **{k: block.value(k) for k in ("weight_decay", "betas", "eps")}}
-        policy["optimizer"] = {"name": block.name, "kwargs": kwargs}
+        if not absent:
+            policy["optimizer"] = {"name": block.name, "kwargs": kwargs}
+        elif rate is not None:
+            policy["optimizer"] = {"kwargs": {"lr": rate}}
         if scheduler != type(config)().scheduler:
             raise UserError(
                 "policy.scheduler: without policy.megatron_cfg.enabled NeMo-RL has torch's schedulers and not these.",
@@ -241,14 +250,14 @@ def _optimizer(config: GRPOConfig, policy: dict[str, Any], base: Mapping[str, An
         return
     own = policy.setdefault("megatron_cfg", {})
     constant = scheduler.lr_decay_style == "constant"
-    own["optimizer"] = {
-        "lr": config.peak_lr,
-        "min_lr": config.peak_lr if constant else scheduler.min_lr,
-        "weight_decay": block.value("weight_decay"),
-        "adam_beta1": first,
-        "adam_beta2": second,
-        "adam_eps": block.value("eps"),
-    }
+    rates = {"lr": config.peak_lr, "min_lr": config.peak_lr if constant else scheduler.min_lr}
+    if not absent:
+        others = {"weight_decay": block.value("weight_decay"), "adam_beta1": first, "adam_beta2": second}
+        own["optimizer"] = {**rates, **others, "adam_eps": block.value("eps")}
+    elif rate is not None:
+        own["optimizer"] = {**own.get("optimizer", {}), **rates}
+    if config.policy.scheduler is None:
+        return
     schedule: dict[str, Any] = {
         "lr_decay_style": scheduler.lr_decay_style,
         "lr_warmup_iters": scheduler.lr_warmup_iters,

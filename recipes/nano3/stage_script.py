@@ -204,7 +204,7 @@ def train_stage(
     for problem in problems(cfg):
         raise UserError(problem)
     if rank() == 0:
-        start_tracking(cfg.logger.wandb_project, cfg.logger.wandb_entity)
+        start_tracking(cfg.logger.wandb_project, cfg.logger.wandb_entity, cfg.logger.wandb_exp_name)
     artifact = model_artifact(engine(cfg), cfg.seq_length)
     if rank() == 0:
         publish(artifact, name)
@@ -220,7 +220,7 @@ def bridge_stage(cfg: Any, recipe: str, name: str) -> ModelArtifact:
 
     cfg.check()
     if rank() == 0:
-        start_tracking(cfg.logger.wandb_project, cfg.logger.wandb_entity)
+        start_tracking(cfg.logger.wandb_project, cfg.logger.wandb_entity, cfg.logger.wandb_exp_name)
     outcome = bridge.train(cfg, getattr(bridge, recipe))
     metadata = {"tokens": outcome.tokens, "seq_length": cfg.seq_length, "engine": cfg.engine}
     artifact = ModelArtifact(path=outcome.path, step=outcome.iteration, iteration=outcome.iteration, metadata=metadata)

@@ -30,7 +30,7 @@ def test_the_blocks_have_the_contracts_names() -> None:
     for block, keys in {
         "train": ("train_iters", "global_batch_size", "micro_batch_size", "lr", "seed"),
         "scheduler": ("lr_warmup_iters",),
-        "logger": ("log_interval", "wandb_project", "wandb_entity"),
+        "logger": ("log_interval", "wandb_project", "wandb_entity", "wandb_exp_name"),
         "checkpoint": ("save", "save_interval", "pretrained_checkpoint", "finetune"),
     }.items():
         for key in keys:
