@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NoReturn, TypeVar
 
 from nemotron_kit.errors import UserError, nearest
@@ -87,6 +88,7 @@ class Command(_Leaf):
     array: bool = False
 
     def load_config_cls(self) -> type:
+        """The dataclass of its config, imported if necessary. Raises UserError if it is no dataclass."""
         cls = load_object(self.config_cls) if isinstance(self.config_cls, str) else self.config_cls
         if not (isinstance(cls, type) and is_dataclass(cls)):
             raise UserError(
@@ -101,6 +103,7 @@ class Command(_Leaf):
         return any(config.get(name) == value for name, value in self.ray.items())
 
     def load_handler(self) -> Callable[..., Any]:
+        """The function that runs a job, imported if necessary. Raises UserError if it can't be called."""
         handler = load_object(self.handler) if isinstance(self.handler, str) else self.handler
         if not callable(handler):
             raise UserError(f"{self.full_name}: handler {self.handler!r} is not callable.")
@@ -436,20 +439,35 @@ def load_object(name: str) -> Any:
     module_name, _, attribute = name.partition(":")
     if not attribute:
         raise UserError(f"{name!r} is not of the form module:name.")
-    if module_name.endswith(".py"):
-        spec = importlib.util.spec_from_file_location(Path(module_name).stem, module_name)
-        if spec is None or spec.loader is None:
-            raise UserError(f"{module_name!r} can't be imported.")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    else:
-        module = importlib.import_module(module_name)
-    found: Any = module
+    is_file = module_name.endswith(".py")
+    found: Any = _load_file(module_name) if is_file else importlib.import_module(module_name)
     for part in attribute.split("."):
         if not hasattr(found, part):
             raise UserError(f"{module_name} has no {attribute!r}.")
         found = getattr(found, part)
     return found
+
+
+def _load_file(path: str) -> ModuleType:
+    """The module in a file, imported once. It is in sys.modules, where dataclasses look up annotations and pickle looks
+    up classes: under the file's name, or under its path if another module has that name."""
+    file = os.path.abspath(path)  # noqa: PTH100
+    for name in (Path(file).stem, file):
+        known = sys.modules.get(name)
+        if known is not None and os.path.abspath(getattr(known, "__file__", None) or "") == file:  # noqa: PTH100
+            return known
+        if known is None:
+            break
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None or not os.path.isfile(file):  # noqa: PTH113
+        raise UserError(f"{path!r} can't be imported: there is no such file.")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
 
 
 _Given = TypeVar("_Given")

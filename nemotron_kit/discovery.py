@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,24 +85,39 @@ def _add_folder(tree: Tree, folder: Path) -> None:
         tree.broken[folder.name] = f"{strange}, so {folder} (env.toml, [cli] recipes) is not imported"
         return
     add_import_folders([str(folder.parent)])
-    _add(tree, folder.name, folder.name)
+    _add(tree, folder.name, folder.name, folder)
 
 
-def _add(tree: Tree, name: str, target: str) -> None:
+def _add(tree: Tree, name: str, target: str, folder: Path | None = None) -> None:
+    """Add the apps of a module, or the reason why there are none. `folder`: where the module must be."""
     module_name, _, attribute = target.partition(":")
     try:
         for module in _modules(module_name):
+            if folder is not None and not _is_in(module, folder):
+                found = module.__file__ or "built into Python"
+                tree.broken[name] = f"another module is called {module_name} ({found}): rename the folder {folder}"
+                return
             apps = (
                 [getattr(module, attribute)] if attribute else [v for v in vars(module).values() if isinstance(v, App)]
             )
             if apps:
                 tree.sources.append(Path(str(module.__file__)))
-                tree.apps.update({app.name: app for app in apps})
+                for app in apps:
+                    if tree.apps.setdefault(app.name, app) is not app:
+                        tree.broken[name] = (
+                            f"a recipe called {app.name} exists already: rename that of {module.__file__}"
+                        )
                 return
         tree.broken[name] = f"{module_name} holds no nemotron.kit.App"
     # A third-party module may raise anything, including SystemExit; the other recipes must still work.
     except (Exception, SystemExit) as error:  # noqa: BLE001
         tree.broken[name] = f"{type(error).__name__}: {error}"
+
+
+def _is_in(module: ModuleType, folder: Path) -> bool:
+    """Whether a module is the package in this folder, or one below it."""
+    found = [*getattr(module, "__path__", ()), os.path.dirname(module.__file__ or "")]  # noqa: PTH120
+    return os.path.realpath(folder) in map(os.path.realpath, found)
 
 
 def _modules(name: str) -> Iterator[ModuleType]:

@@ -83,8 +83,8 @@ class Cancelled(NemotronError):
 
 
 class Note(str):
-    """What a plan says beside its problems, which stops no launch; in a check's list of problems, what could not be
-    judged. `field` is the profile's key that it is about; "" for none."""
+    """A remark in a plan, or in a check's list of problems, that stops no launch. `field` is the profile's key that it
+    is about; "" for none."""
 
     field: str
 

@@ -85,6 +85,7 @@ def new_run_id(recipe: str, stage: str, *, now: datetime | None = None) -> str:
 
 
 def is_run_id(text: str) -> bool:
+    """Whether a text has the form of a run id, so that it can be a folder's name."""
     return bool(RUN_ID.match(text)) and ".." not in text
 
 

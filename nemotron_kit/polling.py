@@ -15,6 +15,7 @@ class Pace:
         self._next = first
 
     def restart(self) -> None:
+        """Begin again with the first interval."""
         self._next = self.first
 
     def seconds(self) -> float:
@@ -24,6 +25,7 @@ class Pace:
         return seconds
 
     def wait(self) -> None:
+        """Sleep for the next interval."""
         time.sleep(self.seconds())
 
 

@@ -80,7 +80,8 @@ def files_status(store: Store, record: ArtifactVersion) -> str:
 def describe_versions(versions: list[int], aliases: Mapping[str, int]) -> str:
     """A sentence that lists the versions and aliases of a name: `It has v0 to v4; aliases: prod (v2).`"""
     contiguous = len(versions) > 2 and versions == list(range(versions[0], versions[-1] + 1))
-    listed = f"v{versions[0]} to v{versions[-1]}" if contiguous else ", ".join(f"v{v}" for v in versions[-12:])
+    newest = ("… and " if len(versions) > 12 else "") + ", ".join(f"v{version}" for version in versions[-12:])
+    listed = f"v{versions[0]} to v{versions[-1]}" if contiguous else newest
     named = ", ".join(f"{alias} (v{version})" for alias, version in sorted(aliases.items()))
     return f"It has {listed}; aliases: {named}." if named else f"It has {listed}, and no alias but latest."
 

@@ -43,6 +43,7 @@ class FileInfo(Value):
 
     @property
     def stamp(self) -> Stamp:
+        """(size, mtime, ctime), which a change of the content changes."""
         return (self.size, self.mtime_ns, self.ctime_ns)
 
 

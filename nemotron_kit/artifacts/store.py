@@ -6,7 +6,7 @@
         ├── v0/version.json, v1/…        the record of a version, which is never changed
         ├── aliases/                     alias → version
         ├── runs/                        run id → version
-        ├── stamps/                      a later look at a version's unchanged files
+        ├── stamps/                      a version → its files' times when the same content was saved again
         └── index/                       digest → version, for equal content; can be made again
 
 version.json: `format` (1), `name`, `version`, `type`, `digest`, `path` (what the artifact points at), `root` (the
@@ -89,6 +89,7 @@ class ArtifactVersion(Value):
 
     @property
     def pin(self) -> Pin:
+        """The pin of this version."""
         return Pin(self.name, self.version, self.digest, self.type, self.path, self.registry)
 
     @property
@@ -188,6 +189,7 @@ class DamagedVersion(Value):
 
     @property
     def label(self) -> str:
+        """`Name:v3`."""
         return f"{self.name}:v{self.version}"
 
     @property
@@ -267,6 +269,7 @@ class Store:
         return {uuid for uuid in found if isinstance(uuid, str) and uuid}
 
     def folder(self, name: str) -> Path:
+        """The folder of a name's versions, aliases and indexes."""
         return self.root / name
 
     def entries(self) -> list[str]:

@@ -193,7 +193,7 @@ def files_of(artifact: Artifact) -> list[tuple[str, str]]:
 def _warned(what: str) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # noqa: BLE001 — one arrow that is missing must not cost the artifact
+    except Exception as error:  # noqa: BLE001 — the artifact is logged without this input
         logger.warning("W&B does not take %s as an input of this run: %s", what, error)
 
 
@@ -317,7 +317,7 @@ def note_inputs() -> None:
         return
     try:
         bounded(lambda: _note_pins(sys.modules["wandb"], run), "W&B did not answer for the run's inputs")
-    except Exception as error:  # noqa: BLE001 — what W&B is told of the job is not the job
+    except Exception as error:  # noqa: BLE001 — an error of W&B must not make the job fail
         logger.warning("%s", error)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import secrets
 import shutil
@@ -112,6 +113,7 @@ class RunFolder(Value):
 
     @property
     def id(self) -> str:
+        """The run id: the folder's name."""
         return self.path.name
 
     def plan(self) -> dict[str, Any]:
@@ -178,9 +180,20 @@ class RunFolder(Value):
             return found
         return {key: stored.get(key) or empty for key, empty in found.items()}
 
-    def label(self, **changes: Any) -> None:
-        """Set some of its labels; each replaces the earlier value."""
-        files.write_json(self.path / _LABELS, {**self.labels(), **changes})
+    def label(self, *, edit_tags: Callable[[list[str]], list[str]] | None = None, **changes: Any) -> dict[str, Any]:
+        """Set some of its labels and return all; each replaces the earlier value. `edit_tags` gets the tags and returns
+        the new ones. Commands that change labels at the same time wait for each other."""
+        folder = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(folder, fcntl.LOCK_EX)
+            known = self.labels()
+            if edit_tags is not None:
+                changes["tags"] = edit_tags(known["tags"])
+            files.write_json(self.path / _LABELS, {**known, **changes})
+            return {**known, **changes}
+        finally:
+            os.close(folder)
 
     @property
     def is_pipeline(self) -> bool:
@@ -216,6 +229,7 @@ class RunFolder(Value):
         return RunFolder(folder) if record.get("run") and exists else None
 
     def state(self) -> str:
+        """The run's state from those of its jobs; without jobs (a pipeline, a damaged run) that of its summary."""
         jobs = self.jobs()
         return run_state(job.state().state for job in jobs) if jobs else self.summary().state
 
@@ -362,7 +376,7 @@ def open_job(path: Path | str) -> JobFolder:
 
 
 def _starts(attached: bool, starts_here: bool) -> dict[str, Any]:
-    """What the state of a new job says of this process: that it is the job's, or the one that starts it here."""
+    """The facts about this process in the state of a new job: that it is the job's process, or starts it here."""
     return {"process" if attached else STARTER: process_facts()} if attached or starts_here else {}
 
 

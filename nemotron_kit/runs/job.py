@@ -265,10 +265,12 @@ class JobFolder(Value):
 
     @property
     def number(self) -> int:
+        """Its number in the run: the folder's name."""
         return int(self.path.name)
 
     @property
     def run_id(self) -> str:
+        """The id of its run."""
         return self.path.parent.parent.name
 
     @property
@@ -279,6 +281,7 @@ class JobFolder(Value):
 
     @property
     def config_path(self) -> Path:
+        """Its config.yaml, in which only `${art:…}` and `${secret:…}` are unresolved."""
         return self.path / "config.yaml"
 
     def located(self, value: Any) -> Any:

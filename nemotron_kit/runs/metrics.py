@@ -308,6 +308,7 @@ class Measured:
     best_step: int | None
 
     def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON data; NaN and infinities are texts."""
         return finite({"last": self.last, "step": self.step, "best": self.best, "best_step": self.best_step})  # type: ignore[no-any-return]
 
 

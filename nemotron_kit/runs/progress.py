@@ -39,6 +39,7 @@ class Progress:
     loss: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON data, `eta` as `eta_s`."""
         found = {"unit": self.unit, "done": self.done, "of": self.of, "eta_s": self.eta, "loss": self.loss}
         return finite(found)  # type: ignore[no-any-return]
 

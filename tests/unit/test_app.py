@@ -1,12 +1,14 @@
 """Declaring a command tree."""
 
 import sys
+import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from nemotron_kit.app import App, ArtifactInput
+from nemotron_kit.errors import UserError
 
 
 @dataclass
@@ -128,6 +130,29 @@ def test_a_command_is_registered_once() -> None:
     ):
         with pytest.raises(ValueError, match=r"'y' is (registered|another name of a command) already"):
             again()
+
+
+def test_config_and_handler_of_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are of one module, which dataclasses look up by its name; a file may be called like another module."""
+    for name in ("program_of_one_file", str(tmp_path / "json.py")):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    text = """
+        from __future__ import annotations
+        from dataclasses import dataclass, field
+
+        @dataclass
+        class Config:
+            steps: list[int] = field(default_factory=list)
+
+        def main(config: Config) -> bool:
+            return isinstance(config, Config)
+    """
+    for name in ("program_of_one_file.py", "json.py"):
+        (tmp_path / name).write_text(textwrap.dedent(text))
+        command = App("a").command("x", f"{tmp_path / name}:Config", f"{tmp_path / name}:main")
+        assert command.load_handler()(command.load_config_cls()())
+    with pytest.raises(UserError, match=r"none\.py' can't be imported: there is no such file"):
+        App("a").command("x", Config, f"{tmp_path}/none.py:main").load_handler()
 
 
 def test_handlers_by_name_are_not_imported() -> None:

@@ -80,6 +80,19 @@ def test_recipes_are_a_list_of_folders(recipes: str, env_toml: Path) -> None:
         recipe_folders(read_env_file())
 
 
+def test_recipes_whose_names_are_taken_are_listed_as_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    folders = {"a/mine_of_two": "first", "b/mine_of_two": "second", "c/own_nano3": "nano3", "c/json": "js"}
+    for name, app in folders.items():
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "__init__.py").write_text(f"from nemotron_kit import App\napp = App({app!r})\n")
+    found = discover(EnvFile(tmp_path / "env.toml", {"cli": {"recipes": list(folders)}}))
+    assert found.apps["nano3"].children and {"first"} == found.apps.keys() & {"first", "second", "js"}
+    assert f"rename the folder {tmp_path / 'b/mine_of_two'}" in found.broken["mine_of_two"]
+    assert "another module is called json" in found.broken["json"]
+    assert "a recipe called nano3 exists already" in found.broken["own_nano3"]
+
+
 def test_a_misspelt_key_has_its_line(env_toml: Path) -> None:
     env_toml.write_text('\ufeff[wandb]\nprojct = "x"\n')
     with pytest.raises(UserError, match=r"env\.toml:2: \[wandb\] projct: no such key\.\nDid you mean project\?"):

@@ -341,15 +341,17 @@ def tag(argv: list[str]) -> int:
     if options is None:
         return 0
     run = open_run(options.id)
-    known = run.labels()["tags"]
     Labels(tags=tuple(options.tags))  # raises UserError for an invalid one
-    for text in options.remove:
-        if text not in known:
-            raise UserError(f"{run.id} has no tag {text!r}.", hint=near(text, known) if known else "It has none.")
     if not (options.tags or options.remove):
         raise UserError("nemotron runs tag: no tag is given.", hint=f"nemotron runs tag {options.id} baseline")
-    kept = [text for text in dict.fromkeys([*known, *options.tags]) if text not in options.remove]
-    run.label(tags=kept)
+
+    def edited(known: list[str]) -> list[str]:
+        for text in options.remove:
+            if text not in known:
+                raise UserError(f"{run.id} has no tag {text!r}.", hint=near(text, known) if known else "It has none.")
+        return [text for text in dict.fromkeys([*known, *options.tags]) if text not in options.remove]
+
+    kept = run.label(edit_tags=edited)["tags"]
     write_lines([f"{run.id}: {', '.join(kept) or 'no tags'}"])
     return 0
 

@@ -9,6 +9,7 @@ import re
 import subprocess
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
@@ -326,3 +327,16 @@ def test_what_killed_launches_and_removals_left_is_collected(make_run: MakeRun, 
     assert {name for name in left if not (root / name).exists()} == {name for name, goes in left.items() if goes}
     assert (root / f".20261124-171204-a-b-1f03a7.{dead}.99999999.tmp").exists()
     assert kept.path.is_dir() and not gone.path.exists()
+
+
+def test_labels_set_at_the_same_time(make_run: MakeRun) -> None:
+    run = make_run()
+
+    def tag(prefix: str) -> None:
+        for number in range(8):
+            run.label(edit_tags=lambda known, number=number: [*known, f"{prefix}{number}"])
+
+    with ThreadPoolExecutor(3) as pool:
+        jobs = [pool.submit(tag, "a"), pool.submit(tag, "b"), *(pool.submit(run.label, note="n") for _ in range(8))]
+    assert not any(job.exception() for job in jobs)
+    assert len(run.labels()["tags"]) == 16 and run.labels()["note"] == "n"
