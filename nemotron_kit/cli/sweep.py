@@ -40,7 +40,7 @@ from nemotron_kit.errors import NemotronError, Unreachable, UserError
 from nemotron_kit.home import nemotron_home, new_run_id
 from nemotron_kit.launch.dependencies import wait_for
 from nemotron_kit.launch.launch import code_facts
-from nemotron_kit.launch.plan import build_plan, not_sent
+from nemotron_kit.launch.plan import build_plan, not_submitted
 from nemotron_kit.masking import mask
 from nemotron_kit.quoting import hydra_text
 from nemotron_kit.runs.folder import RunFolder, create_run
@@ -130,7 +130,7 @@ def run_hydra(request: Job, argv: Sequence[str], tree: Tree, env: EnvFile) -> in
     if not request.multirun:
         return _ask_hydra(request, overrides, prepared)
     if prepared and prepared.command.interactive:
-        raise not_sent(prepared.command, single=False)
+        raise not_submitted(prepared.command, single=False)
     return _sweep(request, overrides, argv, tree, prepared)
 
 

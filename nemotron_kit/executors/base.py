@@ -55,8 +55,9 @@ _WITH_SSH = ("host", "user", "identity")
 class PlanContext(Value):
     """What an executor plans a job from.
 
-    `torchrun` is the command's setting. `single` is false for the jobs of a sweep, which may share a submission.
-    `folders` must be available to the job at the same paths.
+    `inputs` is slot → pin, `job` the number in the run, `label` a name for the scheduler, `mode` local, run or batch,
+    `secrets` names of environment variables, `torchrun` the command's setting. `single` is false for the jobs of a
+    sweep, which may share a submission. `folders` must be available to the job at the same paths.
     """
 
     resources: Resources
@@ -118,13 +119,13 @@ class Executor(ABC):
 
     # The fields of a profile that it reads; a plan has a note for any other one that is set.
     reads: ClassVar[frozenset[str]] = EVERYWHERE | SENT | HELD
-    # Whether `tunnel = "ssh"` leads to it.
+    # Whether it supports `tunnel = "ssh"`.
     over_ssh: ClassVar[bool] = False
     # The client program that a launch needs on its PATH; "" for none.
     client: ClassVar[str] = ""
     # Polling interval of a job that is followed, in seconds: the first, the longest.
     pace: ClassVar[tuple[float, float]] = (0.3, 10.0)
-    # A sweep submits at least so many jobs at a time while others run.
+    # The smallest number of jobs of a sweep that are submitted at a time while others run.
     least: ClassVar[int] = 1
     # Whether the processes of a job on several nodes can reach each other: a Ray cluster over nodes needs that.
     joins_nodes: ClassVar[bool] = False

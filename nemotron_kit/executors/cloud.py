@@ -8,6 +8,7 @@ name; values that only the service knows (`<…>`) are queried at launch. No con
 from __future__ import annotations
 
 import json
+import os
 import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -28,10 +29,8 @@ from nemotron_kit.executors.base import (
 from nemotron_kit.executors.nemo_run import (
     build_executor,
     build_packager,
-    claim,
     git_packager,
     need,
-    secret_value,
     shell_lines,
     shell_quoted,
 )
@@ -124,7 +123,7 @@ class Cloud(Executor):
     @property
     def _refusal(self) -> str:
         return (
-            f"submitting to {self.settings.executor} has not been tried in this version, so it is refused: --dry-run "
+            f"submitting to {self.settings.executor} has not been tested in this version, so it is refused: --dry-run "
             "shows the request that NeMo-Run would send."
         )
 
@@ -188,6 +187,26 @@ class Kubeflow(Cloud):
         return f"POST /apis/{body['apiVersion']}/namespaces/{executor.namespace}/trainjobs", body
 
 
+def _secret_value(name: str, value: str) -> str:
+    """The value of the environment variable NAME for `${secret:NAME}`; any other text unchanged."""
+    match = _SECRET.match(value)
+    if match is None:
+        return value
+    if match[1] not in os.environ:
+        raise ProfileError(f"{name}: the environment variable {match[1]} is not set.")
+    return os.environ[match[1]]
+
+
+def _claim(item: str | dict[str, Any]) -> dict[str, Any]:
+    """A volume claim: `claim:/path`, or a table in the form of DGX Cloud's API. Raises ProfileError."""
+    if isinstance(item, dict):
+        return item
+    name, _, path = item.partition(":")
+    if not (name and path.startswith("/")):
+        raise ProfileError(f"pvcs: expected CLAIM:/PATH or a table, got {item!r}.")
+    return {"claimName": name, "path": path, "existingPvc": True}
+
+
 class DGXCloud(Cloud):
     """NVIDIA DGX Cloud, by the REST API of Run:ai. Needs `extra.kube_apiserver_url`."""
 
@@ -205,21 +224,21 @@ class DGXCloud(Cloud):
         return run.DGXCloudExecutor(
             base_url=config.base_url,
             client_id=config.app_id,
-            client_secret=secret_value("app_secret", config.app_secret or ""),
+            client_secret=_secret_value("app_secret", config.app_secret or ""),
             project_name=config.project_name,
             container_image=config.container_image,
             pvc_nemo_run_dir=config.nemo_run_dir,
             nodes=config.nodes or 1,
             gpus_per_node=config.gpus_per_node or 0,
             nprocs_per_node=config.nproc_per_node or 1,
-            pvcs=[claim(item) for item in config.pvcs or ()],
+            pvcs=[_claim(item) for item in config.pvcs or ()],
             packager=build_packager(run, config),
             env_vars={name: shell_quoted(value) for name, value in env.items()},
             **extra,
         )
 
     def request(self, executor: Any, name: str) -> tuple[str, Mapping[str, Any]]:
-        # The command stands in the script that is copied into the job's folder.
+        # The job's command is in the script that is copied into its folder.
         several = executor.nodes > 1
         spec: dict[str, Any] = {
             "command": f"/bin/bash {executor.pvc_job_dir}/launch_script.sh",
@@ -270,7 +289,7 @@ class Lepton(Cloud):
 
         if any("from" not in mount for mount in executor.mounts):
             raise ProfileError(
-                "mounts: Lepton wants to know the storage, too: PATH:MOUNT_PATH:STORAGE.",
+                "mounts: Lepton needs the storage, too: PATH:MOUNT_PATH:STORAGE.",
                 hint="For example /data:/data:node-nfs:NAME.",
             )
         script = f"bash {executor.lepton_job_dir}/launch_script.sh"

@@ -7,8 +7,6 @@ helper process imports it without them and answers requests.
 from __future__ import annotations
 
 import json
-import os
-import re
 import select
 import shlex
 import subprocess
@@ -73,9 +71,6 @@ _PACKAGERS = {
 }
 
 
-_SECRET = re.compile(r"\$\{secret:([A-Za-z_][A-Za-z0-9_]*)\}\Z")
-
-
 class FromProfile(str):
     """A variable's value as given in a profile: `$NAME` in it is expanded on the machine where the job runs."""
 
@@ -110,26 +105,6 @@ def tunnel(run: Any, config: RunConfig) -> Any:
 def shell_lines(config: RunConfig) -> list[str]:
     """The profile's settings that are shell code by definition."""
     return [*(config.startup_commands or ()), *([config.setup] if config.setup else ())]
-
-
-def secret_value(name: str, value: str) -> str:
-    """The value of the environment variable NAME for `${secret:NAME}`; any other text unchanged."""
-    match = _SECRET.match(value)
-    if match is None:
-        return value
-    if match[1] not in os.environ:
-        raise ProfileError(f"{name}: the environment variable {match[1]} is not set.")
-    return os.environ[match[1]]
-
-
-def claim(item: str | dict[str, Any]) -> dict[str, Any]:
-    """A volume claim: `claim:/path`, or a table in the form of DGX Cloud's API."""
-    if isinstance(item, dict):
-        return item
-    name, _, path = item.partition(":")
-    if not (name and path.startswith("/")):
-        raise ProfileError(f"pvcs: expected CLAIM:/PATH or a table, got {item!r}.")
-    return {"claimName": name, "path": path, "existingPvc": True}
 
 
 class MissingExtra(UserError, ImportError):

@@ -116,11 +116,11 @@ def _env_vars(settings: RunConfig) -> dict[str, str]:
     return variables
 
 
-def not_sent(command: Command, single: bool) -> UserError:
-    """The error for an interactive command that is submitted, or (not `single`) swept over."""
-    what = "is sent to no profile" if single else "is no job of a sweep"
+def not_submitted(command: Command, single: bool) -> UserError:
+    """The error for an interactive command that is launched with a profile, or (not `single`) by a sweep."""
+    what = "can't be launched with a profile" if single else "can't be a job of a sweep"
     return UserError(
-        f"{command.full_name} talks with you on this terminal: it {what}.", hint="Leave out --run, --batch and -m."
+        f"{command.full_name} is interactive, on this terminal: it {what}.", hint="Leave out --run, --batch and -m."
     )
 
 
@@ -453,7 +453,7 @@ def build_plan(
     resolved = resolve_job(composed, run_id, job, recorded, transports)
     frozen, settings, paths = resolved.config, resolved.settings, resolved.paths
     if command.interactive and (frozen["run"]["mode"] != "local" or not is_local(settings.executor) or not single):
-        raise not_sent(command, single)
+        raise not_submitted(command, single)
     missing = job_config.check(frozen, command.load_config_cls())
     inputs = resolve_inputs(command, frozen, app, composed, look_up_for(resolved, run_id, transports))
     detached = list(_detached(frozen, settings, single))

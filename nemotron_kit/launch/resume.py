@@ -30,9 +30,8 @@ def resume(run: RunFolder, job: JobFolder) -> Outcome:
 
     Raises UserError, with nothing changed, for a job that has succeeded, that has not ended, or that can't start.
     """
-    _state(
-        run, job
-    )  # without the lock, which is held while the job is followed, so that a second call reports the state
+    # Without the lock, which is held while the job is followed, so that a second call reports the state.
+    _state(run, job)
     with run_lock(run, _LOCK):
         state = _state(run, job)
         plan = _held(job, load_plan(run, job))

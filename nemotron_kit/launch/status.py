@@ -40,7 +40,7 @@ _TIMES = 5.0
 # Of the file's form and of Observation's fields.
 _VERSION = 1
 
-# Seconds after which a job that its scheduler does not know is given up. An unreachable one never is.
+# Seconds to wait for a job that its scheduler does not know. There is no such limit for an unreachable one.
 PATIENCE = 600.0
 # What another end replaces in an exit record.
 _REPLACED = ("code", "state", "error", "finished_at", "host", UNEXPLAINED, AGAIN)
@@ -131,8 +131,8 @@ def _write(job: JobFolder, found: Mapping[str, Any]) -> None:
 
 
 def _began(job: JobFolder, history: Sequence[Mapping[str, Any]]) -> None:
-    """Record when the job began, and with which versions, by its own history: it may not have been observed while it
-    ran, and nobody else knows the versions there."""
+    """Record when the job began, and with which versions, by the history that it wrote: it may not have been observed
+    while it ran, and no other record has the versions."""
     began = next((entry for entry in reversed(history) if entry.get("state") == "running"), None)
     if began is None:
         return
@@ -198,12 +198,12 @@ def refreshed(summaries: Sequence[RunSummary], runs: Mapping[str, RunFolder]) ->
 
 
 class Watch:
-    """A run, or some of its jobs, that is waited for: `state` is the last known one, `over` whether waiting is useless;
-    `why`, if it has not ended.
+    """A run, or some of its jobs, that is waited for: `state` is the last known one, `over` whether it is no use to
+    wait longer, `why` the reason for that if the run has not ended.
 
-    That is so at `damaged`, if the plan names no executor, and at `unknown` for a job of this machine. A submitted job
-    that its scheduler does not know is given up after `patience` seconds (None: PATIENCE), and so are jobs that wait
-    for `nemotron runs resume` (after `unsubmitted`, where that is given); a target that does not answer after `lost`.
+    It is no use if the record is damaged, and for a job of this machine whose state is `unknown`. Waiting ends after so
+    many seconds: `patience` (None: PATIENCE) for a submitted job that its scheduler does not know, `unsubmitted` (None:
+    as `patience`) for jobs that wait for `nemotron runs resume`, `lost` for a target that does not answer.
     """
 
     def __init__(

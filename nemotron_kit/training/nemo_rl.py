@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from operator import attrgetter
@@ -198,7 +199,7 @@ def _values(config: GRPOConfig, base: Mapping[str, Any]) -> dict[str, Any]:
             data["validation"] = {"data_path": rows.validation_jsonl_fpath}
     if rows.num_workers != plain["data"]["num_workers"]:
         data["num_workers"] = rows.num_workers
-    if (seconds := stopping(config.seconds)) is not None:
+    if (seconds := stopping(config.seconds, time.time())) is not None:
         found["checkpointing"]["checkpoint_must_save_by"] = _clock(seconds)
     folder = os.environ.get("NEMO_RUN_DIR")
     if not config.logger.log_dir and folder:
@@ -284,12 +285,16 @@ def _set(values: dict[str, Any], key: str, given: Any, where: str, *, known: boo
         _set(before, inner, value, f"{where}.{inner}", known=known)
 
 
-def stopping(asked: float | None, environ: Mapping[str, str] = os.environ) -> float | None:
-    """After how many seconds a checkpoint must have been saved: as asked, and before the job's time limit."""
-    limit = environ.get("NEMOTRON_TIME_LIMIT")
-    if limit is None:
+def stopping(asked: float | None, now: float, environ: Mapping[str, str] = os.environ) -> float | None:
+    """After how many seconds a checkpoint must have been saved: as asked, and before the job's time limit, which Slurm
+    knows best: a partition may have a shorter one than the profile. `now` is in seconds since the epoch."""
+    if (end := environ.get("SLURM_JOB_END_TIME", "")).isdecimal():
+        limit = float(end) - now
+    elif environ.get("NEMOTRON_TIME_LIMIT"):
+        limit = float(environ["NEMOTRON_TIME_LIMIT"])
+    else:
         return asked
-    left = max(60.0, float(limit) - 2 * float(environ.get("NEMOTRON_SIGNAL_LEAD") or _LEAD_SECONDS))
+    left = max(60.0, limit - 2 * float(environ.get("NEMOTRON_SIGNAL_LEAD") or _LEAD_SECONDS))
     return left if asked is None else min(asked, left)
 
 

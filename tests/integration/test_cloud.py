@@ -213,11 +213,11 @@ def test_dry_run_shows_the_request_and_a_launch_is_refused(
     shown, _ = speak("--run", "dgx", "--dry-run")
     assert "to: POST https://example.invalid/api/workloads/trainings" in shown
     assert "value: ${secret:MY_TOKEN}" in shown
-    assert "has not been tried in this version" in shown
+    assert "has not been tested in this version" in shown
     as_json, _ = speak("--batch", "dgx", "--dry-run", "--json")
     assert json.loads(as_json)["request"]["body"]["spec"]["image"] == "nemo:25.11"
     _, refused = speak("--batch", "dgx", code=2)
-    assert "submitting to dgxcloud has not been tried in this version" in refused
+    assert "submitting to dgxcloud has not been tested in this version" in refused
     assert not (project / "home").exists()
     for text in (shown, refused, as_json):
         assert "value-of-" not in text

@@ -138,5 +138,5 @@ print(*(m for m in sys.modules if m.startswith("nemotron_kit.executors.") or m i
 
 
 def test_a_cloud_says_that_submitting_is_refused() -> None:
-    with pytest.raises(UserError, match="submitting to skypilot has not been tried in this version, so it is refused"):
+    with pytest.raises(UserError, match="submitting to skypilot has not been tested in this version, so it is refused"):
         executor_for(RunConfig(executor="skypilot")).submit(None, [])  # type: ignore[arg-type]

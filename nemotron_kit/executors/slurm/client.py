@@ -387,8 +387,8 @@ def srun_line(plan: Plan, job: JobFolder, state: JobState, command: list[str], n
     srun = ["srun", f"--jobid={number}", "--overlap", "--nodes=1", "--ntasks=1", *_container_options(settings, folder)]
     srun += [f"--nodelist={node}"] if node else []
     srun += ["--pty"] if sys.stdin.isatty() else []
-    srun += scripts.inside_of(settings, folder, plan.mounts or ())
-    srun += command or (["/bin/sh"] if settings.container_image else ["/bin/bash", "-l"])
+    command = command or (["/bin/sh"] if settings.container_image else ["/bin/bash", "-l"])
+    srun += scripts.with_modules(settings, [*scripts.inside_of(settings, folder, plan.mounts or ()), *command])
     if settings.tunnel != "ssh":
         return srun
     terminal = ["-o", "RequestTTY=force"] if sys.stdin.isatty() else []

@@ -421,6 +421,15 @@ def inside_of(config: RunConfig, folder: str, mounts: Sequence[str]) -> list[str
     return apptainer.exec_arguments(config, folder, mounts) if apptainer.runs_in(config) else []
 
 
+def with_modules(config: RunConfig, command: list[str]) -> list[str]:
+    """The command line that runs `command` on a node; one that starts Apptainer's container is run by a shell in which
+    the profile's modules are loaded, since they may bring Apptainer."""
+    if not (apptainer.runs_in(config) and config.modules):
+        return command
+    lines = [line for line in environment_lines(config) if line != "set -vx"]
+    return ["bash", "-c", "\n".join([*lines, f"exec {shlex.join(command)}"])]
+
+
 FILE = "sbatch.sh"
 
 

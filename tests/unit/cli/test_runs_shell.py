@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -69,3 +70,19 @@ def test_a_shell_is_opened_in_one_job(home: Path) -> None:
     run = create_run(new_run_id("mine", "go"), {"executor": "local"}, [{"config.yaml": "{}\n"}] * 3)
     with pytest.raises(UserError, match=rf"{run.id}/1-2 are 2 jobs; a shell is opened in one\.\nName it: {run.id}/1"):
         run_tool("runs", ["shell", f"{run.id}/1-2"])
+
+
+def test_a_container_of_apptainer_is_entered_with_the_modules_that_bring_it(job: JobFolder) -> None:
+    image = {"container_runtime": "apptainer", "container_image": "/x.sif"}
+    assert line(job, "ls", "a b", **image)[-2:] == ["ls", "a b"]
+    *_, shell, option, text = line(job, "ls", "a b", **image, modules=["apptainer/1.4"])
+    assert (shell, option) == ("bash", "-c")
+    bin_folder = job.path / "bin"
+    bin_folder.mkdir()
+    for name in ("apptainer", "module"):
+        (bin_folder / name).write_text('#!/bin/sh\necho "${0##*/}" "$@" "$#"\n')
+        (bin_folder / name).chmod(0o755)
+    environment = {"PATH": f"{bin_folder}:/usr/bin:/bin"}
+    done = subprocess.run([shell, option, text], env=environment, capture_output=True, text=True, check=True)
+    first, last = done.stdout.splitlines()
+    assert first == "module load apptainer/1.4 2" and last.startswith("apptainer exec ") and " /x.sif ls a b " in last

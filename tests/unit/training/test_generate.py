@@ -80,9 +80,9 @@ def test_the_prompt_may_come_through_a_pipe(
         (["generate", "x", "--raw", "--system", "y"], "--system can't be used"),
         (
             ["generate", "x", "--run", "here"],
-            "nano3 generate talks with you on this terminal: it is sent to no profile",
+            "nano3 generate is interactive, on this terminal: it can't be launched with a profile",
         ),
-        (["chat", "-m", "seed=1,2"], "nano3 chat talks with you on this terminal: it is no job of a sweep"),
+        (["chat", "-m", "seed=1,2"], "nano3 chat is interactive, on this terminal: it can't be a job of a sweep"),
         (["generate", "x", "--after", "latest"], "it does not take --after"),
         (["generate", "x", "--json"], "it does not take --json without --dry-run"),
         (["generate", "x", "tempreature=1"], "temperature"),

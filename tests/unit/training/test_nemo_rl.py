@@ -101,6 +101,14 @@ def test_its_script_gets_our_config_in_its_own(place: Path) -> None:
     assert found["cluster"] == {"gpus_per_node": 8, "num_nodes": 4}
 
 
+def test_a_checkpoint_is_saved_before_the_limit_that_slurm_gave_the_job() -> None:
+    limits = {"NEMOTRON_TIME_LIMIT": "14400", "NEMOTRON_SIGNAL_LEAD": "300"}
+    assert nemo_rl.stopping(None, 1000.0, limits) == 13800
+    assert nemo_rl.stopping(None, 1000.0, {**limits, "SLURM_JOB_END_TIME": "4600"}) == 3000, "its partition's, one hour"
+    assert nemo_rl.stopping(90.0, 1000.0, {"SLURM_JOB_END_TIME": "x"}) == 90
+    assert nemo_rl.stopping(None, 1000.0, {}) is None
+
+
 def test_a_schedule_and_a_tokenizers_settings_reach_it_whole(place: Path) -> None:
     scheduler = {"lr_decay_style": "WSD", "lr_warmup_iters": 2, "lr_wsd_decay_style": "linear"}
     tokenizer = {"name": None, "chat_template": "{{ messages }}", "chat_template_kwargs": None}
