@@ -303,13 +303,11 @@ def take_snapshot(
     return Snapshot(str(root), sizes, hashlib.sha256(archive).hexdigest(), archive, commit, dirty)
 
 
-def send_snapshot(transport: Any, snapshot: Snapshot, root: str, folders: Sequence[str]) -> None:
-    """Unpack the snapshot as each of `folders` on the target; it is sent only if the target lacks it."""
+def send_snapshot(transport: Any, snapshot: Snapshot, root: str) -> None:
+    """Send the snapshot's archive to the target whose runs are below `root`, unless the target has it."""
     known, _ = transport.call("has_code", root=root, digest=snapshot.digest)
     if not known:
         transport.call("put_code", snapshot.archive, root=root, digest=snapshot.digest)
-    if folders:
-        transport.call("unpack_code", root=root, digest=snapshot.digest, folders=list(folders))
 
 
 def provide_code(transport: Transport, paths: RemotePaths, settings: RunConfig) -> dict[str, str]:
@@ -329,7 +327,7 @@ def provide_code(transport: Transport, paths: RemotePaths, settings: RunConfig) 
             f"{tree.root} holds another by now.",
             hint="Launch it again: nemotron runs rerun.",
         )
-    send_snapshot(transport, snapshot, paths.root, [])
+    send_snapshot(transport, snapshot, paths.root)
     return {CODE: json.dumps({**snapshot.to_dict(), "target_root": paths.root})}
 
 

@@ -25,7 +25,6 @@ from nemotron_kit.masking import note_secrets
 from nemotron_kit.runs.job import DamagedRecord, JobFolder, misshapen
 
 if TYPE_CHECKING:
-    from nemotron_kit.artifacts.reference import Pin
     from nemotron_kit.runs.folder import RunFolder
     from nemotron_kit.spec.paths import RemotePaths
     from nemotron_kit.spec.resources import Resources

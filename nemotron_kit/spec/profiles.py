@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -273,19 +273,24 @@ def _nearest_profile(env: EnvFile, name: str) -> str | None:
 
 def checked(table: Mapping[str, Any], name: str, lines: Lines) -> Iterator[tuple[str, Any]]:
     """(field, value) of what one table sets, checked. Raises ProfileError with file and line."""
+    given = ((lines.where(name, key), key, value) for key, value in table.items() if key != _RESOURCES)
+    for where, wanted, value in _by_field(given):
+        if wanted != "extends":
+            yield wanted, check_value(wanted, value, where)
+
+
+def _by_field(entries: Iterable[tuple[str, str, Any]]) -> Iterator[tuple[str, str, Any]]:
+    """(where, field, value) for the (where, key, value) of one table. Raises ProfileError for a key that is no field,
+    and for the second of two keys of the same field."""
     given: dict[str, str] = {}
-    for key, value in table.items():
-        if key == _RESOURCES:
-            continue
-        where = lines.where(name, key)
+    for where, key, value in entries:
         if key.replace("-", "_") != key:
             raise ProfileError(f"{where}: no such field.", hint=f"Did you mean {key.replace('-', '_')}?")
         wanted = field_name(key, where)
         if wanted in given:
             raise ProfileError(f"{where}: the same field as {given[wanted]}, which is set too.")
         given[wanted] = key
-        if wanted != "extends":
-            yield wanted, check_value(wanted, value, where)
+        yield where, wanted, value
 
 
 # `[C.resources.prep]`: the values that override those of the profile C for jobs of the class `prep`.
@@ -309,10 +314,9 @@ def _classes(env: EnvFile, table: str, lines: Lines) -> Iterator[tuple[str, str,
                 f"{lines.where(table, _RESOURCES)}: {name} is {values!r}, no table.",
                 hint=f"A class is a table: {header}.",
             )
-        for key, value in values.items():
-            line = lines.line(table, _RESOURCES, name, key) or 1
-            where = f"{lines.path}:{line}: {header} {key}"
-            wanted = field_name(key, where)
+        numbers = {key: lines.line(table, _RESOURCES, name, key) or 1 for key in values}
+        given = ((f"{lines.path}:{numbers[key]}: {header} {key}", key, value) for key, value in values.items())
+        for line, (where, wanted, value) in zip(numbers.values(), _by_field(given), strict=True):
             if wanted in _TARGET_FIELDS:
                 raise ProfileError(
                     f"{where}: only the profile decides where jobs run, not a class.", hint=f"Set it in [{table}]."

@@ -136,7 +136,8 @@ def _plain(config: RunConfig, nodes: int, tasks: int, processes: int, in_gres: i
 
 
 def _cpus(config: RunConfig, tasks: int) -> int | None:
-    """The CPUs of `tasks` tasks for the one that stands for them. Whole nodes have all of theirs anyhow."""
+    """--cpus-per-task of the one task that starts `tasks` processes; None where nothing is requested, and for exclusive
+    nodes, of which the job gets all CPUs anyway."""
     if config.exclusive and config.cpus_per_task is None:
         return None
     if config.cpus_per_gpu is not None and config.cpus_per_task is None:

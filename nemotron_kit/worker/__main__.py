@@ -53,7 +53,7 @@ def _run(folder: Path, as_rank: bool) -> int:
         message = f"{spec.cwd}, the folder that it was launched in: {error.strerror}"
         job.finish(1, "failed", error=message)
         raise NemotronError(f"{message}.") from error
-    # Its output is in its log; on a terminal somebody started it by hand and wants to see it.
+    # Its output is in its log. On a terminal it was started by hand: there the output is printed, too.
     outcome = run_job(job, shown=os.isatty(1))
     if outcome.error:
         print(f"error: {mask(outcome.error)}", file=sys.stderr)  # noqa: T201

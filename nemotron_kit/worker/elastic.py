@@ -125,7 +125,7 @@ class _Nodes:
 
     def agree(self, code: int) -> tuple[int, bool]:
         """(the exit code of the attempt: that of the node where a rank failed first; whether there is another one)."""
-        end = {"code": code, "told": self.stopped_by_node, "signals": bool(_signals)}
+        end = {"code": code, "stopped_by_node": self.stopped_by_node, "signals": bool(_signals)}
         if self.count == 1:
             return code, _may_start_again([end])
         self.paths[self.rank].parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -135,7 +135,7 @@ class _Nodes:
         if not until(lambda: all(path.exists() for path in self.paths.values()), 0.2, within=TOGETHER_SECONDS):
             return code, False
         ends = [found for found in map(_read, self.paths.values()) if found]
-        first = next((found["code"] for found in ends if not found["told"] and found["code"]), code)
+        first = next((found["code"] for found in ends if not found["stopped_by_node"] and found["code"]), code)
         return first, _may_start_again(ends)
 
 

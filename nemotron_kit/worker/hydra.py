@@ -60,7 +60,7 @@ def mask_multirun(folder: Path) -> None:
 
 
 def _masked_node(hydra: dict[str, Any]) -> Any:
-    """Hydra's node without values of environment variables, as they stand in it and in the overrides that it lists."""
+    """Hydra's node without the values of environment variables, neither as its own values nor in its overrides."""
     hydra = plain(hydra)
     for name in _ENVIRONMENT:
         variables = hydra.get("job", {}).get(name)

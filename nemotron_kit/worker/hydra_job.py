@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001
         print(Failure.of(error).traceback, file=sys.stderr, end="")  # noqa: T201
         run.end(TaskResult(1, failure=Failure.of(error)))
-    return run.task_result.code if run.task_result else _never_arrived(payload, run)
+    return run.task_result.code if run.task_result else _not_reached(payload, run)
 
 
 class TaskRun:
@@ -101,7 +101,7 @@ def _run_program(payload: JobPayload, run: TaskRun) -> None:
 
     launched_from, earlier = Path.cwd(), payload.earlier
 
-    def arrived(*args: Any, task_function: Callable[..., Any], **kwargs: Any) -> None:
+    def reached(*args: Any, task_function: Callable[..., Any], **kwargs: Any) -> None:
         nonlocal earlier
         # A program may have several @hydra.main functions, or run one of them several times: this job is of one.
         if name_of(task_function) != payload.function:
@@ -113,7 +113,7 @@ def _run_program(payload: JobPayload, run: TaskRun) -> None:
         run(task_function)
         raise SystemExit(run.task_result.code if run.task_result else 1)
 
-    sys.modules["hydra.main"]._run_hydra = arrived  # type: ignore[attr-defined]
+    sys.modules["hydra.main"]._run_hydra = reached  # type: ignore[attr-defined]
     program = str(payload.program)
     if payload.started_in and os.path.isdir(payload.started_in):  # noqa: PTH112
         os.chdir(payload.started_in)
@@ -143,7 +143,7 @@ def run_file(program: str) -> None:
     exec(code, vars(main))  # noqa: S102
 
 
-def _never_arrived(payload: JobPayload, run: TaskRun) -> int:
+def _not_reached(payload: JobPayload, run: TaskRun) -> int:
     text = f"{payload.program} ended without reaching its task function {payload.function}."
     print(f"error: {text}", file=sys.stderr)  # noqa: T201
     run.end(TaskResult(1, failure=Failure("nemotron_kit.NeverArrived", text)))

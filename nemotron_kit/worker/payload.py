@@ -20,7 +20,7 @@ from nemotron_kit.files import read_regular
 
 FILE = "hydra.json"
 _KINDS: dict[str, Any] = {"str": str, "int": int, "float": float}
-# Run the program again until it arrives at its task function; or call a function that can be imported, or was sent.
+# Run the program again until it reaches its task function; or call a function that can be imported, or was sent.
 PROGRAM, IMPORTED, SENT = "program", "imported", "sent"
 
 

@@ -291,7 +291,7 @@ def read_task_result(job: JobFolder) -> TaskResult | None:
     try:
         failure = record.get("failure")
         return TaskResult(**{**record, "failure": Failure(**failure) if failure else None}) if record else None
-    except TypeError as error:
+    except (TypeError, AttributeError) as error:
         raise DamagedRecord(f"{job.path / FILE}: {error}.") from error
 
 

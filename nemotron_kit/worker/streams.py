@@ -242,17 +242,21 @@ class Tee:
         self._log = log
 
     def write(self, text: str) -> int:
+        """Write `text` masked to both. A log that can't be written, as on a full disk, is no reason to stop a job."""
         shown = mask(text)
-        self._log.write(shown.encode("utf-8", "replace"))
+        with contextlib.suppress(OSError):
+            self._log.write(shown.encode("utf-8", "replace"))
         with unless_gone(self._stream):
             self._stream.write(shown)
         return len(text)
 
     def flush(self) -> None:
+        """Flush the stream; the log has no buffer."""
         with unless_gone(self._stream):
             self._stream.flush()
 
     def writelines(self, lines: Any) -> None:
+        """`write` each of `lines`."""
         for line in lines:
             self.write(line)
 

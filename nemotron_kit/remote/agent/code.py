@@ -172,7 +172,7 @@ def put_code(payload: bytes, root: str, digest: str) -> tuple[None, bytes]:
     """Store the archive. Raises NemotronError if its sha256 is not `digest`."""
     path = archive_path(root, digest)
     if hashlib.sha256(payload).hexdigest() != digest:
-        raise NemotronError(f"The code that arrived is not what was sent (sha256 {digest[:12]}…).", hint="Try again.")
+        raise NemotronError(f"The code was damaged on its way: its sha256 is not {digest[:12]}….", hint="Try again.")
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     files.write_bytes(path, payload)
     return None, b""

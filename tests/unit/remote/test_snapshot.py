@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from nemotron_kit.errors import UserError
+from nemotron_kit.remote.agent.code import unpack_code
 from nemotron_kit.remote.snapshot import artifact_folders, send_snapshot, take_snapshot
 from nemotron_kit.remote.ssh import LocalTransport
 from nemotron_kit.spec.paths import CodeTree, repositories_left_out
@@ -132,6 +133,16 @@ def test_repositories_that_git_ignores_are_named(nested: Path) -> None:
     left_out = repositories_left_out(CodeTree(str(nested), ".", "worktree", git=True))
     assert left_out == ("ignored", "ignored/below")
     assert repositories_left_out(CodeTree(str(nested), ".", "pattern", git=True)) == ()
+
+
+def test_an_ignored_folder_that_can_not_be_read_prevents_no_launch(
+    nested: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(_: str) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "scandir", denied)
+    assert repositories_left_out(CodeTree(f"{nested}/.", ".", "worktree", git=True)) == ("ignored",)
 
 
 def test_links_inside_stay_links_and_others_name_their_place(repository: Path, tmp_path: Path) -> None:
@@ -264,10 +275,15 @@ def test_each_job_has_its_own_copy(repository: Path, tmp_path: Path) -> None:
     jobs = [tmp_path / "jobs" / str(n) / "code" for n in range(3)]
     for job in jobs:
         job.parent.mkdir(parents=True)
-    send_snapshot(LocalTransport(), snapshot, str(root), [str(job) for job in jobs[:2]])
+
+    def unpacked(folders: list[Path]) -> None:
+        send_snapshot(LocalTransport(), snapshot, str(root))
+        unpack_code(b"", root=str(root), digest=snapshot.digest, folders=list(map(str, folders)))
+
+    unpacked(jobs[:2])
     (jobs[0] / "output").mkdir()
     (jobs[0] / "pkg" / "train.py").write_text("changed by the job\n")
-    send_snapshot(LocalTransport(), snapshot, str(root), [str(job) for job in jobs])
+    unpacked(jobs)
     assert (jobs[0] / "pkg" / "train.py").read_text() == "changed by the job\n", "a requeued job keeps what it wrote"
     assert (jobs[1] / "pkg" / "train.py").read_text() == "print('committed')\n"
     assert sorted(p.name for p in jobs[2].iterdir()) == [".gitignore", "pkg"]

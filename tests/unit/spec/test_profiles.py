@@ -283,6 +283,11 @@ def test_a_resource_class_beats_its_profile_and_the_command_line_beats_both(env:
         ("[C.resources.prep]\npartitoin = 'x'", ":1: [C.resources.prep] partitoin: no such field.|2"),
         ("[C.resources.prep]\nnodes = 'two'", "[C.resources.prep] nodes: expected a whole number"),
         ("[C.resources.prep]\nhost = 'h'", "[C.resources.prep] host: only the profile decides where jobs run"),
+        ("[C.resources.prep]\nmem-per-gpu = '4G'", "[C.resources.prep] mem-per-gpu: no such field."),
+        (
+            "[C.resources.prep]\ncontainer = 'a'\ncontainer_image = 'b'",
+            "the same field as container, which is set too.",
+        ),
         ("[C]\nresources = 3", "[C] resources: expected tables [C.resources.CLASS], got 3."),
         ("[C.resources]\nprep = 3", "prep is 3, no table."),
     ],
