@@ -2,7 +2,7 @@
 
 freeze_plan(config)
 LocalPipelineExecutor(pipeline=[MegatronShards(config.output_dir)], tasks=8).run()
-run_data_prep(config)  # finds every shard whole, and writes blend.json and the artifact
+run_data_prep(config)  # finds every shard complete, and writes blend.json and the artifact
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from datatrove.pipeline.base import PipelineStep
 
 from nemotron_kit.data_prep.pool import ensure_shard
 from nemotron_kit.data_prep.shard_plan import PLAN_FILE, PlanIndex
+from nemotron_kit.data_prep.stored import working_folder
 from nemotron_kit.errors import UserError
 
 
@@ -29,7 +30,7 @@ class MegatronShards(PipelineStep):  # type: ignore[misc]
 
     def __init__(self, output_dir: str | Path) -> None:
         super().__init__()
-        self.output_dir = str(Path(output_dir).expanduser().absolute())
+        self.output_dir = str(working_folder(output_dir))
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Any]:
         """Make this task's shards; documents of an earlier step pass through untouched."""

@@ -32,6 +32,7 @@ from nemotron_kit.data_prep.shard_plan import ALL, TEMPORARY
 from nemotron_kit.errors import NemotronError, UserError, nearest, sentence
 from nemotron_kit.files import fsync_dir, write_json
 from nemotron_kit.home import expand_user
+from nemotron_kit.objects import object_url
 
 if TYPE_CHECKING:
     from nemotron_kit.data_prep.sources import FoundFile
@@ -128,6 +129,11 @@ def _check(config: PipelineConfig, form: JsonlOutputConfig, held_out: tuple[int,
         raise UserError(f"valid_shards and test_shards can't be negative, got {held_out}.")
     if config.sample is not None and config.sample < 1:
         raise UserError(f"sample={config.sample}: must be at least 1.")
+    if (url := object_url(config.output.dir)) is not None:
+        raise UserError(
+            f"OutputConfig.dir: JSON lines are written to a folder of this machine, and {url} is an object store.",
+            hint="Write them to a folder, and copy that.",
+        )
     if form.compression not in ENDINGS:
         raise UserError(f"compression={form.compression!r}. {sentence(nearest(form.compression, ENDINGS))}")
     for name in ("min_doc_chars", "max_doc_tokens"):

@@ -26,6 +26,7 @@ from nemotron_kit.data_prep.config import (
 )
 from nemotron_kit.data_prep.prepare import BLEND_FILE, REPORT_FILE, PreparedData, blend_lists, prepare
 from nemotron_kit.data_prep.shard_plan import ALL
+from nemotron_kit.data_prep.stored import working_folder
 from nemotron_kit.errors import UserError
 from nemotron_kit.files import sha256_of
 from nemotron_kit.home import expand_user
@@ -87,8 +88,7 @@ def last_mile_process(blend: DataBlend, config: PipelineConfig) -> PipelineResul
     if isinstance(form, ChatSftOutputConfig | PackedOutputConfig):
         flat = _chat_settings(form, config) if isinstance(form, ChatSftOutputConfig) else _text_settings(form, config)
         made = prepare(flat, blend, outputs=sft_prep.OUTPUTS)
-        output = flat.output_dir.expanduser().absolute()
-        return _result(made, output, _packed_splits(made, output), is_per_split=flat.train_ratio < 1)
+        return _result(made, flat.output_dir, _packed_splits(made, flat.output_dir), is_per_split=flat.train_ratio < 1)
     if isinstance(form, JsonlOutputConfig):
         return _lines(blend, config, form)
     raise UserError(
@@ -115,7 +115,7 @@ def _settings(
         )
     sized = form.shard_size is not None or form.num_shards is not None
     return {
-        "output_dir": expand_user(config.output.dir).absolute(),
+        "output_dir": working_folder(config.output.dir),
         "num_shards": form.num_shards,
         "shard_size": form.shard_size if sized else SHARD_SIZE,
         "per_split": config.per_split,

@@ -51,10 +51,9 @@ from nemotron_kit.data_prep.sources import (
     kind_of,
     list_files,
 )
-from nemotron_kit.data_prep.stored import store_of
+from nemotron_kit.data_prep.stored import store_of, working_folder
 from nemotron_kit.errors import UserError
 from nemotron_kit.files import write_text
-from nemotron_kit.home import expand_user
 from nemotron_kit.objects import ObjectFolder
 
 # Cells in the smallest shard. Ranges cost nothing to cut; a compressed stream, and CSV, is read from its start by every
@@ -283,6 +282,7 @@ _NAMED = 3
 _MANY = 1000
 _THREADS, _AT_ONCE = 16, 64
 _OURS = ("train", "valid", "test")
+_MOST_SHARDS = 1_000_000
 
 
 def freeze_plan(
@@ -299,7 +299,7 @@ def freeze_plan(
     for a folder with another plan's shards unless `config.force`, which clears it.
     """
     config.check()
-    output = expand_user(config.output_dir).absolute()
+    output = working_folder(config.output_dir)
     blend = DataBlend.load(config.blend_path) if blend is None else blend
     chat = _chat_settings(config) if isinstance(config, SftPrepConfig) else None
     if chat and ALL not in blend.splits:
@@ -508,13 +508,20 @@ def _train_shards(sources: Sequence[PlannedSource], config: DataPrepConfig, deal
     """Under `shard_size`, as many shards as make each about that large, less those held out. By default so many that
     none is larger than DEFAULT_SHARD_SIZE."""
     if config.num_shards is not None:
-        return config.num_shards
+        return _checked_count(config.num_shards, f"num_shards={config.num_shards}")
     if config.shard_size is None and (deal == FIRST_DEAL or config.sample is not None):
         return DEFAULT_SHARDS
     total = sum(_size(source, rows_count=False) for source in sources)
     if config.shard_size is None:
         return max(DEFAULT_SHARDS, math.ceil(total / DEFAULT_SHARD_SIZE) - held_out)
-    return max(1, math.ceil(total / parse_size(config.shard_size)) - held_out)
+    count = max(1, math.ceil(total / parse_size(config.shard_size)) - held_out)
+    return _checked_count(count, f"shard_size={config.shard_size}, of about {show_size(total)} of text")
+
+
+def _checked_count(count: int, setting: str) -> int:
+    if count > _MOST_SHARDS:
+        raise UserError(f"{setting}: {count:,} shards are too many.", hint=f"{_MOST_SHARDS:,} are the most.")
+    return count
 
 
 def _size(source: PlannedSource, *, rows_count: bool = True) -> float:

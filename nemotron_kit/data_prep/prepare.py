@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any
 from nemotron_kit import artifacts
 from nemotron_kit.artifacts.datasets import InputDatasetInfo, tokenizer_to_uri
 from nemotron_kit.data_prep.config import NAMED, PLAN, SHARDS, DataBlend, DataPrepConfig, show_size
-from nemotron_kit.data_prep.indexed import write_errors
 from nemotron_kit.data_prep.planning import freeze_plan
 from nemotron_kit.data_prep.prep_progress import PrepProgress, note_rate, shown_steps
 from nemotron_kit.data_prep.ranks import FOLDER, RankSync, ranks_here
@@ -437,6 +436,8 @@ def _numbers_here(plan: ShardPlan, ranks: RankLayout | None) -> range:
 
 
 def _write_outputs(plan: ShardPlan, records: dict[int, ShardRecord], output: Path) -> None:
+    from nemotron_kit.data_prep.indexed import write_errors  # numpy
+
     blend = blend_lists(plan, records, output)
     with write_errors(output / BLEND_FILE):
         write_text(output / REPORT_FILE, json.dumps(report(plan, records), indent=2) + "\n", mode=0o666)

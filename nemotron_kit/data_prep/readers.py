@@ -6,6 +6,7 @@ import csv
 import functools
 import itertools
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from io import BytesIO
@@ -398,6 +399,7 @@ def texts(source: PlannedSource, piece: FilePart, rows: RowCounts) -> Iterator[s
     ones."""
     file = source.files[piece.file]
     kind = kind_of(file.path) or ""
+    _check_size(file)
     try:
         if kind == "parquet":
             dealt = file.rows is not None or file.size <= SMALL
@@ -415,14 +417,37 @@ def texts(source: PlannedSource, piece: FilePart, rows: RowCounts) -> Iterator[s
 
 
 def count_rows(file: SourceFile, limit: int, max_size: int = DEFAULT_MAX_DOC_SIZE) -> int:
-    """How many rows (lines, records, parquet rows, text documents) a file has, `limit` at most."""
+    """How many rows (lines, records, parquet rows, text documents) a file has, `limit` at most.
+
+    Raises NemotronError for a file that can't be read.
+    """
     kind = kind_of(file.path) or ""
-    if kind == "parquet":
-        return parquet.count_parquet_rows(file, limit)
-    if kind.startswith("text"):
-        return count_plaintext_rows(file, compression_of(kind), limit)
-    count = count_csv_rows if kind.startswith("csv") else count_jsonlines
-    return count(file, compression_of(kind), limit, max_size)
+    try:
+        if kind == "parquet":
+            return parquet.count_parquet_rows(file, limit)
+        if kind.startswith("text"):
+            return count_plaintext_rows(file, compression_of(kind), limit)
+        count = count_csv_rows if kind.startswith("csv") else count_jsonlines
+        return count(file, compression_of(kind), limit, max_size)
+    except NemotronError:
+        raise
+    except Exception as error:  # a remote store raises whatever its library does
+        raise sources.failing(file.path, error) from error
+
+
+def _check_size(file: SourceFile) -> None:
+    """Raise UserError if a local file's size is not the plan's: byte ranges would be of other text."""
+    if sources.is_remote(file.path):
+        return
+    try:
+        size = os.stat(file.path).st_size  # noqa: PTH116 — fast, for very many files
+    except OSError as error:
+        raise sources.failing(file.path, error) from error
+    if size != file.size:
+        raise UserError(
+            f"{file.path}: it has {size:,} bytes, and had {file.size:,} when the plan was made.",
+            hint="Make the plan again with --force.",
+        )
 
 
 def records(
@@ -432,6 +457,7 @@ def records(
     and those of `others` that are there; what is null in it is left out."""
     file = source.files[piece.file]
     kind = kind_of(file.path) or ""
+    _check_size(file)
     try:
         if kind == "parquet":
             dealt = file.rows is not None or file.size <= SMALL

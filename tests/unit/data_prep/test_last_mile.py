@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 
 from nemotron_kit.errors import UserError
@@ -51,6 +52,30 @@ def test_binidx(blend: Any, dtype: Any, code: int, size: int) -> None:
     total = sum(Path(f"{path}.bin").stat().st_size for path in train.data_paths[1::2])
     assert total == result.total_tokens * size
     assert last_mile_process(blend, config).from_cache
+
+
+def test_into_an_object_store(blend: Any, tmp_path: Path) -> None:
+    from nemotron.data_prep import (
+        BinIdxOutputConfig,
+        JsonlOutputConfig,
+        OutputConfig,
+        PackedOutputConfig,
+        PipelineConfig,
+        last_mile_process,
+    )
+
+    store = fsspec.filesystem("memory")
+    for form in (BinIdxOutputConfig(num_shards=1), PackedOutputConfig(num_shards=1)):
+        url = f"memory://last/{type(form).__name__}"
+        made = last_mile_process(blend, PipelineConfig(tokenizer=tokenizer(), output=OutputConfig(Path(url), form)))
+        prefixes = json.loads(store.cat_file(f"{url}/blend.json"))["train"][1::2]
+        ending = ".bin" if isinstance(form, BinIdxOutputConfig) else ".parquet"
+        assert prefixes and {f"{prefix}{ending}" for prefix in prefixes} <= {
+            f"memory:/{p}" for p in store.find("/last")
+        }
+    with pytest.raises(UserError, match="memory://last/x is an object store"):
+        last_mile_process(blend, PipelineConfig(output=OutputConfig(Path("memory://last/x"), JsonlOutputConfig())))
+    assert not list(Path.cwd().glob("memory:*"))
 
 
 def test_splits_and_the_older_name(blend: Any) -> None:

@@ -96,6 +96,7 @@ BAD = [
     ({"step": "shards", "task": 3, "tasks": 3}, "N from 0 to M-1"),
     ({"task": 1, "tasks": 2}, "belongs to step=shards"),
     ({"tasks": 0}, "at least 1"),
+    ({"num_shards": 2_000_000}, "num_shards=2000000: 2,000,000 shards are too many"),
     ({"step": "finish"}, "holds no plan.json"),
 ]
 
@@ -106,6 +107,18 @@ def test_steps_that_can_not_be_done(
 ) -> None:
     with pytest.raises(UserError, match=says):
         run_data_prep(make_config([(write_jsonl("a.jsonl", WORDS), 1.0)], **change))
+
+
+def test_a_source_that_grew_and_a_plan_without_its_lines_are_refused(write_jsonl: Writer, make_config: Config) -> None:
+    config = make_config([(write_jsonl("a.jsonl", WORDS), 1.0)])
+    run_data_prep(replace(config, step="plan"))
+    write_jsonl("a.jsonl", [*WORDS, "One more."])
+    task = replace(config, step="shards", task=0, tasks=1)
+    with pytest.raises(UserError, match=r"a\.jsonl: it has [\d,]+ bytes, and had [\d,]+ when the plan was made"):
+        run_data_prep(task)
+    (config.output_dir / LINES_FILE).unlink()
+    with pytest.raises(UserError, match=f"{LINES_FILE}: no such file"):
+        run_data_prep(task)
 
 
 def test_a_part_of_the_plan_makes_the_same_shard(write_jsonl: Writer, make_config: Config) -> None:
