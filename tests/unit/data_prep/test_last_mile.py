@@ -67,7 +67,8 @@ def test_into_an_object_store(blend: Any, tmp_path: Path) -> None:
     store = fsspec.filesystem("memory")
     for form in (BinIdxOutputConfig(num_shards=1), PackedOutputConfig(num_shards=1)):
         url = f"memory://last/{type(form).__name__}"
-        made = last_mile_process(blend, PipelineConfig(tokenizer=tokenizer(), output=OutputConfig(Path(url), form)))
+        output = OutputConfig(Path(url), form)  # one worker: other processes have a memory:// of their own
+        last_mile_process(blend, PipelineConfig(tokenizer=tokenizer(), output=output, num_workers=1))
         prefixes = json.loads(store.cat_file(f"{url}/blend.json"))["train"][1::2]
         ending = ".bin" if isinstance(form, BinIdxOutputConfig) else ".parquet"
         assert prefixes and {f"{prefix}{ending}" for prefix in prefixes} <= {
