@@ -42,7 +42,6 @@ if TYPE_CHECKING:
         get_config,
         get_lineage_tracker,
         init,
-        init_wandb_if_configured,
         is_initialized,
         set_lineage_tracker,
     )
@@ -52,6 +51,7 @@ if TYPE_CHECKING:
         add_run_tags,
         add_wandb_tags,
         finish_wandb,
+        init_wandb_if_configured,
         wandb_config_from_env_file,
         wandb_config_from_environ,
     )
@@ -72,11 +72,11 @@ _HOMES = {
     "registry": "artifact_field LocalRegistry open_registry Registry",
     "store": "ArtifactVersion Draft",
     "tracking": (
-        "FileTracker get_config get_lineage_tracker init init_wandb_if_configured is_initialized KitConfig "
+        "FileTracker get_config get_lineage_tracker init is_initialized KitConfig "
         "LineageTracker NoOpTracker set_lineage_tracker"
     ),
     "wandb": (
-        "add_run_tags add_wandb_tags finish_wandb "
+        "add_run_tags add_wandb_tags finish_wandb init_wandb_if_configured "
         "wandb_config_from_env_file wandb_config_from_environ WandbConfig WandbTracker"
     ),
 }

@@ -16,6 +16,7 @@ from nemotron_kit.artifacts.metadata import folder_of
 from nemotron_kit.artifacts.reference import Pin
 from nemotron_kit.artifacts.store import Draft
 from nemotron_kit.artifacts.weights import check_weights
+from nemotron_kit.errors import UserError
 from nemotron_kit.files import plain
 from nemotron_kit.home import expand_user
 
@@ -64,8 +65,33 @@ class Artifact(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _prepare(cls, data: Any) -> Any:
-        return saving.prepare_fields(cls, data) if isinstance(data, dict) else data
+    def _prepare(cls, given: Any) -> Any:
+        """Complete the constructor's arguments: the type's name, typed fields found in `metadata`, a field's other
+        names."""
+        if not isinstance(given, dict):
+            return given
+        data = dict(plain(given))
+        for name, value in data.items():
+            if value is ... or (isinstance(value, list | tuple | set) and ... in value):
+                hint = f"Write {name}'s real value in its place."
+                raise UserError(f"{name}={value!r}: '...' is a placeholder.", hint=hint)
+        if data.get("type", "artifact") == "artifact":
+            data["type"] = cls.__name__
+        metadata = data.get("metadata", {})
+        if isinstance(metadata, dict):
+            metrics = data.pop("metrics", None) if "metrics" not in cls.model_fields else None
+            data["metadata"] = metadata = {**metadata, **(metrics or {})}
+            for name in cls.typed_fields():
+                if name in metadata:
+                    data.setdefault(name, metadata[name])
+            for alias, name in cls.field_aliases.items():
+                if alias in metadata and name not in data:
+                    data.setdefault(alias, metadata[alias])
+        for alias, name in cls.field_aliases.items():
+            value = data.pop(alias, None)
+            if value is not None and data.setdefault(name, value) not in (value, None):
+                raise ValueError(f"{alias} and {name} are one field, but {value!r} and {data[name]!r} were given")
+        return data
 
     @field_validator("path", mode="after")
     @classmethod
@@ -74,11 +100,17 @@ class Artifact(BaseModel):
 
     @model_validator(mode="after")
     def _repeat_in_metadata(self) -> Self:
-        self.metadata.update(saving.set_fields(self))
+        self.metadata.update(self._set_fields())
         return self
 
+    def _set_fields(self) -> dict[str, Any]:
+        """The typed fields that have a value, under each of their names."""
+        names = {**{name: name for name in self.typed_fields()}, **self.field_aliases}
+        values = {key: getattr(self, field) for key, field in names.items()}
+        return {key: value for key, value in values.items() if value is not None}
+
     def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, plain(value))
+        super().__setattr__(name, plain(value) if name in type(self).model_fields else value)
         if value is None:
             for key in (name, *(alias for alias, field in self.field_aliases.items() if name in (alias, field))):
                 self.metadata.pop(key, None)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from nemotron_kit.artifacts.commit import commit, describe_versions, note_run, require_registered, require_unchanged
 from nemotron_kit.artifacts.manifest import first_change, walk
@@ -23,7 +23,6 @@ from nemotron_kit.artifacts.reference import (
     check_slug,
     registry_name,
 )
-from nemotron_kit.artifacts.repair import DamageFinding, findings
 from nemotron_kit.artifacts.store import (
     DROPPED,
     KINDS,
@@ -40,6 +39,9 @@ from nemotron_kit.envfile import EnvFile, read_env_file
 from nemotron_kit.errors import UserError, nearest, sentence
 from nemotron_kit.files import DAY_S, fsync_dir
 from nemotron_kit.home import expand_user, nemotron_home
+
+if TYPE_CHECKING:
+    from nemotron_kit.artifacts.repair import DamageFinding
 
 
 def find_version(store: Store, ref: Reference) -> int:
@@ -271,6 +273,8 @@ class LocalRegistry(Store):
 
     def repair(self, *, dry_run: bool = False) -> list[DamageFinding]:
         """Repair damaged records, or drop them; returns what was done, or with `dry_run` what would be done."""
+        from nemotron_kit.artifacts.repair import findings  # no launch repairs
+
         done: list[DamageFinding] = []
         with writing_to(self.root):
             while True:  # the versions can only be checked after registry.json is repaired

@@ -133,16 +133,9 @@ def require_saveable(artifact: Artifact, folder: Path) -> None:
         )
 
 
-def set_fields(artifact: Artifact) -> dict[str, Any]:
-    """The typed fields that have a value, under each of their names."""
-    names = {**{name: name for name in type(artifact).typed_fields()}, **artifact.field_aliases}
-    values = {key: getattr(artifact, field) for key, field in names.items()}
-    return {key: value for key, value in values.items() if value is not None}
-
-
 def document_of(artifact: Artifact) -> dict[str, Any]:
     """The content of metadata.json: all fields at the top level, and the typed ones also in `metadata`."""
-    artifact.metadata.update(set_fields(artifact))
+    artifact.metadata.update(artifact._set_fields())
     # The caller may have added values since the construction.
     for key, value in artifact.metadata.items():
         artifact.metadata[key] = plain(value)
@@ -278,33 +271,6 @@ def from_uri(cls: type[A], uri: str) -> A:
         return _from_tracker(cls, str(ref))
     pin = registry.resolve(ref)
     return _from_record(cls, registry.record_of(pin))
-
-
-def prepare_fields(cls: type[Artifact], given: dict[str, Any]) -> dict[str, Any]:
-    """Complete the constructor's arguments: the type's name, typed fields found in `metadata`, a field's other
-    names."""
-    data = dict(plain(given))
-    for name, value in data.items():
-        if value is ... or (isinstance(value, list | tuple | set) and ... in value):
-            hint = f"Write {name}'s real value in its place."
-            raise UserError(f"{name}={value!r}: '...' is a placeholder.", hint=hint)
-    if data.get("type", "artifact") == "artifact":
-        data["type"] = cls.__name__
-    metadata = data.get("metadata", {})
-    if isinstance(metadata, dict):
-        metrics = data.pop("metrics", None) if "metrics" not in cls.model_fields else None
-        data["metadata"] = metadata = {**metadata, **(metrics or {})}
-        for name in cls.typed_fields():
-            if name in metadata:
-                data.setdefault(name, metadata[name])
-        for alias, name in cls.field_aliases.items():
-            if alias in metadata and name not in data:
-                data.setdefault(alias, metadata[alias])
-    for alias, name in cls.field_aliases.items():
-        value = data.pop(alias, None)
-        if value is not None and data.setdefault(name, value) not in (value, None):
-            raise ValueError(f"{alias} and {name} are one field, but {value!r} and {data[name]!r} were given")
-    return data
 
 
 def _from_path(cls: type[A], path: Path) -> A:

@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from nemotron_kit import artifacts
 from nemotron_kit.artifacts import lineage
-from nemotron_kit.artifacts.datasets import InputDatasetInfo, to_wandb_uri, tokenizer_to_uri
 from nemotron_kit.artifacts.registry import local_root, open_registry
-from nemotron_kit.artifacts.wandb import (
-    WandbConfig,
-    WandbTracker,
-    add_run_tags,
-    note_inputs,
-    require_wandb,
-    start_run,
-    tracked,
-    wandb_config_from_env_file,
-    wandb_config_from_environ,
-)
 from nemotron_kit.errors import UserError, nearest, sentence
 
 if TYPE_CHECKING:
@@ -107,6 +95,12 @@ class FileTracker:
         return lineage.run_id() or "local"
 
 
+def tracked(artifact: Artifact, used: Sequence[str], **found: str | None) -> dict[str, Any]:
+    """What `log_artifact` returns."""
+    ids = {"artifact_id": None, "run_id": None, "url": None, **found}
+    return {**ids, "artifact_type": artifact.type, "used_artifacts": list(used)}
+
+
 _tracker: LineageTracker = NoOpTracker()
 
 
@@ -119,19 +113,6 @@ def set_lineage_tracker(tracker: LineageTracker | None) -> None:
 def get_lineage_tracker() -> LineageTracker:
     """The tracker in use; a NoOpTracker where none was set."""
     return _tracker
-
-
-__all__ = [
-    "FileTracker",
-    "InputDatasetInfo",
-    "LineageTracker",
-    "NoOpTracker",
-    "WandbTracker",
-    "get_lineage_tracker",
-    "set_lineage_tracker",
-    "to_wandb_uri",
-    "tokenizer_to_uri",
-]
 
 
 # The reference implementation calls plain folders "fsspec".
@@ -176,36 +157,8 @@ def init(
     chosen = root if root is not None else registry_path
     folder = local_root(chosen).absolute() if chosen is not None else None
     if _BACKENDS[backend] == "wandb":
-        set_lineage_tracker(WandbTracker())
+        set_lineage_tracker(artifacts.WandbTracker())  # loaded only here
     _config = KitConfig(backend, folder, wandb_project, wandb_entity)
-
-
-def init_wandb_if_configured(
-    wandb_config: WandbConfig | None = None, job_type: str = "data-prep", tags: list[str] | None = None
-) -> None:
-    """Start a W&B run and track artifacts in it, if `wandb_config` (else the environment, else env.toml) configures
-    one.
-
-    On rank 0 only. The run is offline where W&B can't be reached or has no key here, unless WANDB_MODE says otherwise;
-    trouble with the service is a warning, and WANDB_MODE=disabled tracks nothing. UserError where W&B is asked for and
-    not installed.
-    """
-    config = wandb_config or wandb_config_from_environ() or wandb_config_from_env_file()
-    if config is None or not config.enabled or os.environ.get("RANK", "0") != "0":
-        return
-    if os.environ.get("WANDB_MODE") == "disabled":
-        return
-    wandb = require_wandb()
-    known = get_config()
-    init("wandb", known.root if known else None, wandb_project=config.project, wandb_entity=config.entity)
-    if wandb.run is None:
-        start_run(wandb, config, job_type, [*config.tags, *(tags or [])])
-        note_inputs()
-    elif tags:
-        try:
-            add_run_tags(tags)
-        except Exception as error:  # noqa: BLE001 — as in start_run
-            logger.warning("W&B does not take the tags %s: %s", ", ".join(tags), error)
 
 
 def get_config() -> KitConfig | None:

@@ -18,6 +18,7 @@ from nemotron_kit.artifacts import lineage
 from nemotron_kit.artifacts.datasets import InputDatasetInfo, to_wandb_uri
 from nemotron_kit.artifacts.metadata import folder_of, read_document
 from nemotron_kit.artifacts.reference import Pin
+from nemotron_kit.artifacts.tracking import get_config, init, tracked
 from nemotron_kit.envfile import read_env_file
 from nemotron_kit.errors import NemotronError, UserError, nearest, sentence
 
@@ -30,12 +31,6 @@ logger = logging.getLogger(__name__)
 PATIENCE_S = 60.0
 # W&B run id → the inputs that it knows.
 _noted: dict[str, set[Pin]] = {}
-
-
-def tracked(artifact: Artifact, used: Sequence[str], **found: str | None) -> dict[str, Any]:
-    """What `log_artifact` returns."""
-    ids = {"artifact_id": None, "run_id": None, "url": None, **found}
-    return {**ids, "artifact_type": artifact.type, "used_artifacts": list(used)}
 
 
 def require_wandb() -> Any:
@@ -283,6 +278,34 @@ def wandb_config_from_environ() -> WandbConfig | None:
         return None
     tags = [tag.strip() for tag in os.environ.get("WANDB_TAGS", "").split(",") if tag.strip()]
     return WandbConfig(values["PROJECT"], values["ENTITY"], values["NAME"], tuple(tags), values["NOTES"])
+
+
+def init_wandb_if_configured(
+    wandb_config: WandbConfig | None = None, job_type: str = "data-prep", tags: list[str] | None = None
+) -> None:
+    """Start a W&B run and track artifacts in it, if `wandb_config` (else the environment, else env.toml) configures
+    one.
+
+    On rank 0 only. The run is offline where W&B can't be reached or has no key here, unless WANDB_MODE says otherwise;
+    trouble with the service is a warning, and WANDB_MODE=disabled tracks nothing. UserError where W&B is asked for and
+    not installed.
+    """
+    config = wandb_config or wandb_config_from_environ() or wandb_config_from_env_file()
+    if config is None or not config.enabled or os.environ.get("RANK", "0") != "0":
+        return
+    if os.environ.get("WANDB_MODE") == "disabled":
+        return
+    wandb = require_wandb()
+    known = get_config()
+    init("wandb", known.root if known else None, wandb_project=config.project, wandb_entity=config.entity)
+    if wandb.run is None:
+        start_run(wandb, config, job_type, [*config.tags, *(tags or [])])
+        note_inputs()
+    elif tags:
+        try:
+            add_run_tags(tags)
+        except Exception as error:  # noqa: BLE001 — as in start_run
+            logger.warning("W&B does not take the tags %s: %s", ", ".join(tags), error)
 
 
 def add_run_tags(tags: list[str]) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from nemotron_kit.cli.output import print_status
 from nemotron_kit.cli.request import Job
 from nemotron_kit.cli.run_job import announce, print_commands, print_end, show_plan, transport_to
+from nemotron_kit.config.freeze import typed
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.executors.base import executor_for
 from nemotron_kit.launch.dependencies import After, wait_for
@@ -257,8 +258,6 @@ class _Progress:
 def _dry_run_lines(jobs: _Jobs, composed: Composed) -> Iterator[str]:
     """The lines of a dry-run about the jobs other than task 0, whose plan is printed."""
     from omegaconf import OmegaConf
-
-    from nemotron_kit.config.freeze import typed
 
     yield f"{jobs.count + 2} jobs of one run: {_PLAN}, then {jobs.count} tasks as one array, then {_FINISH}"
     yield "each step starts after the one before has succeeded; nemotron runs resume continues a failed one"

@@ -38,7 +38,8 @@ CHOICES = ("recipe", "stage", "config")
 
 @dataclass
 class Composed:
-    """A composed job: `config` is the job's config, `hydra` the section `hydra`, split off it."""
+    """A composed job: `config` is the job's config, `hydra` the section `hydra`, split off it. `env`: the env.toml that
+    it was composed with, where it is known."""
 
     command: Command
     config: DictConfig
@@ -47,6 +48,7 @@ class Composed:
     config_name: str
     config_file: Path | None
     notes: list[str] = field(default_factory=list)
+    env: EnvFile | None = None
 
 
 @dataclass
@@ -61,6 +63,7 @@ class PreparedCommand:
     overrides: list[str]
     registered: RegisteredCommand
     config_name: str
+    env: EnvFile
 
 
 def compose(tree: Tree, overrides: Sequence[str], env: EnvFile, config_dir: str | None = None) -> Composed:
@@ -141,7 +144,7 @@ def prepare(tree: Tree, overrides: Sequence[str], env: EnvFile, *, sweep: bool =
     rewritten = [f"config={','.join(map(hydra_text, names))}" if o.startswith("config=") else o for o in overrides]
     rewritten = _with_groups(command, siblings, rewritten, names or ["default"], registered)
     refuse_deleted_fields(command, rewritten, {each for named in registered.named_groups.values() for each in named})
-    return PreparedCommand(command, list(overrides), rewritten, registered, ",".join(names) or "default")
+    return PreparedCommand(command, list(overrides), rewritten, registered, ",".join(names) or "default", env)
 
 
 def prepare_without_files(tree: Tree, recipe: str, stage: str, name: str, env: EnvFile) -> PreparedCommand:
@@ -151,7 +154,7 @@ def prepare_without_files(tree: Tree, recipe: str, stage: str, name: str, env: E
     registered = register(command, list(tree.apps[recipe].commands()), env, only={}, stages=[stage])
     register_empty(command, stage, name)
     overrides = [f"recipe={hydra_text(recipe)}", f"stage={hydra_text(stage)}", f"config={hydra_text(name)}"]
-    return PreparedCommand(command, overrides, overrides, registered, name)
+    return PreparedCommand(command, overrides, overrides, registered, name, env)
 
 
 def find_command(tree: Tree, recipe: str | None, stage: str | None) -> Command:
@@ -339,4 +342,5 @@ def _split(prepared: PreparedCommand, config: Any) -> Composed:
             hydra.mode = RunMode.RUN
     name = str(hydra.runtime.choices.get("config"))
     registered = prepared.registered
-    return Composed(prepared.command, config, hydra, prepared.typed, name, registered.files.get(name), registered.notes)
+    file = registered.files.get(name)
+    return Composed(prepared.command, config, hydra, prepared.typed, name, file, registered.notes, prepared.env)

@@ -21,7 +21,7 @@ from nemotron_kit.config.convert import type_hints
 from nemotron_kit.config.foreign import check_targets
 from nemotron_kit.config.freeze import Unresolved, freeze, keep_variables, launch_environment, walk_strings
 from nemotron_kit.config.secrets import refuse_secrets
-from nemotron_kit.envfile import read_env_file
+from nemotron_kit.envfile import EnvFile, read_env_file
 from nemotron_kit.errors import Problem, UserError
 from nemotron_kit.executors.base import executor_for
 from nemotron_kit.home import nemotron_home
@@ -182,7 +182,7 @@ def _resolve(
     settings = effective_settings(frozen["run"], composed.overrides, recorded, composed.command.resources)
     named = settings.remote_job_dir or f"~/{REMOTE_FOLDER}"
     settings, where = with_folder(settings, (lambda: str(transports(settings).root)) if transports else None)
-    paths = executor_for(settings).paths(run_id, job, registry=local_registry(settings))
+    paths = executor_for(settings).paths(run_id, job, registry=local_registry(settings, composed.env))
     if is_local(settings.executor):
         variables = {"NEMO_RUN_DIR": folder, "PWD": os.environ.get("PWD", "")}
         again = keep_variables(frozen, config, variables)
@@ -210,11 +210,11 @@ def _resolve(
     )
 
 
-def local_registry(settings: RunConfig) -> str | None:
+def local_registry(settings: RunConfig, env: EnvFile | None = None) -> str | None:
     """The root of this machine's registry; None for a job of another machine, or whose profile names a registry."""
     if settings.tunnel == "ssh" or settings.artifacts_root:
         return None
-    return str(open_registry().root)
+    return str(open_registry(env=env).root)
 
 
 def import_path(paths: RemotePaths, *, harmless: bool = False) -> list[str]:

@@ -22,7 +22,7 @@ from nemotron_kit.config.compose import Composed
 from nemotron_kit.config.freeze import secrets_used, to_yaml
 from nemotron_kit.config.resolvers import pinned
 from nemotron_kit.config.schema import contradictions
-from nemotron_kit.envfile import find_env_file, read_env_file
+from nemotron_kit.envfile import EnvFile, read_env_file
 from nemotron_kit.errors import NemotronError, Note, Problem, UserError
 from nemotron_kit.executors.base import Executor, PlanContext, executor_for
 from nemotron_kit.home import TENSORBOARD, nemotron_home
@@ -40,7 +40,6 @@ from nemotron_kit.lazy import Value
 from nemotron_kit.masking import is_secret_name, secret_in
 from nemotron_kit.quoting import refers
 from nemotron_kit.runs.job import DamagedRecord
-from nemotron_kit.runs.ledger import list_runs, open_run
 from nemotron_kit.spec.paths import RemotePaths
 from nemotron_kit.spec.plan import DETACHED, IN_PROCESS, INTERACTIVE, RAY, TORCHRUN, Labels, Plan, is_local
 from nemotron_kit.spec.profiles import check_run_wandb, reserved_table
@@ -67,9 +66,11 @@ def job_environment(
     settings: RunConfig,
     overrides: Sequence[str],
     config_name: str | None = None,
+    env: EnvFile | None = None,
 ) -> dict[str, str]:
     """The variables that the launch sets for a job, without its secrets. `run` is the config's section `run`,
-    `overrides` those of the command line. Raises UserError for a secret in env_vars and for a wrong `run.wandb`."""
+    `overrides` those of the command line; without `env`, env.toml is read. Raises UserError for a secret in env_vars
+    and for a wrong `run.wandb`."""
     # Unbuffered, so that the log has both streams in order, and all lines of a killed job.
     variables = {"PYTHONUNBUFFERED": "1", **_env_vars(settings)}
     check_run_wandb(run.get("wandb") or {})
@@ -78,9 +79,10 @@ def job_environment(
         variables |= {WANDB_VARIABLES[key]: str(value) for key, value in wandb.items() if key in WANDB_VARIABLES}
         if wandb.get("tags"):
             variables["WANDB_TAGS"] = ",".join(str(tag) for tag in wandb["tags"])
-    if reserved_table(read_env_file(), "tracking").get("tensorboard"):
+    env = env if env is not None else read_env_file()
+    if reserved_table(env, "tracking").get("tensorboard"):
         variables[TENSORBOARD] = "1"
-    env_file = f"{paths.job}/env.toml" if paths.names_registry else find_env_file()
+    env_file = f"{paths.job}/env.toml" if paths.names_registry else env.path
     if env_file:
         # A job in another working folder must find the same registry.
         variables["NEMOTRON_ENV_FILE"] = str(env_file)
@@ -315,6 +317,8 @@ class _Job(Value):
 
     def earlier_rate(self, keys: Sequence[str]) -> tuple[float, str] | None:
         config, command = self.resolved.config, self.command
+        from nemotron_kit.runs.ledger import list_runs, open_run  # few commands ask for it
+
         size = (self.resources.nodes, self.resources.processes)
         settings = [_at(config, key) for key in keys]
         for run in list_runs(recipe=command.recipe, stage=command.stage, limit=_EARLIER_RUNS):
@@ -477,7 +481,9 @@ def build_plan(
         )
     )
     labels = labels or Labels()
-    environment = job_environment(run_id, paths, frozen["run"], settings, composed.overrides, composed.config_name)
+    environment = job_environment(
+        *(run_id, paths, frozen["run"], settings, composed.overrides, composed.config_name, composed.env)
+    )
     environment = {**executor.variables(), **environment}
     environment |= labels.for_wandb(environment, None if single else job)
     problems = [

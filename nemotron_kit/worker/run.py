@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
-from nemotron_kit import files, installed
-from nemotron_kit.artifacts import finish_wandb
+from nemotron_kit import artifacts, files, installed
+from nemotron_kit.artifacts import lineage
 from nemotron_kit.artifacts.reference import Pin
 from nemotron_kit.artifacts.registry import open_registry
 from nemotron_kit.config.freeze import environment, resolve, to_yaml, typed
@@ -35,7 +35,6 @@ from nemotron_kit.worker.process import (
     run_child,
     term_raises,
 )
-from nemotron_kit.worker.result import sendable
 from nemotron_kit.worker.streams import captured, masked_streams
 
 Handler = Callable[[Any], Any]
@@ -168,8 +167,6 @@ def skip_unchanged(job: JobFolder, spec: JobSpec, pins: Mapping[str, Pin]) -> Ou
     before = spec.unchanged
     if not before or {slot: pin.digest for slot, pin in pins.items()} != before["inputs"]:
         return None
-    from nemotron_kit.artifacts import lineage
-
     registry, outputs = open_registry(), [Pin.from_dict(pin) for pin in before["outputs"]]
     try:
         outputs = [record.pin if (record := registry.verify(pin)) else pin for pin in outputs]
@@ -211,7 +208,7 @@ def call_handler(handler: Callable[[Any], Any], config: Any) -> Outcome:
         outcome = _from_code(value) if is_code else Outcome(0, "succeeded", value=value)
     flush_metrics()  # before its end is on record
     if "wandb" in sys.modules:
-        finish_wandb(exit_code=outcome.code)
+        artifacts.finish_wandb(exit_code=outcome.code)
     return outcome
 
 
@@ -280,4 +277,6 @@ def _value(outcome: Outcome) -> dict[str, Any]:
     """What a handler returned, encoded for a sweeper; {} for nothing, or an artifact, which artifacts.json lists."""
     if outcome.value is None or hasattr(outcome.value, "art_path"):
         return {}
+    from nemotron_kit.worker.result import sendable
+
     return sendable(outcome.value)
