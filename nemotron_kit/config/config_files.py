@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import functools
 import hashlib
 import json
 import os
@@ -16,7 +15,7 @@ from typing import Any
 
 from nemotron_kit.app import Command
 from nemotron_kit.config.convert import input_fields
-from nemotron_kit.config.limits import check_yaml_limits, with_libyaml, without_sexagesimal
+from nemotron_kit.config.limits import check_yaml_limits, with_libyaml, yaml_loader
 from nemotron_kit.errors import UserError, nearest, sentence
 from nemotron_kit.files import read_regular
 from nemotron_kit.home import expand_user
@@ -95,22 +94,14 @@ def _load_yaml(path: Path, text: str, spelled: Spelled) -> Any:
     check_yaml_limits(path, text)
     try:
         with contextlib.suppress(yaml.YAMLError):  # read again by the Python parser, whose messages are better known
-            return _constructed(path, with_libyaml(_loader())(text), spelled)
-        return _constructed(path, _loader()(text), spelled)
+            return _constructed(path, with_libyaml(yaml_loader())(text), spelled)
+        return _constructed(path, yaml_loader()(text), spelled)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         location = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
         raise UserError(f"{location}: not valid YAML: {error.problem or error.context}.") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid YAML: {str(error).splitlines()[0]}.") from error
-
-
-@functools.cache
-def _loader() -> Any:
-    """OmegaConf's safe loader: 1e-3 is a number, a duplicate key is an error; but 12:00:00 is a text."""
-    from omegaconf._utils import get_yaml_loader
-
-    return without_sexagesimal(get_yaml_loader())
 
 
 def _constructed(path: Path, loader: Any, spelled: Spelled) -> Any:

@@ -26,8 +26,9 @@ def check_yaml_limits(path: Path, text: str) -> None:
     import yaml
 
     # Parsing twice would double the time of an ordinary config: only suspicious texts are checked.
-    nested = max(text.count("[") + text.count("{"), text.count("- "), max(map(_indent, text.split("\n"))) // 2)
-    if "*" not in text and nested <= MAX_DEPTH:
+    nested = max(text.count("[") + text.count("{"), text.count("- "))
+    indented = f"\n{'  ' * (MAX_DEPTH + 1)}" in f"\n{text}"
+    if "*" not in text and nested <= MAX_DEPTH and not indented:
         return
     counter = _Counter()
     try:
@@ -73,10 +74,6 @@ class _Counter:
     def _close(self, anchor: str | None, nodes: int) -> None:
         if anchor:
             self.size[anchor] = nodes
-
-
-def _indent(line: str) -> int:
-    return len(line) - len(line.lstrip(" "))
 
 
 @contextmanager
@@ -128,7 +125,8 @@ def faster_omegaconf() -> Iterator[None]:
     utils, base, node = vars(omegaconf)["_utils"], vars(omegaconf)["base"], omegaconf.Node
     loader, parse, store, rule = utils.get_yaml_loader, base.parse, ConfigStore.store, OverridesParser.parse_rule
     target, choices = node._maybe_dereference_node, vars(defaults_list)["_create_interpolation_map"]
-    utils.get_yaml_loader = functools.cache(lambda: with_libyaml(loader()))
+    quick = with_libyaml(yaml_loader())
+    utils.get_yaml_loader = lambda: quick
     utils.parse = base.parse = _cached(parse)
     # What is loaded from it is a copy already.
     ConfigStore.__deepcopy__ = lambda self, memo: self
@@ -277,6 +275,15 @@ def open_dicts(node: Any) -> None:
             continue
         if structured(child) or not child._is_interpolation():
             open_dicts(child)
+
+
+@functools.cache
+def yaml_loader() -> Any:
+    """OmegaConf's safe loader: 1e-3 is a number, a duplicate key is an error; but 12:00:00 is a text. Made once, since
+    OmegaConf makes a class of it at each call."""
+    from omegaconf._utils import get_yaml_loader
+
+    return without_sexagesimal(get_yaml_loader())
 
 
 @functools.cache
