@@ -1,4 +1,5 @@
-"""The command line. `from nemotron_kit import cli` gives this package; called, it is `cli(…)` of train_script."""
+"""The command line. The package can also be called: `from nemotron_kit import cli; cli(MyConfig)` is train_script's
+`cli`."""
 
 from __future__ import annotations
 

@@ -44,8 +44,8 @@ def show(argv: list[str]) -> int:
             f"{options.reference} is a folder, not a name in the registry.",
             hint="`nemotron artifacts` lists the names and their folders.",
         )
-    whole = any(mark in options.reference.removeprefix("art://") for mark in ":@")
-    if not whole and options.alias is None and not options.verify:
+    names_version = any(mark in options.reference.removeprefix("art://") for mark in ":@")
+    if not names_version and options.alias is None and not options.verify:
         return _versions(registry, reference.slug, options.json)
     version = registry.find(reference)
     if options.verify:
@@ -90,7 +90,7 @@ def remove(argv: list[str]) -> int:
         if not options.dry_run:
             if options.files:
                 _delete_files(record)
-            registry.remove(record.pin.label, force=True)  # check_removable has judged all of them together
+            registry.remove(record.pin.label, force=True)  # check_removable has checked all of them together
         verb = "would be removed" if options.dry_run else "removed"
         files = "with its files" if options.files else "its files stay"
         write_lines([f"{record.pin.label} {verb}; {files}: {_count(record)} in {record.root}"])

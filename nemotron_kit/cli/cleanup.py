@@ -29,12 +29,13 @@ from nemotron_kit.spec.plan import is_local
 if TYPE_CHECKING:
     from nemotron_kit.artifacts.registry import LocalRegistry
 
-# The states of runs that gc removes: what the others did may be a result.
+# The states of runs that gc removes. Runs in other states may have results.
 _FAILED = ("failed", "cancelled")
 
 
 def collect(argv: list[str]) -> int:
-    """`nemotron artifacts gc`: returns 0. Raises UserError if there is something to do and nobody to ask."""
+    """`nemotron artifacts gc`: returns 0. Raises UserError if there is something to remove and no
+    terminal on which to confirm it."""
     parser = ToolParser("artifacts", "gc")
     parser.add_argument("--dry-run", action="store_true", help="print what would be removed")
     parser.add_argument("--yes", action="store_true", help="do not ask")
@@ -80,8 +81,8 @@ def _ask(found: list[tuple[str, str, str]], plan: Garbage, *, as_json: bool) -> 
 
 @dataclass
 class Garbage:
-    """What gc removes: versions without files (label → where they were), failed runs (with their bytes), leftovers; and
-    what it keeps of these, with why."""
+    """What gc removes: versions of which no file is left (by label), failed runs (id → bytes), damaged records,
+    leftover files, dangling aliases. `kept`: label → why, for versions without files that are not removed."""
 
     registry: LocalRegistry
     versions: dict[str, ArtifactVersion]
@@ -99,10 +100,10 @@ class Garbage:
         damaged = [each for each in every if isinstance(each, DamagedVersion)]
         versions, kept = _without_files(registry, everything, unmounted=unmounted)
         records = {run_id: _Run.read(RunFolder(runs_root() / run_id)) for run_id in run_ids()}
-        runs = {run_id for run_id, run in records.items() if run_id[: len(before)] < before and run.may_go}
+        runs = {run_id for run_id, run in records.items() if run_id[: len(before)] < before and run.removable}
         held = dict(_always_held(registry, damaged))
         named = {each.pin.label: _runs_named_by(each) for each in everything} if runs else {}
-        while True:  # what is kept keeps what it refers to
+        while True:  # until no version and no run to be removed is referred to by one that is kept
             for version in everything:
                 if version.pin.label not in versions:
                     held |= {pin.label: f"{version.pin.label} was made from it" for pin in version.inputs}
@@ -237,11 +238,13 @@ def _named_in(text: str) -> set[str]:
 
 @dataclass(frozen=True, order=True)
 class _Run:
-    """What of a run's record decides whether it can go. Sorted, each comes before those that it refers to."""
+    """The facts of a run's record that decide whether it can be removed. When sorted, a run comes before those that it
+    refers to: pipelines before their stages, newer runs before older ones. `versions` and `others` are the labels of
+    the versions and the ids of the runs that it refers to."""
 
     is_stage: bool
     newer: int
-    may_go: bool = field(compare=False)
+    removable: bool = field(compare=False)
     versions: frozenset[str] = field(compare=False)
     others: frozenset[str] = field(compare=False)
 
@@ -258,12 +261,12 @@ class _Run:
             pins = [pin for each in inputs for pin in each.values() if pin]
             pins += [pin for record in records for pin in record.get("outputs") or ()]
             versions = frozenset(Pin.from_dict(pin).label for pin in pins)
-            may_go = summary.state in _FAILED and is_local(summary.executor) and not any(run.labels().values())
-            if may_go:
+            removable = summary.state in _FAILED and is_local(summary.executor) and not any(run.labels().values())
+            if removable:
                 refuse_written(run)
-        except NemotronError:  # it is damaged, or has files of its own: it is kept, and all that its text names
+        except NemotronError:  # its record is damaged, or it wrote files: it is kept, and so is all that its text names
             return cls(False, number, False, frozenset(_named_in(text)), others)
-        return cls(not run.is_pipeline, number, may_go, versions, others)
+        return cls(not run.is_pipeline, number, removable, versions, others)
 
 
 _REFERRING = ("config.yaml", "composed.yaml", "artifacts.json", "job.json", ".hydra/overrides.yaml")

@@ -159,7 +159,9 @@ _WORD = re.compile(r"""(?:[^\s'"\\]|\\.|'[^']*'?|"(?:[^"\\]|\\.)*"?)+""", re.DOT
 
 def main(argv: Sequence[str]) -> int:
     """`nemotron completion bash|zsh|fish`: print the script. Exit code 0."""
-    shell = argv[0]
+    shell, *more = argv
+    if more:
+        raise UserError(f"nemotron completion: unknown argument {more[0]!r}.", hint="See nemotron completion --help.")
     if shell not in SCRIPTS:
         raise UserError(f"No completion for {shell!r}.", hint=sentence(nearest(shell, SCRIPTS)))
     sys.stdout.write(SCRIPTS[shell])

@@ -31,7 +31,7 @@ from nemotron_kit.cli.run_job import find_pipeline, normalized
 from nemotron_kit.cli.toolargs import ToolParser
 from nemotron_kit.cli.tree import find
 from nemotron_kit.config.compose import compose_prepared, prepare
-from nemotron_kit.config.freeze import resolve
+from nemotron_kit.config.freeze import flat, resolve
 from nemotron_kit.config.layers import Layers, Setting
 from nemotron_kit.config.resolvers import pinned
 from nemotron_kit.discovery import Tree, discover
@@ -147,7 +147,7 @@ def _compose(line: list[str], tree: Tree, run_id: str) -> _Composition:
     settings = {f"run.env.{name}": value for name, value in asdict(plan.settings).items() if value is not None}
     leaf = find(index, (request.recipe, *request.stage.split("/")))
     detail = index.detail(leaf) if leaf is not None else {"fields": []}
-    return _Composition(request, _flat(written), {**_flat(values), **settings}, layers, detail)
+    return _Composition(request, dict(flat(written)), {**dict(flat(values)), **settings}, layers, detail)
 
 
 def _resolved(config: Mapping[str, Any], pins: Mapping[str, Pin]) -> Mapping[str, Any]:
@@ -157,16 +157,6 @@ def _resolved(config: Mapping[str, Any], pins: Mapping[str, Pin]) -> Mapping[str
             return resolve(config, keep_secrets=True)
     except NemotronError:
         return config
-
-
-def _flat(values: Any, above: str = "") -> dict[str, Any]:
-    """A nested mapping as leaves by dotted name; an empty block is a leaf."""
-    if not isinstance(values, Mapping) or (above and not values):
-        return {above: values}
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        found.update(_flat(value, f"{above}.{key}" if above else str(key)))
-    return found
 
 
 def _fields(found: _Composition, asked: Sequence[str]) -> Iterator[str]:

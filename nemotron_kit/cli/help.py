@@ -28,14 +28,17 @@ class Page:
         self.parts: list[str] = []
 
     def text(self, *lines: str) -> None:
+        """Add a paragraph; each line is wrapped."""
         self.parts.append("\n".join(line for text in lines for line in wrap(text, self.columns)))
 
     def section(self, heading: str, rows: Rows) -> None:
+        """Add a heading and a table of (name, description); nothing if there are no rows."""
         lines = table(rows, self.columns, self.paint)
         if lines:
             self.parts.append("\n".join([self.paint.heading(heading), *lines]))
 
     def lines(self, heading: str, lines: Sequence[str]) -> None:
+        """Add a heading and lines that are not wrapped, such as commands to copy."""
         self.parts.append("\n".join([self.paint.heading(heading), *(f"  {line}" for line in lines)]))
 
     def __str__(self) -> str:

@@ -352,10 +352,12 @@ class Recorder:
         self.origins: dict[str, str] = {}
 
     def add(self, path: str | None) -> None:
+        """Record the state of a file or folder, if it is not recorded yet."""
         if path:
             self.stamps.setdefault(path, stamp(path))
 
     def find_spec(self, fullname: str, path: Sequence[str] | None, target: Any = None) -> Any:
+        """Ask the other finders, and record the file that they find, else all folders where it could be."""
         for finder in sys.meta_path:
             spec = None if finder is self else finder.find_spec(fullname, path, target)
             if spec is not None:

@@ -75,10 +75,10 @@ def _recipe(name: str) -> int:
             raise UserError(f"{path} exists already.", hint="Choose another name, or another folder.")
     if holder := _taken_by(name):
         raise UserError(f"{name!r} is taken: {holder}.", hint="Choose another name.")
-    # All before anything is written: half a recipe would be in the way of the next try.
-    for place in (Path(), test.parent):
-        if place.exists() and not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
-            raise UserError(f"{place.absolute()}: {'not writable' if place.is_dir() else 'not a folder'}.")
+    # All checks come before anything is written: half a recipe would be in the way of the next attempt.
+    for parent in (Path(), test.parent):
+        if parent.exists() and not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)):
+            raise UserError(f"{parent.absolute()}: {'not writable' if parent.is_dir() else 'not a folder'}.")
     env_text = _env_with_recipe(name)  # before anything is written: env.toml may be unreadable
     for template in sorted(TEMPLATES.rglob("*.txt")):
         relative = template.relative_to(TEMPLATES).with_suffix("")

@@ -40,6 +40,7 @@ class Option:
 
     @property
     def flag(self) -> str:
+        """The long form as typed: `--dry-run`."""
         return "--" + self.name.replace("_", "-")
 
 

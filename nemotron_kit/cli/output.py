@@ -50,15 +50,19 @@ class Paint:
         self.on = on
 
     def heading(self, text: str) -> str:
+        """Bold, for titles."""
         return self._in("1", text)
 
     def name(self, text: str) -> str:
+        """Cyan, for what can be typed."""
         return self._in("36", text)
 
     def quiet(self, text: str) -> str:
+        """Dim, for additions."""
         return self._in("2", text)
 
     def bad(self, text: str) -> str:
+        """Red, for errors."""
         return self._in("31", text)
 
     def _in(self, code: str, text: str) -> str:
@@ -104,7 +108,7 @@ def fold(text: str, columns: int) -> list[str]:
 
 
 def hanging(first: str, text: str, columns: int) -> list[str]:
-    """`first`, and behind it `text` in as many lines as are needed."""
+    """`first`, and after it `text` in as many lines as are needed, all indented as far as the first one."""
     indent = min(len(first), columns // 2)
     if len(first) > indent:
         body = first.strip()
@@ -190,12 +194,12 @@ def write_lines(lines: Sequence[str]) -> None:
     sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
 
 
-# A shorter line of a page is no line of a paragraph that goes on.
+# A line of a page that is shorter is the last one of its paragraph.
 _PROSE = 60
 
 
 def write_page(text: str) -> None:
-    """Print a page of text; on a terminal that is narrower, paragraphs and lists are broken anew."""
+    """Print a page of text; on a terminal that is narrower, paragraphs and lists are wrapped again."""
     lines, columns = text.splitlines(), terminal_width()
     if max(map(len, lines), default=0) <= columns:
         write_lines(lines)
@@ -238,10 +242,10 @@ def terminal_width() -> int:
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else 1 << 16
 
 
-# Columns that are left out first, in this order, then those on the right.
-_LEAST = ("JOB", "EXIT", "AGE", "TOOK", "SAVED", "NAME")
-# The room that a column of longer cells has at least, before another column is left out.
-_ROOM = 16
+# Titles of columns that are left out first, in this order; then those on the right.
+_LEFT_OUT_FIRST = ("JOB", "EXIT", "AGE", "TOOK", "SAVED", "NAME")
+# Columns of the terminal that a column of longer cells keeps before another column is left out.
+_LEAST_WIDTH = 16
 
 
 def fit(titles: Sequence[str], rows: Sequence[Sequence[str]], columns: int) -> tuple[dict[int, int], list[str]]:
@@ -253,8 +257,8 @@ def fit(titles: Sequence[str], rows: Sequence[Sequence[str]], columns: int) -> t
     from rich.cells import cell_len
 
     natural = {n: max(map(cell_len, (title, *(row[n] for row in rows)))) for n, title in enumerate(titles)}
-    least = {n: natural[n] if n == 0 else min(natural[n], max(_ROOM, cell_len(titles[n]))) for n in natural}
-    order = [titles.index(title) for title in _LEAST if title in titles[1:]]
+    least = {n: natural[n] if n == 0 else min(natural[n], max(_LEAST_WIDTH, cell_len(titles[n]))) for n in natural}
+    order = [titles.index(title) for title in _LEFT_OUT_FIRST if title in titles[1:]]
     order += [n for n in range(len(titles) - 1, 0, -1) if n not in order]
     left_out = []
     while len(least) > 2 and sum(least.values()) + len(least) - 1 > columns:

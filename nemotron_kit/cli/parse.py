@@ -126,6 +126,7 @@ class ProgramName(NamedTuple):
     root: tuple[str, ...]
 
     def help_line(self, names: Sequence[str]) -> str:
+        """The command that prints the help of a node, for hints."""
         return " ".join((self.prog, *names, "--help"))
 
 

@@ -62,6 +62,7 @@ class Job(Value):
 
     @property
     def multirun(self) -> bool:
+        """Whether it is a sweep (-m)."""
         return "--multirun" in self.flags
 
     @property

@@ -314,8 +314,13 @@ def normalized(request: Job) -> Job:
 
 def asks_hydra(request: Job) -> bool:
     """Whether Hydra itself handles the request: a sweep, or a question about the config. Raises UserError for an
-    incomplete question."""
-    if any(request.flag(name) is not None for name in ("--multirun", "--cfg", "--info", "--hydra-help")):
+    incomplete question, and for options that exclude each other."""
+    given = [name for name in ("--multirun", "--cfg", "--info", "--hydra-help") if request.flag(name) is not None]
+    if len(given) > 1:
+        raise UserError(f"{given[0]} and {given[1]} exclude each other.", hint="Leave one of them out.")
+    if given and given != ["--multirun"] and request.json:
+        raise UserError(f"{given[0]} does not print JSON.", hint="The config as JSON, in the plan: --dry-run --json.")
+    if given:
         return True
     for name in ("--package", "--resolve"):
         if request.flag(name) is not None:

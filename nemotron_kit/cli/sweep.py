@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from nemotron_kit.app import shadows_library
+from nemotron_kit.cli.output import print_status
 from nemotron_kit.cli.request import Job, hydra_overrides, hydra_spelling
 from nemotron_kit.cli.run_job import print_commands, print_end, show_plan
 from nemotron_kit.config.compose import (
@@ -75,7 +76,7 @@ def report_sweep(run: RunFolder, as_json: bool) -> int:
     over = states.keys() <= TERMINAL
     more = f" · nemotron runs show {run.id}" if over else ""
     with unless_gone(sys.stderr):
-        print(f"{run.id}: of {states.total()} jobs {counts}{more}", file=sys.stderr)  # noqa: T201
+        print_status(f"{run.id}: of {states.total()} jobs {counts}{more}")
     if not over:
         print_commands(run.id, "show", "attach", "cancel")
     if as_json:
@@ -96,7 +97,7 @@ def sweep_failures(run: RunFolder, why: object, as_json: bool) -> NemotronError 
         print_end(run.id, run_state(ended), kind.exit_code, jobs=dict(ended), folder=str(run.path))
     elif kind is NemotronError:
         _print_results(run)
-    names = ", ".join(map(str, failed[:8]))
+    names = ", ".join(map(str, failed[:8])) + (", …" if len(failed) > 8 else "")
     return kind(
         f"{run.id}: {len(failed)} of {len(states)} jobs did not succeed (job {names}): {why}",
         hint=f"Their logs: nemotron runs logs {run.id} --job {failed[0]}"
@@ -169,8 +170,8 @@ def _ask_hydra(request: Job, overrides: list[str], prepared: PreparedCommand | N
 
 @contextmanager
 def _plain_yaml(package: str | None) -> Iterator[None]:
-    """Within the block Hydra prints paths as text, as a job's config.yaml has them: OmegaConf would write Python
-    objects, which no safe loader reads. So is the value of an enum that is the whole `package`."""
+    """Within the block Hydra prints paths as text, as in a job's config.yaml: OmegaConf would print Python objects,
+    which no safe loader reads. An enum member that is the value of `package` itself is printed by its name."""
     from omegaconf import OmegaConf
 
     theirs, select = OmegaConf.to_yaml, OmegaConf.select
@@ -205,7 +206,9 @@ def _check_composes(request: Job) -> None:
 def _no_package(request: Job, message: str) -> UserError:
     """The error for an unknown --package, which Hydra prints instead of raising an exception."""
     hydra = request.flag("--cfg") == "hydra"
-    example = "Its keys begin with hydra, as in --package hydra.launcher." if hydra else "A null key can't be printed."
+    example = (
+        "Its keys begin with hydra, as in --package hydra.launcher." if hydra else "It takes a key that isn't null."
+    )
     return UserError(f"--package: {message}.", hint=f"{example} Without --package, the whole config is printed.")
 
 
@@ -294,7 +297,7 @@ def _sweep(
     run = create_sweep(run_id, request, argv, hydra_spelling(request))
     set_run_dir(str(run.path))
     task = RecipeTask(run.path, argv, request.after if request.mode == "batch" else (), request.labels)
-    print(f"{run_id}: a sweep over {request.recipe} {request.stage}", file=sys.stderr)  # noqa: T201
+    print_status(f"{run_id}: a sweep over {request.recipe} {request.stage}")
     try:
         with hangup_ignored(), _translated(prepared), _importable(tree):
             _hydra_main(task, [*overrides, *request.flags])

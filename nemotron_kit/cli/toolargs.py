@@ -61,6 +61,7 @@ class ToolParser(argparse.ArgumentParser):
             self.add_argument(name, nargs=nargs, metavar=metavar, help=text)
 
     def error(self, message: str) -> NoReturn:
+        """Raise UserError with argparse's message, where argparse itself would print it and exit."""
         raise UserError(f"{self.prog}: {message}.", hint=f"See {self.prog} --help.")
 
     def parse(self, argv: Sequence[str]) -> argparse.Namespace | None:

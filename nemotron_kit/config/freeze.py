@@ -191,6 +191,16 @@ def secrets_used(config: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(key, name) for key, text in walk_strings(config) for name in _SECRET.findall(text)]
 
 
+def flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """The (dotted key, value) pairs of a nested config; a list or an empty block is a value."""
+    for key, value in values.items():
+        name = f"{above}.{key}" if above else str(key)
+        if isinstance(value, Mapping) and value:
+            yield from flat(value, name)
+        else:
+            yield name, value
+
+
 def walk_strings(value: Any, key: str = "") -> list[tuple[str, str]]:
     """(dotted key, text) of every string in a plain config."""
     if isinstance(value, Mapping):

@@ -20,7 +20,7 @@ from typing import Any
 import nemotron_kit
 from nemotron_kit.app import Command
 from nemotron_kit.config.config_files import load_mapping
-from nemotron_kit.config.freeze import walk_strings
+from nemotron_kit.config.freeze import flat, walk_strings
 from nemotron_kit.errors import UserError
 from nemotron_kit.launch.placing import ResolvedJob
 
@@ -94,17 +94,9 @@ def _how(old: Any, new: Any) -> str:
 def fingerprint(resolved: ResolvedJob, command: Command) -> Fingerprint:
     """The fingerprint of a composed job; its inputs are not in it."""
     config = {key: value for key, value in resolved.config.items() if key not in _NO_RESULT}
-    flat = {key: _portable(value, resolved) for key, value in _flat(config)}
+    values = {key: _portable(value, resolved) for key, value in flat(config)}
     beside = [command.script_path.resolve().parent] if command.script_path else []
-    return Fingerprint(flat, code_of(command), named_files(config, [Path.cwd(), *beside]))
-
-
-def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping) and value:
-        for name, item in value.items():
-            yield from _flat(item, f"{key}.{name}" if key else str(name))
-    else:
-        yield key, value
+    return Fingerprint(values, code_of(command), named_files(config, [Path.cwd(), *beside]))
 
 
 def _portable(value: Any, resolved: ResolvedJob) -> Any:

@@ -192,7 +192,7 @@ def test_what_has_stopped_goes_on_under_the_same_record(world: World) -> None:
     assert "preempted" in world.said("runs", "attach", job.run_id, code=75)  # nobody waits for what will not come
     assert "from step" in world.said("runs", "logs", "-f", job.run_id)
     assert f"{job.run_id} preempted" in world.said("ends", "end", "--after", job.run_id, code=2)
-    assert f"it starts anew; {job.run_id} preempted" in world.said("runs", "rerun", job.run_id, "steps=1")
+    assert f"to continue {job.run_id}, which is preempted" in world.said("runs", "rerun", job.run_id, "steps=1")
     (job.path / "go").touch()
     said = world.said("runs", "resume", job.run_id)
     assert "another attempt" in said and "succeeded" in said

@@ -163,9 +163,9 @@ def test_a_rerun_can_be_looked_at_first(home: Path) -> None:
     ("words", "message"),
     [
         (["latest", "-c", "tiny"], "A rerun has the command and the config of its run"),
-        (["latest", "-m", "lines=1,2"], "--multirun has no meaning for a rerun"),
-        (["latest", "hydra.run.dir=x"], "hydra.run.dir=x has no meaning for a rerun"),
-        (["latest", "hydra/launcher=nemo_run"], "hydra/launcher=nemo_run has no meaning for a rerun"),
+        (["latest", "-m", "lines=1,2"], "--multirun has no effect on a rerun"),
+        (["latest", "hydra.run.dir=x"], "hydra.run.dir=x has no effect on a rerun"),
+        (["latest", "hydra/launcher=nemo_run"], "hydra/launcher=nemo_run has no effect on a rerun"),
         (["latest", "linse=3"], "linse"),
         (["latest", "lines=many"], "lines"),
         (["--dry-run", "latest"], "the first argument must be a run"),
@@ -231,7 +231,7 @@ def test_a_whole_sweep_again(home: Path, launcher: str) -> None:
     (home.parent / "app" / "config" / "default.yaml").write_text("lines: 9\n")
     said = runs(home, "rerun", first.run_id, "sleep=0.01")[1]
     again = newest(home)
-    assert f"the 2 jobs of {first.run_id} again" in said and f"{again.run_id}: of 2 jobs 2 succeeded" in said
+    assert f"2 jobs of {first.run_id}, launched again" in said and f"{again.run_id}: of 2 jobs 2 succeeded" in said
     jobs = [again.path.parent / str(number) for number in range(2)]
     configs = [yaml.safe_load((job / "config.yaml").read_text()) for job in jobs]
     assert [(c["text"], c["lines"], c["sleep"]) for c in configs] == [("a", 0, 0.01), ("b", 0, 0.01)]

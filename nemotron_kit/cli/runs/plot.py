@@ -121,8 +121,8 @@ def _drawn(curves: dict[str, tuple[list[float], list[float]]], metric: str, axis
         low, high = min(axis_values), max(axis_values)
         # plotext spells such numbers in full, and 1e100 leaves no room for the curve.
         if not 1e-3 <= max(-low, high) < 1e7 and low < high:
-            places = [low + (high - low) * part / 4 for part in range(5)]
-            ticks(places, [f"{place:.3g}" for place in places])
+            ticks_at = [low + (high - low) * part / 4 for part in range(5)]
+            ticks(ticks_at, [f"{tick:.3g}" for tick in ticks_at])
     drawing.title(clean(metric))
     drawing.xlabel(_UNITS[axis])
     return [line.rstrip() for line in str(drawing.build()).splitlines()]

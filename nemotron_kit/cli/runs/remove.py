@@ -60,7 +60,7 @@ def remove(argv: list[str]) -> int:
         raise UserError(
             f"nemotron runs rm: {what}.", hint="nemotron runs rm ID …, or nemotron runs rm --older-than 30d --dry-run."
         )
-    # An earlier removal of theirs may have been killed.
+    # An earlier removal of the same runs may have been killed.
     completed = [] if options.dry_run else collect_removed(artifacts_in)
     names = [name for name in options.ids if not _is_one_of(name, completed)]
     if completed and "latest" in names:

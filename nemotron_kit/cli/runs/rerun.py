@@ -1,4 +1,4 @@
-"""`nemotron runs rerun ID`: launches the same job, or sweep, again from its record."""
+"""`nemotron runs rerun ID`: launches a recorded job or sweep again."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import logging
 import os
 import re
 import shutil
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,7 +18,7 @@ from nemotron_kit.artifacts.reference import Pin
 from nemotron_kit.cli import indexing, sweep
 from nemotron_kit.cli import tree as trees
 from nemotron_kit.cli.options import NEMOTRON
-from nemotron_kit.cli.output import write_lines
+from nemotron_kit.cli.output import print_status, write_lines
 from nemotron_kit.cli.reader import Reader
 from nemotron_kit.cli.request import Job
 from nemotron_kit.cli.run_job import carry_out, expand_profile_keys, show_plan
@@ -61,7 +60,7 @@ class Recorded:
             inputs = job.artifacts()["inputs"]
             self.overrides = _overrides(job, self.plan)
         except DamagedRecord as error:
-            raise UserError(f"{run.id}: its record is not whole: {str(error).rstrip('.')}.") from error
+            raise UserError(f"{run.id}: its record is damaged: {str(error).rstrip('.')}.") from error
         if self.spec.get("module"):
             raise UserError(
                 f"{run.id} was launched by another program, and only that can compose its config.",
@@ -86,19 +85,19 @@ class Recorded:
         return self.plan.settings
 
     def config(self, request: Job) -> ConfigRecord:
-        """The config to start from: as composed, with the recorded versions of its artifacts, and for the profile of
-        the request, else the recorded one."""
+        """The config to which the request's overrides are applied: as it was composed, with the recorded versions of
+        its artifacts, for the request's profile if it names one, else for the recorded one."""
         file, environment = self.job.path / COMPOSED_FILE, self.spec.get("environment") or {}
         if file.is_file():
             values = dict(self.job.located(load_mapping(file)))
         else:  # the same as the job's own config, or an older version's, which has the target's paths
             file = self.job.config_path
-            values = self._with_paths_of_here(self.job.located(load_mapping(file)))
+            values = self._with_local_paths(self.job.located(load_mapping(file)))
         run = dict(values["run"]) if isinstance(values.get("run"), dict) else {}
         run |= {"profile": request.profile or self.plan.profile, "mode": request.mode or self.plan.mode}
         run |= {slot: omegaconf_escaped(pin.label) for slot, pin in self.pins.items()}
-        run.pop("recipe", None)  # the command's own
-        if request.profile is None:  # what it set is in the settings
+        run.pop("recipe", None)  # composition sets it from the command
+        if request.profile is None:  # the recorded settings contain what run.env set
             run.pop("env", None)
         return ConfigRecord(
             recipe=self.recipe,
@@ -110,7 +109,7 @@ class Recorded:
             deleted=[text for text in self.typed(request) if text.startswith("~") and not text.startswith("~/")],
         )
 
-    def _with_paths_of_here(self, values: Mapping[str, Any]) -> dict[str, Any]:
+    def _with_local_paths(self, values: Mapping[str, Any]) -> dict[str, Any]:
         root = self.paths.tree and self.paths.tree.root
         folders = {there: here for here, there in sorted(self.paths.moves, key=lambda move: move[0] == root)}
         folders |= dict.fromkeys((self.paths.job, str(self.job.path)), "${oc.env:NEMO_RUN_DIR}")
@@ -134,7 +133,7 @@ class Recorded:
         os.environ["PWD"] = folder  # as a shell does: configs refer to it
         add_import_folders(map(str, self.spec.get("sys_path") or ()))
         found = discover()
-        if self.recipe not in {**found.apps, **found.broken}:  # the program was its own recipe
+        if self.recipe not in {**found.apps, **found.broken}:  # the program itself was the recipe (App.run)
             found.apps[self.recipe] = self._app()
         use(found)
         return found
@@ -164,7 +163,7 @@ class Recorded:
 
 
 def _unusable(spec: Mapping[str, Any]) -> str | None:
-    """What a rerun needs of a job.json and does not find there."""
+    """Why a rerun can't use a job.json; None if it can."""
     if spec.get("module"):
         return None
     for key in ("command", "handler", "config_cls", "cwd"):
@@ -173,7 +172,7 @@ def _unusable(spec: Mapping[str, Any]) -> str | None:
     if not all(map(_NAME.match, spec["command"].split())):
         return f"command is {spec['command']!r}, no command's name"
     if any(not path or "\0" in path for path in spec.get("sys_path") or ()):
-        return "sys_path holds what is no path"
+        return "sys_path has an entry that is no path"
     return None
 
 
@@ -212,7 +211,7 @@ class Rerun:
 
     @classmethod
     def read(cls, recorded: Recorded, label: str, arguments: Sequence[str], *, whole_sweep: bool) -> Rerun:
-        """Read the arguments behind the run's id as arguments of its command. Changes this process's working folder and
+        """Read the arguments after the run's id as arguments of its command. Changes this process's working folder and
         import path to the launch's."""
         tree = recorded.enter()
         env, command = read_env_file(), find_command(tree, recorded.recipe, recorded.stage)
@@ -224,8 +223,10 @@ class Rerun:
             hint = "Override single values: KEY=VALUE."
             raise UserError("A rerun has the command and the config of its run.", hint=hint)
         for asked in [*job.flags, *(each for each in job.overrides if _key(each).startswith(("hydra.", "hydra/")))]:
-            hint = f"It does not go through Hydra's launcher: give the profile's fields. See {help_line}."
-            raise UserError(f"{asked} has no meaning for a rerun.", hint=hint)
+            hint = (
+                "Hydra is not called again: override fields by KEY=VALUE, and those of the profile by --run.KEY VALUE."
+            )
+            raise UserError(f"{asked} has no effect on a rerun.", hint=hint)
         recipe, stage = command.recipe, command.stage
         if whole_sweep:
             recipe, stage = recorded.plan.recipe, recorded.plan.stage
@@ -243,8 +244,8 @@ class Rerun:
         return replace(composed, overrides=[*recorded.typed(self.request), *_typed(self.request)])
 
     def plan(self, recorded: Recorded, composed: Composed, *, single: bool = True) -> Plan:
-        """The job's plan in the new run; of a whole sweep (not `single`) it keeps its number. Raises UserError where a
-        pinned input is not what it was."""
+        """The job's plan in the new run. A job of several (`single` is False) keeps its number. Raises UserError if a
+        pinned input has changed."""
         request, connect = self.request, not self.request.dry_run
         plan = build_plan(
             composed,
@@ -263,12 +264,12 @@ class Rerun:
             new = plan.inputs.get(slot)  # None: gone, which is a problem of the plan already; or not read any more
             if new is not None and f"run.{slot}" not in given:
                 _check_same(recorded.run.id, slot, old, new)
-        # Its mounts are on record as folders; those of repositories may have been removed since.
+        # The mounts are recorded as folders; those of repositories may have been removed since.
         repositories = plan.repositories or (() if request.profile else recorded.plan.repositories)
         return replace(plan, rerun_of=recorded.label if single else recorded.run.id, repositories=repositories)
 
     def sweep_jobs(self, run: RunFolder, chosen: Sequence[JobFolder]) -> Iterator[SweepJob]:
-        """The chosen jobs of a sweep again, each made when it is asked for."""
+        """Yield the chosen jobs of a sweep, planned for the new run."""
         request = self.request
         detached = (request.mode or stored_plan(run).mode) == "batch"
         after = SweepAfter(request.after) if request.after and detached and not request.dry_run else None
@@ -283,12 +284,14 @@ class Rerun:
 def _check_same(run_id: str, slot: str, old: Pin, new: Pin) -> None:
     """Raise UserError for an input that has another content now, or is from another registry."""
     if new.registry != old.registry:
-        what = f"{slot}: {old.label} was read from another registry than the one where the job would run now."
-        raise UserError(what, hint=f"Name what is meant there: --art.{slot} NAME:vN.")
+        what = (
+            f"{slot}: {old.label} was read from another registry than that of the machine where the job would run now."
+        )
+        raise UserError(what, hint=f"Name a version in that one: --art.{slot} NAME:vN.")
     digests = [str(pin.digest)[:12] for pin in (new, old)]
     if new.digest != old.digest or ((new.version, old.version) == (None, None) and new.path != old.path):
         what = f"{slot}: {old.label} is not what {run_id} read: sha256 {digests[0]}, and it was {digests[1]}."
-        raise UserError(what, hint=f"To run with what is there now: --art.{slot} {old.label}.")
+        raise UserError(what, hint=f"To use it as it is now: --art.{slot} {old.label}.")
 
 
 def rerun_sweep(run: RunFolder, chosen: Sequence[JobFolder], again: Rerun) -> int:
@@ -306,7 +309,7 @@ def rerun_sweep(run: RunFolder, chosen: Sequence[JobFolder], again: Rerun) -> in
         direction=old.direction,
         objective=old.objective,
     )
-    print(f"{again.run_id}: the {count} jobs of {run.id} again", file=sys.stderr)  # noqa: T201
+    print_status(f"{again.run_id}: {count} jobs of {run.id}, launched again")
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     # One that Hydra's own launcher ran in its process, one job after another, has no settings on record.
     jobs = Jobs(record, Settings(max_parallel=None if "settings" in run.plan() else 1), overrides, ours=True)
@@ -329,14 +332,15 @@ def rerun_sweep(run: RunFolder, chosen: Sequence[JobFolder], again: Rerun) -> in
 HELP = """\
 usage: nemotron runs rerun ID[/N] [KEY=VALUE …] [--art.SLOT REF] [--run.KEY V] [--run|--batch PROFILE] [--dry-run]
 
-The same job anew, from its beginning and under a new id; `nemotron runs resume` goes on with the old one. The config is
-the recorded one (whatever its files say now), with the very versions of its artifacts and the settings of its profile,
-from the folder where it was launched. The code is what lies there now; `nemotron runs diff` tells whether it is the
-same. Of a sweep, ID/N is its job N, and ID all of its jobs, as one sweep: the values that were tried are tried again,
-and a sweeper that learns (Optuna's, say) is not asked.
+Launches a recorded job again, under a new id and from its beginning; to continue the recorded run itself, use nemotron
+runs resume. The new job has the recorded config, whatever the config files contain now, the same versions of its input
+artifacts and the recorded settings of its profile, and starts in the folder where the first one was launched. It runs
+the code that is in that folder now: nemotron runs diff prints whether it differs. ID/N launches job N of a sweep again;
+ID launches all of its jobs, as one sweep, with the values of the recorded jobs: the sweeper (such as Optuna's) chooses
+no new ones.
 
-Overrides and options stand on top, as on any job's command line; with --run or --batch PROFILE the profile is read
-from env.toml. A pinned artifact that was changed or removed since stops it.
+Overrides and options are applied to the recorded config. With --run or --batch PROFILE, the profile is read from
+env.toml. If an input artifact was changed or removed since, nothing is launched.
 """
 
 
@@ -355,10 +359,11 @@ def rerun(argv: list[str]) -> int:
     recorded, whole_sweep = Recorded(run, jobs[0]), len(jobs) > 1
     if whole_sweep and (run.path / SWEEP_FILE).exists() and SweepQueue(run).levels:
         hint = (
-            f"Launch it again: {recorded.plan.command_line}\nWhat did not succeed of it: nemotron runs resume {run.id}"
+            f"Launch it again: {recorded.plan.command_line}\n"
+            f"To run those of its jobs that did not succeed: nemotron runs resume {run.id}"
         )
         raise UserError(
-            f"{run.id} is an array, whose jobs go on in one folder: it has no copy to begin anew.", hint=hint
+            f"{run.id} is an array, whose jobs write into one folder: it can't be run again in another one.", hint=hint
         )
     label = recorded.label
     if whole_sweep:
@@ -369,6 +374,8 @@ def rerun(argv: list[str]) -> int:
     composed = again.composed(recorded)
     plan, state = again.plan(recorded, composed), jobs[0].state()
     if state.terminal and state.state != "succeeded":
-        note = f"it starts anew; {label} {state.state}, and goes on with: nemotron runs resume {label}"
+        note = (
+            f"it starts from the beginning; to continue {label}, which is {state.state}: nemotron runs resume {label}"
+        )
         plan = replace(plan, notes=(*plan.notes, note))
     return carry_out(plan, composed, again.request, again.env)

@@ -47,11 +47,12 @@ class JobResult:
         """The last value of a metric, or the returned value; None if it is NaN or not a number."""
         metric = self.metrics.get(name)
         found = metric.last if metric is not None else self.value if name == VALUE else None
-        if isinstance(found, bool) or not isinstance(found, int | float) or math.isnan(found):
+        if isinstance(found, bool) or not isinstance(found, int | float) or found != found:
             return None
         return found
 
     def to_dict(self) -> dict[str, Any]:
+        """JSON data; NaN and infinities are null."""
         return {
             "overrides": self.overrides,
             "value": finite(self.value),

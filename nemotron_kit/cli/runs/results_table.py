@@ -14,7 +14,7 @@ from typing import Any
 from nemotron_kit.cli.output import clean, print_table, write_lines
 from nemotron_kit.cli.request import near
 from nemotron_kit.cli.runs.list import duration, iso, labels_of
-from nemotron_kit.cli.runs.result_cache import ResultCache, results_of_runs
+from nemotron_kit.cli.runs.result_cache import results_of_jobs, results_of_runs
 from nemotron_kit.cli.runs.results import (
     MAIN,
     VALUE,
@@ -129,8 +129,7 @@ def print_sweep_end(run: RunFolder) -> None:
     jobs = run.jobs()
     if len(jobs) < 2:
         return
-    with ResultCache(run.path) as cache:
-        results = [cache.result(job.path.name, job) for job in jobs]
+    results = results_of_jobs(run, jobs)
     table = sweep_table(results, None, goal_of(stored_plan(run)))
     if not any(job.metrics or job.value is not None for job in results):
         return

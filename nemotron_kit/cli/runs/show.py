@@ -29,6 +29,7 @@ from nemotron_kit.cli.runs.results import (
 )
 from nemotron_kit.cli.toolargs import ToolParser, at_least
 from nemotron_kit.config.config_files import load_mapping
+from nemotron_kit.config.freeze import flat
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.files import finite
 from nemotron_kit.launch.queue import SweepQueue
@@ -508,16 +509,6 @@ def _versions(job: JobFolder) -> dict[str, Any]:
     version's record."""
     found = next((entry["versions"] for entry in reversed(job.history()) if "versions" in entry), None)
     return dict(found) if isinstance(found, Mapping) else {}
-
-
-def flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """The (dotted key, value) pairs of a nested config; an empty block is a value."""
-    for key, value in values.items():
-        name = f"{above}.{key}" if above else str(key)
-        if isinstance(value, Mapping) and value:
-            yield from flat(value, name)
-        else:
-            yield name, value
 
 
 def _without_folders(value: Any, placeholders: Mapping[str, str]) -> Any:

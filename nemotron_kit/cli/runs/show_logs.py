@@ -130,8 +130,9 @@ def _name(options: Any) -> str:
 
 
 def _log(plan: Plan, job: JobFolder, name: str) -> LocalLog | RemoteLog:
-    apart = not is_local(plan.executor) and plan.has_separate_folder
-    return RemoteLog(plan, job, name) if apart else LocalLog(job, name)
+    if not is_local(plan.executor) and plan.has_separate_folder:
+        return RemoteLog(plan, job, name)
+    return LocalLog(job, name)
 
 
 def _print_all(run: RunFolder, jobs: Sequence[JobFolder], options: Any) -> int:

@@ -141,6 +141,8 @@ def test_usage_and_an_unknown_shell(capsys: pytest.CaptureFixture[str]) -> None:
     assert "usage: nemotron completion" in capsys.readouterr().out
     with pytest.raises(UserError, match="Did you mean bash"):
         run_tool("completion", ["bahs"])
+    with pytest.raises(UserError, match="unknown argument 'zsh'"):
+        run_tool("completion", ["bash", "zsh"])
 
 
 def test_a_pipelines_options_take_its_stages() -> None:

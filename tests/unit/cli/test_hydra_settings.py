@@ -3,7 +3,7 @@
 import pytest
 
 from nemotron_kit.cli.request import Job
-from nemotron_kit.cli.run_job import normalized
+from nemotron_kit.cli.run_job import asks_hydra, normalized
 from nemotron_kit.errors import UserError
 
 SWEEPS = ["hydra/launcher=nemo_run", "hydra/sweeper=optuna", "hydra.launcher.profile=C", "hydra.sweep.dir=/x"]
@@ -17,3 +17,16 @@ def test_what_is_about_a_sweep_needs_one(override: str) -> None:
     for flags in (("--multirun",), ("--cfg=hydra",), ("--info=all",)):
         assert normalized(Job("r", "go", overrides=(override,), flags=flags)).overrides == (override,)
     assert normalized(Job("r", "go", overrides=(override, "hydra.mode=MULTIRUN"))).multirun
+
+
+@pytest.mark.parametrize(
+    ("job", "message"),
+    [
+        (Job("r", "go", flags=("--multirun", "--cfg=job")), "--multirun and --cfg exclude each other"),
+        (Job("r", "go", flags=("--info=all",), json=True), "--info does not print JSON"),
+        (Job("r", "go", flags=("--resolve",)), "--resolve is an option of --cfg"),
+    ],
+)
+def test_options_that_would_have_no_effect(job: Job, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        asks_hydra(job)

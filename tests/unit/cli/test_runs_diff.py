@@ -10,8 +10,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nemotron_kit.cli.runs.show import differences, flat
+from nemotron_kit.cli.runs.show import differences
 from nemotron_kit.cli.tools import run as run_tool
+from nemotron_kit.config.freeze import flat
 from nemotron_kit.errors import UserError
 from nemotron_kit.home import new_run_id
 from nemotron_kit.quoting import hydra_data

@@ -1,4 +1,4 @@
-"""Both things that people import under this name: the package (`nemotron.kit.cli.recipe`) and the function `cli(…)`."""
+"""A package (`nemotron.kit.cli.recipe`) that can also be called: `from nemotron.kit import cli; cli(MyConfig)`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Where the user's document imports ArtifactInput from."""
+"""The declarations of commands, under the name that the reference's recipes import."""
 
 from nemotron_kit.app import App, ArtifactInput, Command, Group
 
