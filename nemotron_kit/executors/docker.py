@@ -170,8 +170,10 @@ class Docker(Executor):
         """The container: its name, its image and the command line that starts it."""
         config, paths, resources = self.settings, context.paths, context.resources
         notes = list(resources.notes)
-        if config.max_segments or (config.retries and not resources.torchrun):
-            given = [name for name in ("retries", "max_segments") if getattr(config, name)]
+        # With torchrun, that starts the processes again.
+        retries = None if resources.torchrun else config.retries
+        given = [name for name, value in (("retries", retries), ("max_segments", config.max_segments)) if value]
+        if given:
             notes.append(f"{', '.join(given)}: no effect on Docker, where no scheduler starts the job again.")
         planned = ExecutorPlan(notes=tuple(notes), resources=resources)
         if problems := tuple(_problems(config, context)):

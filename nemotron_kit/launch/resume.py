@@ -65,9 +65,10 @@ def resume_levels(run: RunFolder) -> list[JobFolder]:
             if all(state == "succeeded" for state in states.values()):
                 raise UserError(f"{run.id} has succeeded.", hint=f"To run it anew: nemotron runs rerun {run.id}")
             raise UserError(f"{run.id} is {run.state()}.", hint=f"nemotron runs attach {run.id} follows it.")
-        for plan in load_plans(run, [job.number for job in stopped]):
-            for problem in missing_secrets(plan.secrets):
-                raise UserError(f"{run.id}: {problem}")
+        plans = load_plans(run, [job.number for job in stopped])
+        for problem in missing_secrets(dict.fromkeys(name for plan in plans for name in plan.secrets)):
+            raise UserError(f"{run.id}: {problem}")  # before any job is reset
+        for plan in plans:
             _reset(run.job(plan.job), plan)
         queue.requeue([job.number for job in stopped])
     return submit_waiting(run)

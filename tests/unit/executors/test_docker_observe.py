@@ -61,3 +61,17 @@ def test_a_folder_that_is_not_there_is_not_made_by_docker(
     monkeypatch.setattr(docker.Docker, "prepare", lambda *_: None)
     with pytest.raises(UserError, match=f"mounts: {tmp_path}/no does not exist"):
         docker.Docker(settings).submit(run, [SimpleNamespace(container=container, job=0)])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize(
+    ("fields", "names"),
+    [({}, ""), ({"retries": 2}, "retries"), ({"retries": 2, "nproc_per_node": 2}, ""),
+     ({"retries": 2, "max_segments": 3, "nproc_per_node": 2}, "max_segments")],
+)  # fmt: skip
+def test_a_note_names_what_docker_ignores_only(fields: dict[str, int], names: str) -> None:
+    settings = RunConfig(executor="docker", **fields)  # type: ignore[arg-type]
+    paths = RemotePaths.from_dict({"root": "/h"}, "/h/runs/r", 0)
+    planned = docker.Docker(settings).plan(PlanContext(resources_of(settings, None), paths, {}, "r", 0, "label", "run"))
+    assert planned.notes == (
+        (f"{names}: no effect on Docker, where no scheduler starts the job again.",) if names else ()
+    )
