@@ -103,13 +103,17 @@ def _known(entry: Mapping[str, Any]) -> Known:
 
 
 def mirror(plan: Plan, jobs: Sequence[JobFolder]) -> None:
-    """Copy the records of `jobs` from the target. Raises Unreachable; does nothing if the folders are the same."""
+    """Copy the records of `jobs` from the target; does nothing if the folders are the same. Raises Unreachable, and
+    NemotronError for a record that is damaged there, once those of the other jobs are copied."""
     if not jobs or not plan.has_separate_folder:
         return
     folders = [f"{plan.paths.run}/jobs/{job.number}" for job in jobs]
     records, _ = transport_for(plan.settings).call("job_records", jobs=folders)
     for job, found in zip(jobs, records, strict=True):
-        _write(job, found)
+        if "error" not in found:
+            _write(job, found)
+    if damaged := [found["error"] for found in records if "error" in found]:
+        raise NemotronError(damaged[0])
 
 
 def is_mirrored(job: JobFolder) -> bool:

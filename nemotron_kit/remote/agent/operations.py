@@ -167,7 +167,8 @@ _METRICS = 200
 
 
 def job_records(payload: bytes, *, jobs: Sequence[str]) -> tuple[list[dict[str, Any]], bytes]:
-    """`{"exit", "history", "artifacts", "metrics"}` of each job folder; None, or empty, for a missing file."""
+    """`{"exit", "history", "artifacts", "metrics"}` of each job folder; None, or empty, for a missing file. For a job
+    with a damaged record `{"error", "history"}`: the others' are complete."""
     del payload
     return [_record(JobFolder(Path(job))) for job in jobs], b""
 
@@ -243,7 +244,7 @@ def _record(job: JobFolder) -> dict[str, Any]:
     try:
         exit_record, artifacts = job.exit_record(), job.artifacts()
     except DamagedRecord as error:
-        raise NemotronError(error.message) from error
+        return {"error": error.message, "history": job.history()}
     return {"exit": exit_record, "history": job.history(), "artifacts": artifacts, "metrics": condensed(job, _METRICS)}
 
 

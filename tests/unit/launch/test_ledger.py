@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -18,12 +19,12 @@ from nemotron_kit.files import read_cache
 from nemotron_kit.home import new_run_id
 from nemotron_kit.launch.attach import LogOffsets
 from nemotron_kit.launch.dependencies import wait_for
-from nemotron_kit.launch.status import StatusCache, effective_run_state, effective_state, refresh
+from nemotron_kit.launch.status import StatusCache, effective_run_state, effective_state, is_mirrored, mirror, refresh
 from nemotron_kit.remote.ssh import Ssh
 from nemotron_kit.runs.folder import RunFolder, create_run
 from nemotron_kit.runs.job import JobFolder
 from nemotron_kit.runs.process_facts import process_facts
-from nemotron_kit.spec.runconfig import EXECUTORS
+from nemotron_kit.spec.runconfig import EXECUTORS, RunConfig
 
 from ...damage import VALUES, changed, keys
 
@@ -283,3 +284,19 @@ def test_how_far_a_log_was_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     for damaged in ("{", "[]", '{"0": {"job": -1}}', '{"0": {"job": "x"}}'):
         (run.path / "attached.json").write_text(damaged)
         assert LogOffsets(run).of(0) == {}
+
+
+def test_a_damaged_end_on_the_target_keeps_no_other_from_being_copied(tmp_path: Path) -> None:
+    jobs = [JobFolder(tmp_path / "here" / "jobs" / str(number)) for number in range(3)]
+    for job in jobs:
+        there = tmp_path / "there" / "jobs" / job.path.name
+        for folder in (job.path, there):
+            folder.mkdir(parents=True)
+        JobFolder(there).finish(0)
+    (tmp_path / "there" / "jobs" / "1" / "exit.json").write_text("{")
+    plan: Any = SimpleNamespace(
+        has_separate_folder=True, settings=RunConfig(), paths=SimpleNamespace(run=tmp_path / "there")
+    )
+    with pytest.raises(NemotronError, match=r"jobs/1/exit\.json: not valid JSON"):
+        mirror(plan, jobs)
+    assert [is_mirrored(job) for job in jobs] == [True, False, True]
