@@ -121,6 +121,7 @@ class DataBlend:
 
     @property
     def datasets(self) -> list[Dataset]:
+        """The datasets of all splits."""
         return [dataset for datasets in self.splits.values() for dataset in datasets]
 
     @classmethod

@@ -109,6 +109,7 @@ class HashedFile:
         self.size += data.nbytes if isinstance(data, memoryview) else len(data)
 
     def finish(self) -> WrittenShard:
+        """Sync and close the file; it keeps its temporary name. Raises NemotronError if it can't be written."""
         with write_errors(self.final):
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -116,6 +117,7 @@ class HashedFile:
         return WrittenShard(self.path, self.final, self.size, self._digest.hexdigest())
 
     def discard(self) -> None:
+        """Close and remove the temporary file, unless it was renamed."""
         with suppress(OSError):  # closing flushes, and what could not be written before still can't
             self._file.close()
         self.path.unlink(missing_ok=True)

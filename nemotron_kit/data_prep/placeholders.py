@@ -18,6 +18,7 @@ _WHOLE = 1 << 28
 
 
 def identity_of(file: FoundFile) -> str:
+    """What identifies a file's content, as in the plan's `identity`."""
     if is_remote(file.path):
         return file.identity or f"unknown:{file.size}"
     if file.size <= _WHOLE:

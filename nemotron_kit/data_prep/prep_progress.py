@@ -74,6 +74,7 @@ class PrepProgress:
 
     @property
     def elapsed(self) -> float:
+        """Seconds since the start."""
         return time.monotonic() - self._began
 
     def quiet(self) -> None:

@@ -211,6 +211,7 @@ def total(
 
 
 def source_info(plan: ShardPlan, records: Mapping[int, SavedRecord], number: int) -> Any:
+    """Source `number` of the plan as an artifact's InputDatasetInfo."""
     source = plan.sources[number]
     return InputDatasetInfo(
         uri=_source_uri(source),

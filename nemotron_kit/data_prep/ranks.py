@@ -49,6 +49,7 @@ class RankLayout:
 
     @property
     def leads(self) -> bool:
+        """Whether this is rank 0, which makes the plan and writes the results."""
         return self.rank == 0
 
 

@@ -42,6 +42,7 @@ class SavedRecord:
     bad_rows: tuple[str, ...]
 
     def save(self, path: Path) -> None:
+        """Write the record as JSON, atomically."""
         write_text(path, json.dumps(asdict(self), indent=2) + "\n", mode=0o666)  # type: ignore[call-overload]
 
     @classmethod
@@ -136,6 +137,7 @@ def make_shard(plan: ShardPlan, number: int, folder: Path, *, tick: Tick | None 
 
 
 def record_path(prefix: Path) -> Path:
+    """The path of the record of the shard with this path prefix."""
     return prefix.with_name(f"{prefix.name}.json")
 
 
@@ -203,4 +205,5 @@ def load_tokenizer(folder: Path, sha256: str) -> Any:
 
 
 def size_and_hash(file: WrittenShard) -> tuple[int, str]:
+    """(size in bytes, sha256), as records store them."""
     return file.size, file.sha256

@@ -65,6 +65,7 @@ class PlannedSource:
 
     @property
     def file_count(self) -> int:
+        """The number of its files."""
         return self.totals[0] if self.totals else len(self.files)
 
     @property
@@ -166,6 +167,7 @@ class ShardPlan:
         return [_WORDS[key] for key in changed]
 
     def to_dict(self) -> dict[str, Any]:
+        """The plan as it is stored in plan.json."""
         stored = {"format": FORMAT, "digest": self.digest, **asdict(replace(self, sources=(), shards=()))}
         # asdict copies every value of a million files.
         for source in self.sources:

@@ -37,6 +37,7 @@ class Omissions:
     names: dict[str, list[str]] = field(default_factory=dict)
 
     def add(self, name: str, why: str) -> None:
+        """Count a file that is not read, and keep its name if it is one of the first of its reason."""
         self.counts[why] = self.counts.get(why, 0) + 1
         kept = self.names.setdefault(why, [])
         if len(kept) < NAMED:
@@ -44,6 +45,7 @@ class Omissions:
 
 
 def is_pattern(text: str) -> bool:
+    """Whether a path has a character that matches others: `*`, `?` or `[`."""
     return bool(_MAGIC.search(text))
 
 
@@ -181,6 +183,7 @@ _GENERATED = {CPYTHON: write_corpus, EXERCISES: write_exercises}  # what needs n
 
 
 def is_remote(path: str) -> bool:
+    """Whether a path is a URL other than file://."""
     return "://" in path and not path.startswith(LOCAL)
 
 
@@ -227,6 +230,7 @@ def files_below(fs: Any, inner: str, left: Omissions) -> dict[str, FoundFile]:
 
 
 def found_at(fs: Any, path: str, info: dict[str, Any]) -> FoundFile:
+    """The file at a path of an fsspec file system; `info` is what that lists of it."""
     return FoundFile(fs.unstrip_protocol(path), int(info["size"]), _remote_identity(info))
 
 

@@ -15,9 +15,9 @@ from nemotron_kit.home import expand_user, nemotron_home
 from nemotron_kit.objects import ObjectFolder, object_url
 
 STORE_FILE = "store.json"
-# What of the folder is for those who read the store, if it is there. The others are objects already, or nobody else's.
-_OURS = (STORE_FILE, METADATA, "inputs.json")
-_TOLD = ("*.json", "*.jsonl", "tokenizer/*", "splits/**/*")
+# The files of the folder that `publish` copies to the store, without those of _KEPT_HERE. Shards are in it already.
+_KEPT_HERE = (STORE_FILE, METADATA, "inputs.json")
+_PUBLISHED = ("*.json", "*.jsonl", "tokenizer/*", "splits/**/*")
 
 
 def working_folder(output: str | os.PathLike[str]) -> Path:
@@ -37,7 +37,7 @@ def working_folder(output: str | os.PathLike[str]) -> Path:
 
 @lru_cache
 def store_of(folder: Path) -> ObjectFolder | None:
-    """The store for which a folder is; None for one that is the output itself."""
+    """The store whose working folder this is; None for a folder that is the output itself."""
     try:
         return ObjectFolder(str(json.loads(read_regular(folder / STORE_FILE))["url"]))
     except FileNotFoundError:
@@ -45,20 +45,20 @@ def store_of(folder: Path) -> ObjectFolder | None:
 
 
 def place(folder: Path, name: str) -> str:
-    """Where a file of the output lies for those who read it: in the store, or in the folder."""
+    """The URL of a file of the output in the store, or its path in the folder."""
     store = store_of(folder)
     return store.at(name) if store else str(folder / name)
 
 
 def publish(folder: Path, artifact: Any) -> None:
-    """Bring to the store what the folder has beside the shards; the artifact says where that is."""
+    """Copy what the folder has besides shards to the store, and put the store's URL into the artifact's metadata."""
     store = store_of(folder)
     if store is None:
         return
     artifact.metadata["uri"] = store.url
-    for path in sorted({path for pattern in _TOLD for path in folder.glob(pattern) if path.is_file()}):
+    for path in sorted({path for pattern in _PUBLISHED for path in folder.glob(pattern) if path.is_file()}):
         name = str(path.relative_to(folder))
-        if name in _OURS:
+        if name in _KEPT_HERE:
             continue
         if path.suffix == ".json" and len(Path(name).parts) == 1:
             text = path.read_text(encoding="utf-8")

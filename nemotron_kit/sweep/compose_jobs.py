@@ -36,6 +36,7 @@ class Copies:
             return
 
     def make(self) -> Any:
+        """A new copy."""
         if self._data is None:
             return copy.deepcopy(self._original)
         return _Unpickler(io.BytesIO(self._data), self._types).load()

@@ -88,6 +88,7 @@ class JobWriter:
         return self
 
     def add(self, sweep_job: SweepJob, *, attached: bool) -> None:
+        """Write a job's folder. `attached`: the launch waits for the job."""
         if self._pool:
             self._futures.append(self._pool.submit(self._write, sweep_job, attached))
             return
@@ -376,6 +377,7 @@ class Sweep:
 
     @property
     def jobs(self) -> Jobs:
+        """The sweep's jobs; on first access this creates the sweep's run folder."""
         if self._jobs is None:
             ours = isinstance(self.task, RecipeTask)
             overrides = [*overrides_of(self.config.hydra, "hydra"), *overrides_of(self.config.hydra)]

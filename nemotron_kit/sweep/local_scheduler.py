@@ -115,9 +115,11 @@ class LocalScheduler:
 
     @property
     def busy(self) -> bool:
+        """Whether any job is waiting or running."""
         return bool(self.waiting or self.running)
 
     def take(self, batch: dict[str, Any]) -> None:
+        """Queue a batch: its job numbers (`jobs`), the limit of jobs at a time (`parallel`), and its variables."""
         self.waiting.extend(int(number) for number in batch["jobs"])
         self.parallel = int(batch["parallel"])
         os.environ.update(batch.get("environment") or {})
@@ -220,8 +222,8 @@ def _run_silently(folder: Path) -> int:
 
 
 def _own_streams() -> tuple[Batches, IO[str]]:
-    """(reader, writer) on this process's standard input and output, reserved for the launch. Other code in the process
-    reads an end of file, and its output goes to the log."""
+    """(reader, writer) on this process's standard input and output, reserved for the launch. For all other code in the
+    process, standard input is at its end, and standard output is the log."""
     source, output = os.dup(0), os.fdopen(os.dup(1), "w")
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)

@@ -110,6 +110,8 @@ class RecipeTask:
                 _set(name, value)
 
     def plan(self, composed: Composed, number: int) -> Plan:
+        """The plan of job `number`. Raises UserError for one that can't be planned, and at the first job for a sweeper
+        that would get no value."""
         if not self._masked:
             check_objective(composed)
             # the sweeper has written it by now

@@ -58,6 +58,7 @@ class SweepJob:
 
     @property
     def label(self) -> str:
+        """The job's overrides, as one line."""
         return " ".join(self.overrides)
 
 

@@ -1,8 +1,8 @@
-"""The dashboard as an ASGI application: routes, and who may look.
+"""The dashboard as an ASGI application: routes and access control.
 
-Only a browser that has the token sees anything: the URL's token sets a cookie. The Host header has to be this machine's
-own name for itself, so that no other site's name that resolves to 127.0.0.1 (DNS rebinding) reads the pages. Nothing is
-loaded from elsewhere, and no script or style runs but the files served here.
+Only a browser that has the token gets the pages: the URL's token sets a cookie. The Host header has to be 127.0.0.1 or
+localhost, so that a web site whose name resolves to 127.0.0.1 (DNS rebinding) can't read the pages. Nothing is loaded
+from elsewhere, and no script or style runs but the files served here.
 """
 
 from __future__ import annotations
@@ -169,7 +169,8 @@ def make_app(token: str, *, cookie: str = "nemotron-ui", once: str = "") -> Star
 
 
 class Guard:
-    """Refuses whoever has not the token, or asks under another host's name; adds the headers that every answer has."""
+    """Middleware that refuses requests without the token, or with another host's name, and adds the security headers to
+    every response."""
 
     def __init__(self, app: ASGIApp, token: str, cookie: str, once: str) -> None:
         self._app, self._token, self._cookie, self._once = app, token, cookie, once
@@ -192,11 +193,11 @@ class Guard:
         await (self._refusal(Request(scope)) or self._app)(scope, receive, with_headers)
 
     def _refusal(self, request: Request) -> Response | None:
-        """The answer that takes the place of the page; None for whoever may see that."""
+        """The response to a request that is refused or redirected; None for one that gets the page."""
         if not is_own_host(request.headers):
             return Response("Wrong host name: this page is at http://127.0.0.1.\n", 421, media_type="text/plain")
         if request.method not in ("GET", "HEAD"):
-            return Response("This page only shows.\n", 405, media_type="text/plain")
+            return Response("This page is read-only.\n", 405, media_type="text/plain")
         given = request.query_params.get(TOKEN)
         if given is not None and (self._is_token(given) or self._is_first(given)):
             # Out of the address, so that it is in no history and on no screen.
@@ -219,12 +220,13 @@ class Guard:
 
 
 def _same(given: str, expected: str) -> bool:
-    """Compared in a time that does not depend on where they differ."""
+    """Compare two texts in a time that does not depend on where they differ."""
     return hmac.compare_digest(given.encode("utf-8", "surrogateescape"), expected.encode())
 
 
 def is_own_host(headers: Headers) -> bool:
-    """Whether a request names this machine as its own user does. Any port will do: an ssh tunnel's may be another."""
+    """Whether a request's Host header is a name of the loopback address. The port is ignored: an ssh tunnel may have
+    another one."""
     hosts = headers.getlist("host")
     if len(hosts) != 1:
         return False

@@ -26,6 +26,7 @@ class GraphNode:
 
     @property
     def key(self) -> str:
+        """Identifies the node in its graph."""
         return f"{self.kind} {self.name}"
 
     @property
@@ -37,11 +38,14 @@ class GraphNode:
 
 @dataclass
 class Graph:
+    """Nodes by their keys, and edges: (key of a source, key of what was made from it). `cut`: nodes were left out."""
+
     nodes: dict[str, GraphNode] = field(default_factory=dict)
     edges: set[tuple[str, str]] = field(default_factory=set)
     cut: bool = False
 
     def add(self, node: GraphNode) -> str:
+        """Add a node unless the graph has it; returns its key."""
         self.nodes.setdefault(node.key, node)
         return node.key
 

@@ -1,5 +1,5 @@
 """Reads records for the pages: states, results and curves, each file again only after it has changed. What runs
-elsewhere is asked about in the background, so that a page never waits for a target."""
+elsewhere is queried in the background, so that a page never waits for a target."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ from nemotron_kit.runs.logs import TerminalSanitizer
 from nemotron_kit.runs.metrics import METRICS_FILE, series
 from nemotron_kit.spec.plan import Plan, is_local, stored_plan
 
-# A target is asked again after this long, by whichever page is looked at.
+# The least seconds between two queries of a run's target.
 _ASK_S = 5.0
 # A metrics file of more bytes than this is read again only so often.
 _LARGE, _LARGE_S = 32 << 20, 30.0
 _KEPT = 4096
 # Jobs of a sweep whose results are kept here.
 _MANY = 200
-# What one answer holds of a log.
+# The most bytes of a log in one response.
 LOG_BYTES = 256 * 1024
 _LOG_LINES = 1000
 _LOG_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -79,6 +79,7 @@ class RecordReader:
         self._snapshots: dict[str, StatusSnapshot] = {}
 
     def close(self) -> None:
+        """End the background requests."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def kept(self, key: Hashable, version: Any, read: Callable[[], Found], age: float = 0.0) -> Found:
@@ -147,9 +148,9 @@ class RecordReader:
 
     def summary(self, run: RunFolder) -> RunSummary:
         """A run's summary; that of a large sweep has been read from the records of all of its jobs."""
-        return self.standing(self.rarely(("summary", run.id), run.summary, lambda found: found.jobs > _MANY))
+        return self.with_reachability(self.rarely(("summary", run.id), run.summary, lambda found: found.jobs > _MANY))
 
-    def standing(self, run: RunSummary) -> RunSummary:
+    def with_reachability(self, run: RunSummary) -> RunSummary:
         """A run's summary: as recorded, and `unreachable` where its target did not answer lately."""
         lost = snapshot.lost if (snapshot := self._snapshots.get(run.id)) else None
         return replace(run, state=LOST, error=lost) if lost and not is_over(run) else run
@@ -175,7 +176,7 @@ class RecordReader:
                     mirror(plan, [job for job in run.jobs()[:64] if not is_mirrored(job)])
         except NemotronError as error:
             sys.stderr.write(f"note: what ran elsewhere is shown as recorded: {error.message}\n")
-        except Exception as error:  # noqa: BLE001 — a thread that nobody waits for: it is said, not lost
+        except Exception as error:  # noqa: BLE001 — nothing waits for this thread: print the error
             sys.stderr.write(f"warning: {type(error).__name__} while asking about runs: {printable(str(error))}\n")
 
 
@@ -193,6 +194,7 @@ def plan_of(run: RunFolder) -> Plan | None:
 
 
 def is_over(run: RunSummary) -> bool:
+    """Whether a run's recorded state is final."""
     return run.state in (*TERMINAL, DAMAGED)
 
 

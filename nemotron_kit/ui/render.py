@@ -93,6 +93,7 @@ def style_mark() -> str:
 
 @cache
 def plotly_text() -> str:
+    """plotly.js as a text that can be put into a script element."""
     text = plotly_js().read_text(encoding="utf-8")
     if "</script" in text.lower():  # it would end the element that holds it
         text = text.replace("</script", "<\\/script").replace("</SCRIPT", "<\\/SCRIPT")

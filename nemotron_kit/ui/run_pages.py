@@ -123,7 +123,7 @@ class RunPages:
         rows, names = [], Counter[str]()
         until = time.monotonic() + _RESULTS_S
         for run in found:
-            result, run = None, self.reader.standing(run)
+            result, run = None, self.reader.with_reachability(run)
             if run.jobs == 1 and (time.monotonic() < until or self.export):
                 with suppress(UserError):  # removed meanwhile
                     result = self.reader.result(RunFolder(runs_root() / run.id).job())
