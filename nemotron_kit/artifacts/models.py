@@ -70,7 +70,10 @@ class Artifact(BaseModel):
         names."""
         if not isinstance(given, dict):
             return given
-        data = dict(plain(given))
+        try:
+            data = dict(plain(given))
+        except RecursionError:
+            raise UserError(f"{cls.__name__}: a value is nested too deeply, or contains itself.") from None
         for name, value in data.items():
             if value is ... or (isinstance(value, list | tuple | set) and ... in value):
                 hint = f"Write {name}'s real value in its place."

@@ -96,7 +96,9 @@ def _refuse(job: JobFolder, state: JobState, is_remote: bool) -> None:
     if state.state == "unreachable":
         raise Unreachable(f"{name}: its state is not known: {state.error}", hint="Try again once that answers.")
     if not state.terminal and state.state != "pending":
-        raise UserError(f"{name} is {state.state}: {state.error}.", hint=f"nemotron runs show {run_id}")
+        raise UserError(
+            f"{name} is {state.state}: {str(state.error).removesuffix('.')}.", hint=f"nemotron runs show {run_id}"
+        )
 
 
 def _held(job: JobFolder, plan: Plan) -> Plan:

@@ -50,7 +50,7 @@ def _process(job: JobFolder) -> Mapping[str, Any] | None:
     state = job.state()
     process = state.facts.get("process")
     if state.state == "unknown":
-        raise UserError(f"{job.run_id}: job {job.number} can't be stopped: {state.error}.")
+        raise UserError(f"{job.run_id}: job {job.number} can't be stopped: {str(state.error).removesuffix('.')}.")
     if isinstance(process, Mapping):
         _check_process(job, process)
         return process

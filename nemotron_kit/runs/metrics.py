@@ -38,6 +38,7 @@ _PERIOD_S = 0.25
 _ROWS = 20_000
 _CHUNK = 1 << 18
 _NAME_CHARS = 200
+_LARGE = 1 << 63
 _NONFINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 _log = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ def log_metrics(metrics: Mapping[str, Any], step: int | None = None) -> None:
     """
     row: dict[str, Any] = {}
     if step is not None:
-        row["step"] = step if type(step) is int else _whole(step)
+        row["step"] = step if type(step) is int and -_LARGE < step < _LARGE else _whole(step)
     if not isinstance(metrics, Mapping):
         raise UserError(
             f"log_metrics: the metrics are {_kind(metrics)}, not a mapping of names to numbers.",
@@ -65,7 +66,7 @@ def log_metrics(metrics: Mapping[str, Any], step: int | None = None) -> None:
                 f"log_metrics: {text} can't be a metric's name: it must be a text of 1 to {_NAME_CHARS} printable "
                 "characters, and not step or rank."
             )
-        row[name] = value if kind is float or kind is int else _number(name, value)
+        row[name] = value if kind is float or (kind is int and -_LARGE < value < _LARGE) else _number(name, value)
     folder = os.environ.get("NEMO_RUN_DIR")
     if not folder:
         _log_once()
@@ -78,14 +79,21 @@ def log_metrics(metrics: Mapping[str, Any], step: int | None = None) -> None:
 
 def _whole(step: Any) -> int:
     try:
-        return operator.index(step)
+        found = operator.index(step)
     except TypeError:
         raise UserError(f"log_metrics: step is {_kind(step)}, not a whole number.") from None
+    if not -_LARGE < found < _LARGE:
+        raise UserError("log_metrics: step is a whole number of more than 63 bits.")
+    return found
 
 
 def _number(name: str, value: Any) -> float:
     found = plain(value)
     if isinstance(found, bool | int | float):
+        try:
+            float(found)
+        except OverflowError:
+            raise UserError(f"log_metrics: {name} is a whole number that no float can hold.") from None
         return float(found) if isinstance(found, float) else int(found)
     raise UserError(f"log_metrics: {name} is {_kind(value)}, not a number or a scalar of NumPy or torch.")
 

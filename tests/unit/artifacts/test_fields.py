@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nemotron_kit.artifacts import ModelArtifact, Pin, PretrainBlendsArtifact, artifact_field, open_registry
+from nemotron_kit.artifacts import Artifact, ModelArtifact, Pin, PretrainBlendsArtifact, artifact_field, open_registry
 from nemotron_kit.errors import UserError
 from nemotron_kit.remote.agent.operations import resolve
 
@@ -94,3 +94,10 @@ def test_a_machine_that_is_asked_answers_the_asked_fields_alone(pin: Pin) -> Non
     assert found["data"].keys() == {"pin", "fields"} and found["data"]["fields"] == {"total_tokens": {"value": 4096}}
     assert found["none"].keys() == {"error"}
     assert resolve(b"", root, {"data": ("Data", None)})[0]["data"]["fields"] == {}
+
+
+def test_metadata_that_contains_itself_is_one_error(tmp_path: Path) -> None:
+    metadata: dict[str, object] = {}
+    metadata["again"] = metadata
+    with pytest.raises(UserError, match="nested too deeply, or contains itself"):
+        Artifact(path=tmp_path, metadata=metadata)

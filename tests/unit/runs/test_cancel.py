@@ -100,6 +100,9 @@ def test_pending_finished_and_elsewhere(make_run: MakeRun) -> None:
     queued.transition("pending", scheduler={"slurm": 12})
     with pytest.raises(UserError, match="is no process of this machine"):
         cancel_jobs([queued])
+    (pending.path / "exit.json").write_text("[]")
+    with pytest.raises(UserError, match=r"can't be stopped: .*expected a JSON object, got list\.\Z"):
+        cancel_jobs([pending])
     for pid in (0, -1, "x"):
         elsewhere.transition("running", process={**process_facts(), "pid": pid})
         with pytest.raises(UserError, match="can't be stopped"):

@@ -63,6 +63,8 @@ def test_numbers_of_every_kind_are_rows(job: Path) -> None:
         ({"\x1b[31m": 1}, 1, "can't be a metric's name: .* printable"),
         ({"\ud800": 1}, 1, "can't be a metric's name"),
         ({"x" * 201: 1}, 1, "can't be a metric's name: .* of 1 to 200"),
+        ({"loss": 10**400}, 1, "loss is a whole number that no float can hold"),
+        ({"loss": 1}, 1 << 70, "step is a whole number of more than 63 bits"),
         ([("loss", 1)], 1, "not a mapping of names to numbers"),
         ({"loss": 1}, 1.5, r"step is 1\.5 \(float\), not a whole number"),
     ],
