@@ -35,7 +35,7 @@ class Artifact(BaseModel):
     """A folder (or file) with a type and typed metadata, described by a metadata.json in it (or beside it).
 
     Subclass it to add typed fields: they are validated on construction and on assignment, repeated under `metadata`,
-    and belong to the artifact's identity unless their names stand in `volatile`.
+    and belong to the artifact's identity unless their names are in `volatile`.
     """
 
     model_config = ConfigDict(

@@ -15,7 +15,7 @@ from typing import Any
 
 from nemotron_kit.artifacts.commit import ensure_registry
 from nemotron_kit.artifacts.store import DROPPED, DamagedVersion, Store, write_checksummed
-from nemotron_kit.errors import DamagedRecordError, UserError
+from nemotron_kit.errors import DamagedRecordError, NemotronError, UserError
 from nemotron_kit.files import CHECKSUM, decoded, fsync_dir, read_checksummed, render_checksummed, sha256_of
 from nemotron_kit.lazy import Value
 
@@ -94,7 +94,7 @@ def _pointer(store: Store, name: str, kind: str, pointer: str) -> Iterator[Damag
         what = f"{name}:{pointer}" if kind == "aliases" else f"{name}@run:{pointer}"
         # Without a pointer, the run is found in the versions' records.
         yield DamageFinding(what, file, error.message, "removed", lambda: file.unlink(missing_ok=True))
-    except FileNotFoundError:
+    except (NemotronError, FileNotFoundError):  # removed meanwhile, or another member's: it is not known to be damaged
         return
 
 

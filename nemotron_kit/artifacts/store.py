@@ -345,11 +345,11 @@ class Store:
                     yield self.read_version(name, version)
 
     def aliases(self, name: str) -> dict[str, int]:
-        """A name's aliases and the versions that they refer to, without `latest`; an alias whose file is damaged is
-        left out."""
+        """A name's aliases and the versions that they refer to, without `latest`; an alias whose file is damaged or
+        can't be read is left out."""
         found = {}
         for alias in self.pointers(name, "aliases"):
-            with contextlib.suppress(DamagedRecordError, FileNotFoundError):
+            with contextlib.suppress(NemotronError, FileNotFoundError):
                 found[alias] = self.pointer(name, "aliases", alias)
         return found
 

@@ -140,6 +140,16 @@ def test_versions_of_two_registries_do_not_make_a_new_one(filled: LocalRegistry,
         LocalRegistry(filled.root).repair()
 
 
+def test_an_alias_that_cannot_be_read_stops_no_list(filled: LocalRegistry, capsys: pytest.CaptureFixture[str]) -> None:
+    """As one of another user that was written before the registry was the group's."""
+    filled.set_alias("Data", "good", 1)
+    (filled.root / "Data" / "aliases" / "other").mkdir()
+    assert filled.aliases("Data") == {"good": 1} and filled.repair() == []
+    assert run_tool("artifacts", ["Data"]) == 0 and "good" in capsys.readouterr().out
+    with pytest.raises(NemotronError, match="can't be read"):
+        filled.resolve("Data:other")
+
+
 def test_a_record_of_a_newer_version_is_left_as_it_is(filled: LocalRegistry) -> None:
     file = filled.root / "Data" / "v1" / "version.json"
     text = render_checksummed({**read_checksummed(file, "record"), "format": 2})
