@@ -9,11 +9,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from nemotron_kit.cli.runs.results import JobResult, job_result
+from nemotron_kit.cli.runs.results import JobResult, goal_of, job_result, sweep_table
 from nemotron_kit.files import read_cache, write_cache
 from nemotron_kit.runs.folder import RunFolder, RunSummary
-from nemotron_kit.runs.job import JobFolder, JobState
+from nemotron_kit.runs.job import DamagedRecord, JobFolder, JobState
 from nemotron_kit.runs.metrics import METRICS_FILE, Measured
+from nemotron_kit.spec.plan import stored_plan
 
 _NAME = ".results.json"
 _VERSION = 1
@@ -101,10 +102,6 @@ def _stamp(folder: str) -> list[int]:
 def results_of_runs(root: Path, runs: Sequence[RunSummary], every: Sequence[str]) -> dict[str, JobResult]:
     """Run id → the result of its job, or of a sweep's best job; without runs that have none. `every` are the ids of all
     existing runs."""
-    from nemotron_kit.cli.runs.results import goal_of, sweep_table
-    from nemotron_kit.runs.job import DamagedRecord
-    from nemotron_kit.spec.plan import stored_plan
-
     found: dict[str, JobResult] = {}
     with ResultCache(root) as cache:
         if len(every) < len(cache._entries):
