@@ -220,6 +220,9 @@ class Store:
         self._uuid = ""
         # Whether the parent folder of the root existed before the registry.
         self.folder_existed = False
+        # What `everything` has read, by name and version, with the stamp of its file; and resolved paths.
+        self._read: dict[tuple[str, int], tuple[object, ArtifactVersion | DamagedVersion]] = {}
+        self._resolved: dict[str, str] = {}
 
     @cached_property
     def home(self) -> Path | None:
@@ -338,11 +341,28 @@ class Store:
             return DamagedVersion(name, version, self.folder(name) / f"v{version}" / RECORD, error)
 
     def everything(self) -> Iterator[ArtifactVersion | DamagedVersion]:
-        """Every version of every name."""
+        """Every version of every name. A record is read again if its file has changed: whoever removes many runs asks
+        before and after each."""
         for name in self.names():
+            folder = self.folder(name)
             for version in self.versions(name):
                 with contextlib.suppress(ArtifactVersionNotFoundError):  # dropped meanwhile
-                    yield self.read_version(name, version)
+                    stamp = _stamp(folder / f"v{version}" / RECORD)
+                    known, record = self._read.get((name, version), (None, None))
+                    if record is None or stamp is None or stamp != known:
+                        record = self.read_version(name, version)
+                        self._read[name, version] = stamp, record
+                    yield record
+
+    def lies_in(self, record: ArtifactVersion, folder: str) -> bool:
+        """Whether the files of a version are below `folder`, a resolved path."""
+        return any(self._resolve(path).startswith(f"{folder.rstrip('/')}/") for path in (record.path, record.root))
+
+    def _resolve(self, path: str) -> str:
+        """The path with a slash at its end, without links; resolved once."""
+        if path not in self._resolved:
+            self._resolved[path] = "" if "\0" in path else f"{os.path.realpath(path)}/"
+        return self._resolved[path]
 
     def aliases(self, name: str) -> dict[str, int]:
         """A name's aliases and the versions that they refer to, without `latest`; an alias whose file is damaged or
@@ -380,6 +400,14 @@ class Store:
 def pointer_document(name: str, pointer: str, version: int) -> dict[str, Any]:
     """The content of an alias file or a run file."""
     return {"name": f"{name}/{pointer}", "version": version}
+
+
+def _stamp(file: Path) -> object:
+    """Inode, size and mtime (ns) of a file; None if there is none."""
+    with contextlib.suppress(OSError):
+        status = file.stat()
+        return status.st_ino, status.st_size, status.st_mtime_ns
+    return None
 
 
 def _listing(folder: Path) -> list[str]:

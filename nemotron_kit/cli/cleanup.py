@@ -122,7 +122,9 @@ class Garbage:
         garbage = cls(registry, versions, sizes, kept)
         garbage.damaged = registry.repair(dry_run=True)
         garbage.leftovers = [*registry.gc(dry_run=True), *collect_leftovers(runs_root(), ours=True, dry_run=True)]
-        garbage.leftovers += [runs_root() / run_id for run_id in collect_removed(artifacts_in, dry_run=True)]
+        garbage.leftovers += [
+            runs_root() / run_id for run_id in collect_removed(lambda run: artifacts_in(run, registry), dry_run=True)
+        ]
         for name in registry.entries():
             garbage.aliases += [f"{name}:{alias}" for alias in registry.remove_dangling(name, dry_run=True)]
         return garbage
@@ -151,14 +153,14 @@ class Garbage:
         registry.repair()
         registry.gc()
         collect_leftovers(runs_root(), ours=True)
-        collect_removed(artifacts_in)
+        collect_removed(lambda run: artifacts_in(run, registry))
         for label, version in self.versions.items():
             if _missing(version, registry.home, unmounted=True):  # it may be back by now
                 registry.remove(label, force=True)
         for name in registry.entries():
             registry.remove_dangling(name)
         for run_id in self.runs:
-            remove_run(RunFolder(runs_root() / run_id), referenced_by=artifacts_in)
+            remove_run(RunFolder(runs_root() / run_id), referenced_by=lambda run: artifacts_in(run, registry))
 
     def to_dict(self) -> dict[str, Any]:
         """JSON data."""

@@ -61,7 +61,8 @@ def remove(argv: list[str]) -> int:
             f"nemotron runs rm: {what}.", hint="nemotron runs rm ID …, or nemotron runs rm --older-than 30d --dry-run."
         )
     # An earlier removal of the same runs may have been killed.
-    completed = [] if options.dry_run else collect_removed(artifacts_in)
+    registry = open_registry()
+    completed = [] if options.dry_run else collect_removed(lambda run: artifacts_in(run, registry))
     names = [name for name in options.ids if not _is_one_of(name, completed)]
     if completed and "latest" in names:
         hint = f"latest is {open_run('latest').id} now; name the run that is meant."
@@ -80,9 +81,9 @@ def remove(argv: list[str]) -> int:
             "bytes": size_of(run.path),
         }
         try:
-            row["versions"] = _removable(run, options, queued=run in remote_runs)
+            row["versions"] = _removable(run, registry, options, queued=run in remote_runs)
             if not options.dry_run:
-                _remove(run, row["versions"], options, remote=run in remote_runs)
+                _remove(run, row["versions"], registry, options, remote=run in remote_runs)
         except NemotronError as error:
             if not (filtered or options.dry_run):
                 raise
@@ -91,7 +92,6 @@ def remove(argv: list[str]) -> int:
         if not (options.json or options.dry_run or "stays" in row):
             write_lines([f"removed {run.id}{_with_versions(row)}"])
     if options.with_artifacts and not options.dry_run:
-        registry = open_registry()
         for name in registry.entries():
             registry.remove_dangling(name)
     _report(rows, options)
@@ -118,16 +118,15 @@ def _matching(options: Any) -> list[RunFolder]:
     return [open_run(run.id) for run in reversed(found)]
 
 
-def _removable(run: RunFolder, options: Any, *, queued: bool) -> list[str]:
+def _removable(run: RunFolder, registry: LocalRegistry, options: Any, *, queued: bool) -> list[str]:
     """The labels of the versions to remove with the run. Raises UserError if the run can't be removed."""
     if queued and run.state() in _QUEUED:
         hint = f"Stop it first: nemotron runs cancel {run.id}."
         raise UserError(f"{run.id} is {run.state()}: its scheduler may still start it.", hint=hint)
-    registry = open_registry()
     versions = _versions_in(registry, run) if options.with_artifacts else []
     check_removable(
         run,
-        referenced_by=lambda run: [label for label in artifacts_in(run) if label not in versions],
+        referenced_by=lambda run: [label for label in artifacts_in(run, registry) if label not in versions],
         force=options.force,
     )
     for label in versions:
@@ -140,21 +139,20 @@ def _removable(run: RunFolder, options: Any, *, queued: bool) -> list[str]:
 def _versions_in(registry: LocalRegistry, run: RunFolder) -> list[str]:
     """The labels of the versions in the run's folder that --with-artifacts removes: not those with a damaged record,
     or of another registry."""
-    folder = run.path.resolve()
+    folder = str(run.path.resolve())
     return [
         record.pin.label
         for record in registry.everything()
-        if isinstance(record, ArtifactVersion) and (lies_in(record.path, folder) or lies_in(record.root, folder))
+        if isinstance(record, ArtifactVersion) and registry.lies_in(record, folder)
     ]
 
 
-def _remove(run: RunFolder, versions: list[str], options: Any, *, remote: bool) -> None:
-    registry = open_registry()
+def _remove(run: RunFolder, versions: list[str], registry: LocalRegistry, options: Any, *, remote: bool) -> None:
     for label in versions:
         registry.remove(Reference.parse(label), force=True)  # _removable has checked all of them together
     if remote and not options.here:
         _remove_on_target(run)
-    remove_unreferenced(run.path, lambda: artifacts_in(run))
+    remove_unreferenced(run.path, lambda: artifacts_in(run, registry))
 
 
 def size_of(folder: Path) -> int:
@@ -240,10 +238,10 @@ def _remove_on_target(run: RunFolder) -> None:
         transport.call("remove_run", folder=plan.paths.run, registry=registry)
 
 
-def artifacts_in(run: RunFolder) -> list[str]:
+def artifacts_in(run: RunFolder, registry: LocalRegistry | None = None) -> list[str]:
     """The labels of the artifacts whose files are in the run's folder: versions of this machine's registry, and those
     that the run's record lists in another registry."""
-    registry = open_registry()
+    registry = registry or open_registry()
     folder = run.path.resolve()
     found = versions_in(registry, folder)
     for pin in _saved(run):

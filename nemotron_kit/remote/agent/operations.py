@@ -211,7 +211,7 @@ def versions_in(registry: LocalRegistry, folder: Path) -> list[str]:
         if isinstance(record, DamagedVersion):
             if folder.name in record.text or record.label in saved:
                 found.append(f"{record.label} (its record is damaged)")
-        elif any(lies_in(path, resolved) for path in (record.path, record.root)):
+        elif registry.lies_in(record, str(resolved)):
             found.append(record.pin.label)
     return found
 
