@@ -15,9 +15,9 @@ from pathlib import Path
 
 from _pairs import load
 
-from nemotron_kit.artifacts.manifest import read_checksummed, render_checksummed
 from nemotron_kit.artifacts.registry import LocalRegistry
 from nemotron_kit.artifacts.store import RECORD, Draft
+from nemotron_kit.files import read_checksummed, render_checksummed
 
 
 def main() -> None:
