@@ -47,17 +47,20 @@ def discover(env: EnvFile | None = None, names: Collection[str] = ()) -> Tree:
     """Import every command tree. One that fails is listed as broken and does not affect the others.
 
     If all of `names` (the requested recipes) are built in, only those are imported: searching the installed packages
-    takes longer than all the rest.
+    takes longer than all the rest. The user's own folders are importable all the same, since a config of a built-in
+    recipe may name a function of theirs (`env.verifiers.NAME._target_`).
     """
     tree = Tree()
+    env = env if env is not None else read_env_file()
     wanted = [name for name in BUILT_IN if name in names] if set(names) <= set(BUILT_IN) else []
     for name in wanted or BUILT_IN:
         _add(tree, name, BUILT_IN[name])
     if wanted and not tree.broken:
+        for folder in recipe_folders(env):
+            _make_importable(folder)
         return tree
     for name, module in entry_points():
         _add(tree, name, module)
-    env = env if env is not None else read_env_file()
     for folder in recipe_folders(env):
         _add_folder(tree, folder)
     return tree
@@ -77,15 +80,21 @@ def recipe_folders(env: EnvFile) -> list[Path]:
 
 
 def _add_folder(tree: Tree, folder: Path) -> None:
+    if problem := _make_importable(folder):
+        tree.broken[folder.name] = problem
+    else:
+        _add(tree, folder.name, folder.name, folder)
+
+
+def _make_importable(folder: Path) -> str | None:
+    """Put the parent of a recipe's folder on the import path. Returns why that can't be done, None where it was."""
     if not folder.is_dir():
-        tree.broken[folder.name] = f"{folder} is no folder (named in env.toml, [cli] recipes)"
-        return
+        return f"{folder} is no folder (named in env.toml, [cli] recipes)"
     # Importing a folder runs its code, and its parent is then on the import path.
     if strange := untrusted_code_reason(folder):
-        tree.broken[folder.name] = f"{strange}, so {folder} (env.toml, [cli] recipes) is not imported"
-        return
+        return f"{strange}, so {folder} (env.toml, [cli] recipes) is not imported"
     add_import_folders([str(folder.parent)])
-    _add(tree, folder.name, folder.name, folder)
+    return None
 
 
 def _add(tree: Tree, name: str, target: str, folder: Path | None = None) -> None:

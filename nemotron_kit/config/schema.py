@@ -74,8 +74,10 @@ def contradictions(overrides: Iterable[str], values: Mapping[str, Any], cls: typ
     given = {override.lstrip("+~").partition("=")[0] for override in overrides}
     found = []
     for name, other in _same_as(cls):
+        if not {name, other} <= given:
+            continue
         one, two = (functools.reduce(lambda block, key: block[key], key.split("."), values) for key in (name, other))
-        if name in given and other in given and one != two:
+        if one != two:
             found.append(f"{name} is {one} and {other} is {two}, but they are one setting; give one of them.")
     return found
 

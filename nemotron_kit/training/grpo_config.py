@@ -53,10 +53,19 @@ class GRPOBlock:
     max_val_samples: int | None = field(default=None, metadata={"help": "Validation prompts at most (null: all)"})
     val_batch_size: int = field(default=256, metadata={"help": "Validation answers that are generated at a time"})
     seed: int = field(default=42, metadata={"help": "Seed of the prompts' order and of what is sampled"})
-    num_iterations: int | None = field(default=None, metadata={"help": "Another name of max_num_steps; it wins"})
-    batch_size: int | None = field(default=None, metadata={"help": "Another name of num_prompts_per_step; it wins"})
+    num_iterations: int | None = field(
+        default=None, metadata={"help": "Another name of max_num_steps; it wins", "same_as": "grpo.max_num_steps"}
+    )
+    batch_size: int | None = field(
+        default=None,
+        metadata={"help": "Another name of num_prompts_per_step; it wins", "same_as": "grpo.num_prompts_per_step"},
+    )
     learning_rate: float | None = field(
-        default=None, metadata={"help": "Another name of policy.optimizer.kwargs.lr; it wins"}
+        default=None,
+        metadata={
+            "help": "Another name of policy.optimizer.kwargs.lr; it wins",
+            "same_as": "policy.optimizer.kwargs.lr",
+        },
     )
     async_grpo: dict[str, Any] | None = field(default=None, metadata={"help": "Not in this engine: enabled is false"})
     use_dynamic_sampling: bool = field(default=False, metadata={"help": "Not in this engine"})

@@ -10,6 +10,7 @@ import importlib
 import json
 import math
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from importlib.util import find_spec
@@ -25,6 +26,8 @@ _ENDING = "_simple_agent"
 _KNOWN: dict[str, Verifier] = {}
 # What a verifier needs that is not always installed, by its name.
 _PACKAGES = {"math": "math_verify", "math_with_judge": "math_verify"}
+
+_IMPORTABLE = 'A recipe\'s folder is importable if env.toml names it: [cli] recipes = ["my_recipe"]; or install it.'
 
 
 def register_verifier(name: str, verifier: Verifier) -> None:
@@ -60,6 +63,9 @@ def missing_verifiers(agents: Iterable[str], given: Mapping[str, Mapping[str, An
     for agent in agents:
         name = known_name(agent)
         if agent in given:
+            package, inside, _ = str(given[agent].get(TARGET) or "").replace(":", ".").partition(".")
+            if inside and package.isidentifier() and package not in sys.modules and find_spec(package) is None:
+                problems.append(f"env.verifiers.{agent}.{TARGET}: there is no package {package!r} here. {_IMPORTABLE}")
             continue
         if name is None:
             problems.append(
@@ -84,7 +90,8 @@ def _own(agent: str, settings: Mapping[str, Any]) -> Verifier:
     try:
         function = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise UserError(f"{where}: {target} can't be imported: {error}.") from error
+        hint = _IMPORTABLE if isinstance(error, ModuleNotFoundError) else None
+        raise UserError(f"{where}: {target} can't be imported: {error}.", hint=hint) from error
     if not callable(function):
         raise UserError(f"{where}: {target} is no function.")
     arguments = {key: value for key, value in settings.items() if key != TARGET}

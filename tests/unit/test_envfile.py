@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -147,6 +148,20 @@ def test_recipes_that_others_decide_about_are_not_imported(place: str, how: str,
     env = EnvFile(folder.parent / "env.toml", {"cli": {"recipes": ["mine"]}})
     said = "can be written by everybody" if how == "written" else "belongs to another user"
     assert said in discover(env).broken["mine"]
+    before = list(sys.path)
+    assert list(discover(env, names=["nano3"]).apps) == ["nano3"] and sys.path == before
+
+
+def test_a_built_in_recipe_finds_functions_of_the_users_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`nano3 rl` with env.verifiers.x._target_=mine.rewards.x; the folder itself is not imported for that."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "mine_of_test").mkdir()
+    (tmp_path / "mine_of_test" / "__init__.py").write_text("raise RuntimeError('imported')\n")
+    env = EnvFile(tmp_path / "env.toml", {"cli": {"recipes": ["mine_of_test"]}})
+    assert list(discover(env, names=["nano3"]).apps) == ["nano3"]
+    assert find_spec("mine_of_test") is not None
 
 
 def test_a_module_beside_recipes_does_not_replace_the_standard_library(

@@ -7,6 +7,7 @@ import shutil
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from nemotron_kit.config.schema import contradictions
 from nemotron_kit.data_prep.chat import TEMPLATES
 from nemotron_kit.errors import UserError
 from nemotron_kit.training import checkpoint, processes
@@ -372,6 +374,15 @@ def test_the_recipes_configs_compose_and_the_published_ones_problems_are_told() 
     ]  # fmt: skip
     assert [problem.split(" ")[0] for problem in problems("default")] == keys
     assert problems("grpo_nanov3") == problems("default")
+
+
+def test_an_alias_and_another_value_for_what_it_stands_for_are_refused(config: GRPOConfig) -> None:
+    config.grpo.num_iterations, config.grpo.learning_rate = 3, 0.5
+    line = ["grpo.num_iterations=3", "grpo.max_num_steps=4", "grpo.learning_rate=0.5", "policy.optimizer.kwargs.lr=1"]
+    names = [told.split(" ")[0] for told in contradictions(line, asdict(config), GRPOConfig)]
+    assert names == ["grpo.num_iterations", "grpo.learning_rate"]
+    config.policy.optimizer = None
+    assert contradictions(line[:3], asdict(config), GRPOConfig) == contradictions(line[:2], asdict(config), GRPOConfig)
 
 
 def test_aliases(config: GRPOConfig) -> None:

@@ -105,9 +105,11 @@ def test_verifiers_of_ones_own() -> None:
     own = {"brief": {"_target_": f"{__name__}.brief", "most": 3}}
     verifier = find_verifiers(["brief"], own)["brief"]
     assert [reward(verifier, text, {}, "brief") for text in ("abc", "abcd")] == [1.0, 0.0]
-    for target, words in (("nowhere.at_all", "can't be imported"), ("alone", "must be module.function")):
+    for target, words in (("json.at_all", "can't be imported"), ("alone", "must be module.function")):
         with pytest.raises(UserError, match=rf"env\.verifiers\.x\._target_.*{words}"):
             find_verifiers(["x"], {"x": {"_target_": target}})
+    absent = missing_verifiers(["x"], {"x": {"_target_": "no_such_package.rewards.brief"}})
+    assert len(absent) == 1 and "no package 'no_such_package' here. A recipe's folder is importable" in absent[0]
     failing = find_verifiers(["x"], {"x": {"_target_": "builtins.divmod"}})["x"]
     with pytest.raises(NemotronError, match="The verifier of 'x' failed: TypeError"):
         reward(failing, "a", {}, "x")
