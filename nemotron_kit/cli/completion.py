@@ -8,7 +8,7 @@ import sys
 
 from nemotron_kit.cli import index as index_files
 from nemotron_kit.cli import options, tree
-from nemotron_kit.cli.index import load_index
+from nemotron_kit.cli.index import NO_DETAIL, load_index
 from nemotron_kit.cli.options import MAYBE, NEMOTRON, VALUE, key
 from nemotron_kit.cli.tools import ARTIFACT, FIELDS, FOLDERS, NEW, PROFILE, TOOLS, VERSIONS
 from nemotron_kit.errors import UserError, nearest, sentence
@@ -153,7 +153,6 @@ def listing(folder: str) -> list[str]:
         return []
 
 
-_EMPTY: Node = {"fields": [], "artifacts": [], "configs": [], "groups": {}}
 _WORD = re.compile(r"""(?:[^\s'"\\]|\\.|'[^']*'?|"(?:[^"\\]|\\.)*"?)+""", re.DOTALL)
 
 
@@ -205,7 +204,7 @@ def _recipe(arguments: Sequence[str], current: str, index: Index) -> Candidates:
     if reached.unknown is not None:
         return iter(())
     leaf = not tree.is_group(reached.node)
-    detail = index.detail(reached.node) if leaf and "broken" not in reached.node else _EMPTY
+    detail = index.detail(reached.node) if leaf and "broken" not in reached.node else NO_DETAIL
     name, equals, _ = current.partition("=")
     waiting = arguments[-1] if arguments and _takes_value(arguments[-1], detail) else ""
     if waiting:

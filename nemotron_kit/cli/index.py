@@ -91,6 +91,8 @@ def tables() -> dict[str, Any]:
 
 
 FORMAT = 2
+# The detail (see Index.detail) of a node that is no command, or a broken one.
+NO_DETAIL: Node = {"fields": [], "artifacts": [], "configs": [], "groups": {}, "config_folder": "", "produces": []}
 
 
 class Index:

@@ -17,7 +17,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from nemotron_kit.app import App, Command, Group, Pipeline, stage_prefix
 from nemotron_kit.cli import index as index_files
 from nemotron_kit.cli import tree
-from nemotron_kit.cli.index import Index, Node, Stamp, cache_file, cache_key, dump, import_path, stamp
+from nemotron_kit.cli.index import NO_DETAIL, Index, Node, Stamp, cache_file, cache_key, dump, import_path, stamp
 from nemotron_kit.cli.options import NEMOTRON
 from nemotron_kit.cli.tools import TOOLS
 from nemotron_kit.config.convert import MAPPINGS, SEQUENCES, RecordedDefaults, input_fields, type_hints
@@ -129,9 +129,6 @@ def text(value: Any) -> str:
     if isinstance(value, dict):
         return "{" + ", ".join(f"{text(k)}: {text(v)}" for k, v in value.items()) + "}"
     return str(value)
-
-
-EMPTY: Node = {"fields": [], "artifacts": [], "configs": [], "groups": {}, "config_folder": "", "produces": []}
 
 
 class LiveIndex(Index):
@@ -260,7 +257,7 @@ def pipeline_detail(pipeline: Pipeline) -> Node:
                 "configs": stage_configs,
             }
         )
-    return {**EMPTY, "fields": fields, "configs": sorted(configs), "stages": stages}
+    return {**NO_DETAIL, "fields": fields, "configs": sorted(configs), "stages": stages}
 
 
 def _stages(pipeline: Pipeline) -> str:
@@ -306,7 +303,7 @@ def _cached_leaf(index: LiveIndex, leaf: Node, number: int, recorder: Recorder) 
     try:
         detail = index.detail(leaf)
     except UserError as error:
-        leaf["broken"], detail = error.why if isinstance(error, BrokenCommand) else error.message, EMPTY
+        leaf["broken"], detail = error.why if isinstance(error, BrokenCommand) else error.message, NO_DETAIL
     leaf["description"] = summary(command)
     return detail
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from nemotron_kit.cli import tree
-from nemotron_kit.cli.index import Index, Node
+from nemotron_kit.cli.index import NO_DETAIL, Index, Node
 from nemotron_kit.cli.options import HYDRA, NEMOTRON
 from nemotron_kit.cli.reader import NotThisCommand, Reader
 from nemotron_kit.cli.request import Help, Job, Request, Tool, Version, near
@@ -17,7 +17,6 @@ from nemotron_kit.errors import UserError
 from nemotron_kit.quoting import hydra_unquoted
 
 PROG = "python -m nemotron_kit"
-NOTHING_KNOWN: Node = {"fields": [], "artifacts": [], "configs": [], "groups": {}}
 
 
 def parse_hydra(argv: Sequence[str], index: Index) -> Request:
@@ -29,10 +28,10 @@ def parse_hydra(argv: Sequence[str], index: Index) -> Request:
     leaf = node if not tree.is_group(node) else None
     if tree.wants_help(argv):
         return Help(tuple(node["path"]))
-    detail = index.detail(leaf) if leaf else NOTHING_KNOWN
+    detail = index.detail(leaf) if leaf else NO_DETAIL
     job = Reader(argv, HYDRA, detail, " ".join((PROG, *_choices(node))), f"{PROG} --help").read()
     _check_complete(job, node)
-    check_launcher(job)
+    _check_launcher(job)
     return job
 
 
@@ -42,7 +41,7 @@ def _node(recipe: str, stage: str, index: Index) -> Node:
         return index.root
     node = index.root["children"].get(recipe)
     if node is None:
-        raise no_recipe(recipe, index, PROG)
+        raise _no_recipe(recipe, index, PROG)
     found = tree.find(index, (recipe, *stage.split("/"))) if stage else node
     if found is None or (stage and tree.is_group(found)):
         raise UserError(f"{recipe} has no stage {stage!r}.", hint=near(stage, _stages(node)))
@@ -62,7 +61,7 @@ def _choices(node: Node) -> list[str]:
 def _check_complete(job: Job, node: Node) -> None:
     """Raise UserError unless a job has a recipe and a stage, a sweep is over them, or Hydra itself is asked."""
     swept = {override.partition("=")[0] for override in job.overrides}
-    if asks_hydra(job):
+    if _needs_no_command(job):
         return
     if not job.recipe and "recipe" not in swept and node["path"]:
         raise UserError("recipe= was taken for the value of the option before it.", hint="Give that option its value.")
@@ -74,8 +73,8 @@ def _check_complete(job: Job, node: Node) -> None:
         raise UserError(f"No stage of {job.recipe} was given.", hint=f"Give stage=NAME. {near('', _stages(node))}")
 
 
-def asks_hydra(job: Job) -> bool:
-    """Whether the arguments are a question to Hydra itself, which needs no recipe."""
+def _needs_no_command(job: Job) -> bool:
+    """Whether Hydra can answer without a recipe and a command: --info (for the plugins) and --hydra-help."""
     return job.flag("--info") is not None or job.flag("--hydra-help") is not None
 
 
@@ -85,7 +84,7 @@ def _choice_value(argv: Sequence[str], choice: str) -> str:
     return (found[-1] or "") if found else ""
 
 
-def check_launcher(job: Job) -> None:
+def _check_launcher(job: Job) -> None:
     """Raise UserError for a launcher that would run the job elsewhere than its profile specifies."""
     launcher = _choice_value(job.overrides, "hydra.launcher.profile")
     if launcher and job.profile and launcher != job.profile:
@@ -94,7 +93,7 @@ def check_launcher(job: Job) -> None:
         )
 
 
-def no_recipe(argument: str, index: Index, prog: str) -> UserError:
+def _no_recipe(argument: str, index: Index, prog: str) -> UserError:
     """The error for a name that no recipe has, or a broken one."""
     if argument in index.broken:
         return UserError(
@@ -114,9 +113,6 @@ def _unregistered_folder_hint(argument: str) -> str:
         return ""
     run_hint = f"run it as `python -m {argument} …`, or " if (folder / "__main__.py").is_file() else ""
     return f'The folder {argument}/ is not listed in env.toml: {run_hint}add [cli] recipes = ["{argument}"] to it.'
-
-
-__all__ = ["parse", "parse_hydra"]
 
 
 class ProgramName(NamedTuple):
@@ -151,7 +147,7 @@ def parse(argv: Sequence[str], index: Index, root: tuple[str, ...] = (), prog: s
     if not root and first == "help":
         return _help_topic(_without(argv, first), index, program_name)
     if not argv or tree.wants_help(argv):
-        return help_request(argv, index, program_name)
+        return _help_request(argv, index, program_name)
     return _job(argv, index, program_name)
 
 
@@ -160,10 +156,10 @@ def _help_topic(argv: Sequence[str], index: Index, program_name: ProgramName) ->
     first = tree.first_name(argv)
     if first in TOOLS:
         return Tool(first, (*_without(argv, first)[:1], "--help"))
-    return help_request(argv, index, program_name)
+    return _help_request(argv, index, program_name)
 
 
-def help_request(argv: Sequence[str], index: Index, program_name: ProgramName) -> Help:
+def _help_request(argv: Sequence[str], index: Index, program_name: ProgramName) -> Help:
     """Help for the node that `argv` names. Raises UserError for an argument that names none."""
     reached = tree.walk(argv, index, program_name.root)
     if reached.unknown is not None:
@@ -217,7 +213,7 @@ def _with_choices(job: Job, leaf: Node) -> Job:
         raise UserError(
             f"The command {' '.join(leaf['path'])!r} sets recipe= and stage= already.", hint="Leave those out."
         )
-    check_launcher(job)
+    _check_launcher(job)
     return dataclasses.replace(job, recipe=recipe, stage="/".join(stage))
 
 
@@ -226,8 +222,8 @@ def _unfinished(argv: Sequence[str], reached: tree.Walk, program_name: ProgramNa
     that only a command can have."""
     names = reached.path[len(program_name.root) :]
     name, hint = " ".join((program_name.prog, *names)), program_name.help_line(names)
-    job = Reader(argv, NEMOTRON, NOTHING_KNOWN, name, hint).read(names)
-    return job if not names and asks_hydra(job) else Help(reached.path, asked=False)
+    job = Reader(argv, NEMOTRON, NO_DETAIL, name, hint).read(names)
+    return job if not names and _needs_no_command(job) else Help(reached.path, asked=False)
 
 
 def _unknown_name(reached: tree.Walk, index: Index, program_name: ProgramName) -> UserError:
@@ -238,7 +234,7 @@ def _unknown_name(reached: tree.Walk, index: Index, program_name: ProgramName) -
             what = "PROFILE" if option.startswith(("--run", "--batch", "-r", "-b")) else "VALUE"
             return UserError(f"{option} needs a {what}, but is followed by {taken!r}.", hint=f"Write {option} {what}.")
     if not reached.path:
-        return no_recipe(argument, index, program_name.prog)
+        return _no_recipe(argument, index, program_name.prog)
     children = reached.node["children"].values()
     known = [name for child in children for name in (child["name"], *child.get("aliases", ()))]
     hint = f"{near(argument, known)} See `{program_name.help_line(names)}`."
