@@ -190,9 +190,13 @@ class ChatTokens:
         return cls(tuple(sorted({ids[name] for name in named if name in ids})), ids[pad], TURN_END, pad)
 
     def set_in(self, model: Any) -> None:
-        """Set them in the model's config and generation config."""
-        for config in (model.config, model.generation_config):
-            config.eos_token_id, config.pad_token_id = list(self.stops), self.pad
+        """Set them in the model's config and generation config, beside the tokens at which it stops already: the
+        tokenizer of a chat model names the end of a turn alone."""
+        places = (model.config, model.generation_config)
+        given = [config.eos_token_id for config in places]
+        own = {each for ids in given for each in (ids if isinstance(ids, list | tuple) else [ids]) if each is not None}
+        for config in places:
+            config.eos_token_id, config.pad_token_id = sorted({*own, *self.stops}), self.pad
 
     def set_beside(self, folder: Path) -> None:
         """Set them in the tokenizer's files beside a model."""

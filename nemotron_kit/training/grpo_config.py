@@ -388,6 +388,9 @@ def settings_identity(config: GRPOConfig, precision: str) -> dict[str, Any]:
         "max_val_samples",
         "val_batch_size",
         "num_val_generations_per_prompt",
+        # Of other engines: here they have no effect, or are refused.
+        *("use_best_at_k", "best_at_k_k", "best_at_k_m", "dynamic_sampling_oversample_ratio", "use_combined_training"),
+        *(f"combined_training_{each}" for each in ("weight_mode", "best_at_k_weight", "pass_at_1_weight")),
     }
     grpo = {
         name: value

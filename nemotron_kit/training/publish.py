@@ -130,7 +130,8 @@ def copy_model(pin: Pin, registry: Registry, folder: Path) -> None:
 
 
 def upload_model(pin: Pin, registry: Registry, repository: str, *, private: bool) -> str:
-    """Upload the model as one commit; returns the commit's address. A missing repository is created."""
+    """Upload the model as one commit; returns the commit's address. A missing repository is created. Raises UserError
+    for a public one if `private` is asked for."""
     import logging
     from importlib import import_module
 
@@ -148,6 +149,12 @@ def upload_model(pin: Pin, registry: Registry, repository: str, *, private: bool
     additions.append(CommitOperationAdd(CARD, card(pin, registry).encode()))
     try:
         api.create_repo(repository, private=private, exist_ok=True)
+        # `private` says what a new one becomes; one that is there stays as it is.
+        if private and not api.model_info(repository).private:
+            raise UserError(
+                f"{HUB}{repository} is public: the model would be, too. Nothing was uploaded.",
+                hint="--no-private uploads it all the same. Or make the repository private in its settings on the hub.",
+            )
         made = api.create_commit(repository, additions, commit_message=f"Upload {pin.label}")
     except HfHubHTTPError as error:
         code = getattr(getattr(error, "response", None), "status_code", None)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from nemotron_kit.artifacts import Pin
 from nemotron_kit.artifacts.lineage import given_inputs
 from nemotron_kit.errors import UserError
-from nemotron_kit.training.export import export, model_card, require_place
+from nemotron_kit.training.export import ChatTokens, export, model_card, require_place
 from nemotron_kit.training.model import load_model, model_config, new_model
 
 from .test_state import BLOCK
@@ -107,3 +109,14 @@ def test_what_goes_out_with_a_model_names_no_path_of_this_machine(tmp_path: Path
     export(models[0], folder, tmp_path, {**RECORD, "identity": settings, "changes": [change]}, card=card)
     assert [file.name for file in folder.iterdir() if str(tmp_path).encode() in file.read_bytes()] == []
     assert json.loads((folder / "training.json").read_text())["changes"][0]["there"] == {"path": "old"}
+
+
+@pytest.mark.parametrize(
+    ("own", "stops"), [([2, 5], [2, 5]), (2, [2, 5]), (None, [5])], ids=["chat model", "base model", "none"]
+)
+def test_a_model_keeps_the_ends_that_it_has_beside_that_of_a_turn(own: Any, stops: list[int]) -> None:
+    """The tokenizer that fine-tuning saves names the end of a turn alone: after RL the end of text was lost."""
+    model = SimpleNamespace(config=SimpleNamespace(eos_token_id=own), generation_config=SimpleNamespace(eos_token_id=5))
+    ChatTokens((5,), 0, "<|im_end|>", "<pad>").set_in(model)
+    assert model.config.eos_token_id == model.generation_config.eos_token_id == stops
+    assert model.config.pad_token_id == 0

@@ -44,11 +44,11 @@ def model(chat_model: Path, project: Path, tmp_path: Path, monkeypatch: pytest.M
     forget_inputs()
 
 
-def export(to: str, path: Path | None = None) -> int:
+def export(to: str, path: Path | None = None, *, private: bool = True) -> int:
     """What the command does with `ModelArtifact-rl:latest`, or with a folder."""
     pin = open_registry().resolve(_reference("ModelArtifact-rl"))
     with given_inputs({"model": pin}):
-        return export_model(ExportModel(to=to, path=path or Path(pin.path)))
+        return export_model(ExportModel(to=to, private=private, path=path or Path(pin.path)))
 
 
 def _reference(name: str) -> Any:
@@ -126,6 +126,7 @@ class Hub(ThreadingHTTPServer):
         self.large: dict[str, bytes] = {}
         self.files: dict[str, bytes] = {}
         self.status = 200
+        self.private = True
         self.tokens: set[str | None] = set()
 
 
@@ -134,6 +135,10 @@ class _Answers(BaseHTTPRequestHandler):
 
     def log_message(self, *_: Any) -> None:
         """Not on the test's standard error."""
+
+    def do_GET(self) -> None:
+        there = self.path.partition("?")[0] == "/api/models/u/n"
+        self._answer({"id": "u/n", "private": self.server.private}, self.server.status if there else 404)
 
     def do_POST(self) -> None:
         body, hub = self.rfile.read(int(self.headers["Content-Length"])), self.server
@@ -211,6 +216,14 @@ def test_an_upload_is_one_commit_of_all_files(
     assert hub.tokens == {f"Bearer {TOKEN}"} and hub.large
     kept = [path for path in tmp_path.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]
     assert kept == []
+
+
+def test_a_repository_that_is_public_gets_no_private_model(hub: Hub) -> None:
+    hub.private = False
+    with pytest.raises(UserError, match=r"hf://u/n is public: .* Nothing was uploaded") as refused:
+        export("hf://u/n")
+    assert not hub.files and not hub.large and "--no-private" in str(refused.value)
+    assert export("hf://u/n", private=False) == 0 and hub.files
 
 
 def test_a_hub_that_refuses_or_is_not_there(hub: Hub) -> None:
