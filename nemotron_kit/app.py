@@ -141,6 +141,18 @@ class Command(_Leaf):
         home = self.script_path or self.handler_file()
         return home.resolve().parent / "config" if home else None
 
+    @property
+    def job_script(self) -> Path | None:
+        """The script that a job in a process of its own runs; None where it calls the handler. The file of a command's
+        `module` is one only if it does something when it is run: without a `__main__` in it, nothing would be done, and
+        the job would succeed."""
+        if self.script_path is None or self.handler != f"{self.module}:main":
+            return self.script_path
+        try:
+            return self.script_path if b"__main__" in self.script_path.read_bytes() else None
+        except OSError:  # who runs it says so
+            return self.script_path
+
     def handler_file(self) -> Path | None:
         """The file of the handler's module, which is not imported; None if there is none."""
         if isinstance(self.handler, str):

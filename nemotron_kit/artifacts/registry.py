@@ -106,6 +106,8 @@ def _no_such_version(store: Store, ref: Reference, versions: list[int]) -> Artif
     if close.startswith("did you mean"):
         hint = f"{close[0].upper()}{close[1:]} {hint}"
     what = ref.selector.lstrip(":")
+    if ref.run:
+        return ArtifactVersionNotFoundError(ref.slug, what, f"The run {ref.run} has saved no {ref.slug}.", hint=hint)
     return ArtifactVersionNotFoundError(ref.slug, what, f"{ref.slug} has no {what}.", hint=hint)
 
 

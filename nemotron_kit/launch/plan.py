@@ -168,7 +168,7 @@ def job_spec(command: Command, settings: RunConfig, paths: RemotePaths, resource
         "config_cls": paths.move_name(
             cls if isinstance(cls, str) else f"{_importable(cls.__module__)}:{cls.__qualname__}"
         ),
-        "script": paths.script(command.script_path, command.handler_name),
+        "script": paths.script(command.job_script, command.handler_name),
         "nproc_per_node": resources.processes,
         "executor": settings.executor,
         "torchrun": resources.torchrun,

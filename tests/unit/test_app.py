@@ -64,6 +64,10 @@ def test_what_follows_from_a_commands_module(tmp_path: Path, monkeypatch: pytest
     assert "by_module.train" not in sys.modules  # declaring one imports nothing
     assert (whole.config_cls, whole.handler) == ("by_module.train:C", "by_module.train:main")
     assert (whole.script_path, whole.config_folder) == (folder / "train.py", folder / "config/x")
+    assert whole.job_script is None  # run as a script, it would do nothing
+    with (folder / "train.py").open("a") as file:
+        file.write("if __name__ == '__main__':\n    main()\n")
+    assert whole.job_script == folder / "train.py"
     assert whole.load_handler()(whole.load_config_cls()()) == 1
     check = whole.load_preflight()
     assert check is not None and check(None, connect=False) == ["no"]

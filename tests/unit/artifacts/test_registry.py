@@ -213,6 +213,8 @@ def test_what_a_run_saved(registry: LocalRegistry, make: Maker) -> None:
     assert registry.resolve("Data@run:run-2") == by_two
     registry.commit(make.draft("Data", "a", producer="run-2"))
     assert registry.resolve("Data@run:run-2") == by_one
+    with pytest.raises(ArtifactNotFoundError, match=r"^The run run-3 has saved no Data\.\nIt has v0"):
+        registry.resolve("Data@run:run-3")
     shutil.rmtree(registry.root / "Data" / "runs")
     assert registry.resolve("Data@run:run-2") == by_two
 
