@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-MAIN = b"""import sys
+MAIN = b"""import gc, sys
 
 if sys.version_info < (3, 11):
     sys.exit(f"error: {sys.executable} is Python {sys.version.split()[0]}; the job needs 3.11 or newer")
 
+gc.disable()
 from nemotron_kit.worker.__main__ import main
 
 sys.exit(main())

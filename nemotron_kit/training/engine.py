@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
+import gc
+import io
 import logging as std_logging
 import os
+import sys
 import warnings
+import weakref
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -78,6 +84,7 @@ def pretrain(config: PretrainConfig) -> TrainingOutcome:
     config = config.with_optimizer()
     config.train.check_split(processes.world_size())
     data = open_data(config)
+    load_libraries()
     folder = output_folder(config.checkpoint, "pretrain")
     model_config(data.model)  # refused before anything is written
     start = _start(config, data, folder)
@@ -239,6 +246,37 @@ def passive_cpu_waits() -> None:
     By default they spin, and a step takes twenty times as long if another process competes for the cores.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+def load_libraries() -> None:
+    """Import torch and transformers, and exempt from garbage collection what is loaded by then.
+
+    They are some hundred thousand objects that stay. To search them is a fifth of the time of the import, then half a
+    second for each collection: a training has several, and the end of the process, too. If a library is missing,
+    whatever needs it says so.
+    """
+    if "transformers.modeling_utils" in sys.modules:
+        return
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        with suppress(ImportError):
+            from transformers import NemotronHForCausalLM, Trainer  # noqa: F401
+    finally:
+        if enabled:
+            gc.enable()
+    # Python writes what a file still holds in memory when it finalises the file, which it doesn't if a cycle of exempt
+    # objects holds it: a job may have opened one before.
+    kinds: dict[type, int] = {io.TextIOWrapper: 0, io.BufferedWriter: 1, io.BufferedRandom: 1}
+    files = sorted((each for each in gc.get_objects() if type(each) in kinds), key=lambda each: kinds[type(each)])
+    atexit.register(_flush, [weakref.ref(file) for file in files])
+    gc.freeze()
+
+
+def _flush(files: list[weakref.ref[io.IOBase]]) -> None:
+    for file in filter(None, (reference() for reference in files)):
+        with suppress(OSError, ValueError):  # it is closed, or its other end is
+            file.flush()
 
 
 def keep_freed_memory() -> None:

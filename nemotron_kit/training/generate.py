@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.training import sampling
-from nemotron_kit.training.engine import quiet
+from nemotron_kit.training.engine import load_libraries, quiet
 from nemotron_kit.training.model import load_model, require_model
 from nemotron_kit.training.prompts import chat_ids
 
@@ -58,6 +58,7 @@ class TextGenerator:
 
     def __init__(self, folder: Path) -> None:
         """Raises UserError if there is no model, or no tokenizer beside it."""
+        load_libraries()
         import torch
 
         quiet()

@@ -15,7 +15,14 @@ from nemotron_kit.artifacts.manifest import sha256_files
 from nemotron_kit.errors import UserError
 from nemotron_kit.training import checkpoint, processes
 from nemotron_kit.training.checkpoint import TrainingProgress
-from nemotron_kit.training.engine import keep_freed_memory, load_optimizer_state, passive_cpu_waits, placement, quiet
+from nemotron_kit.training.engine import (
+    keep_freed_memory,
+    load_libraries,
+    load_optimizer_state,
+    passive_cpu_waits,
+    placement,
+    quiet,
+)
 from nemotron_kit.training.export import (
     ChatTokens,
     export,
@@ -70,6 +77,7 @@ def grpo(config: GRPOConfig) -> RLOutcome:
     began = time.monotonic()
     config.check()
     config.check_split(processes.world_size())
+    load_libraries()
     quiet()
     keep_freed_memory()
     run = _Run(config, began)

@@ -16,6 +16,7 @@ from nemotron_kit.training.content import weights_digest
 from nemotron_kit.training.engine import (
     TrainingOutcome,
     keep_freed_memory,
+    load_libraries,
     load_optimizer_state,
     passive_cpu_waits,
     placement,
@@ -96,6 +97,7 @@ class _Run:
     def _start(self) -> StartingPoint:
         if self.base:
             require_model(Path(self.base))
+        load_libraries()
         if processes.rank() != 0:
             return find_start(self.config, {})
         self._require_tokenizer()

@@ -7,6 +7,11 @@ torchrun when asked, forwards signals, and writes state and exit record. `--rank
 
 from __future__ import annotations
 
+import gc
+
+if __name__ == "__main__":
+    gc.disable()  # until the job begins, see process.collect_again
+
 import os
 import sys
 from collections.abc import Sequence

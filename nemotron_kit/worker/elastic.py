@@ -10,6 +10,7 @@ named (exit code 2). torchrun's own restarts know none of that, and there are no
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import signal
@@ -44,8 +45,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, _stay if SLURM_STEP in os.environ else _pass_on)
+    gc.disable()  # torch is a hundred thousand objects that stay, and no code of a job's runs in this process
     from torch.distributed.run import parse_args
 
+    gc.freeze()
+    gc.enable()
     args: Any = parse_args(list(sys.argv[1:] if arguments is None else arguments))
     args.signals_to_handle = "SIGINT,SIGHUP,SIGQUIT"
     restarts, args.max_restarts = args.max_restarts, 0

@@ -29,6 +29,7 @@ from nemotron_kit.worker.process import (
     TERMINATED,
     Outcome,
     Terminated,
+    collect_again,
     exit_code,
     hangup_ignored,
     ignore_usr1,
@@ -56,6 +57,7 @@ def run_job(
                 if spec.after and all(entry["state"] != "running" for entry in job.history()):
                     from nemotron_kit.launch.dependencies import wait_for
 
+                    collect_again()
                     wait_for(job, spec.after)
                 job.transition("running", pgid=os.getpgid(0), versions=installed_versions())
                 with environment(spec.environment, spec.expand):
@@ -134,6 +136,7 @@ def _call(job: JobFolder, spec: JobSpec, handler: Handler | None, config_cls: ty
     with job.open_log() as log:
         with captured(log, job=job.path, shown=shown):
             enter_hydra(job.path)
+            collect_again()
             config: Any = typed(values, config_cls or spec.load_config_cls())
             call = handler or spec.load_handler()
             with hydra_callbacks(job.path, call) as end:
@@ -248,6 +251,7 @@ def run_rank(job: JobFolder) -> int:
         masked_streams()
         spec.prepare_imports()
         enter_hydra(job.path)
+        collect_again()
         if spec.script:
             with hydra_callbacks(job.path, spec.script):
                 return _run_script(spec.script, job)

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -74,3 +77,24 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
     checkpoints.write(tmp_path, 5, lambda _: {"progress": {"steps": 5}, "identity": IDENTITY})
     with pytest.raises(UserError, match="not a record of training"):
         find_start(config(save=str(tmp_path)), IDENTITY)
+
+
+def test_what_is_loaded_is_exempt_from_collection_and_open_files_are_written_whole(tmp_path: Path) -> None:
+    (tmp_path / "transformers.py").write_text(
+        "import gc\non = gc.isenabled()\nNemotronHForCausalLM = Trainer = object\n"
+    )
+    program = """
+import gc, sys
+from nemotron_kit.training.engine import load_libraries
+class Own: pass
+own = Own()
+own.me, own.file, own.raw = own, open("text", "w"), open("bytes", "wb")
+own.file.write("last line"), own.raw.write(b"last bytes")
+frozen = gc.get_freeze_count()
+load_libraries()
+import transformers
+assert (transformers.on, gc.isenabled()) == (False, True) and gc.get_freeze_count() > frozen + 1000
+"""
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=env, check=True)
+    assert ((tmp_path / "text").read_text(), (tmp_path / "bytes").read_text()) == ("last line", "last bytes")
