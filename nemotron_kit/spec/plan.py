@@ -23,6 +23,7 @@ from nemotron_kit.files import read_regular
 from nemotron_kit.lazy import Value
 from nemotron_kit.masking import note_secrets
 from nemotron_kit.runs.job import DamagedRecord, JobFolder, misshapen
+from nemotron_kit.spec import MOST_PROCESSES
 
 if TYPE_CHECKING:
     from nemotron_kit.runs.folder import RunFolder
@@ -405,6 +406,8 @@ def read_spec(folder: Path) -> JobSpec:
         if "late" in values:  # as an older version wrote it
             values["deferred_inputs"] = values["late"]
         spec = JobSpec(**{f.name: values[f.name] for f in fields(JobSpec) if f.name in values})
+        if type(spec.nproc_per_node) is not int or not 1 <= spec.nproc_per_node <= MOST_PROCESSES:
+            raise ValueError(f"nproc_per_node is {str(spec.nproc_per_node)[:20]!r}, not 1 to {MOST_PROCESSES}")
         return replace(spec, script=_script(spec.script))
     except FileNotFoundError as error:
         raise NemotronError(f"{path}: no such file. Is {folder} a job folder?") from error

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from nemotron_kit import installed
 from nemotron_kit.errors import UserError, nearest
+from nemotron_kit.spec import MOST_PROCESSES
 
 
 class ProfileError(UserError, ValueError):
@@ -327,7 +328,10 @@ _AT_LEAST_ONE = frozenset(
     {"nproc_per_node", "nodes", "ntasks_per_node", "cpus_per_task", "cpus_per_gpu", "max_segments", "max_parallel"}
     | {"segment", "signal_lead", "chain"}
 )
-_AT_MOST = {"signal_lead": 65535}  # sbatch's limit
+_AT_MOST = {
+    **dict.fromkeys(("nproc_per_node", "ntasks_per_node", "gpus_per_node"), MOST_PROCESSES),
+    "signal_lead": 65535,  # sbatch's limit
+}
 _SHELL = frozenset({"setup", "startup_commands"})
 _COMMA_LISTS = frozenset({"mounts", "secrets", "pvcs", "modules"})
 _KIND_NAMES = {"gpu_memory": "GPU's memory", "modules": "module's name", "conda": "conda environment's name or folder"}

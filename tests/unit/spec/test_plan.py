@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from nemotron_kit.artifacts.reference import Pin
-from nemotron_kit.errors import Problem
+from nemotron_kit.errors import NemotronError, Problem
 from nemotron_kit.launch.queue import LAUNCH_FILE, load_plan, to_text
 from nemotron_kit.runs.folder import RunFolder, create_run
 from nemotron_kit.runs.job import DamagedRecord
@@ -116,3 +116,14 @@ def test_deferred_inputs_as_an_older_version_wrote_them(tmp_path: Path) -> None:
     for name in ("late", "deferred_inputs"):
         (tmp_path / "job.json").write_text(json.dumps({**spec, name: {"data": "@run:x"}}))
         assert read_spec(tmp_path).deferred_inputs == {"data": "@run:x"}
+
+
+@pytest.mark.parametrize("count", [0, 10**400, True, "2", None])
+def test_a_spec_with_a_senseless_number_of_processes_is_damaged(tmp_path: Path, count: Any) -> None:
+    whole = {"command": "x y", "handler": "a:b", "config_cls": "a:C", "script": None, "nproc_per_node": 1}
+    whole |= {"cwd": "/", "sys_path": [], "environment": {}}
+    (tmp_path / "job.json").write_text(json.dumps(whole))
+    assert read_spec(tmp_path).nproc_per_node == 1
+    (tmp_path / "job.json").write_text(json.dumps({**whole, "nproc_per_node": count}))
+    with pytest.raises(NemotronError, match=r"damaged: nproc_per_node is .* not 1 to 1024"):
+        read_spec(tmp_path)
