@@ -9,7 +9,9 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import os
 import re
+import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -121,8 +123,8 @@ def check_rows(rows: Iterable[Row], agents: Mapping[str, Verifier], where: str) 
         agent = _agent(row)
         if agent in quick:
             try:
-                agents[agent]("x", row)
-            except UserError as error:
+                reward(agents[agent], "x", row, agent)
+            except NemotronError as error:
                 raise UserError(f"{where}, row {number}: {error.message}", hint=error.hint) from error
 
 
@@ -150,24 +152,32 @@ def exact_match(text: str, row: Row) -> float:
     return float(text == str(_field(row, "expected_answer")).strip())
 
 
-_NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:[eE][-+]?\d+)?")
+# A sign that follows on a digit, a letter or a bracket is an operator or a dash: 3-4.
+_NUMBER = re.compile(
+    r"((?:(?<![\w)\]}])[-+])?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?)(?:/(0*[1-9]\d*))?"
+)
+_MINUS = "\u2212"
 
 
 def numeric(text: str, row: Row) -> float:
-    """1 if the last number of the answer equals that of `expected_answer`."""
+    """1 if the last number of the answer equals that of `expected_answer`; a fraction, 3/4, is a number."""
     expected, found = _last_number(str(_field(row, "expected_answer"))), _last_number(text)
-    if expected is None:
+    if expected is None or not math.isfinite(expected):
         raise UserError(f"expected_answer {row['expected_answer']!r} is no number, which the verifier numeric needs.")
     return float(found is not None and math.isclose(found, expected, rel_tol=1e-6, abs_tol=1e-9))
 
 
 def _last_number(text: str) -> float | None:
-    found = [match[0] for match in _NUMBER.finditer(text) if any(map(str.isdigit, match[0]))]
-    return float(found[-1].replace(",", "")) if found else None
+    found = _NUMBER.findall(text.replace(_MINUS, "-"))
+    if not found:
+        return None
+    number, divisor = found[-1]
+    return float(number.replace(",", "")) / float(divisor or 1)
 
 
 _BOXED = re.compile(r"\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}")
-_COLON = re.compile(r"answer\s*:\s*\**\s*\(?([A-Za-z])\b", re.IGNORECASE)
+# What follows on "Answer:" in its line; in a lookahead, so that the next one in the same line is found, too.
+_COLON = re.compile(r"answer\s*:[\s*]*(?=(.+))", re.IGNORECASE)
 MODES = ("strict_single_letter_boxed", "lenient_boxed", "lenient_answer_colon")
 
 
@@ -178,13 +188,15 @@ def mcqa(text: str, row: Row) -> float:
     if mode not in MODES:
         raise UserError(f"grading_mode {mode!r}: {nearest(str(mode), MODES)}")
     expected = str(_field(row, "expected_answer")).strip().upper()
+    if not (len(expected) == 1 and expected.isalpha()):
+        raise UserError(f"expected_answer {row['expected_answer']!r} is no letter, which the verifier mcqa needs.")
     options = {
         str(letter).upper(): str(words).strip()
         for option in row.get("options") or ()
         for letter, words in (option.items() if isinstance(option, dict) else ())
     }
     if mode == MODES[2]:
-        letters = [match[1].upper() for match in _COLON.finditer(text)]
+        letters = [letter for match in _COLON.finditer(text) if (letter := _letter(match[1], options, lenient=True))]
     else:
         letters = [_letter(match[1], options, lenient=mode == MODES[1]) for match in _BOXED.finditer(text)]
     chosen = letters[-1] if letters else ""
@@ -197,43 +209,129 @@ def _letter(boxed: str, options: Mapping[str, str], *, lenient: bool) -> str:
         return content.upper()
     if not lenient:
         return ""
-    content = re.sub(r"\\text\{([^{}]*)\}", r"\1", content).strip()
+    content = re.sub(r"\\text\{([^{}]*)\}", r"\1", content).strip().rstrip("*")
     same = [letter for letter, words in options.items() if words.casefold() == content.casefold()]
     if same:
         return same[0]
-    match = re.match(r"\(?([A-Za-z])\)?(?:[.:)\s]|\Z)", content)
+    match = re.match(r"\(?([A-Za-z])\)?(?:[.:),;*\s]|\Z)", content)
     return match[1].upper() if match else ""
 
 
 def math_answer(text: str, row: Row) -> float:
-    """1 if math-verify finds the answer equal to `expected_answer`."""
+    """1 if math-verify finds the answer equal to `expected_answer`; 0 where it takes more than _MATH_SECONDS to see: an
+    answer such as 10^{10^{10}} would take for ever."""
+    expected = str(_field(row, "expected_answer"))
+    gold = expected if "$" in expected or "\\boxed" in expected else f"${expected}$"
+    return _math.judge(gold, text)
+
+
+# CPU seconds for one answer, and bytes of memory of the process that judges.
+_MATH_SECONDS, _MATH_BYTES = 5.0, 4 << 30
+
+
+class _MathJudge:
+    """math-verify in a process beside this one. What an answer makes it compute may take for ever in C code, where no
+    alarm is heard: the process has a limit of time, at which the kernel ends it, and the next answer gets a new one."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[str] | None = None
+
+    def judge(self, gold: str, text: str) -> float:
+        """1 or 0. Raises NemotronError if the process can't be started."""
+        process = self._process
+        if process is None or process.poll() is not None:
+            process = self._process = self._start()
+        try:
+            found = self._ask(process, [gold, text])
+        except BaseException:  # such as Ctrl-C: its answer would be taken for that to the next question
+            self._end()
+            raise
+        if not found:
+            self._end()
+        return float(found or 0)
+
+    def _start(self) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", f"from {__name__} import _judge_math; _judge_math({_MATH_SECONDS})"]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8", env=environment
+        )
+        assert process.stdout is not None  # noqa: S101 - it is a pipe
+        if not process.stdout.readline():
+            raise NemotronError(f"math-verify can't be started: its process has ended with code {process.wait()}.")
+        return process
+
+    def _ask(self, process: subprocess.Popen[str], question: list[str]) -> str:
+        assert process.stdin is not None and process.stdout is not None  # noqa: S101 - they are pipes
+        try:
+            process.stdin.write(json.dumps(question) + "\n")
+            process.stdin.flush()
+            return process.stdout.readline().strip()
+        except BrokenPipeError:
+            return ""
+
+    def _end(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
+
+
+_math = _MathJudge()
+
+
+def _judge_math(seconds: float) -> None:
+    """What the process of _MathJudge runs: a line with 1 or 0 for each line of [gold, answer]."""
+    import logging
+    import resource
+    import signal
+
+    # They stop the training, which ends this process by closing its input.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    logging.disable()  # it warns of each answer that it gets no limit of time
     from math_verify import parse, verify
 
-    expected = str(_field(row, "expected_answer"))
-    # Their limits of time are alarms, which belong to the process.
-    gold = parse(expected if "$" in expected or "\\boxed" in expected else f"${expected}$", parsing_timeout=None)
-    return float(verify(gold, parse(text, parsing_timeout=None), timeout_seconds=None))
+    resource.setrlimit(resource.RLIMIT_AS, (_MATH_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    verify(parse("$1$", parsing_timeout=None), [], timeout_seconds=None)  # imports more
+    print("ready", flush=True)  # noqa: T201
+    for line in sys.stdin:
+        gold, text = json.loads(line)
+        signal.setitimer(signal.ITIMER_PROF, seconds)  # SIGPROF ends a process
+        try:
+            same = verify(parse(gold, parsing_timeout=None), parse(text, parsing_timeout=None), timeout_seconds=None)
+        except Exception:  # noqa: BLE001 - of an odd text sympy raises whatever it does
+            same = False
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        print(int(same), flush=True)  # noqa: T201
 
 
 def instruction_following(text: str, row: Row) -> float:
     """1 if the answer follows every instruction of `instruction_id_list`, whose arguments are `kwargs` (IFEval: Zhou et
     al., arXiv 2311.07911)."""
     ids = _field(row, "instruction_id_list")
+    if not isinstance(ids, list):
+        raise UserError(f"instruction_id_list is {ids!r}; it must be a list of names.")
     kwargs = row["kwargs"] if row.get("kwargs") is not None else [{}] * len(ids)
     if len(kwargs) != len(ids):
         raise UserError(f"A row has {len(ids)} instructions, but {len(kwargs)} kwargs.")
     for name in ids:
         if name not in INSTRUCTIONS:
             raise UserError(f"The instruction {name!r} can't be checked here: {nearest(str(name), INSTRUCTIONS)}")
-    return float(bool(text.strip()) and all(_follows(name, text, one) for name, one in zip(ids, kwargs, strict=True)))
+    # All of them, so that a row is read as a whole before the first step (check_rows).
+    followed = [_follows(name, text, one) for name, one in zip(ids, kwargs, strict=True)]
+    return float(bool(text.strip()) and all(followed))
 
 
 def _follows(name: str, text: str, given: Mapping[str, Any] | None) -> bool:
-    arguments = {key: value for key, value in (given or {}).items() if value is not None}
     try:
+        arguments = {key: value for key, value in (given or {}).items() if value is not None}
         return INSTRUCTIONS[name](text, arguments)
     except KeyError as error:
         raise UserError(f"The instruction {name!r} needs {error.args[0]!r} in its kwargs.") from error
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"The instruction {name!r} can't be checked with the kwargs {given!r}: {error}.") from error
 
 
 def _related(count: int, wanted: int, relation: str) -> bool:
@@ -254,7 +352,7 @@ def _is_json(text: str) -> bool:
     inner = re.sub(r"\A```(?:json)?\s*|\s*```\Z", "", text.strip(), flags=re.IGNORECASE)
     try:
         json.loads(inner)
-    except ValueError:
+    except (ValueError, RecursionError):  # the latter: brackets by the thousand
         return False
     return True
 
@@ -265,6 +363,13 @@ def _sections(text: str, a: Mapping[str, Any]) -> bool:
 
 def _sentences(text: str) -> int:
     return len([part for part in re.split(r"[.!?]+(?:\s|\Z)", text) if part.strip()])
+
+
+def _parts(text: str, divider: str) -> list[str]:
+    """The parts between dividers; none if one in the middle is empty."""
+    parts = [part.strip() for part in re.split(divider, text.strip())]
+    inner = parts[(not parts[0]) : len(parts) - (not parts[-1])]
+    return inner if all(inner) else []
 
 
 def _highlights(text: str) -> int:
@@ -282,9 +387,7 @@ INSTRUCTIONS: dict[str, Callable[[str, Mapping[str, Any]], bool]] = {
     ),
     "length_constraints:number_words": lambda t, a: _related(len(_words(t)), a["num_words"], a["relation"]),
     "length_constraints:number_sentences": lambda t, a: _related(_sentences(t), a["num_sentences"], a["relation"]),
-    "length_constraints:number_paragraphs": lambda t, a: (
-        len([part for part in re.split(r"\s*\*\*\*\s*", t) if part.strip()]) == a["num_paragraphs"]
-    ),
+    "length_constraints:number_paragraphs": lambda t, a: len(_parts(t, r"\*{3}")) == a["num_paragraphs"],
     "detectable_format:number_bullet_lists": lambda t, a: (
         len(re.findall(r"^\s*(?:\*(?!\*)|-)\s?\S", t, re.MULTILINE)) == a["num_bullets"]
     ),
@@ -307,7 +410,7 @@ INSTRUCTIONS: dict[str, Callable[[str, Mapping[str, Any]], bool]] = {
         sum(word.isupper() for word in _words(t)), a["capital_frequency"], a["capital_relation"]
     ),
     "punctuation:no_comma": lambda t, a: "," not in t,
-    "combination:two_responses": lambda t, a: len([part for part in t.split("******") if part.strip()]) == 2,
+    "combination:two_responses": lambda t, a: len(parts := _parts(t, r"\*{6}")) == len(set(parts)) == 2,
     "combination:repeat_prompt": lambda t, a: t.strip().lower().startswith(str(a["prompt_to_repeat"]).strip().lower()),
 }
 

@@ -32,6 +32,11 @@ def follows(*instructions: tuple[str, dict[str, Any] | None]) -> dict[str, Any]:
         ("numeric", "1,234,000 people", {"expected_answer": "1.234e6"}, 1),
         ("numeric", "-3", {"expected_answer": "3"}, 0),
         ("numeric", "none", {"expected_answer": "3"}, 0),
+        ("numeric", "see line1", {"expected_answer": "1"}, 1),  # no exponent: it was the end of a run
+        ("numeric", "from 3-4", {"expected_answer": "4"}, 1),
+        ("numeric", "x=-4, or \u22124", {"expected_answer": "-4"}, 1),
+        ("numeric", "0.5", {"expected_answer": "1/2"}, 1),
+        ("numeric", "2", {"expected_answer": "1/2"}, 0),
         ("mcqa", r"It is \boxed{B}.", MCQA, 1),
         ("mcqa_simple_agent", r"\boxed{A}, no: \boxed{b}", MCQA, 1),
         ("mcqa", "B", MCQA, 0),
@@ -41,9 +46,11 @@ def follows(*instructions: tuple[str, dict[str, Any] | None]) -> dict[str, Any]:
         ("mcqa", r"\boxed{D}", {**MCQA, "expected_answer": "D"}, 0),  # no option
         ("mcqa", "Answer: **B**", COLON, 1),
         ("mcqa", "The answer: because", COLON, 0),
+        ("mcqa", "Answer: a blue one. **Answer:** blue", COLON, 1),
         ("math", r"The answer is $\frac{1}{2}$", {"expected_answer": "0.5"}, 1),
         ("math_with_judge_simple_agent", r"\boxed{x^2+2x+1}", {"expected_answer": "(x+1)^2"}, 1),
         ("math", "The answer is $3$", {"expected_answer": "4"}, 0),
+        ("math", "\\boxed{\ud800", {"expected_answer": "4"}, 0),
         ("instruction_following", "no commas here", follows(("punctuation:no_comma", None)), 1),
         ("instruction_following", "", follows(("punctuation:no_comma", None)), 0),
         (
@@ -62,6 +69,10 @@ def follows(*instructions: tuple[str, dict[str, Any] | None]) -> dict[str, Any]:
         ("instruction_following", "* a\n* b", follows((f"{FORM}:number_bullet_lists", {"num_bullets": 2})), 1),
         ("instruction_following", "<<T>> x", follows(("detectable_format:title", None)), 1),
         ("instruction_following", "a *** b", follows((f"{LENGTH}:number_paragraphs", {"num_paragraphs": 2})), 1),
+        ("instruction_following", "[" * 100_000, follows(("detectable_format:json_format", None)), 0),
+        ("instruction_following", "a *** *** b", follows((f"{LENGTH}:number_paragraphs", {"num_paragraphs": 2})), 0),
+        ("instruction_following", "a ****** a", follows(("combination:two_responses", {})), 0),
+        ("instruction_following", "a ****** b", follows(("combination:two_responses", {})), 1),
         ("instruction_following", "all lower", follows(("change_case:english_lowercase", None)), 1),
         ("instruction_following", '"quoted"', follows(("startend:quotation", None)), 1),
         ("instruction_following", "Thus. The End", follows(("startend:end_checker", {"end_phrase": "the end"})), 1),
@@ -78,6 +89,7 @@ def test_verifiers(agent: str, text: str, row: dict[str, Any], expected: float) 
         ("exact_match", {}, "no 'expected_answer'"),
         ("numeric", {"expected_answer": "x"}, "is no number"),
         ("mcqa", {**MCQA, "grading_mode": "odd"}, "grading_mode 'odd'"),
+        ("mcqa", {**MCQA, "expected_answer": "blue"}, "'blue' is no letter"),
         ("instruction_following", follows(("language:response_language", {})), "'language:response_language' can't be"),
         ("instruction_following", follows(("keywords:existence", {})), "needs 'keywords'"),
         ("instruction_following", {"instruction_id_list": ["a"], "kwargs": []}, "1 instructions, but 0 kwargs"),
@@ -120,6 +132,31 @@ def test_rows_are_looked_at_before_the_first_step() -> None:
     with pytest.raises(UserError, match=r"^rows\.jsonl, row 2: The instruction 'language:response_language' can't"):
         rows = [{**row, **follows(("punctuation:no_comma", {}))}, row]
         rewards.check_rows(rows, find_verifiers(["instruction_following"], {}), "rows.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        (follows(("detectable_format:title", None), (f"{LENGTH}:number_words", None)), "needs 'num_words'"),
+        (follows((f"{LENGTH}:number_words", {"num_words": "9", "relation": "at least"})), "can't be checked with"),
+        ({"instruction_id_list": "punctuation:no_comma"}, "must be a list"),
+    ],
+)
+def test_every_instruction_of_a_row_is_looked_at_though_the_first_is_not_followed(
+    row: dict[str, Any], words: str
+) -> None:
+    given = {"agent_ref": {"name": "instruction_following"}, **row}
+    with pytest.raises(UserError, match=rf"^rows\.jsonl, row 1: .*{words}"):
+        rewards.check_rows([given], find_verifiers(["instruction_following"], {}), "rows.jsonl")
+
+
+def test_an_answer_that_takes_for_ever_to_compute_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rewards, "_MATH_SECONDS", 0.5)
+    monkeypatch.setattr(rewards, "_math", rewards._MathJudge())
+    row = {"expected_answer": "4"}
+    found = [rewards.math_answer(text, row) for text in ("$4$", r"\boxed{10^{10^{10}}}", "$4$")]
+    rewards._math._end()
+    assert found == [1.0, 0.0, 1.0]
 
 
 def test_every_instruction_can_be_checked() -> None:
