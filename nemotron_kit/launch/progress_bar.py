@@ -102,8 +102,8 @@ class ProgressBar:
         self._due = time.monotonic() + (_REMOTE_INTERVAL if plan.has_separate_folder else _LOCAL_INTERVAL)
         if not plan.has_separate_folder:
             return metrics_tail(job)
-        found, _ = transport_for(plan.settings).call("metrics_tail", job=f"{plan.paths.run}/jobs/{job.number}")
-        return MetricsTail(**found)
+        (found,), _ = transport_for(plan.settings).call("metrics_tails", jobs=[f"{plan.paths.run}/jobs/{job.number}"])
+        return MetricsTail(**found) if found else MetricsTail([])
 
 
 def _line(progress: Progress, columns: int) -> str:

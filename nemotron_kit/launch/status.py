@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -31,6 +31,7 @@ from nemotron_kit.runs.job import (
     run_state,
 )
 from nemotron_kit.runs.process_facts import is_gone
+from nemotron_kit.runs.progress import MetricsTail, Progress, job_progress
 from nemotron_kit.spec.plan import Plan, check_followed, is_local, stored_plan
 
 # Seconds for which a cached response is used: _TIMES as long as the query took, within these limits, so that a busy
@@ -38,14 +39,15 @@ from nemotron_kit.spec.plan import Plan, check_followed, is_local, stored_plan
 SHORTEST, LONGEST = 3.0, 60.0
 _TIMES = 5.0
 # Of the file's form and of Observation's fields.
-_VERSION = 1
+_VERSION = 2
 
 # Seconds to wait for a job that its scheduler does not know. There is no such limit for an unreachable one.
 PATIENCE = 600.0
 # What another end replaces in an exit record.
 _REPLACED = ("code", "state", "error", "finished_at", "host", UNEXPLAINED, AGAIN)
 
-Known = tuple[float, dict[int, Observation], str | None]
+# The most jobs of a target whose progress is read there.
+_MEASURED = 100
 
 
 class StatusCache:
@@ -58,10 +60,8 @@ class StatusCache:
     def __init__(self, key: str) -> None:
         self.path = runs_root() / ".seen" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
 
-    def fresh(self, wanted: Mapping[str, Sequence[int]]) -> dict[str, Known] | None:
-        """Run id → (time of the query, observations, error of the target), if the cache has a fresh response for all of
-        `wanted` (run id → job numbers); else None.
-        """
+    def fresh(self, wanted: Mapping[str, Sequence[int]]) -> dict[str, StatusSnapshot] | None:
+        """Run id → snapshot, if the cache has fresh responses for all of `wanted` (run id → job numbers), else None."""
         now, runs = time.time(), self._read()
         if any(not _covers(runs.get(run_id), numbers, now) for run_id, numbers in wanted.items()):
             return None
@@ -74,6 +74,7 @@ class StatusCache:
         found: Mapping[str, Mapping[int, Observation]],
         lost: str | None,
         asked: Sequence[str],
+        measured: Mapping[str, Progress] | None = None,
     ) -> None:
         """Store an answer, and until when it may be used. Fresh answers about other runs are kept."""
         now = time.time()
@@ -81,7 +82,9 @@ class StatusCache:
         runs = {run_id: entry for run_id, entry in self._read().items() if entry["until"] > now}
         for run_id in asked:
             jobs = {str(number): asdict(o) for number, o in found.get(run_id, {}).items()}
-            runs[run_id] = {"at": at, "until": until, "lost": lost, "jobs": jobs}
+            progress = (measured or {}).get(run_id)
+            entry = {"at": at, "until": until, "lost": lost, "jobs": jobs}
+            runs[run_id] = entry | {"progress": asdict(progress) if progress else None}
         with contextlib.suppress(OSError):  # a cache that can't be written is no reason to fail
             self.path.parent.mkdir(mode=0o700, exist_ok=True)
         files.write_cache(self.path, _VERSION, runs)
@@ -97,9 +100,10 @@ def _covers(entry: Mapping[str, Any] | None, numbers: Sequence[int], now: float)
     return bool(entry["lost"]) or all(str(number) in entry["jobs"] for number in numbers)
 
 
-def _known(entry: Mapping[str, Any]) -> Known:
+def _known(entry: Mapping[str, Any]) -> StatusSnapshot:
     jobs = {int(number): Observation(**values) for number, values in entry["jobs"].items()}
-    return float(entry["at"]), jobs, entry["lost"]
+    progress = Progress(**entry["progress"]) if entry["progress"] else None
+    return StatusSnapshot(float(entry["at"]), jobs, entry["lost"], progress)
 
 
 def mirror(plan: Plan, jobs: Sequence[JobFolder]) -> None:
@@ -160,12 +164,13 @@ class StatusSnapshot:
     """The jobs of one run as their back end reported them.
 
     `at` is the time of the query in seconds since the epoch, `observed` job number → Observation, `lost` the error if
-    the back end did not answer.
+    the back end did not answer, `progress` that of a running job that writes its metrics on another machine.
     """
 
     at: float
     observed: Mapping[int, Observation] = field(default_factory=dict)
     lost: str | None = None
+    progress: Progress | None = None
 
 
 def refresh(runs: Iterable[RunFolder]) -> dict[str, StatusSnapshot]:
@@ -189,10 +194,34 @@ def refresh(runs: Iterable[RunFolder]) -> dict[str, StatusSnapshot]:
         return {run_id: snapshot for answer in answers for run_id, snapshot in answer.items()}
 
 
-def refresh_stages(run: RunFolder) -> None:
-    """Update the records of a pipeline's submitted stages."""
+def refresh_stages(run: RunFolder) -> dict[str, StatusSnapshot]:
+    """Update the records of a pipeline's submitted stages; returns `refresh` of these."""
     stages = [each for record in run.stages() if (each := run.stage_run(record)) is not None]
-    refresh([each for each in stages if each.summary().state not in TERMINAL])
+    return refresh([each for each in stages if each.summary().state not in TERMINAL])
+
+
+def progress_elsewhere(runs: Iterable[RunSummary]) -> dict[str, Progress]:
+    """The progress of the running ones, and of the stages of running pipelines, that write their metrics on another
+    machine, by the id of the run or of the stage's run."""
+    snapshots: dict[str, StatusSnapshot] = {}
+    single = []
+    for run in runs:
+        if run.state == "running":
+            folder = RunFolder(runs_root() / run.id)
+            if not run.jobs and folder.is_pipeline:
+                snapshots |= refresh_stages(folder)
+            elif run.jobs == 1 and not is_local(run.executor):
+                single.append(folder)
+    snapshots |= refresh(single)
+    return {run_id: found for run_id, snapshot in snapshots.items() if (found := progress_now(snapshot))}
+
+
+def progress_now(snapshot: StatusSnapshot) -> Progress | None:
+    """The snapshot's progress, less the time since it was taken in the time left."""
+    found = snapshot.progress
+    if found is None or found.eta is None:
+        return found
+    return replace(found, eta=max(0.0, found.eta - max(0.0, time.time() - snapshot.at)))
 
 
 def refreshed(summaries: Sequence[RunSummary], runs: Mapping[str, RunFolder]) -> list[RunSummary]:
@@ -347,29 +376,53 @@ def _refresh(key: str, group: Sequence[Asked]) -> dict[str, StatusSnapshot]:
     """The runs of one target: from the cache of recent answers, else queried."""
     cache = StatusCache(f"{key}|{user_config()}")
     known = cache.fresh({run.id: [job.number for job in jobs] for run, _, jobs in group})
-    if known is not None and not any(_is_outdated(asked, *known[asked[0].id]) for asked in group):
-        return {run_id: StatusSnapshot(at, observed, lost) for run_id, (at, observed, lost) in known.items()}
+    if known is not None and not any(_is_outdated(asked, known[asked[0].id]) for asked in group):
+        return known
     asked = time.time()
     found: dict[str, dict[int, Observation]] = {}
+    measured: dict[str, Progress] = {}
     lost = None
     try:
         found = executor_for(group[0][1].settings).observe_many([(run, jobs) for run, _, jobs in group])
         for run, plan, jobs in group:
             _record(plan, jobs, found.get(run.id, {}), asked)
+        measured = dict(_measured(group))
     except NemotronError as error:
         lost = error.message
-    cache.keep(asked, time.time() - asked, found, lost, [run.id for run, _, _ in group])
-    return {run.id: StatusSnapshot(asked, found.get(run.id, {}), lost) for run, _, _ in group}
+    cache.keep(asked, time.time() - asked, found, lost, [run.id for run, _, _ in group], measured)
+    return {run.id: StatusSnapshot(asked, found.get(run.id, {}), lost, measured.get(run.id)) for run, _, _ in group}
 
 
-def _is_outdated(asked: Asked, at: float, observed: Mapping[int, Observation], lost: str | None) -> bool:
-    """Whether the back end was unreachable at `at`, and has answered since: another command, or a new submission."""
+def _measured(group: Sequence[Asked]) -> Iterator[tuple[str, Progress]]:
+    """(run id, progress) of the single jobs of one target that run and write their metrics there; a target that does
+    not answer soon gives none."""
+    running = [
+        (run.id, plan, jobs[0])
+        for run, plan, jobs in group
+        if plan.has_separate_folder and len(run.jobs()) == 1 and jobs[0].state().state == "running"
+    ][:_MEASURED]
+    if not running:
+        return
+    folders = [f"{plan.paths.run}/jobs/{job.number}" for _, plan, job in running]
+    try:
+        tails, _ = transport_for(running[0][1].settings).call("metrics_tails", jobs=folders)
+    except NemotronError:
+        return
+    for (run_id, _, job), tail in zip(running, tails, strict=True):
+        progress = job_progress(job, MetricsTail(**tail), job.state().started) if tail else None
+        if progress:
+            yield run_id, progress
+
+
+def _is_outdated(asked: Asked, known: StatusSnapshot) -> bool:
+    """Whether the back end was unreachable at the time of the snapshot, and has answered since: another command, or a
+    new submission."""
     _, plan, jobs = asked
     with suppress(NemotronError):  # settings without a reachable target
-        if lost and transport_for(plan.settings).reached_at() > at:
+        if known.lost and transport_for(plan.settings).reached_at() > known.at:
             return True
-    doubted = (job for job in jobs if lost or observed[job.number].state == LOST)
-    return any((job.state().at or 0.0) > at for job in doubted)
+    doubted = (job for job in jobs if known.lost or known.observed[job.number].state == LOST)
+    return any((job.state().at or 0.0) > known.at for job in doubted)
 
 
 def record(jobs: Sequence[JobFolder], observed: Mapping[int, Observation], asked: float | None = None) -> None:

@@ -24,7 +24,7 @@ from typing import Any, Protocol
 from nemotron_kit import files
 from nemotron_kit.errors import NemotronError, NotSent, Unreachable, UserError, printable
 from nemotron_kit.home import expand_user, nemotron_home
-from nemotron_kit.remote.agent.operations import SLOW_OPS, error_from_dict, perform
+from nemotron_kit.remote.agent.operations import QUICK_OPS, SLOW_OPS, error_from_dict, perform
 from nemotron_kit.spec.package import package_hash, package_zip
 from nemotron_kit.spec.paths import REMOTE_FOLDER
 from nemotron_kit.spec.profiles import list_run_profiles, load_run_profile
@@ -394,7 +394,7 @@ class Ssh:
     def _ask(self, pipe: Pipe, op: str, payload: bytes, args: Mapping[str, Any]) -> tuple[dict[str, Any], bytes]:
         request = json.dumps({"op": op, "args": args, "payload": len(payload)})
         pipe.send(request.encode() + b"\n" + payload, STALL_SECONDS)
-        head = pipe.response(self._mark, max(STALL_SECONDS, SLOW_OPS.get(op, 0.0)))
+        head = pipe.response(self._mark, QUICK_OPS.get(op) or max(STALL_SECONDS, SLOW_OPS.get(op, 0.0)))
         return head, pipe.read(head["payload"], STALL_SECONDS)
 
     def _connected(self) -> Pipe:

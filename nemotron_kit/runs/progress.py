@@ -61,11 +61,13 @@ def short_span(seconds: float | None) -> str:
     return f"{whole}s"
 
 
-def progress_of(run: RunSummary) -> Progress | None:
+def progress_of(run: RunSummary, elsewhere: Mapping[str, Progress] | None = None) -> Progress | None:
     """The progress of a running run, or of a running pipeline's last stage. None for a run that is not running, and
-    before it has logged metrics."""
+    before it has logged metrics. `elsewhere`: that of runs whose metrics are on another machine, by run id."""
     if run.state != "running":
         return None
+    if elsewhere and run.id in elsewhere:
+        return elsewhere[run.id]
     folder = RunFolder(runs_root() / run.id)
     jobs = folder.jobs()
     if len(jobs) == 1:
@@ -77,7 +79,7 @@ def progress_of(run: RunSummary) -> Progress | None:
         ended = sum(os.path.exists(f"{job.path}/exit.json") for job in jobs)  # noqa: PTH110 — of 10,000 jobs
         return Progress("job", ended, len(jobs))
     stages = [stage for record in folder.stages() if (stage := folder.stage_run(record)) is not None]
-    return progress_of(stages[-1].summary()) if stages else None
+    return progress_of(stages[-1].summary(), elsewhere) if stages else None
 
 
 @dataclass(frozen=True)

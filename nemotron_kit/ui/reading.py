@@ -28,6 +28,7 @@ from nemotron_kit.launch.status import (
     effective_state,
     is_mirrored,
     mirror,
+    progress_now,
     refresh,
     refresh_stages,
 )
@@ -36,6 +37,7 @@ from nemotron_kit.runs.folder import RunFolder, RunSummary
 from nemotron_kit.runs.job import DAMAGED, TERMINAL, DamagedRecord, JobFolder, JobState
 from nemotron_kit.runs.logs import TerminalSanitizer
 from nemotron_kit.runs.metrics import METRICS_FILE, series
+from nemotron_kit.runs.progress import Progress, progress_of
 from nemotron_kit.spec.plan import Plan, is_local, stored_plan
 
 # The least seconds between two queries of a run's target.
@@ -155,6 +157,13 @@ class RecordReader:
         lost = snapshot.lost if (snapshot := self._snapshots.get(run.id)) else None
         return replace(run, state=LOST, error=lost) if lost and not is_over(run) else run
 
+    def progress(self, run: RunSummary) -> Progress | None:
+        """How far a running run is; None for others. What runs elsewhere: as its target reported lately."""
+        if run.state != "running":
+            return None
+        found = {run_id: progress_now(snapshot) for run_id, snapshot in list(self._snapshots.items())}
+        return progress_of(run, {run_id: progress for run_id, progress in found.items() if progress})
+
     def ask(self, runs: Iterable[RunFolder], *, records: bool = False) -> None:
         """Have the targets of these runs asked, soon, in the background; with `records` also for what their jobs left
         there. Nothing for runs of this machine."""
@@ -169,7 +178,7 @@ class RecordReader:
         try:
             for run in runs:
                 if run.is_pipeline:
-                    refresh_stages(run)
+                    self._snapshots |= refresh_stages(run)
             self._snapshots |= refresh(runs)
             for run in runs if records else ():
                 if (plan := plan_of(run)) is not None and not is_local(plan.executor):

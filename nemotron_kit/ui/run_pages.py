@@ -53,10 +53,8 @@ class RunPages:
         page = int(query["page"]) if query.get("page", "").isdecimal() and len(query["page"]) < 7 else 1
         start = max(0, page - 1) * PER_PAGE
         found, total = self._search(given, start)
-        elsewhere = [
-            RunFolder(runs_root() / run.id) for run in found if not is_over(run) and not is_local(run.executor)
-        ]
-        self.reader.ask(elsewhere)
+        elsewhere = [run.id for run in found if not is_over(run) and not (run.jobs and is_local(run.executor))]
+        self.reader.ask([RunFolder(runs_root() / run_id) for run_id in elsewhere])
         rows, names = self._rows(found[:PER_PAGE])
         return WebPage(
             "runs.html",
@@ -123,8 +121,11 @@ class RunPages:
         rows, names = [], Counter[str]()
         until = time.monotonic() + _RESULTS_S
         for run in found:
-            result, run = None, self.reader.with_reachability(run)
-            if run.jobs == 1 and (time.monotonic() < until or self.export):
+            result, progress, run = None, None, self.reader.with_reachability(run)
+            in_time = time.monotonic() < until or self.export
+            if in_time:
+                progress = self.reader.progress(run)
+            if run.jobs == 1 and in_time:
                 with suppress(UserError):  # removed meanwhile
                     result = self.reader.result(RunFolder(runs_root() / run.id).job())
                     names.update(list(result.metrics))
@@ -139,6 +140,7 @@ class RunPages:
                     "job": " ".join(filter(None, (run.recipe, (run.stage or "").replace("/", " ")))),
                     "jobs": run.jobs,
                     "state": run.state,
+                    "progress": str(progress or ""),
                     "created": run.created,
                     "took": short_span(duration(run.started, run.finished, run.state)),
                     "code": run.code,
@@ -192,6 +194,8 @@ class RunPages:
         yield "profile", f"{plan.profile} ({plan.executor})" if plan and plan.profile else "none: this machine", None
         yield "launched", clock(summary.created), None
         yield "took", short_span(duration(summary.started, summary.finished, summary.state)), None
+        if progress := self.reader.progress(summary):
+            yield "progress", str(progress), None
         for name, other in (("rerun of", plan.rerun_of), ("pipeline", plan.part_of)) if plan else ():
             if other:
                 yield name, other, self.links.run(other)

@@ -27,7 +27,7 @@ from nemotron_kit.home import runs_root
 from nemotron_kit.runs.folder import DAMAGE, RunFolder, RunSummary
 from nemotron_kit.runs.job import DAMAGED, STATES, TERMINAL, DamagedRecord, JobFolder
 from nemotron_kit.runs.ledger import list_runs, open_run, run_ids
-from nemotron_kit.runs.progress import short_span
+from nemotron_kit.runs.progress import Progress, progress_of, short_span
 from nemotron_kit.spec.plan import Labels, is_local
 
 
@@ -172,10 +172,8 @@ def _print_runs(found: Sequence[RunSummary]) -> None:
 def _table(found: Sequence[RunSummary]) -> list[list[str]]:
     """A header and a row for each run. Has PROGRESS if a run is running, NAME if one has a name or tags, and JOB on a
     wide terminal (the id contains recipe and stage)."""
-    from nemotron_kit.runs.progress import progress_of
-
     table = [["RUN", "JOB", "STATE", "PROGRESS", "AGE", "TOOK", "EXIT", "NAME", "WHY"]]
-    table += [_row(run, str(progress_of(run) or "")) for run in found]
+    table += [_row(run, str(progress or "")) for run, progress in zip(found, _progress_of(found), strict=True)]
     left_out = set()
     if not any(run.state == "running" for run in found):
         left_out.add("PROGRESS")
@@ -185,6 +183,16 @@ def _table(found: Sequence[RunSummary]) -> list[list[str]]:
         left_out.add("JOB")
     kept = [number for number, title in enumerate(table[0]) if title not in left_out]
     return [[row[number] for number in kept] for row in table]
+
+
+def _progress_of(found: Sequence[RunSummary]) -> list[Progress | None]:
+    """The progress of each run, None for one that does not run; each target where some run is asked once."""
+    elsewhere: dict[str, Progress] = {}
+    if any(run.state == "running" and not (run.jobs and is_local(run.executor)) for run in found):
+        from nemotron_kit.launch.status import progress_elsewhere
+
+        elsewhere = progress_elsewhere(found)
+    return [progress_of(run, elsewhere) for run in found]
 
 
 def _add_filters(parser: ToolParser) -> None:
@@ -277,13 +285,11 @@ def _with_results(runs: Sequence[RunSummary]) -> list[dict[str, Any]]:
     """The runs as `--json` prints them: with the overrides, value and metrics of the job, or of a sweep's best job (its
     number is `best_job`; `runs show` has all of them), and with the progress of running ones, else None."""
     from nemotron_kit.cli.runs.result_cache import results_of_runs
-    from nemotron_kit.runs.progress import progress_of
 
     results, rows = results_of_runs(runs_root(), runs, run_ids()), []
-    for run in runs:
+    for run, progress in zip(runs, _progress_of(runs), strict=True):
         found = results.get(run.id)
         values = found.to_dict() if found else dict.fromkeys(("overrides", "value", "step", "results"))
-        progress = progress_of(run)
         values["progress"] = progress.to_dict() if progress else None
         rows.append({**as_json(run), **values, **({"best_job": found.number} if found and run.jobs > 1 else {})})
     return rows

@@ -31,7 +31,7 @@ from nemotron_kit.runs.job import DamagedRecord, JobFolder
 from nemotron_kit.runs.ledger import remove_unreferenced
 from nemotron_kit.runs.logs import last_lines
 from nemotron_kit.runs.metrics import condensed
-from nemotron_kit.runs.progress import metrics_tail as read_metrics_tail
+from nemotron_kit.runs.progress import metrics_tail
 
 
 def ping(payload: bytes) -> tuple[None, bytes]:
@@ -173,10 +173,16 @@ def job_records(payload: bytes, *, jobs: Sequence[str]) -> tuple[list[dict[str, 
     return [_record(JobFolder(Path(job))) for job in jobs], b""
 
 
-def metrics_tail(payload: bytes, *, job: str) -> tuple[dict[str, Any], bytes]:
-    """The end of a job's metrics, as `runs.progress.MetricsTail` has it."""
+def metrics_tails(payload: bytes, *, jobs: Sequence[str]) -> tuple[list[dict[str, Any] | None], bytes]:
+    """The end of each job's metrics, as `runs.progress.MetricsTail` has it; None for one that can't be read."""
     del payload
-    return asdict(read_metrics_tail(JobFolder(Path(job)))), b""
+    tails: list[dict[str, Any] | None] = []
+    for job in jobs:
+        try:
+            tails.append(asdict(metrics_tail(JobFolder(Path(job)))))
+        except OSError:
+            tails.append(None)
+    return tails, b""
 
 
 def begin_again(payload: bytes, *, jobs: Sequence[str]) -> tuple[None, bytes]:
@@ -279,7 +285,7 @@ OPS: dict[str, str] = {
     "log_offset": "nemotron_kit.remote.agent.operations:log_offset",
     "begin_again": "nemotron_kit.remote.agent.operations:begin_again",
     "job_records": "nemotron_kit.remote.agent.operations:job_records",
-    "metrics_tail": "nemotron_kit.remote.agent.operations:metrics_tail",
+    "metrics_tails": "nemotron_kit.remote.agent.operations:metrics_tails",
     "saved_in": "nemotron_kit.remote.agent.operations:saved_in",
     "remove_run": "nemotron_kit.remote.agent.operations:remove_run",
     "slurm_submit": "nemotron_kit.remote.agent.slurm:submit",
@@ -291,6 +297,8 @@ OPS: dict[str, str] = {
 # Operations that may take longer than the others, and for how many seconds at most: the sum of the time limits of the
 # commands that they run one after another.
 SLOW_OPS = {"fetch_repository": 2_900.0, "slurm_on_node": 1_000.0, "slurm_submit": 1_000.0}
+# Operations whose response nobody waits for longer than so many seconds.
+QUICK_OPS = {"metrics_tails": 5.0}
 
 
 def perform(op: str, payload: bytes, args: Mapping[str, Any]) -> Response:

@@ -15,12 +15,20 @@ import pytest
 from nemotron_kit.cli.tools import run as run_tool
 from nemotron_kit.errors import NemotronError, Unreachable
 from nemotron_kit.executors.base import Executor, ExecutorPlan, Observation, PlanContext
-from nemotron_kit.files import read_cache
+from nemotron_kit.files import read_cache, write_json, write_text
 from nemotron_kit.home import new_run_id
 from nemotron_kit.launch.attach import LogOffsets
 from nemotron_kit.launch.dependencies import wait_for
-from nemotron_kit.launch.status import StatusCache, effective_run_state, effective_state, is_mirrored, mirror, refresh
-from nemotron_kit.remote.ssh import Ssh
+from nemotron_kit.launch.status import (
+    StatusCache,
+    effective_run_state,
+    effective_state,
+    is_mirrored,
+    mirror,
+    progress_elsewhere,
+    refresh,
+)
+from nemotron_kit.remote.ssh import LocalTransport, Ssh
 from nemotron_kit.runs.folder import RunFolder, create_run
 from nemotron_kit.runs.job import JobFolder
 from nemotron_kit.runs.process_facts import process_facts
@@ -114,7 +122,7 @@ def test_a_slow_target_is_asked_less_often(cluster: Cluster) -> None:
     seen, now = StatusCache("slow"), time.time()
     seen.keep(now, 8.0, {"a": {0: Observation("running")}}, None, ["a"])
     seen.keep(now, 0.001, {"b": {0: Observation("running")}}, None, ["b"])
-    until = {run_id: entry["until"] - now for run_id, entry in read_cache(seen.path, 1).items()}
+    until = {run_id: entry["until"] - now for run_id, entry in read_cache(seen.path, 2).items()}
     assert 39 < until["a"] < 42 and 2.5 < until["b"] < 4
     assert seen.fresh({"a": [0, 1]}) is None and seen.fresh({"a": [0], "b": [0]}) is not None
 
@@ -300,3 +308,45 @@ def test_a_damaged_end_on_the_target_keeps_no_other_from_being_copied(tmp_path: 
     with pytest.raises(NemotronError, match=r"jobs/1/exit\.json: not valid JSON"):
         mirror(plan, jobs)
     assert [is_mirrored(job) for job in jobs] == [True, False, True]
+
+
+def test_progress_of_a_job_on_another_machine_comes_with_its_state(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One request for all jobs of a target; a target that does not give the metrics gives none, and no error."""
+    far = tmp_path / "far"
+    runs = [make(cluster, "running") for _ in range(3)]
+    for number, run in enumerate(runs):
+        plan = json.loads((run.path / "plan.json").read_text())
+        write_json(run.path / "plan.json", {**plan, "place": {"run": str(far / run.id)}})
+        (run.job().path / "config.yaml").write_text("max_steps: 90\n")
+        rows = [{"step": 10, "elapsed": 0.0}, {"step": 20, "elapsed": 10.0, "loss": 0.5 + number}]
+        if number < 2:  # the third has logged nothing yet
+            (far / run.id / "jobs/0").mkdir(parents=True)
+            write_text(far / run.id / "jobs/0/metrics.jsonl", "".join(f"{json.dumps(row)}\n" for row in rows))
+    asked: list[list[str]] = []
+    local = LocalTransport.call
+
+    def call(self: LocalTransport, op: str, payload: bytes = b"", **args: Any) -> tuple[Any, bytes]:
+        asked.append(args["jobs"])
+        return local(self, op, payload, **args)
+
+    monkeypatch.setattr(LocalTransport, "call", call)
+    refresh(runs)
+    summaries = [run.summary() for run in runs]
+    assert [str(each) for _, each in sorted(progress_elsewhere(summaries).items())] == [
+        "step 20/90, 1m10s left, loss 0.5",
+        "step 20/90, 1m10s left, loss 1.5",
+    ]
+    assert [len(jobs) for jobs in asked] == [3] and len(cluster.asked) == 1
+    run_tool("runs", ["--json"])
+    shown = {row["id"]: row["progress"] for row in json.loads(capsys.readouterr().out)}
+    assert shown[runs[1].id]["loss"] == 1.5 and shown[runs[2].id] is None
+    assert len(asked) == 1
+
+    def lost(*_: Any, **__: Any) -> Any:
+        raise Unreachable("far does not answer.")
+
+    forget(runs[0])
+    monkeypatch.setattr(LocalTransport, "call", lost)
+    assert progress_elsewhere(summaries) == {} and [run.state() for run in runs] == ["running"] * 3
