@@ -91,7 +91,7 @@ class ProgressBar:
             return None
         if time.monotonic() >= self._due:
             try:
-                self._progress = job_progress(job, self._tail(job), job.state().started)
+                self._progress = job_progress(job, self._tail(job))
             except (OSError, NemotronError):  # whoever follows the job reports what is wrong with it, or its machine
                 self._progress = None
         return self._progress

@@ -409,7 +409,7 @@ def _measured(group: Sequence[Asked]) -> Iterator[tuple[str, Progress]]:
     except NemotronError:
         return
     for (run_id, _, job), tail in zip(running, tails, strict=True):
-        progress = job_progress(job, MetricsTail(**tail), job.state().started) if tail else None
+        progress = job_progress(job, MetricsTail(**tail)) if tail else None
         if progress:
             yield run_id, progress
 

@@ -23,8 +23,8 @@ from nemotron_kit.runs.metrics import METRICS_FILE
 _ROWS = 100
 _HEAD = 1 << 14
 _LARGEST = 1 << 53
-# Fields with the number of steps: those of our recipes, of transformers and of Lightning.
-_STEPS = ("train.train_iters", "grpo.max_num_steps", "train.max_steps", "trainer.max_steps", "max_steps")
+# Fields with the number of steps: those of our recipes, of transformers, of Lightning and of `nemotron init`.
+_STEPS = ("train.train_iters", "grpo.max_num_steps", "train.max_steps", "trainer.max_steps", "max_steps", "steps")
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def progress_of(run: RunSummary, elsewhere: Mapping[str, Progress] | None = None
     jobs = folder.jobs()
     if len(jobs) == 1:
         try:
-            return job_progress(jobs[0], metrics_tail(jobs[0]), run.started)
+            return job_progress(jobs[0], metrics_tail(jobs[0]))
         except OSError:  # removed meanwhile, or unreadable
             return None
     if jobs:
@@ -84,23 +84,28 @@ def progress_of(run: RunSummary, elsewhere: Mapping[str, Progress] | None = None
 
 @dataclass(frozen=True)
 class MetricsTail:
-    """The end of a job's metrics.jsonl: its last rows, the first step in the file, and how many seconds ago it was
-    written, by the clock of the machine that holds it."""
+    """The end of a job's metrics.jsonl: its last rows, the first step in the file, how many seconds ago it was written,
+    and how many the job had run by then, by the clock of the machine that holds it; None if that is not known."""
 
     rows: list[dict[str, Any]]
     first: int | None = None
     age: float = 0.0
+    ran: float | None = None
 
 
 def metrics_tail(job: JobFolder) -> MetricsTail:
     """Read the end of a job's metrics; no rows if there is no file. Raises OSError if it can't be read."""
     rows, path = job.metrics(_ROWS), job.path / METRICS_FILE
-    return MetricsTail(rows, _first_step(path), time.time() - path.stat().st_mtime) if rows else MetricsTail([])
+    if not rows:
+        return MetricsTail([])
+    written, started = path.stat().st_mtime, job.state().started
+    return MetricsTail(
+        rows, _first_step(path), time.time() - written, None if started is None else max(0.0, written - started)
+    )
 
 
-def job_progress(job: JobFolder, tail: MetricsTail, started: float | None) -> Progress | None:
-    """The progress of a job that began at `started`, by its metrics, which may be on another machine. None if it has
-    logged no step."""
+def job_progress(job: JobFolder, tail: MetricsTail) -> Progress | None:
+    """The progress of a job by its metrics, which may be on another machine. None if it has logged no step."""
     rows = [row for row in tail.rows if not row.get("rank")]
     stepped = [row for row in rows if _count(row.get("step")) is not None]
     if not stepped:
@@ -109,7 +114,7 @@ def job_progress(job: JobFolder, tail: MetricsTail, started: float | None) -> Pr
     done, of = stepped[-1]["step"], _steps(job.config_path)
     eta = None
     if of is not None:
-        rate = _steps_per_second(job, stepped, tail, started)
+        rate = _steps_per_second(job, stepped, tail)
         seconds = max(0.0, (of - done) / rate - max(0.0, tail.age)) if rate else math.inf
         eta = seconds if math.isfinite(seconds) else None
     return Progress("step", done, of, eta, _loss(rows))
@@ -131,9 +136,7 @@ def _loss(rows: Sequence[Mapping[str, Any]]) -> float | None:
     return None
 
 
-def _steps_per_second(
-    job: JobFolder, rows: Sequence[Mapping[str, Any]], tail: MetricsTail, started: float | None
-) -> float | None:
+def _steps_per_second(job: JobFolder, rows: Sequence[Mapping[str, Any]], tail: MetricsTail) -> float | None:
     """The speed by the metric `elapsed`; without that, from the job's start to its last row. None if it can't be
     computed, as for a resumed job without `elapsed`."""
     timed = [row for row in rows if type(row.get("elapsed")) in (int, float)]
@@ -144,11 +147,11 @@ def _steps_per_second(
                 break
             first = row
         steps, seconds = last["step"] - first["step"], last["elapsed"] - first["elapsed"]
-    elif started is None or any(entry.get("resumed") for entry in job.history()):
+    elif tail.ran is None or any(entry.get("resumed") for entry in job.history()):
         return None
     else:
         steps = rows[-1]["step"] - (rows[-1]["step"] if tail.first is None else tail.first)
-        seconds = time.time() - tail.age - started
+        seconds = tail.ran
     return steps / seconds if steps > 0 and 0 < seconds < math.inf else None
 
 
