@@ -180,7 +180,13 @@ class Launch:
             *stage_overrides,
             *pins,
         ]
-        composed = compose(self.tree, overrides, self.env, self.config_dir)
+        try:
+            composed = compose(self.tree, overrides, self.env, self.config_dir)
+        except UserError as error:
+            # A stage's values have its name before them here.
+            named = f"Add a new one with +{command.stage.replace('/', '.')}."
+            hint = (error.hint or "").replace("Add a new one with +", named)
+            raise UserError(f"{command.full_name.partition(' ')[2]}: {error.message}", hint=hint or None) from error
         resolved = resolve_job(composed, self.id, 0, None, self.transports)
         run = resolved.config["run"]
         references = {

@@ -233,7 +233,7 @@ def test_a_dry_run_shows_the_graph_and_writes_nothing(world: World) -> None:
     [
         (["scale=2"], "Name the stage: sum.scale=2."),
         (["smu.scale=2"], "Did you mean sum?"),
-        (["sum.scal=2"], "Did you mean scale?"),
+        (["sum.scal=2"], "Did you mean scale? Add a new one with +sum.scal=…"),
         (["data.mak-it.n=2"], "Did you mean data.make-it?"),
         (["--from", "sumn"], "--from: trio pipeline has no stage 'sumn'.\nDid you mean sum?"),
         (["--from", "say", "--to", "sum"], "--from say --to sum: say comes after sum."),
