@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from nemotron_kit import artifacts
 from nemotron_kit.artifacts.pipe import pins_from_step
-from nemotron_kit.config.config_files import keep_text_spelling, load_with_spelling, with_wandb
+from nemotron_kit.config.config_files import keep_text_spelling, key_location, load_with_spelling, with_wandb
 from nemotron_kit.config.convert import means_text, to_dataclass
-from nemotron_kit.config.freeze import resolve, slots_used
+from nemotron_kit.config.freeze import omegaconf_message, resolve, slots_used, walk_strings
 from nemotron_kit.config.resolvers import pinned, register_resolvers
+from nemotron_kit.config.schema import with_defaults
 from nemotron_kit.config.scripts import ConfigPath, compose_file, parse_config_and_overrides
 from nemotron_kit.config.secrets import refuse_literal_secrets
 from nemotron_kit.config.wording import unreadable
@@ -53,15 +54,21 @@ def load_omegaconf_yaml(path: str | Path) -> DictConfig:
     Overrides that the path carries (see `parse_config_and_overrides`) are applied.
     """
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
     register_resolvers()
     overrides = list(getattr(path, "overrides", ()))
     values, chosen, spelled = _load(Path(path), overrides)
     above = Path(path).absolute().parents
-    if len(above) > 3 and is_run_id(above[2].name):  # a job's own config, in its folder
+    recorded = len(above) > 3 and is_run_id(above[2].name)  # a job's own config, in its folder
+    if recorded:
         values = located(values, above[2])
-    config: Any = OmegaConf.create(values)
-    config.__dict__["_spelled"] = spelled
+    try:
+        config: Any = OmegaConf.create(values)
+    except OmegaConfBaseException as error:
+        key = str(getattr(error, "full_key", None) or "config")
+        raise UserError(f"{key_location(Path(path), key)}: {key}: {omegaconf_message(error)}") from error
+    config.__dict__.update(_spelled=spelled, _recorded=recorded)
     apply_hydra_overrides(config, [override for override in overrides if override not in chosen])
     config.__dict__["_applied"] = tuple(overrides)
     return config  # type: ignore[no-any-return]
@@ -106,9 +113,18 @@ def omegaconf_to_dataclass(config: Any, cls: type[T]) -> T:
     raw = _without_wandb(raw, cls)
     piped = _piped(raw, getattr(config, "__dict__", {}).get("_applied", ()))
     with pinned(piped) if piped else nullcontext():
-        values = {key: value for key, value in resolve(raw).items() if key != "run"}
+        values = {key: value for key, value in _resolved(raw, config, cls).items() if key != "run"}
     extras = config.__dict__.get("_added", set()) if OmegaConf.is_config(config) else set()
     return to_dataclass(values, cls, extras=extras | _from_the_kit())
+
+
+def _resolved(raw: dict[str, Any], config: Any, cls: type) -> dict[str, Any]:
+    """`raw` over the defaults of `cls`, interpolations resolved; without the fields that keep their default."""
+    if getattr(config, "__dict__", {}).get("_recorded"):  # a launch has put the defaults into it
+        return resolve(raw)
+    complete = with_defaults(raw, cls)
+    computed = {key.partition(".")[0].partition("[")[0] for key, text in walk_strings(complete) if "${" in text}
+    return {key: value for key, value in resolve(complete).items() if key in raw or key in computed}
 
 
 @dataclass

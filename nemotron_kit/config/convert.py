@@ -137,7 +137,7 @@ def type_at(cls: Any, parts: Iterable[str | int]) -> Any:
     """The annotation of what lies at `parts` below a dataclass; None where it is not known."""
     current = cls
     for part in parts:
-        current = _inside(current, str(part))
+        current = type_inside(current, str(part))
     return current
 
 
@@ -157,12 +157,12 @@ def _is_text(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, str | Path | enum.Enum)
 
 
-def _inside(annotation: Any, part: str) -> Any:
+def type_inside(annotation: Any, part: str) -> Any:
     """The type of one field, value or item of a type; None where it is not known."""
     origin, args = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType, typing.Annotated):
         members = [each for each in args[: 1 if origin is typing.Annotated else None] if each is not type(None)]
-        return _inside(members[0], part) if len(members) == 1 else None
+        return type_inside(members[0], part) if len(members) == 1 else None
     if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
         return type_hints(annotation).get(part)
     if isinstance(origin, type) and issubclass(origin, Mapping):
@@ -228,13 +228,20 @@ def _dataclass(
             added[str(key)] = value
         else:
             raise UserError(f"{name}: no such field.", hint=_hint(str(key), fields, name))
+    made, before = None, dict[str, Any]()
+    if default is not None and (hasattr(cls, "__post_init__") or cls.__subclasses__() or fields.keys() != known.keys()):
+        # What is not given is as in the field's default, which may be of a subclass.
+        recorded = RecordedDefaults()
+        made = recorded.default(default, cls)
+        found = recorded.values(made) if isinstance(made, cls) else {}
+        before = {name: value for name, value in found.items() if value is not dataclasses.MISSING}
     for name, f in fields.items():
         required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-        if required and name not in known:
+        if required and name not in known and name not in before:
             raise _Mismatch(f"{where}.{name}" if where else name, "???", type_name(hints[name]))
     if any(isinstance(value, Deferred) for value in known.values()):
         return Deferred(where)
-    instance = _construct(cls, known, where, default)
+    instance = _construct(cls, known, where, made, before)
     for name, value in added.items():
         object.__setattr__(instance, name, value)
     return instance
@@ -249,17 +256,14 @@ def _field(value: Any, annotation: Any, where: str, extras: abc.Container[str], 
     return _value(value, annotation, where, extras)
 
 
-def _construct(cls: Any, known: dict[str, Any], where: str, default: dataclasses.Field[Any] | None) -> Any:
+def _construct(cls: Any, known: dict[str, Any], where: str, made: Any, before: dict[str, Any]) -> Any:
+    """An instance with the arguments `known`, and otherwise those of the field's default `made`, which are `before`;
+    `made` itself, if `known` changes none of them."""
     try:
-        if default is not None and (hasattr(cls, "__post_init__") or cls.__subclasses__()):
-            # The default is used as it is if its arguments are the given ones; it may be of a subclass.
-            given = RecordedDefaults()
-            made = given.default(default, cls)
-            if isinstance(made, cls):
-                before = given.values(made)
-                if same_values({name: before[name] for name in known}, known):
-                    return made
-                return type(made)(**{**before, **known})
+        if before:
+            if same_values({name: before.get(name) for name in known}, known):
+                return made
+            return type(made)(**{**before, **known})
         return cls(**known)
     except UserError:
         raise
@@ -297,6 +301,9 @@ def _value(value: Any, annotation: Any, where: str, extras: abc.Container[str]) 
     return _scalar(value, annotation, where)
 
 
+_PRIMITIVE = (int, float, bool, str, bytes)
+
+
 def _union(value: Any, annotation: Any, where: str, extras: abc.Container[str]) -> Any:
     members = get_args(annotation)
     if value is None:
@@ -305,7 +312,9 @@ def _union(value: Any, annotation: Any, where: str, extras: abc.Container[str]) 
         raise _Mismatch(where, value, type_name(annotation))
     members = tuple(m for m in members if m is not type(None))
     exact = [m for m in members if type(value) is m]
-    for member in (*exact, *members):
+    # As in a composition, where a number becomes a text only if nothing but a text is expected.
+    numbers = len(members) > 1 and not isinstance(value, str) and all(m in _PRIMITIVE for m in members)
+    for member in (*exact, *(m for m in members if not (numbers and m is str))):
         try:
             return _value(value, member, where, extras)
         except _Mismatch as error:

@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
 from nemotron_kit.app import SINGLE_VALUE_CLASHES, Command
-from nemotron_kit.config.convert import MAPPINGS, SEQUENCES, RecordedDefaults, input_fields, type_hints, type_name
+from nemotron_kit.config.convert import (
+    MAPPINGS,
+    SEQUENCES,
+    RecordedDefaults,
+    input_fields,
+    type_hints,
+    type_inside,
+    type_name,
+)
 from nemotron_kit.config.limits import open_dicts
 from nemotron_kit.errors import UserError
 from nemotron_kit.files import plain
@@ -28,6 +36,7 @@ _BARE: dict[str, Any] = {
     "match_args": False,
     "namespace": {"__doc__": "A command's config."},
 }
+_CONFIG_VALUES = (*PRIMITIVES, enum.Enum, type(None))
 PLAIN = (*PRIMITIVES, *(kind | None for kind in PRIMITIVES))
 
 
@@ -169,10 +178,59 @@ def _convert(value: Any, annotation: Any, given: RecordedDefaults) -> Any:
         known = {name: _convert(values.get(name, "???"), hint, given) for name, hint in hints.items()}
         return _holding(target, {name: "???" if v is dataclasses.MISSING else v for name, v in known.items()})
     if isinstance(value, dict):
-        return {k: _convert(v, Any, given) for k, v in value.items()}
+        return {k: _convert(v, _item(target), given) for k, v in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
-        return [_convert(v, Any, given) for v in value]
+        return [_convert(v, _item(target), given) for v in value]
     return plain(value)
+
+
+def _item(annotation: Any) -> Any:
+    """The type of the values or items of a translated `dict[K, T]` or `list[T]`; Any for other types."""
+    return get_args(annotation)[-1] if get_origin(annotation) in (dict, list) else Any
+
+
+def with_defaults(values: Mapping[str, Any], cls: Any, default: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """`values`, a config file's, over the defaults of the dataclass `cls`, merged as a composition merges them.
+
+    `default`: the values of the field that has this block, instead of the class's defaults. A default that no config
+    can hold is left out.
+    """
+    given, hints = RecordedDefaults(), type_hints(cls)
+    result = dict(default or {})
+    if default is None:
+        for name, f in input_fields(cls).items():
+            made = _storable(_convert(given.default(f, hints[name]), Any, given))
+            if made is not dataclasses.MISSING:
+                result[name] = made
+    for name, value in values.items():
+        if value != "???" or name not in result:
+            result[name] = _over(result.get(name), value, hints.get(name))
+    return result
+
+
+def _over(default: Any, value: Any, annotation: Any) -> Any:
+    members = [each for each in get_args(annotation) if each is not type(None)]
+    kind = members[0] if get_origin(annotation) in (Union, types.UnionType) and len(members) == 1 else annotation
+    if isinstance(value, Mapping):
+        below = default if isinstance(default, Mapping) else {}
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+            names = input_fields(kind)  # a default may be of a subclass
+            return with_defaults(value, kind, {k: v for k, v in below.items() if k in names} or None)
+        return {**below, **{k: _over(below.get(k), v, type_inside(kind, str(k))) for k, v in value.items()}}
+    if isinstance(value, list):
+        return [_over(None, each, type_inside(kind, str(index))) for index, each in enumerate(value)]
+    return value
+
+
+def _storable(value: Any) -> Any:
+    """A default without what no config can hold; MISSING if nothing is left of it."""
+    if isinstance(value, dict):
+        kept = {key: _storable(item) for key, item in value.items() if isinstance(key, _CONFIG_VALUES)}
+        return {key: item for key, item in kept.items() if item is not dataclasses.MISSING}
+    if isinstance(value, list):
+        items = [_storable(item) for item in value]
+        return dataclasses.MISSING if dataclasses.MISSING in items else items
+    return value if isinstance(value, _CONFIG_VALUES) else dataclasses.MISSING
 
 
 def _holding(cls: type, values: dict[str, Any]) -> Any:

@@ -246,3 +246,60 @@ def test_what_env_toml_lacks_is_said(given: Handler, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=added):
         omegaconf_to_dataclass(load_omegaconf_yaml(tmp_path / "c.yaml"), Config)
     assert given("text: ${run.wandb.project}", "+run.wandb.project=p").text == "p"
+
+
+@dataclass
+class Part:
+    name: str = "none"
+    rate: float = 0.5
+    sizes: list[int] = field(default_factory=list)
+
+
+@dataclass
+class Parts:
+    part: Part = field(default_factory=lambda: Part(rate=9, sizes=[1]))
+    free: dict[str, Any] = field(default_factory=lambda: {"a": 1, "b": {"c": 2}})
+    label: str = "x-${.count}"
+    count: int = 4
+    either: int | str = 0
+    named: dict[str, Part] = field(default_factory=lambda: {"a": Part(rate=8)})
+    listed: list[Part] = field(default_factory=lambda: [Part(rate=8)])
+    maybe: Part | None = None
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "expected"),
+    [
+        ("part: {name: x}", "part", Part("x", 9, [1])),  # the field's default, not the class's
+        ("free: {b: {e: 3}}", "free", {"a": 1, "b": {"c": 2, "e": 3}}),
+        ("count: 5", "label", "x-5"),
+        ("label: ${part.name}-${count}", "label", "none-4"),
+        ("part: {name: '${..label}'}", "part", Part("x-4", 9, [1])),
+        ("maybe: {rate: 2}\nlabel: ${maybe.name}", "label", "none"),
+        ("named: {a: {name: q}, z: {rate: 2}}", "named", {"a": Part("q", 8), "z": Part(rate=2)}),
+        ("listed: [{name: '${count}'}]", "listed", [Part("4")]),
+        ("part: ???\ncount: ???", "part", Part(rate=9, sizes=[1])),
+        ("label: y", "listed", [Part(rate=8)]),
+        ("either: 1.5", "either", UserError),
+        ("either: x", "either", "x"),
+        ("label: ${", "label", UserError),
+    ],
+)
+def test_a_file_over_defaults_is_the_same_in_a_launch_and_in_a_script(
+    tmp_path: Path, text: str, name: str, expected: object
+) -> None:
+    app = App("demo")
+    app.command("go", Parts, print)
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+
+    def launched() -> Parts:
+        composed = compose(Tree(apps={"demo": app}), ["recipe=demo", "stage=go", f"config={file}"], EnvFile())
+        return typed(freeze(composed.config, "/job"), Parts)
+
+    for get in (launched, lambda: omegaconf_to_dataclass(load_omegaconf_yaml(file), Parts)):
+        if expected is UserError:
+            with pytest.raises(UserError):
+                get()
+        else:
+            assert getattr(get(), name) == expected
