@@ -462,14 +462,12 @@ def load_object(name: str) -> Any:
 
 def _load_file(path: str) -> ModuleType:
     """The module in a file, imported once. It is in sys.modules, where dataclasses look up annotations and pickle looks
-    up classes: under the file's name, or under its path if another module has that name."""
+    up classes: under the file's name, or under its path if another module has that name, which others may import."""
     file = os.path.abspath(path)  # noqa: PTH100
-    for name in (Path(file).stem, file):
-        known = sys.modules.get(name)
-        if known is not None and os.path.abspath(getattr(known, "__file__", None) or "") == file:  # noqa: PTH100
-            return known
-        if known is None:
-            break
+    stem = Path(file).stem
+    name = file if _is_taken(stem, file) else stem
+    if name in sys.modules:
+        return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None or not os.path.isfile(file):  # noqa: PTH113
         raise UserError(f"{path!r} can't be imported: there is no such file.")
@@ -480,6 +478,19 @@ def _load_file(path: str) -> ModuleType:
         del sys.modules[name]
         raise
     return module
+
+
+def _is_taken(name: str, file: str) -> bool:
+    """Whether `import name` gives, or would give, another module than the one in `file`."""
+    if name in sys.modules:
+        found = getattr(sys.modules[name], "__file__", None)
+    elif "." in name:  # a file's name that can't be imported
+        return True
+    elif (spec := importlib.util.find_spec(name)) is None:
+        return False
+    else:
+        found = spec.origin
+    return os.path.abspath(found or "") != file  # noqa: PTH100
 
 
 _Given = TypeVar("_Given")

@@ -126,7 +126,7 @@ def _add(tree: Tree, name: str, target: str, folder: Path | None = None) -> None
 def _is_in(module: ModuleType, folder: Path) -> bool:
     """Whether a module is the package in this folder, or one below it."""
     found = [*getattr(module, "__path__", ()), os.path.dirname(module.__file__ or "")]  # noqa: PTH120
-    return os.path.realpath(folder) in map(os.path.realpath, found)
+    return any(f"{os.path.realpath(each)}/".startswith(f"{os.path.realpath(folder)}/") for each in found)
 
 
 def _modules(name: str) -> Iterator[ModuleType]:

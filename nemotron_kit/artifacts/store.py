@@ -221,7 +221,7 @@ class Store:
         # Whether the parent folder of the root existed before the registry.
         self.folder_existed = False
         # What `everything` has read, by name and version, with the stamp of its file; and resolved paths.
-        self._read: dict[tuple[str, int], tuple[object, ArtifactVersion | DamagedVersion]] = {}
+        self._read: dict[tuple[str, int], tuple[object, ArtifactVersion]] = {}
         self._resolved: dict[str, str] = {}
 
     @cached_property
@@ -348,9 +348,12 @@ class Store:
             for version in self.versions(name):
                 with contextlib.suppress(ArtifactVersionNotFoundError):  # dropped meanwhile
                     stamp = _stamp(folder / f"v{version}" / RECORD)
-                    known, record = self._read.get((name, version), (None, None))
-                    if record is None or stamp is None or stamp != known:
-                        record = self.read_version(name, version)
+                    known, kept = self._read.get((name, version), (None, None))
+                    if kept is not None and stamp is not None and stamp == known:
+                        yield kept
+                        continue
+                    record = self.read_version(name, version)
+                    if isinstance(record, ArtifactVersion):  # damage may end without a change of the file
                         self._read[name, version] = stamp, record
                     yield record
 

@@ -32,7 +32,7 @@ from nemotron_kit.config.compose import (
 from nemotron_kit.config.config_files import config_files
 from nemotron_kit.config.limits import bounded_interpolations, hydra_reading_fixes
 from nemotron_kit.config.registration import broken_choice, conf_dir, register_recipes
-from nemotron_kit.config.resolvers import set_run_dir
+from nemotron_kit.config.resolvers import multiplying, set_run_dir
 from nemotron_kit.config.secrets import masked_overrides
 from nemotron_kit.config.wording import translated, unreadable
 from nemotron_kit.discovery import Tree, use
@@ -154,6 +154,7 @@ def _ask_hydra(request: Job, overrides: list[str], prepared: PreparedCommand | N
         with (
             _translated(prepared),
             bounded_interpolations(),
+            multiplying(),
             _plain_yaml(request.flag("--package")),
             redirect_stdout(answer),
             redirect_stderr(complaint),

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from nemotron_kit.config.convert import Deferred, to_dataclass
 from nemotron_kit.config.limits import MAX_IN_CONFIG, bounded_interpolations, faster_omegaconf
-from nemotron_kit.config.resolvers import register_resolvers
+from nemotron_kit.config.resolvers import multiplying, register_resolvers
 from nemotron_kit.errors import UserError
 from nemotron_kit.masking import is_secret_name
 from nemotron_kit.quoting import expanded, omegaconf_escaped
@@ -79,7 +79,7 @@ def freeze(config: Any, job_folder: str, *, pwd: str | None = None, keep: Collec
     variables = {"NEMO_RUN_DIR": job_folder, **({"PWD": pwd} if pwd else {})}
     bounded = bounded_interpolations(total=MAX_IN_CONFIG)
     reading = without_secrets(kept, keep)
-    with deferring(kept, DEFERRED), reading, environment(variables), faster_omegaconf(), bounded:
+    with deferring(kept, DEFERRED), reading, environment(variables), faster_omegaconf(), multiplying(), bounded:
         try:
             untyped = Unresolved.of(config).config
             OmegaConf.clear_cache(untyped)  # a resolver may read the environment
@@ -296,7 +296,8 @@ def resolve(values: Mapping[str, Any], *, keep_secrets: bool = False) -> dict[st
 
     register_resolvers()
     kept: list[str] = []
-    with deferring(kept, ("secret",) if keep_secrets else ()), bounded_interpolations(total=MAX_IN_CONFIG):
+    deferred = deferring(kept, ("secret",) if keep_secrets else ())
+    with deferred, multiplying(), bounded_interpolations(total=MAX_IN_CONFIG):
         try:
             resolved: Any = OmegaConf.to_container(OmegaConf.create(dict(values)), resolve=True)
         except OmegaConfBaseException as error:

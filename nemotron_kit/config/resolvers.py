@@ -37,8 +37,22 @@ def register_resolvers() -> None:
     }
     for name, resolver in resolvers.items():
         OmegaConf.register_new_resolver(name, resolver, replace=True)
-    if not OmegaConf.has_resolver("mul"):  # of NeMo-RL's configs: ${mul:${policy.max_total_sequence_length}, 2}
-        OmegaConf.register_new_resolver("mul", lambda one, other: one * other)
+
+
+@contextmanager
+def multiplying() -> Iterator[None]:
+    """Within the block, ${mul:A,B} of NeMo-RL's configs is the product. No longer: programs and recipes register a
+    resolver of that name themselves, and OmegaConf refuses a second one."""
+    from omegaconf import OmegaConf
+
+    if OmegaConf.has_resolver("mul"):
+        yield
+        return
+    OmegaConf.register_new_resolver("mul", lambda one, other: one * other)
+    try:
+        yield
+    finally:
+        OmegaConf.clear_resolver("mul")
 
 
 def set_run_dir(folder: str) -> None:

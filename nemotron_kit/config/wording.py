@@ -119,7 +119,8 @@ def translate(error: Exception, command: Command, files: dict[str, Path], typed:
             hint=f"To choose another there: {twice[1]}=…, without a +.",
         )
     if absent := re.match(_ABSENT, text):
-        return _no_such_choice(absent[2], files.get(absent[1].rpartition("/")[2]), command, typed)
+        options = getattr(error, "options", None) or ()
+        return _no_such_choice(absent[2], files.get(absent[1].rpartition("/")[2]), command, typed, options)
     if swept := re.match(r"(?s)Sweeping over Hydra's configuration is not supported : '(.*)'", text):
         key, _, value = swept[1].partition("=")
         return UserError(
@@ -138,13 +139,16 @@ def translate(error: Exception, command: Command, files: dict[str, Path], typed:
 _ABSENT = r"In '([^']*)': Could not find '([^']*)'"
 
 
-def _no_such_choice(choice: str, file: Path | None, command: Command, typed: Sequence[str]) -> UserError:
-    """The error for a group's config that is not there, such as `lora/big`."""
+def _no_such_choice(
+    choice: str, file: Path | None, command: Command, typed: Sequence[str], known: Sequence[str]
+) -> UserError:
+    """The error for a group's config that is not there, such as `lora/big`. `known`: those of the group that Hydra has
+    found, as of its own groups."""
     group, _, name = choice.rpartition("/")
     given = next((each for each in typed if each.lstrip("+~").startswith((f"{group}=", f"{group}@"))), None)
     where = given or (f"{key_location(file, 'defaults')}: defaults" if file else "defaults")
     folders = [folder / group for folder in (file.parent if file else None, command.config_folder) if folder]
-    options = [option for folder in folders if folder.is_dir() for _, option, _ in group_files("", folder)]
+    options = [option for folder in folders if folder.is_dir() for _, option, _ in group_files("", folder)] or known
     nothing = f"There is no folder {group} of configs. What it has can stand in the file itself, without that default."
     return UserError(
         f"{where}: there is no config {choice!r}.", hint=sentence(nearest(name, options)) if options else nothing

@@ -251,7 +251,10 @@ def docker(target: Target) -> Iterator[Finding]:
 
 
 # What sbatch takes and srun does not, or what a check of a few minutes must not have.
-_SBATCH_ONLY = ("--requeue", "--no-requeue", "--open-mode", "--signal", "--dependency", "--mail-type", "--mail-user")
+_SBATCH_ONLY = (
+    *("--requeue", "--no-requeue", "--open-mode", "--signal", "--dependency", "--mail-type", "--mail-user"),
+    *("--wait", "--wait-all-nodes", "--get-user-env", "--hold"),
+)
 
 
 def _options(config: RunConfig, *, batch: bool) -> list[str]:

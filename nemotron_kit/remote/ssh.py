@@ -71,11 +71,12 @@ LOGIN = {"strict": "ask", "batch": "no", "connect": "20", "persist": "43200"}
 def ssh_config(values: dict[str, str]) -> Path:
     """An ssh config file with `values` (QUIET or LOGIN), written unless it exists with this content.
 
-    Raises UserError if NEMOTRON_SSH_CONFIG names no file, which ssh would ignore.
+    Raises UserError if NEMOTRON_SSH_CONFIG names no file, which ssh would ignore; /dev/null is one.
     """
     folder = ssh_folder()
     given = user_config()
-    if given != _USER_CONFIG and not os.path.isfile(given):  # noqa: PTH113 — False where Path.is_file raises
+    there = os.path.exists(given) and not os.path.isdir(given)  # noqa: PTH110, PTH112 — False where Path's raise
+    if given != _USER_CONFIG and not there:
         raise UserError(f"NEMOTRON_SSH_CONFIG: {given} is no file.", hint="Name an ssh config, or unset the variable.")
     text = _CONFIG.format(folder=folder, user_config=f'"{given}"', **values)
     # One file for each user config: two concurrent commands may have been given different ones.

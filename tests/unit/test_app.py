@@ -1,5 +1,6 @@
 """Declaring a command tree."""
 
+import importlib
 import sys
 import textwrap
 from dataclasses import dataclass, field
@@ -137,8 +138,9 @@ def test_a_command_is_registered_once() -> None:
 
 
 def test_config_and_handler_of_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are of one module, which dataclasses look up by its name; a file may be called like another module."""
-    for name in ("program_of_one_file", str(tmp_path / "json.py")):
+    """They are of one module, which dataclasses look up by its name; a file may be called like another module, one that
+    is imported later (pstats) too."""
+    for name in ("program_of_one_file", "pstats", *(str(tmp_path / f"{each}.py") for each in ("json", "pstats"))):
         monkeypatch.delitem(sys.modules, name, raising=False)
     text = """
         from __future__ import annotations
@@ -151,10 +153,11 @@ def test_config_and_handler_of_one_file(tmp_path: Path, monkeypatch: pytest.Monk
         def main(config: Config) -> bool:
             return isinstance(config, Config)
     """
-    for name in ("program_of_one_file.py", "json.py"):
+    for name in ("program_of_one_file.py", "json.py", "pstats.py"):
         (tmp_path / name).write_text(textwrap.dedent(text))
         command = App("a").command("x", f"{tmp_path / name}:Config", f"{tmp_path / name}:main")
         assert command.load_handler()(command.load_config_cls()())
+    assert hasattr(importlib.import_module("pstats"), "Stats")
     with pytest.raises(UserError, match=r"none\.py' can't be imported: there is no such file"):
         App("a").command("x", Config, f"{tmp_path}/none.py:main").load_handler()
 

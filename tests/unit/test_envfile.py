@@ -94,6 +94,15 @@ def test_recipes_whose_names_are_taken_are_listed_as_broken(tmp_path: Path, monk
     assert "a recipe called nano3 exists already" in found.broken["own_nano3"]
 
 
+def test_a_recipe_whose_app_is_in_a_package_below_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "has_app_below/app").mkdir(parents=True)
+    (tmp_path / "has_app_below/__init__.py").touch()
+    (tmp_path / "has_app_below/app/__init__.py").write_text("from nemotron_kit import App\napp = App('below')\n")
+    found = discover(EnvFile(tmp_path / "env.toml", {"cli": {"recipes": ["has_app_below"]}}))
+    assert "below" in found.apps and not found.broken
+
+
 def test_a_misspelt_key_has_its_line(env_toml: Path) -> None:
     env_toml.write_text('\ufeff[wandb]\nprojct = "x"\n')
     with pytest.raises(UserError, match=r"env\.toml:2: \[wandb\] projct: no such key\.\nDid you mean project\?"):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from nemotron_kit.artifacts.registry import LocalRegistry
+from nemotron_kit.artifacts.store import ArtifactVersion, DamagedVersion
 from nemotron_kit.cli.tools import run as run_tool
 from nemotron_kit.errors import DamagedRecordError, NemotronError, UserError
 from nemotron_kit.files import read_checksummed, render_checksummed
@@ -41,6 +42,15 @@ def filled(registry: LocalRegistry, make: Maker) -> LocalRegistry:
         registry.commit(make.draft("Data", content, producer="run-1"))
     registry.commit(make.draft("Other", "x"))
     return registry
+
+
+def test_damage_that_ends_without_a_change_of_the_record(filled: LocalRegistry) -> None:
+    other = LocalRegistry(filled.root)
+    text = other.identity_file.read_text()
+    other.identity_file.write_text("x")
+    assert all(isinstance(each, DamagedVersion) for each in other.everything())
+    other.identity_file.write_text(text)
+    assert all(isinstance(each, ArtifactVersion) for each in other.everything())
 
 
 @pytest.mark.parametrize("kind", DAMAGE)

@@ -114,6 +114,10 @@ def test_a_group_beside_the_file(words: list[str], optimizer: tuple[Any, ...], l
             r"gone\.yaml:\d+: defaults: there is no config 'optimizer/nothing'\.\nThere is: .*adam",
         ),
         (["config=named", "optimizer=nothing"], r"^optimizer=nothing: there is no config .*\nThere is: adam"),
+        (
+            ["hydra/job_logging=nothing"],
+            r"^hydra/job_logging=nothing: there is no .*\nThere is: default, disabled",
+        ),
         (["config=other/lost.yaml"], r"lost\.yaml:1: defaults: there is no config 'deployment/generic'.\n.*no folder"),
         (["config=other/taken.yaml"], r"taken\.yaml: defaults: a group can't be called 'config'"),
         (["config=other/empty.yaml"], r"empty\.yaml: defaults: '' is no group"),

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 from nemotron.recipes.nano3 import app
+from omegaconf import OmegaConf
 
 from nemotron_kit.config.compose import compose
 from nemotron_kit.config.freeze import freeze, typed
@@ -100,6 +101,9 @@ def test_reinforcement_learning(tmp_path: Path) -> None:
     config, wrong, _ = problems(tmp_path, "rl", GRPO)
     assert [each.split(" ")[0] for each in wrong] == ["policy.megatron_cfg"]
     assert config.policy.sequence_packing["train_mb_tokens"] == 128
+    assert not OmegaConf.has_resolver(
+        "mul"
+    )  # a recipe, or NeMo-RL's script, registers it, and a second time is an error
     _, off, _ = problems(tmp_path, "rl", GRPO, "policy.megatron_cfg=null", "grpo.use_best_at_k=true")
     assert off == ["grpo.use_best_at_k: this engine has no such thing. Set grpo.use_best_at_k=false."]
     theirs = ["engine=nemo_rl", "checkpointing.checkpoint_dir=/s"]

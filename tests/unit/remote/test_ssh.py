@@ -46,3 +46,5 @@ def test_the_named_ssh_config_is_the_file_that_ssh_reads(tmp_path: Path, monkeyp
         ssh.ssh_config(ssh.QUIET)
     (tmp_path / "mine").touch()
     assert f'Include "{tmp_path}/mine"' in ssh.ssh_config(ssh.QUIET).read_text()
+    monkeypatch.setenv("NEMOTRON_SSH_CONFIG", "/dev/null")  # none
+    assert 'Include "/dev/null"' in ssh.ssh_config(ssh.QUIET).read_text()
