@@ -90,11 +90,14 @@ def apply_hydra_overrides(config: DictConfig, overrides: Sequence[str]) -> DictC
     added = config.__dict__.setdefault("_added", set())
     try:
         for override in OverridesParser.create().parse_overrides(list(overrides)):
+            at = override.input_line
             _apply(config, override, added)
     except OverrideParseException as error:
         raise unreadable(error) from error
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(f"{str(error).splitlines()[0]}") from error
+    except (TypeError, ValueError) as error:  # OmegaConf's, for a key below a text or a list
+        raise UserError(f"{at}: {str(error).splitlines()[0]}") from error
     config.__dict__["_applied"] = tuple(overrides)
     return config
 
@@ -224,7 +227,7 @@ def _apply(config: Any, override: Any, added: set[str]) -> None:
         if override.is_delete():
             parent_key, _, leaf = key.rpartition(".")
             parent = OmegaConf.select(config, parent_key) if parent_key else config
-            if parent is None or leaf not in parent:
+            if not OmegaConf.is_config(parent) or leaf not in parent:
                 raise UserError(f"~{key}: the config has no {key}.")
             del parent[leaf]
             return

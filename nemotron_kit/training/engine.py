@@ -44,7 +44,7 @@ from nemotron_kit.training.parallel import Layout, held_bytes, is_on_ranks, prep
 from nemotron_kit.training.pretrain_config import PretrainConfig
 from nemotron_kit.training.processes import HangWatch, StopRequest
 from nemotron_kit.training.reporter import Reporter, metrics_path
-from nemotron_kit.training.start import StartingPoint, find_start, identity, portable, start_model
+from nemotron_kit.training.start import StartingPoint, find_start, identity, portable, require_agreement, start_model
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,7 @@ def pretrain(config: PretrainConfig) -> TrainingOutcome:
         prepare_output(folder)
     processes.join()  # before signals are caught: who waits for a peer that never comes can still be stopped
     try:
+        require_agreement(start)
         with StopRequest() as stop:
             return _train(config, data, start, folder, stop)
     finally:

@@ -14,7 +14,7 @@ from nemotron_kit.files import read_regular
 from nemotron_kit.training.data import HeldOutSamples, collate, read_blend
 from nemotron_kit.training.generate import TextGenerator
 from nemotron_kit.training.parallel import token_nll
-from nemotron_kit.training.prompts import agent_of, read_rows
+from nemotron_kit.training.prompts import agent_of, opens_reasoning, read_rows
 from nemotron_kit.training.rewards import check_rows, find_verifiers, reward
 from nemotron_kit.training.sft import batch_nll
 from nemotron_kit.training.sft_data import PackedRows, batches
@@ -153,8 +153,8 @@ def answers(
     verifiers: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Result]:
     """The scores of greedy answers to the questions of RL data, by verifier name (`exact_match`): {"accuracy",
-    "stderr", "ended", "count"}. `accuracy` is the mean reward (pass@1 with greedy decoding), `ended` the share of
-    answers that end their turn.
+    "stderr", "ended", "count"}. `accuracy` is the mean reward (pass@1 with greedy decoding), `stderr` its standard
+    error (None for a single question), `ended` the share of answers that end their turn.
 
     `verifiers` are the config's own, in the form that rl takes. Raises UserError for data without the split, and for
     rows whose verifier is missing.
@@ -181,17 +181,18 @@ def answers(
         generated = generator.answers([prompts[number] for number in numbers], max_new_tokens)
         for answer, number in zip(generated, numbers, strict=True):
             agent = agent_of(rows[number])
-            scores[agent].append(reward(judges[agent], answer.text, rows[number], agent))
+            reasons = opens_reasoning(generator.tokenizer, prompts[number])
+            scores[agent].append(reward(judges[agent], answer.text, rows[number], agent, reasons=reasons))
             ended[agent] += answer.ended
     return {agent: _summary(given, ended[agent]) for agent, given in scores.items()}
 
 
 def _summary(scores: Sequence[float], ended: int) -> Result:
     accuracy = sum(scores) / len(scores)
-    spread = sum((each - accuracy) ** 2 for each in scores) / max(1, len(scores) - 1)
+    squares, count = sum((each - accuracy) ** 2 for each in scores), len(scores)
     return {
         "accuracy": accuracy,
-        "stderr": math.sqrt(spread / len(scores)),
+        "stderr": math.sqrt(squares / (count - 1) / count) if count > 1 else None,
         "ended": ended / len(scores),
         "count": float(len(scores)),
     }

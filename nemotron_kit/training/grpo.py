@@ -39,11 +39,11 @@ from nemotron_kit.training.model import load_model, require_model
 from nemotron_kit.training.parallel import equal_passes, is_on_ranks, prepare
 from nemotron_kit.training.pretrain_config import TrainConfig
 from nemotron_kit.training.processes import Preempted, StopRequest
-from nemotron_kit.training.prompts import PromptOrder, Prompts, agent_of, encode, read_rows
+from nemotron_kit.training.prompts import PromptOrder, Prompts, agent_of, encode, opens_reasoning, read_rows
 from nemotron_kit.training.reporter import Reporter, metrics_path
 from nemotron_kit.training.rewards import check_rows, find_verifiers, reward
 from nemotron_kit.training.sampling import Completion, answering, end_ids, generate, probabilities
-from nemotron_kit.training.start import StartingPoint, find_start, given_weights, portable
+from nemotron_kit.training.start import StartingPoint, find_start, given_weights, portable, require_agreement
 from nemotron_kit.training.step_loop import LoopSettings, StepLoop
 
 if TYPE_CHECKING:
@@ -83,8 +83,11 @@ def grpo(config: GRPOConfig) -> RLOutcome:
     run = _Run(config, began)
     processes.join()  # before signals are caught: who waits for a peer that never comes can still be stopped
     try:
+        require_agreement(run.start)
         with StopRequest() as stop:
             return run.go(stop)
+    except UserError as error:
+        raise renamed(error) from None
     except Preempted as stopped:
         if config.checkpointing.enabled:
             raise
@@ -236,6 +239,8 @@ class _Run:
                 progress.before = dict(progress.held_out)
             if progress.step < self.steps:
                 loop.run(work.step, evaluate)
+            elif evaluate is not None and progress.held_out_step != progress.step:
+                loop.evaluate(evaluate)  # the run was ended before it had measured its last weights
             if evaluate is not None:
                 reporter.print(
                     _comparison(progress.before, progress.held_out, len(self.valid.rows if self.valid else ()))
@@ -261,6 +266,13 @@ class _Run:
         for prompts, what in ((self.train, "train"), (self.valid, "validation")):
             if prompts is not None and prompts.left_out:
                 notes.append(f"{prompts.left_out:,} {what} prompts are too long and left out.")
+        saved, validated = self.config.checkpoint.save_interval, self.config.grpo.val_period
+        by_value = self.config.checkpoint.save and self.config.checkpointing.metric_name and self.valid is not None
+        if by_value and saved and validated and saved % validated:
+            notes.append(
+                f"checkpointing.save_period {saved} is no multiple of grpo.val_period {validated}: of the checkpoints, "
+                f"only every {math.lcm(saved, validated) // saved}th has a held-out value to be kept for."
+            )
         return notes
 
     def _finish(self, model: Any, loop: StepLoop) -> RLOutcome:
@@ -386,8 +398,9 @@ class _Work:
         import torch
 
         rows = self.run.order.take((number - 1) * self.config.prompts, self.config.prompts)
+        asked = [(row, rows[:place].count(row)) for place, row in enumerate(rows)]
         with answering(self.model):
-            rollouts = [self._rollout(number, [rows[index] for index in part]) for part in self.shares]
+            rollouts = [self._rollout(number, [asked[index] for index in part]) for part in self.shares]
         own = torch.zeros(2, dtype=torch.float64, device=self.model.device)
         for rollout in rollouts:
             lengths = torch.as_tensor([len(a.ids) for a in rollout.answers], device=own.device)
@@ -404,16 +417,17 @@ class _Work:
             self.loop.stop.signal = self.loop.stop.signal or "checkpointing.checkpoint_must_save_by"
         return {**values, **self._metrics(rollouts)}
 
-    def _rollout(self, number: int, rows: Sequence[int]) -> _Rollout:
-        """Sampled and scored answers to the prompts in `rows`."""
+    def _rollout(self, number: int, rows: Sequence[tuple[int, int]]) -> _Rollout:
+        """Sampled and scored answers to the prompts in `rows`: (row, how often it came before in this step)."""
         import torch
 
         per_prompt, prompts = self.config.grpo.num_generations_per_prompt, self.run.train
-        wanted = [(row, answer) for row in rows for answer in range(per_prompt)]
+        # A prompt that comes up again in a step gets answers of other numbers: the same ones would count twice.
+        wanted = [(row, before * per_prompt + answer) for row, before in rows for answer in range(per_prompt)]
         keys = [(self.config.grpo.seed, number, row, answer) for row, answer in wanted]
         asked = [prompts.ids[row] for row, _ in wanted]
         answers = self._answers(asked, keys, self.config.policy.generation_batch_size)
-        found = [self._score(prompts.rows[row], answer) for (row, _), answer in zip(wanted, answers, strict=True)]
+        found = [self._score(prompts, row, answer) for (row, _), answer in zip(wanted, answers, strict=True)]
         rewards = torch.as_tensor(found, dtype=torch.float32, device=self.model.device)
         valid = torch.as_tensor(
             [answer.ended or not self.config.grpo.overlong_filtering for answer in answers], device=rewards.device
@@ -431,13 +445,13 @@ class _Work:
         longest = self.config.policy.max_total_sequence_length
         for at, counts in equal_passes(range(0, len(prompts), size), 0, self.model):
             batch = prompts[at : at + size] if counts else self.run.train.ids[:1]
-            room = longest - max(map(len, batch))
+            limits = [min(self.run.most_new, longest - len(prompt)) for prompt in batch] if counts else [1]
             with self.loop.autocast():
                 found = generate(
                     self.model,
                     batch,
                     self.ends,
-                    min(self.run.most_new, room) if counts else 1,
+                    limits,
                     pad=self.pad,
                     temperature=self.generation.temperature,
                     keys=None if keys is None or not counts else keys[at : at + size],
@@ -445,9 +459,10 @@ class _Work:
             answers += found if counts else []
         return answers
 
-    def _score(self, row: Mapping[str, Any], answer: Completion) -> float:
-        agent = agent_of(row)
-        return reward(self.run.verifiers[agent], self._text(answer), row, agent)
+    def _score(self, prompts: Prompts, number: int, answer: Completion) -> float:
+        row = prompts.rows[number]
+        agent, reasons = agent_of(row), opens_reasoning(self.run.tokenizer, prompts.ids[number])
+        return reward(self.run.verifiers[agent], self._text(answer), row, agent, reasons=reasons)
 
     def _text(self, answer: Completion) -> str:
         ids = answer.ids[:-1] if answer.ended else answer.ids
@@ -549,7 +564,7 @@ class _Work:
                 keys = [(self.config.grpo.seed, _VALIDATION, row, sample) for row, sample in own]
                 answers = self._answers([prompts.ids[row] for row, _ in own], None if greedy else keys, size)
                 for (row, _), answer in zip(own, answers, strict=True):
-                    value = self._score(prompts.rows[row], answer)
+                    value = self._score(prompts, row, answer)
                     column = agents.index(agent_of(prompts.rows[row]))
                     sums[0 if greedy else 1, column] += value
                     sums[0 if greedy else 1, -1] += value

@@ -171,8 +171,8 @@ def bad_values(config: GRPOConfig) -> Iterator[str]:
     if saved.metric_name is not None and saved.metric_name not in METRICS:
         yield f"checkpointing.metric_name is {saved.metric_name!r}; {nearest(saved.metric_name, METRICS)}"
     for name, weight in config.env.weights.items():
-        if not unknown(weight) and weight < 0:
-            yield f"env.weights.{name} is {weight}; it must be 0 or more."
+        if not unknown(weight) and not 0 <= weight < math.inf:
+            yield f"env.weights.{name} is {weight}; it must be 0 or more, and finite."
     if config.env.weights and not any(config.env.weights.values()):
         yield "env.weights: every weight is 0."
     for name, settings in config.env.verifiers.items():

@@ -35,7 +35,9 @@ class GRPOBlock:
     num_generations_per_prompt: int = field(default=16, metadata={"help": "Answers to each of them"})
     num_val_generations_per_prompt: int = field(default=4, metadata={"help": "Sampled answers to a validation prompt"})
     max_rollout_turns: int = field(default=1, metadata={"help": "Turns of an answer; this engine has 1"})
-    max_num_epochs: int = field(default=1, metadata={"help": "How often each prompt comes up at most"})
+    max_num_epochs: int = field(
+        default=1, metadata={"help": "How often the prompts come up at most (by env.weights: on average)"}
+    )
     max_num_steps: int = field(default=1000000, metadata={"help": "Optimizer steps at most"})
     normalize_rewards: bool = field(
         default=True, metadata={"help": "Divide advantages by the rewards' standard deviation over a prompt's answers"}

@@ -404,10 +404,13 @@ class TrainingRun:
         require_finite("The gradients' norm", 0.0 if grad_norm is None else float(grad_norm), step)
         if self._logs(step):
             self._log(step, grad_norm)
-        if self._evaluates(step) and not self.stopped:
+        if self.stopped:  # first: the time that is left may be too short for more
+            self.progress.valid_on = None if self._last(step) else self.progress.valid_on  # not measured yet
+            self.save()
+        if self._evaluates(step) and (not self.stopped or self._last(step)):
             self.evaluate(step)
             self.watch.beat()
-        if self._saves(step) or self.stopped:
+        if self._saves(step) and not self.stopped:
             self.save()
         self.watch.beat()
         return bool(self.stopped)

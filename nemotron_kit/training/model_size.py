@@ -188,7 +188,7 @@ def active_parameters(model: Mapping[str, Any]) -> int:
 def expert_count(model: Mapping[str, Any]) -> int | None:
     """How many experts a layer of NemotronHForCausalLM has with this `model` block: 0 without such layers, None where
     only the job knows."""
-    given = model.get("n_routed_experts") or model.get("num_local_experts") or MODEL_DEFAULTS["n_routed_experts"]
+    given = model.get("num_local_experts") or model.get("n_routed_experts") or MODEL_DEFAULTS["n_routed_experts"]
     if unknown(given) or any(unknown(model.get(name)) for name in LAYER_NAMES):
         return None
     return int(given) if "moe" in layer_types(model) else 0
@@ -196,11 +196,13 @@ def expert_count(model: Mapping[str, Any]) -> int | None:
 
 def numbers(model: Mapping[str, Any]) -> dict[str, Any]:
     """The sizes of a `model` block, NemotronHConfig's defaults included. UserError for one that is no number."""
-    for name in MODEL_DEFAULTS:
+    for name in (*MODEL_DEFAULTS, "num_local_experts"):
         value = model.get(name)
         if not (value is None or isinstance(value, int)) or (value is not None and value < 0):
             raise UserError(f"model.{name} is {value!r}; it must be a whole number.")
-    return {**MODEL_DEFAULTS, **{name: value for name, value in model.items() if value is not None}}
+    experts = model.get("num_local_experts") or model.get("n_routed_experts")  # of two names the one that wins
+    given = {**model, "n_routed_experts": experts}
+    return {**MODEL_DEFAULTS, **{name: value for name, value in given.items() if value is not None}}
 
 
 def _mamba(m: Mapping[str, Any]) -> int:

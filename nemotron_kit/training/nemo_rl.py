@@ -78,7 +78,8 @@ def problems(config: GRPOConfig, *, here: bool, processes: int | None) -> Iterat
         yield "data.train_jsonl_fpath is not set: there are no prompts. In the config: ${art:data,train}"
     yield from megatron_checkpoint(config)
     if not config.checkpoint.save:
-        yield "checkpointing.checkpoint_dir is not set: NeMo-RL's model is its last checkpoint."
+        name = "checkpoint_dir is not set" if config.checkpointing.enabled else "enabled is false"
+        yield f"checkpointing.{name}: NeMo-RL's model is its last checkpoint."
     for name, value in (("max_num_steps", config.steps), ("num_prompts_per_step", config.prompts)):
         if value < 1:
             yield f"grpo.{name} is {value}; it must be 1 or more."

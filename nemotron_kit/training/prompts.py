@@ -143,6 +143,11 @@ def chat_ids(
     ]
 
 
+def opens_reasoning(tokenizer: Any, prompt: Sequence[int]) -> bool:
+    """Whether a prompt (token ids) ends in `<think>`: the model's answer begins inside its reasoning."""
+    return str(tokenizer.decode(prompt[-8:], skip_special_tokens=False)).rstrip().endswith("<think>")
+
+
 def _for_template(message: Mapping[str, Any]) -> Row:
     message = dict(message)
     if not message.get("role"):

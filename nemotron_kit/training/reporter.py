@@ -132,8 +132,9 @@ def _written(path: Path) -> Iterator[None]:
 def _keep_rows(path: Path, done: int) -> None:
     if not path.is_file():
         return
-    lines = path.read_text(encoding="utf-8").splitlines()
-    kept = [line for line in lines if _step(line) <= done]
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    # A run without a checkpoint begins anew: with what it measures before its first step (step 0), too.
+    kept = [line for line in lines if _step(line) <= (done or -1)]
     if len(kept) < len(lines):
         write_text(path, "".join(f"{line}\n" for line in kept))
 

@@ -100,10 +100,11 @@ def _own(agent: str, settings: Mapping[str, Any]) -> Verifier:
     return partial(function, **arguments) if arguments else function
 
 
-def reward(verifier: Verifier, text: str, row: Row, agent: str) -> float:
-    """The reward of an answer. Raises NemotronError if the verifier fails or returns no number."""
+def reward(verifier: Verifier, text: str, row: Row, agent: str, *, reasons: bool = False) -> float:
+    """The reward of an answer. `reasons`: the prompt has opened its reasoning (`<think>`). Raises NemotronError if the
+    verifier fails or returns no number."""
     try:
-        value = float(verifier(without_reasoning(text), row))
+        value = float(verifier(without_reasoning(f"{_THINK}{text}" if reasons else text), row))
     except NemotronError:
         raise
     except Exception as error:  # a user's own function raises whatever it does
@@ -131,9 +132,13 @@ def check_rows(rows: Iterable[Row], agents: Mapping[str, Verifier], where: str) 
 _QUICK = ("exact_match", "numeric", "mcqa", "instruction_following")
 
 
+_THINK = "<think>"
+
+
 def without_reasoning(text: str) -> str:
-    """The answer's text after its reasoning (`</think>`)."""
-    return text.rpartition("</think>")[2].strip()
+    """The answer's text after its reasoning (`<think>…</think>`); none where the reasoning has not ended."""
+    _, end, answer = text.rpartition("</think>")
+    return "" if not end and answer.lstrip().startswith(_THINK) else answer.strip()
 
 
 def _field(row: Row, name: str) -> Any:

@@ -68,17 +68,20 @@ def generate(
     model: Any,
     prompts: Sequence[Sequence[int]],
     ends: frozenset[int],
-    max_new_tokens: int,
+    max_new_tokens: int | Sequence[int],
     *,
     pad: int = 0,
     temperature: float = 1.0,
     keys: Sequence[Key] | None = None,
 ) -> list[Completion]:
-    """An answer to each prompt, all in one batch; greedy without `keys`. Must be called within `answering`."""
+    """An answer to each prompt, all in one batch, of at most `max_new_tokens` (one number, or one a prompt); greedy
+    without `keys`. Must be called within `answering`."""
     import torch
 
     if not prompts:
         return []
+    limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
+    most = max(limits)
     device = model.lm_head.weight.device
     longest = max(map(len, prompts))
     ids = torch.full((len(prompts), longest), pad, device=device)
@@ -86,12 +89,13 @@ def generate(
     for number, prompt in enumerate(prompts):  # padded on the left, so that all continue from the same column
         ids[number, longest - len(prompt) :] = torch.as_tensor(prompt, device=device)
         mask[number, longest - len(prompt) :] = 1
-    numbers = None if keys is None else torch.from_numpy(uniform(keys, max_new_tokens)).to(device)
+    numbers = None if keys is None else torch.from_numpy(uniform(keys, most)).to(device)
     ending = torch.as_tensor(sorted(ends), device=device)
     done = torch.zeros(len(prompts), dtype=torch.bool, device=device)
     # Ranks that share the model go on until all of them are done: each takes part in the others' passes.
     shared = is_on_ranks(model)
-    passes = processes.max_over_ranks(max_new_tokens, device) if shared else max_new_tokens
+    passes = processes.max_over_ranks(most, device) if shared else most
+    last = torch.as_tensor(limits, device=device) - 1
     entropy = torch.zeros(len(prompts), dtype=torch.float64, device=device)
     written: list[torch.Tensor] = []
     cache = None
@@ -99,8 +103,8 @@ def generate(
         # The mask goes along in every step: what is padded is no part of a prompt.
         out = model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=1)
         cache = out.past_key_values
-        if at >= max_new_tokens or (shared and bool(done.all())):  # the others' passes
-            if not processes.any_rank(at + 1 < max_new_tokens and not bool(done.all()), device):
+        if at >= most or (shared and bool(done.all())):  # the others' passes
+            if not processes.any_rank(at + 1 < most and not bool(done.all()), device):
                 break
             ids = ids[:, :1]
             mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
@@ -113,16 +117,16 @@ def generate(
             entropy += spread.masked_fill(done, 0.0)
         chosen = chosen.masked_fill(done, pad)
         written.append(chosen)
-        done = done | torch.isin(chosen, ending)
+        done = done | torch.isin(chosen, ending) | (at >= last)
         if shared:
-            if not processes.any_rank(at + 1 < max_new_tokens and not bool(done.all()), device):
+            if not processes.any_rank(at + 1 < most and not bool(done.all()), device):
                 break
         elif bool(done.all()):
             break
         ids = chosen.unsqueeze(1)
         mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
-    rows = zip(torch.stack(written, dim=1).tolist(), entropy.tolist(), strict=True)
-    return [_answer(row, ends, spread) for row, spread in rows]
+    rows = zip(torch.stack(written, dim=1).tolist(), limits, entropy.tolist(), strict=True)
+    return [_answer(row[:limit], ends, spread) for row, limit, spread in rows]
 
 
 def drawn(logits: torch.Tensor, numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -40,7 +40,7 @@ from nemotron_kit.training.processes import StopRequest
 from nemotron_kit.training.reporter import Reporter, metrics_path
 from nemotron_kit.training.sft_config import SFTConfig, settings_identity
 from nemotron_kit.training.sft_data import Batch, PackedRows, Row, batches, packed_batches
-from nemotron_kit.training.start import StartingPoint, find_start, given_weights, portable
+from nemotron_kit.training.start import StartingPoint, find_start, given_weights, portable, require_agreement
 from nemotron_kit.training.step_loop import LoopSettings, StepLoop
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ def sft(config: SFTConfig) -> TrainingOutcome:
     run.prepare()
     processes.join()  # before signals are caught: who waits for a peer that never comes can still be stopped
     try:
+        require_agreement(run.start)
         with StopRequest() as stop:
             return run.go(stop)
     finally:
@@ -194,12 +195,12 @@ class _Run:
             for line in (*start.notes, *self._notes(model), self._described(), *placement(train.layout, model)):
                 reporter.print(line)
             evaluate = work.evaluate if self.held_out is not None else None
-            new_data = evaluate is not None and start.valid_on != progress.valid_on and not silent
+            known = start.valid_on == progress.valid_on and progress.held_out_step == progress.step
             progress.valid_on = start.valid_on
             if progress.step < config.train.train_iters:
                 loop.run(work.step, evaluate)
-            elif evaluate is not None and processes.any_rank(new_data, model.device):
-                loop.evaluate(evaluate)  # the loss that is known is that of other held-out data
+            elif evaluate is not None and processes.any_rank(not known and not silent, model.device):
+                loop.evaluate(evaluate)  # the loss that is known is that of other held-out data, or of another step
         finally:
             reporter.close()
         loop.saves.finish()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -110,8 +111,8 @@ class PeftConfig:
         """Raises UserError for an invalid value."""
         if self.scheme not in (None, "lora"):
             raise UserError(f"peft.scheme is {self.scheme!r}; this engine has lora, or null for training all weights.")
-        if self.dim < 1 or self.alpha <= 0:
-            raise UserError(f"peft: dim {self.dim} and alpha {self.alpha} must be more than 0.")
+        if self.dim < 1 or not 0 < self.alpha < math.inf:
+            raise UserError(f"peft: dim {self.dim} and alpha {self.alpha} must be more than 0, and finite.")
         if self.dropout:
             raise UserError(f"peft.dropout is {self.dropout}; this engine's adapters have none.", hint="Set it to 0.")
         for name in self.target_modules:

@@ -44,8 +44,9 @@ class Row(NamedTuple):
         return int(self.mask.sum())
 
     def dummy(self) -> Row:
-        """Its first two tokens, the second a loss token: an input for a pass whose loss is dropped."""
-        return Row(self.ids[:2], np.array([1, 0], dtype=np.uint8), self.starts[:1])
+        """Its first two tokens (its only one twice), the second a loss token: an input for a pass whose loss is
+        dropped."""
+        return Row(np.resize(self.ids[:2], 2), np.array([1, 0], dtype=np.uint8), self.starts[:1])
 
     def sequences(self) -> Iterator[tuple[NDArray[np.int32], NDArray[np.uint8]]]:
         """(ids, mask) of each sequence with loss tokens, cut after its last one: mask[i] is that of predicting ids[i +
@@ -162,7 +163,11 @@ class PackedRows:
                 table = opened.read_row_group(group.number, columns=list(COLUMNS))
         except (OSError, pa.ArrowException) as error:
             raise UserError(f"{file}: it can't be read: {' '.join(str(error).split())}", hint=_MADE_BY) from error
-        columns = [_lists(table.column(name).combine_chunks()) for name in COLUMNS]
+        chunks = [table.column(name).combine_chunks() for name in COLUMNS]
+        for name, column in zip(COLUMNS, chunks, strict=True):
+            if column.null_count or column.values.null_count:
+                raise UserError(f"{file}: {name} holds null where there must be a number.", hint=_MADE_BY)
+        columns = [_lists(column) for column in chunks]
         self._check(file, *columns)
         lists = ([values[a:b] for a, b in pairwise(bounds.tolist())] for values, bounds in columns)
         return [Row(*row) for row in zip(*lists, strict=True)]

@@ -237,6 +237,19 @@ def find_start(config: Resumable, identity: dict[str, Any]) -> StartingPoint:
     return StartingPoint(identity=identity)
 
 
+def require_agreement(start: StartingPoint) -> None:
+    """Raises UserError, on all ranks, unless all of them start from the same step. All ranks must call it, after
+    `processes.join`: each has looked for a checkpoint by itself, and a folder that is not shared has it on one node."""
+    steps = processes.on_all_ranks(lambda: start.progress.step if start.progress else 0)
+    for number, step in enumerate(steps):
+        if step != steps[0]:
+            raise UserError(
+                f"Process 0 starts at step {steps[0]}, and process {number} at step {step}: they do not see the same "
+                "checkpoints.",
+                hint="checkpoint.save (and checkpoint.load) must be a folder that the processes of all nodes share.",
+            )
+
+
 def _allows_unchecked(config: Resumable) -> bool:
     return checkpoint.UNCHECKED_RECORD in config.checkpoint.may_differ
 

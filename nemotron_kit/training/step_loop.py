@@ -213,16 +213,18 @@ class StepLoop:
     def _report(self, number: int, norm: torch.Tensor, evaluate: Evaluate | None) -> None:
         logs = self._due(number, self.settings.log_interval)
         saves = self._due(number, self.settings.checkpoint.save_interval)
-        evaluates = evaluate is not None and not self.stopped and self._due(number, self.settings.eval_interval)
+        evaluates = evaluate is not None and self._due(number, None if self.stopped else self.settings.eval_interval)
         if not (logs or saves or evaluates or self.stopped):
             return
         require_finite("The gradients' norm", float(norm), number, self.settings.lr_setting)
         if logs:
             self._log(number, float(norm))
+        if self.stopped:  # first: the time that is left may be too short for more
+            self.save()
         if evaluates and evaluate is not None:
             self.evaluate(evaluate)
             self.watch.beat()
-        if saves or self.stopped:
+        if saves and not self.stopped:
             self.save()
 
     def _due(self, number: int, interval: int | None) -> bool:

@@ -212,6 +212,7 @@ def questions(run: dict[str, Any], save: Path) -> GRPOConfig:
     config.grpo.num_prompts_per_step, config.grpo.num_generations_per_prompt = 4, 3
     config.grpo.max_num_steps, config.grpo.num_val_generations_per_prompt, config.grpo.val_batch_size = 2, 1, 4
     config.policy.model_name = run["base"]
+    config.policy.tokenizer = {"chat_template_kwargs": {"enable_thinking": False}}
     config.policy.train_micro_batch_size, config.policy.generation_batch_size = 2, 5
     config.policy.generation.max_new_tokens = 6
     config.policy.optimizer.kwargs = {"lr": 1e-2}

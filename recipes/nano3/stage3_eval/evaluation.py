@@ -107,6 +107,8 @@ def preflight(cfg: EvalConfig, *, connect: bool, here: bool = True) -> list[str]
         value = getattr(cfg, name)
         if value is not None and value < 1:
             problems.append(f"{name} is {value}; it must be 1 or more.")
+    if cfg.num_fewshot is not None and cfg.num_fewshot < 0:
+        problems.append(f"num_fewshot is {cfg.num_fewshot}; it must be 0 or more.")
     path = cfg.deployment.get("checkpoint_path")
     if not path:
         problems.append("deployment.checkpoint_path is not set: there is no model. It is ${art:model,path} by default.")

@@ -66,10 +66,13 @@ def test_default_is_the_published_model() -> None:
         {"hybrid_override_pattern": "M-*E", "intermediate_size": 96, "mlp_bias": True, "use_bias": True},
         {"moe_latent_size": 24, "use_conv_bias": False, "n_groups": 2, "num_key_value_heads": 2},
         {"vocab_size": 100, "hidden_size": 32},
+        {"num_local_experts": 40},  # transformers' other name of n_routed_experts
     ],
 )
 def test_the_formula_is_the_model(changes: dict[str, Any]) -> None:
     block = {**model_block("tiny"), **changes}
+    if "num_local_experts" in changes:
+        del block["n_routed_experts"]
     assert count_parameters(block) == pytest.approx(meta_count(block), rel=0.01)
 
 

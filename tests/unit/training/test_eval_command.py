@@ -82,6 +82,7 @@ def test_what_is_another_programs_is_refused_by_name(tmp_path: Path, monkeypatch
         (EvalConfig(deployment={}), "deployment.checkpoint_path is not set"),
         (EvalConfig(deployment={"checkpoint_path": str(tmp_path / "no")}), "holds no model"),
         (EvalConfig(deployment=model, limit=0), "limit is 0; it must be 1 or more."),
+        (EvalConfig(deployment=model, num_fewshot=-1), "num_fewshot is -1; it must be 0 or more."),
         (EvalConfig(deployment=model, task_path=tmp_path / "no"), "task_path: there is no folder"),
     ):
         (problem,) = preflight(config, connect=False)

@@ -112,7 +112,7 @@ def test_answers_are_judged_by_the_verifier_of_their_row(
     found = evaluate.answers(generator, tmp_path / "manifest.json", split="test", limit=None, **settings)
     assert found == {
         "exact_match": {"accuracy": 0.6, "stderr": pytest.approx(math.sqrt(0.3 / 5)), "ended": 0.6, "count": 5},
-        "numeric": {"accuracy": 1.0, "stderr": 0.0, "ended": 1.0, "count": 1},
+        "numeric": {"accuracy": 1.0, "stderr": None, "ended": 1.0, "count": 1},
     }
     # Of a limit, rows from all over the file.
     few = evaluate.answers(generator, tmp_path, split="test", limit=2, **settings)

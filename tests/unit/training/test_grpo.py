@@ -26,7 +26,7 @@ from nemotron_kit.training.grpo_loss import advantages, token_losses
 from nemotron_kit.training.model import load_model, model_config, new_model
 from nemotron_kit.training.processes import Preempted, StopRequest
 from nemotron_kit.training.prompts import PromptOrder
-from nemotron_kit.training.sampling import answering, drawn, generate, probabilities, uniform
+from nemotron_kit.training.sampling import Completion, answering, drawn, generate, probabilities, uniform
 
 TOKENIZER = Path(__file__).parents[3] / "recipes" / "nano3" / "tokenizers" / "tiny"
 BLOCK = {
@@ -72,6 +72,7 @@ def config(sft: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> GRPOCo
     made.grpo.num_prompts_per_step, made.grpo.num_generations_per_prompt = 4, 3
     made.grpo.max_num_steps, made.grpo.num_val_generations_per_prompt, made.grpo.val_period = 2, 1, None
     made.policy.model_name = str(sft)
+    made.policy.tokenizer = {"chat_template_kwargs": {"enable_thinking": False}}
     made.policy.train_micro_batch_size, made.policy.generation_batch_size = 4, 5
     made.policy.generation.max_new_tokens = 4
     made.policy.optimizer.kwargs = {"lr": 1e-2}
@@ -163,6 +164,57 @@ def test_answers_do_not_depend_on_their_batch_and_their_probabilities_are_those_
     assert [int(one.argmax()) for one in forward] == list(greedy[5].ids)
     assert torch.allclose(parts[5], forward.amax(-1), atol=1e-5)
     assert all(answer.entropy > 0 for answer in together) and not model.lm_head.weight.grad
+
+
+def test_an_answer_has_the_room_that_its_own_prompt_leaves(
+    sft: Path, config: GRPOConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_model(sft)
+    with answering(model):
+        short, long = generate(model, [PROMPTS[0], PROMPTS[5]], frozenset(), [7, 2], keys=KEYS[:2], temperature=0.7)
+        one = generate(model, [PROMPTS[5]], frozenset(), 2, keys=KEYS[1:2], temperature=0.7)[0]
+    assert (len(short.ids), len(long.ids)) == (7, 2) and not long.ended
+    assert long.ids == one.ids and long.entropy == pytest.approx(one.entropy)
+    config.policy.generation.max_new_tokens, config.policy.max_total_sequence_length = None, 40
+    run = _Run(config, 0.0)
+    with StopRequest() as stop:
+        work = run.begin(stop)
+    work.ends = frozenset()
+    answers = work._answers(run.train.ids[:4], None, 4)
+    assert [len(answer.ids) + len(ids) for answer, ids in zip(answers, run.train.ids[:4], strict=True)] == [40] * 4
+
+
+def test_a_prompt_that_comes_up_twice_in_a_step_is_answered_anew(config: GRPOConfig) -> None:
+    config.grpo.num_prompts_per_step, config.grpo.max_num_epochs = 16, 4  # of 12 rows
+    run = _Run(config, 0.0)
+    with StopRequest() as stop:
+        work = run.begin(stop)
+    asked: list[Any] = []
+    answers = work._answers
+    work._answers = lambda prompts, keys, size: asked.extend(keys) or answers(prompts, keys, size)  # type: ignore[method-assign]
+    work.loop._attach_gradients()
+    work.step(1)
+    assert len(asked) == 48 == len(set(asked)) and len({key[2] for key in asked}) == 12
+    assert {key[3] for key in asked} == {0, 1, 2, 3, 4, 5}
+
+
+def test_reasoning_that_has_not_ended_is_no_answer(config: GRPOConfig) -> None:
+    config.policy.tokenizer = {"chat_template_kwargs": {"enable_thinking": True}}
+    config.policy.generation.max_new_tokens = 1
+    config.env.verifiers["odd"] = {"_target_": f"{__name__}.length"}
+    run = _Run(config, 0.0)
+    with StopRequest() as stop:
+        work = run.begin(stop)
+    texts = ("seven", "seven</think>\n\n7")
+    ids = [tuple(run.tokenizer.encode(text, add_special_tokens=False)) for text in texts]
+    assert [work._score(run.train, 0, Completion(each, False)) for each in ids] == [0.0, 1.0]
+    config.policy.tokenizer = {"chat_template_kwargs": {"enable_thinking": False}}
+    work.run = _Run(config, 0.0)
+    assert work._score(work.run.train, 0, Completion(ids[0], False)) == 5.0
+
+
+def length(answer: str, row: Any) -> float:
+    return float(len(answer))
 
 
 def test_tokens_are_drawn_by_their_probabilities() -> None:
@@ -283,7 +335,8 @@ def test_the_best_checkpoints_are_kept_and_time_is_kept(config: GRPOConfig, tmp_
     with pytest.raises(Preempted, match=r"checkpoint_must_save_by after step 1 of 2; nothing is saved") as stopped:
         grpo(config)
     assert "checkpointing.enabled=true" in str(stopped.value)
-    config.checkpointing.enabled = True
+    config.checkpointing.enabled, config.checkpointing.save_period, config.grpo.val_period = True, 4, 6
+    assert any("only every 3th has" in note for note in _Run(config, 0.0)._notes())
     with pytest.raises(Preempted, match=r"Stopped by checkpointing\.checkpoint_must_save_by after step 1 of 2; saved"):
         grpo(config)
 
@@ -342,6 +395,7 @@ def test_a_step_that_ends_behind_the_time_to_save_by_is_the_last(
         ("checkpointing.metric_name", "accuracy", r"checkpointing\.metric_name is 'accuracy'"),
         ("checkpointing.checkpoint_must_save_by", "3 hours", r"DD:HH:MM:SS"),
         ("policy.scheduler.lr_decay_style", "odd", r"policy\.scheduler\.lr_decay_style is 'odd'"),
+        ("env.weights", {"a": float("nan")}, r"env\.weights\.a is nan"),
         ("env.verifiers", {"x": {}}, r"env\.verifiers\.x has no _target_"),
     ],
 )

@@ -36,6 +36,12 @@ def test_a_resumed_run_replaces_what_it_makes_again(tmp_path: Path) -> None:
     path.write_text('{"step": 10, "loss": 3.0}\n{"step": 20, "loss": 2.0}\n{"step": 3')
     Reporter(path, 10, 30).row({"step": 20, "loss": 2.5})
     assert rows(path) == [{"step": 10, "loss": 3.0}, {"step": 20, "loss": 2.5}]
+    path.write_bytes(b'{"step": 10, "loss": 3.0}\n\xff\xfe\n{"step": 20, "loss": 2.0}\n')
+    Reporter(path, 10, 30)
+    assert rows(path) == [{"step": 10, "loss": 3.0}]
+    path.write_text('{"step": 0, "val_reward": 0.5}\n{"note": 1}\n')  # measured before the first step, not saved
+    Reporter(path, 0, 30)
+    assert rows(path) == [{"note": 1}]
 
 
 def test_only_one_process_talks(tmp_path: Path, capsys) -> None:

@@ -26,6 +26,7 @@ def follows(*instructions: tuple[str, dict[str, Any] | None]) -> dict[str, Any]:
     [
         ("exact_match", " 7\n", {"expected_answer": "7"}, 1),
         ("exact_match", "<think>it is 8</think>7", {"expected_answer": 7}, 1),
+        ("exact_match", "<think>\n7", {"expected_answer": "7"}, 0),
         ("exact_match", "7.", {"expected_answer": "7"}, 0),
         ("exact_match", "", {"expected_answer": "7"}, 0),
         ("numeric", "So 3 + 4 = 7.0", {"expected_answer": "7"}, 1),

@@ -68,6 +68,7 @@ def test_the_references_keys_are_taken() -> None:
         ({"dataset": {"seq_len": 512}}, r"dataset\.seq_len: this engine has no such setting; did you mean seq_length"),
         ({"checkpoint": CheckpointConfig()}, r"there is no model to fine-tune[\s\S]*art:model,path"),
         ({"peft": PeftConfig(scheme="lora", dim=0)}, r"peft: dim 0"),
+        ({"peft": PeftConfig(scheme="lora", alpha=float("nan"))}, r"alpha nan must be more than 0, and finite"),
         ({"peft": PeftConfig(dropout=0.1)}, r"peft\.dropout is 0\.1; this engine's adapters have none"),
         ({"peft": PeftConfig(target_modules=["linear_qkv"])}, r"target_modules: 'linear_qkv' is no linear layer"),
         (

@@ -57,6 +57,13 @@ def test_a_sequence_ends_with_its_last_answer(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("way", [batches, packed_batches])
+def test_a_row_of_one_token_can_stand_in_for_a_pass(tmp_path: Path, way) -> None:
+    (row,) = PackedRows(write_rows(tmp_path / "a.parquet", [[([7], [0])]]), 16).in_order()
+    (batch,) = way([row.dummy()], 80)
+    assert batch.input_ids.tolist() == batch.labels.tolist() == [[7]] and batch.counts.all()
+
+
+@pytest.mark.parametrize("way", [batches, packed_batches])
 def test_batches_hold_every_sequence_once(packed_data: Path, way) -> None:
     rows = list(rows_of(packed_data / "train").in_order())
     found = []
@@ -132,6 +139,7 @@ GOOD = ([7, 8, 9], [0, 1, 0])
         ([([], []), GOOD], r"seq_start_id is not where sequences begin"),
         ([([7] * 81, [0] * 81)], r"a row has 81 tokens, but dataset\.seq_length is 80[\s\S]*art:data,pack_size"),
         ([], "a row is empty"),
+        ([([7, None, 9], [0, 1, 0])], r"input_ids holds null"),
     ],
 )
 def test_what_is_no_packed_row_is_refused(tmp_path: Path, row: list, error: str) -> None:

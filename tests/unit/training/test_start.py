@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from nemotron_kit.errors import UserError
-from nemotron_kit.training import CheckpointConfig, PretrainConfig
+from nemotron_kit.training import CheckpointConfig, PretrainConfig, processes
 from nemotron_kit.training import checkpoint as checkpoints
-from nemotron_kit.training.start import find_start
+from nemotron_kit.training.start import find_start, require_agreement
 
 IDENTITY = {"model": {"hidden_size": 64, "layers": ["moe"]}, "train": {"lr": 0.001}}
 
@@ -33,6 +33,16 @@ def test_its_own_checkpoint_is_resumed_by_default(tmp_path: Path) -> None:
     start = find_start(config(save=str(tmp_path), load="elsewhere"), IDENTITY)
     assert start.progress.step == 5
     assert (start.weights, start.optimizer) == (path / "model", path / "optimizer.safetensors")
+
+
+def test_processes_that_see_other_checkpoints_do_not_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved(tmp_path / "node0")
+    start, other = (find_start(config(save=str(tmp_path / name)), IDENTITY) for name in ("node0", "node1"))
+    require_agreement(start)
+    monkeypatch.setattr(processes, "on_all_ranks", lambda work: [5, work()])
+    require_agreement(start)
+    with pytest.raises(UserError, match=r"Process 0 starts at step 5, and process 1 at step 0[\s\S]*all nodes share"):
+        require_agreement(other)
 
 
 def test_load_is_for_a_new_folder(tmp_path: Path) -> None:

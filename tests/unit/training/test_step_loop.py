@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from nemotron_kit.errors import NemotronError
 from nemotron_kit.training import checkpoint, processes
 from nemotron_kit.training.checkpoint import TrainingProgress, load_optimizer
 from nemotron_kit.training.config_blocks import CheckpointConfig, LoggerConfig, SchedulerConfig
-from nemotron_kit.training.loop import build_optimizer
+from nemotron_kit.training.loop import TrainingRun, build_optimizer
 from nemotron_kit.training.pretrain_config import TrainConfig
 from nemotron_kit.training.processes import Preempted, StopRequest
 from nemotron_kit.training.reporter import Reporter, metrics_path
@@ -97,6 +98,35 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     kept = [row for row in rows(straight) if row["step"] != 3]  # a run that is told to stop evaluates nothing
     assert rows(second) == kept and [row["step"] for row in kept] == [4, 6, 6]
     assert kept[-2]["tokens"] == 24 and second.progress.held_out == {"valid_loss": second.progress.valid_loss}
+
+
+def test_a_run_that_is_stopped_in_its_last_step_is_saved_and_then_evaluated(tmp_path: Path) -> None:
+    run = Run(tmp_path, steps=2)
+    saved: list[Path | None] = []
+
+    def stopping(number: int) -> dict[str, object]:
+        run.stop.signal = "SIGTERM" if number == 2 else None
+        return run.step(number)
+
+    run.loop.run(stopping, lambda _: saved.append(checkpoint.latest(tmp_path)) or {"valid_loss": 1.0})
+    assert saved == [tmp_path / checkpoint.name(2)] and run.progress.valid_loss == 1.0
+    # Killed before it had measured: the checkpoint says that it did not.
+    assert saved[0] is not None
+    assert checkpoint.read(saved[0], verify=True)["progress"]["held_out_step"] == 0
+    order: list[str] = []
+    for last in (True, False):
+        pretraining = SimpleNamespace(
+            stopped="SIGTERM",
+            progress=SimpleNamespace(valid_on="a"),
+            watch=run.loop.watch,
+            save=lambda: order.append("save"),
+            evaluate=lambda _: order.append("evaluate"),
+            _logs=lambda _: False,
+            **dict.fromkeys(("_evaluates", "_saves", "_last"), lambda _, last=last: last),
+        )
+        TrainingRun.report(pretraining, 2, None)  # type: ignore[arg-type]
+        order.append(str(pretraining.progress.valid_on))
+    assert order == ["save", "evaluate", "None", "save", "a"]
 
 
 def test_two_processes_sum_the_same_gradient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
