@@ -495,7 +495,11 @@ def by_split(
     chosen = [path for path, word in words.items() if word == wanted]
     if not chosen:
         known = sorted({word for word in words.values() if word}) or ["train"]
-        raise UserError(f"{where}: no split {split!r}. {sentence(nearest(split, known))}")
+        hint = "A file's name says its split. Leave the dataset's split out to read it all the same."
+        raise UserError(
+            f"{where}: no split {split!r}. {sentence(nearest(split, known))}",
+            hint=hint if by_pattern or len(paths) == 1 else None,
+        )
     for path, word in words.items():
         if word != wanted:
             left.add(path, f"not of split {split}")

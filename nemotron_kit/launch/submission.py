@@ -190,6 +190,10 @@ def _watch(
             if not lost:
                 log.warning("%s: unreachable, still trying: %s", run.id, error.message)
             observed, lost = {}, True
+        except NemotronError as error:  # a record is damaged there: the scheduler's word counts, and the others go on
+            if not observed:
+                raise
+            log.warning("%s: %s", run.id, error.message)
         record(list(left.values()), observed, asked)
         over = [number for number, observation in observed.items() if observation.state in TERMINAL]
         for number in over:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import pytest
 
 from nemotron_kit import files
-from nemotron_kit.errors import NotSent
+from nemotron_kit.errors import NemotronError, NotSent
 from nemotron_kit.executors.base import Executor, ExecutorPlan, Observation, PlanContext
 from nemotron_kit.home import new_run_id
 from nemotron_kit.launch import submission
@@ -113,3 +113,15 @@ def test_a_job_that_was_dropped_has_ended(run: RunFolder) -> None:
 
     submission.submit_and_follow(run, run.jobs(), end)
     assert sorted(ended) == [0, 1, 2] and run.job(2).state().state == "cancelled" and OneAtATime.submitted == [0, 1]
+
+
+def test_a_record_that_is_damaged_on_the_target_stops_no_other_job(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def damaged(_: Plan, jobs: Sequence[JobFolder]) -> None:
+        if [job.number for job in jobs] == [1]:
+            raise NemotronError("jobs/1/exit.json: not valid JSON.")
+
+    monkeypatch.setattr(submission, "mirror", damaged)
+    assert followed(run) == dict.fromkeys((0, 1, 2), "succeeded")
+    assert "jobs/1/exit.json: not valid JSON." in caplog.text
