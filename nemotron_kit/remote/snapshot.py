@@ -195,11 +195,14 @@ def _matching(choice: Choice) -> list[str]:
     for pattern in choice.patterns:
         if pattern.startswith("/") or ".." in Path(pattern).parts:
             raise UserError(f"packager_include_pattern: {pattern} leads out of {choice.root}.")
-        try:
-            matching = list(choice.root.glob(pattern))
-        except ValueError as error:  # such as `**.py`
-            raise UserError(f"packager_include_pattern: {pattern}: {error}.", hint='Write "src/**/*.py".') from error
-        for path in matching:
+        # pathlib fails at "" and "."; from Python 3.13 on it takes `**.py` for `*.py`.
+        parts = Path(pattern).parts
+        if not parts or any("**" in part and part != "**" for part in parts):
+            raise UserError(
+                f"packager_include_pattern: {pattern!r} is no pattern of files: ** can only be a whole folder's name.",
+                hint='Write "src/**/*.py", or "*" for all files.',
+            )
+        for path in choice.root.glob(pattern):
             parents = path.relative_to(choice.root).parents
             if any(_is_debris(choice.root / parent) for parent in parents if parent != Path()):
                 continue
