@@ -7,8 +7,6 @@ One JSON line follows: `{"mark", "root", "kit"}`, where `kit` is the hash of the
 folder `<root>/kit/<kit>/` is missing, the package is requested from the launch as a zip.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import os
@@ -18,6 +16,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+# An older Python has to read this file, to say so: no annotation may need a newer one.
 OLDEST = (3, 11)
 
 

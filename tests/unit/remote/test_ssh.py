@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from nemotron_kit.errors import UserError
 from nemotron_kit.remote import ssh
-from nemotron_kit.remote.agent import code
+from nemotron_kit.remote.agent import bootstrap, code
 
 
 class Pipe:
@@ -48,3 +49,10 @@ def test_the_named_ssh_config_is_the_file_that_ssh_reads(tmp_path: Path, monkeyp
     assert f'Include "{tmp_path}/mine"' in ssh.ssh_config(ssh.QUIET).read_text()
     monkeypatch.setenv("NEMOTRON_SSH_CONFIG", "/dev/null")  # none
     assert 'Include "/dev/null"' in ssh.ssh_config(ssh.QUIET).read_text()
+
+
+def test_the_bootstrap_is_read_by_an_older_python_too() -> None:
+    """By that of RHEL 8, 3.6, say: it answers that it is too old, where it would print a SyntaxError."""
+    source = Path(str(bootstrap.__file__)).read_text(encoding="utf-8")
+    found = ast.parse(source, feature_version=(3, 6)).body
+    assert not any(isinstance(each, ast.ImportFrom) and each.module == "__future__" for each in found)
