@@ -22,11 +22,15 @@ def nemotron_home() -> Path:
     if named.startswith("~/") or named == "~":
         check_home()
     home = expand_user(named).absolute()
-    if os.path.exists(home) and not os.path.isdir(home):  # noqa: PTH110, PTH112 — asked often
-        raise UserError(
-            f"{home}, the folder for runs and artifacts, is not a folder.",
-            hint="Name another one: export NEMOTRON_HOME=…",
-        )
+    there = home
+    while not os.path.isdir(there) and there != there.parent:  # noqa: PTH112 — asked often
+        if os.path.exists(there):  # noqa: PTH110
+            what = "is not a folder" if there == home else f"can't be made: {there} is not a folder"
+            raise UserError(
+                f"{home}, the folder for runs and artifacts, {what}.",
+                hint="Name another one: export NEMOTRON_HOME=…",
+            )
+        there = there.parent
     check_text(home, "The folder for runs and artifacts", "Name another one: export NEMOTRON_HOME=/path/to/nemotron")
     return home
 

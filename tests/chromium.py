@@ -132,7 +132,7 @@ class Browser:
     def key(self, key: str) -> None:
         """One key press: a character, or the name of a key (Tab, Enter)."""
         text = {"Enter": "\r"}.get(key, key if len(key) == 1 else "")
-        codes = {"Tab": 9, "Enter": 13}
+        codes = {"Tab": 9, "Enter": 13, "Home": 36}
         for kind in ("keyDown", "keyUp"):
             given = {"text": text} if text and kind == "keyDown" else {}
             self.call("Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=codes.get(key, 0), **given)
@@ -141,6 +141,16 @@ class Browser:
         self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
+    def drag(self, start: tuple[float, float], end: tuple[float, float]) -> None:
+        """With the left button from one place to another."""
+        middle = ((start[0] + end[0]) / 2, (start[1] + end[1]) / 2)
+        for kind, (x, y), held in (
+            *(("mouseMoved", start, 0), ("mousePressed", start, 1), ("mouseMoved", middle, 1)),
+            *(("mouseMoved", end, 1), ("mouseReleased", end, 0)),
+        ):
+            button = {"button": "none" if kind == "mouseMoved" and not held else "left", "buttons": held}
+            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, clickCount=1, **button)
 
     def picture(self, file: Path) -> None:
         file.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))

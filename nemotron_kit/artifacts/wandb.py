@@ -284,7 +284,7 @@ def init_wandb_if_configured(
     wandb_config: WandbConfig | None = None, job_type: str = "data-prep", tags: list[str] | None = None
 ) -> None:
     """Start a W&B run and track artifacts in it, if `wandb_config` (else the environment, else env.toml) configures
-    one.
+    one; no artifacts where env.toml says `[artifacts] backend = "file"`.
 
     On rank 0 only. The run is offline where W&B can't be reached or has no key here, unless WANDB_MODE says otherwise;
     trouble with the service is a warning, and WANDB_MODE=disabled tracks nothing. UserError where W&B is asked for and
@@ -297,10 +297,13 @@ def init_wandb_if_configured(
         return
     wandb = require_wandb()
     known = get_config()
-    init("wandb", known.root if known else None, wandb_project=config.project, wandb_entity=config.entity)
+    logged = known is not None or read_env_file().table("artifacts").get("backend") != "file"
+    if logged:
+        init("wandb", known.root if known else None, wandb_project=config.project, wandb_entity=config.entity)
     if wandb.run is None:
         start_run(wandb, config, job_type, [*config.tags, *(tags or [])])
-        note_inputs()
+        if logged:
+            note_inputs()
     elif tags:
         try:
             add_run_tags(tags)

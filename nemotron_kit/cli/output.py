@@ -69,11 +69,35 @@ class Paint:
         return f"\x1b[{code}m{text}\x1b[0m" if self.on and text else text
 
 
+def cells(text: str) -> int:
+    """The columns of a terminal that `text` takes: two for a wide character (East Asian, emoji), none for an accent."""
+    if text.isascii():
+        return len(text)
+    from rich.cells import cell_len
+
+    return cell_len(text)
+
+
+def padded(text: str, columns: int) -> str:
+    """`text` with blanks behind it, so that it takes `columns` columns."""
+    return text + " " * (columns - cells(text))
+
+
+def _start(text: str, columns: int) -> int:
+    """The number of characters at the start of `text` that fit into `columns` columns; one at least."""
+    if text.isascii():
+        return max(1, columns)
+    end, used = 0, 0
+    while end < len(text) and (used := used + cells(text[end])) <= columns:
+        end += 1
+    return max(1, end)
+
+
 def wrap(text: str, columns: int) -> list[str]:
     """`text` in lines of at most `columns`, broken at spaces; a longer word gets its own line."""
     lines = [""]
     for word in text.split():
-        if lines[-1] and len(lines[-1]) + 1 + len(word) > columns:
+        if lines[-1] and cells(lines[-1]) + 1 + cells(word) > columns:
             lines.append(word)
         else:
             lines[-1] = f"{lines[-1]} {word}" if lines[-1] else word
@@ -83,15 +107,15 @@ def wrap(text: str, columns: int) -> list[str]:
 def table(rows: Rows, columns: int, paint: Paint, indent: str = "  ") -> list[str]:
     """Names on the left, descriptions on the right; a long name has its own line."""
     rows = list(rows)
-    left = min(max((len(name) for name, _ in rows), default=0), columns * 2 // 5)
+    left = min(max((cells(name) for name, _ in rows), default=0), columns * 2 // 5)
     lines = []
     for name, text in rows:
         first, *more = wrap(text, max(columns - left - len(indent) - 2, 20))
-        if len(name) > left:
+        if cells(name) > left:
             lines.append(indent + paint.name(name))
             more = [first, *more] if first else more
         else:
-            lines.append(f"{indent}{paint.name(name)}{' ' * (left - len(name))}  {first}".rstrip())
+            lines.append(f"{indent}{paint.name(name)}{' ' * (left - cells(name))}  {first}".rstrip())
         lines += [f"{indent}{' ' * left}  {line}" for line in more]
     return lines
 
@@ -99,9 +123,10 @@ def table(rows: Rows, columns: int, paint: Paint, indent: str = "  ") -> list[st
 def fold(text: str, columns: int) -> list[str]:
     """`text` in lines of at most `columns`, broken at spaces, and within a word that is longer. Other spaces stay."""
     lines = []
-    while len(text) > columns:
-        at = text.rfind(" ", 0, columns + 1)
-        at = at if at > 0 and text[:at].strip() else columns
+    while cells(text) > columns:
+        end = _start(text, columns)
+        at = text.rfind(" ", 0, end + 1)
+        at = at if at > 0 and text[:at].strip() else end
         lines.append(text[:at].rstrip())
         text = text[at:].lstrip()
     return [*lines, text]
@@ -109,8 +134,8 @@ def fold(text: str, columns: int) -> list[str]:
 
 def hanging(first: str, text: str, columns: int) -> list[str]:
     """`first`, and after it `text` in as many lines as are needed, all indented as far as the first one."""
-    indent = min(len(first), columns // 2)
-    if len(first) > indent:
+    indent = min(cells(first), columns // 2)
+    if cells(first) > indent:
         body = first.strip()
         start = " " * min(len(first) - len(first.lstrip()), indent)
         named = [start + ("  " if n else "") + line for n, line in enumerate(fold(body, columns - len(start) - 2))]
@@ -120,7 +145,7 @@ def hanging(first: str, text: str, columns: int) -> list[str]:
 
 def fitted(line: str, columns: int) -> list[str]:
     """A line of a page of text in lines of at most `columns`; in a line of a list, the description keeps its place."""
-    if len(line) <= columns:
+    if cells(line) <= columns:
         return [line]
     body = line.lstrip()
     _, gap, text = body.partition("usage: " if line.startswith("usage: ") else "  ")
@@ -152,13 +177,13 @@ def clean(value: object) -> str:
 def print_table(header: Sequence[str], rows: Sequence[Sequence[object]], *, styles: Mapping[str, str] = STYLES) -> None:
     """Print rows under a header. In a narrow terminal long cells are wrapped; if that isn't enough, columns are left
     out, and the last line names them."""
-    cells = [[clean(cell) for cell in row] for row in rows]
+    cleaned = [[clean(cell) for cell in row] for row in rows]
     if not sys.stdout.isatty():
-        write_lines(aligned([list(header), *cells]))
+        write_lines(aligned([list(header), *cleaned]))
         return
     from rich.console import Console
 
-    table = rich_table(header, cells, styles, terminal_width())
+    table = rich_table(header, cleaned, styles, terminal_width())
     Console(highlight=False, width=terminal_width()).print(table)
 
 
@@ -173,18 +198,18 @@ def print_facts(facts: Sequence[tuple[str, object]]) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    console, width = Console(highlight=False), max((len(name) for name, _ in rows), default=0) + 2
+    console, width = Console(highlight=False), max((cells(name) for name, _ in rows), default=0) + 2
     for name, value in rows:
-        style = STYLES.get(value, "not bold")
-        for line in hanging(name.ljust(width), value, terminal_width()):
-            at = min(width, len(line))
+        style, first = STYLES.get(value, "not bold"), padded(name, width)
+        for line in hanging(first, value, terminal_width()):
+            at = min(len(first), len(line))
             console.print(Text(line[:at], style="bold").append(line[at:], style=style), soft_wrap=True)
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """Each row as a line, columns two spaces apart, no blanks at the end."""
-    widths = [max((len(cell) for cell in column), default=0) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    widths = [max((cells(cell) for cell in column), default=0) for column in zip(*rows, strict=True)]
+    return ["  ".join(padded(cell, width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def write_lines(lines: Sequence[str]) -> None:
@@ -201,7 +226,7 @@ _PROSE = 60
 def write_page(text: str) -> None:
     """Print a page of text; on a terminal that is narrower, paragraphs and lists are wrapped again."""
     lines, columns = text.splitlines(), terminal_width()
-    if max(map(len, lines), default=0) <= columns:
+    if max(map(cells, lines), default=0) <= columns:
         write_lines(lines)
         return
     blocks: list[list[str]] = []
@@ -226,6 +251,26 @@ def ask(question: str) -> str:
 def print_status(text: str) -> None:
     """Print text on standard error, control characters made visible: standard output belongs to the job."""
     print(printable(text), file=sys.stderr)  # noqa: T201
+
+
+def print_csv(rows: Iterable[Sequence[object]]) -> None:
+    """Print rows as CSV. A text that a spreadsheet would take for a formula has a ' in front; numbers have not."""
+    import csv
+    import io
+
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows([[_no_formula(cell) for cell in row] for row in rows])
+    sys.stdout.write(out.getvalue())
+
+
+def _no_formula(cell: object) -> object:
+    if not (isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r"))):
+        return cell
+    try:
+        float(cell)
+    except ValueError:
+        return f"'{cell}"
+    return cell
 
 
 def print_json(value: Any) -> None:
@@ -254,10 +299,8 @@ def fit(titles: Sequence[str], rows: Sequence[Sequence[str]], columns: int) -> t
     Columns of long cells are narrowed first, those of several words before those of one, such as a run's id; the first
     column, and those of short words, are not.
     """
-    from rich.cells import cell_len
-
-    natural = {n: max(map(cell_len, (title, *(row[n] for row in rows)))) for n, title in enumerate(titles)}
-    least = {n: natural[n] if n == 0 else min(natural[n], max(_LEAST_WIDTH, cell_len(titles[n]))) for n in natural}
+    natural = {n: max(map(cells, (title, *(row[n] for row in rows)))) for n, title in enumerate(titles)}
+    least = {n: natural[n] if n == 0 else min(natural[n], max(_LEAST_WIDTH, cells(titles[n]))) for n in natural}
     order = [titles.index(title) for title in _LEFT_OUT_FIRST if title in titles[1:]]
     order += [n for n in range(len(titles) - 1, 0, -1) if n not in order]
     left_out = []
@@ -267,7 +310,7 @@ def fit(titles: Sequence[str], rows: Sequence[Sequence[str]], columns: int) -> t
         del least[number]
         left_out.append(titles[number])
     widths = {n: natural[n] for n in least}
-    longest = {n: max((cell_len(word) for row in rows for word in row[n].split()), default=0) for n in widths}
+    longest = {n: max((cells(word) for row in rows for word in row[n].split()), default=0) for n in widths}
     # A path that fills most of the line is broken all the same.
     floors = {n: max(least[n], longest[n]) if longest[n] <= columns * 2 // 3 else least[n] for n in widths}
     while (excess := sum(widths.values()) + len(widths) - 1 - columns) > 0:
@@ -290,9 +333,9 @@ def narrow_lines(rows: Sequence[Sequence[str]], columns: int) -> list[str]:
     widths, _ = fit([""] * len(rows[0]), rows, columns) if rows else ({}, [])
     lines = []
     for row in rows:
-        cells = {n: fold(row[n], width) for n, width in widths.items()}
-        for at in range(max(map(len, cells.values()))):
-            parts = ((cells[n][at] if at < len(cells[n]) else "").ljust(width) for n, width in widths.items())
+        folded = {n: fold(row[n], width) for n, width in widths.items()}
+        for at in range(max(map(len, folded.values()))):
+            parts = (padded(folded[n][at] if at < len(folded[n]) else "", width) for n, width in widths.items())
             lines.append(" ".join(parts).rstrip())
     return lines
 

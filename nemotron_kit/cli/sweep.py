@@ -46,7 +46,7 @@ from nemotron_kit.masking import mask
 from nemotron_kit.quoting import hydra_text
 from nemotron_kit.runs.folder import RunFolder, create_run
 from nemotron_kit.runs.job import TERMINAL, run_state
-from nemotron_kit.sweep.objective import objective_problem
+from nemotron_kit.sweep.objective import objective_problem, quiet_alembic
 from nemotron_kit.sweep.recipe_task import REFUSED, SAFE_PATH, RecipeTask, set_run
 from nemotron_kit.sweep.sweep_job import Settings
 from nemotron_kit.worker.hydra import plain
@@ -299,6 +299,7 @@ def _sweep(
     set_run_dir(str(run.path))
     task = RecipeTask(run.path, argv, request.after if request.mode == "batch" else (), request.labels)
     print_status(f"{run_id}: a sweep over {request.recipe} {request.stage}")
+    quiet_alembic()
     try:
         with hangup_ignored(), _translated(prepared), _importable(tree):
             _hydra_main(task, [*overrides, *request.flags])

@@ -250,6 +250,9 @@ def _wandb_problems(environment: Mapping[str, str]) -> list[Problem]:
         return [Problem(what, hint="pip install 'nemotron-kit[tensorboard]'")]
     if "WANDB_PROJECT" in environment and find_spec("wandb") is None:
         return [Problem("W&B is on (run.wandb), but wandb is not installed: pip install 'nemotron-kit[wandb]'.")]
+    if "WANDB_PROJECT" not in environment | os.environ and read_env_file().table("artifacts").get("backend") == "wandb":
+        what = "[artifacts] backend is wandb in env.toml, but W&B is off: artifacts would be registered in files only."
+        return [Problem(what, hint='Name a project: --wandb.project, or [wandb] in env.toml; or set backend = "file".')]
     return []
 
 

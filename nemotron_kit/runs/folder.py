@@ -349,7 +349,13 @@ def create_run(
     if not is_run_id(run_id):
         raise UserError(f"{run_id!r} is not a run id.", hint="Make one with new_run_id(recipe, stage).")
     root = root or runs_root()
-    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{root}, the folder for runs, can't be made: {error.filename}: {error.strerror}.",
+            hint="Name another one: export NEMOTRON_HOME=…",
+        ) from error
     final = root / run_id
     files.collect_leftovers(root, ours=True)
     # Its name begins with a dot, so listings ignore the leftovers of a killed launch.

@@ -108,7 +108,10 @@ KEYS: dict[str, dict[str, tuple[str, str]]] = {
         "enabled": (FLAG, "false: track nothing"),
     },
     "artifacts": {
-        "backend": (TEXT, "file or wandb; both register in files, and [wandb] decides what W&B gets"),
+        "backend": (
+            TEXT,
+            "both register in files; file: log no artifacts to W&B; wandb: refuse to launch without a W&B project",
+        ),
         "root": (TEXT, "the registry's folder (default: artifacts in NEMOTRON_HOME)"),
         "mode": (TEXT, "private, or group: the group may read and write"),
         "hash_limit": (SIZE, "larger files are identified by size and time only: 50GB (default: no limit)"),

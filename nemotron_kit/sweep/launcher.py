@@ -19,7 +19,7 @@ from hydra.core.utils import JobReturn, JobStatus
 
 from nemotron_kit import files
 from nemotron_kit.config.secrets import masked_overrides
-from nemotron_kit.errors import NemotronError, UserError
+from nemotron_kit.errors import NemotronError, UserError, printable
 from nemotron_kit.executors.base import executor_class
 from nemotron_kit.home import new_run_id
 from nemotron_kit.launch import queue
@@ -342,8 +342,9 @@ class Planner(Protocol):
 
 @contextmanager
 def hydra_errors(task: Callable[..., Any]) -> Iterator[None]:
-    """Convert NemotronErrors to exceptions of Hydra, which prints only the message of its own. Errors of a recipe's
-    sweep pass unchanged: nemotron's command line prints them."""
+    """Convert NemotronErrors to exceptions of Hydra, which prints only the message of its own, and exits with 1: one
+    with another exit code ends the program here. Errors of a recipe's sweep pass unchanged: nemotron's command line
+    prints them."""
     from hydra.errors import CompactHydraException
 
     try:
@@ -351,7 +352,10 @@ def hydra_errors(task: Callable[..., Any]) -> Iterator[None]:
     except NemotronError as error:
         if isinstance(task, RecipeTask):
             raise
-        raise CompactHydraException(str(error)) from error
+        if error.exit_code == NemotronError.exit_code or os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise CompactHydraException(str(error)) from error
+        sys.stderr.write(f"error: {printable(str(error))}\n")
+        sys.exit(error.exit_code)
 
 
 class Sweep:

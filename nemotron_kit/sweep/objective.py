@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import logging
 import math
 from collections.abc import Sequence
 from contextlib import suppress
@@ -39,6 +40,13 @@ def sweeper_direction(hydra: Any) -> str | None:
 def learns(hydra: Any) -> bool:
     """Whether the sweeper needs each job's value to choose the next ones."""
     return any(key in hydra.sweeper for key in _LEARNING)
+
+
+def quiet_alembic() -> None:
+    """Leave out the INFO records of alembic, which Optuna imports: Hydra's logging prints every library's. With
+    `hydra.verbose` they stay."""
+    if logging.getLogger().getEffectiveLevel() > logging.DEBUG and not logging.getLogger("alembic").level:
+        logging.getLogger("alembic").setLevel(logging.WARNING)
 
 
 def objective_of(hydra: Any, command: Command | None = None) -> str | None:

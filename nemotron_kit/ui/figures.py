@@ -95,7 +95,7 @@ def parallel(table: SweepTable) -> Figure | None:
                 "y": [axis.places[job.number] for axis in axes],
                 "text": text,
                 "hovertemplate": f"job {job.number}: %{{text}}<extra></extra>",
-                "meta": {"best": best, "rank": place / max(1, len(jobs) - 1)},
+                "meta": {"best": best, "rank": place / max(1, len(jobs) - 1), "job": job.number},
             }
         )
     marks = [
@@ -113,6 +113,7 @@ def parallel(table: SweepTable) -> Figure | None:
             "fixedrange": True,
         },
         "yaxis": {"visible": False, "range": [-0.06, 1.06], "fixedrange": True},
+        "meta": {"axes": [axis.scale for axis in axes]},
         "annotations": marks,
         "shapes": rules,
     }
@@ -120,8 +121,11 @@ def parallel(table: SweepTable) -> Figure | None:
 
 
 class _Axis:
-    """One axis: where each job's value lies between 0 and 1, and the labels. Numbers are laid out by value, on a
-    logarithmic scale where they span more than a factor of 10; other values at equal distances."""
+    """One axis: where each job's value lies between 0 and 1, the labels, and `scale`, by which the page turns a place
+    into a value. Numbers are laid out by value, on a logarithmic scale where they span more than a factor of 10; other
+    values at equal distances."""
+
+    scale: dict[str, Any]
 
     def __init__(self, name: str, texts: Mapping[int, str]) -> None:
         self.name, self.texts = name, texts
@@ -136,10 +140,12 @@ class _Axis:
             middle = math.exp((low + high) / 2) if log else (low + high) / 2
             ends = [(0.0, f"{least:.4g}"), (0.5, f"{middle:.4g}"), (1.0, f"{greatest:.4g}")]
             self.ticks = ends if greatest > least else ends[:1]
+            self.scale = {"name": printable(mask(name)), "low": low, "spread": spread, "log": log}
             return
         different = sorted(dict.fromkeys(texts.values()))
         spaced = {text: at / max(1, len(different) - 1) for at, text in enumerate(different)}
         self.places = {job: spaced[text] for job, text in texts.items()}
+        self.scale = {"name": printable(mask(name)), "texts": [printable(mask(text)) for text in different]}
         shown = different[:: math.ceil(len(different) / _CATEGORIES)]
         self.ticks = [(spaced[text], text if len(text) <= 24 else f"{text[:23]}…") for text in shown]
 

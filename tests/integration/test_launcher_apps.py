@@ -318,17 +318,17 @@ def test_the_settings_stand_in_hydras_place(app: App) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "text"),
+    ("words", "text", "code"),
     [
-        (["hydra.launcher.profile=nowhere"], "env.toml"),
-        (["hydra.launcher.max_parallel=0"], "max_parallel: expected at least 1"),
-        (["hydra.launcher.via=magic"], "expected one of nemo_run, kit"),
-        (["+hydra.launcher.env.nodez=2"], "nodez"),
-        (["hydra.launcher.nonsense=1"], "nonsense"),
+        (["hydra.launcher.profile=nowhere"], "env.toml", 2),
+        (["hydra.launcher.max_parallel=0"], "max_parallel: expected at least 1", 2),
+        (["hydra.launcher.via=magic"], "expected one of nemo_run, kit", 2),
+        (["+hydra.launcher.env.nodez=2"], "nodez", 2),
+        (["hydra.launcher.nonsense=1"], "nonsense", 1),  # Hydra's own error
     ],
 )
-def test_a_wrong_setting_leaves_nothing(app: App, words: list[str], text: str) -> None:
-    done = app.sweep("app.py", "x=1,2", *words, code=1)
+def test_a_wrong_setting_leaves_nothing(app: App, words: list[str], text: str, code: int) -> None:
+    done = app.sweep("app.py", "x=1,2", *words, code=code)
     assert text in done.stderr
     assert "Traceback" not in done.stderr
     assert not list((app.home / "runs").glob("*"))
@@ -412,6 +412,7 @@ def test_optuna_learns_from_the_jobs(app: App, basic_study: str, via: str) -> No
     assert (app.folder / "out" / "optimization_results.yaml").read_text() == basic_study
     done = app.sweep("bowl.py", *STUDY, "+hard=true", "hydra.sweeper.max_failure_rate=1", via=via)
     assert "Best value" in done.stdout
+    assert "alembic" not in done.stdout + done.stderr
     states = [json.loads(path.read_text())["state"] for path in sorted(app.home.glob("runs/*/jobs/*/exit.json"))]
     assert states.count("failed") >= 3
     assert "SystemExit" not in done.stderr

@@ -150,6 +150,38 @@ def test_light_and_dark(dashboard: Dashboard, browser: Browser) -> None:
     assert browser.value(ground) == light
 
 
+def test_ranges_of_the_parallel_coordinates_filter_the_table(dashboard: Dashboard, browser: Browser) -> None:
+    """By dragging over an axis, and by the keys of a slider; the best job's line is in the chart all the time."""
+    browser.go(f"{dashboard.base}/runs/{dashboard.runs['sweep'].id}")
+    plot = "document.querySelector('.plot[data-ready=parallel]')"
+    browser.wait(f"!!{plot}")
+    rows = "[...document.querySelectorAll('tr[data-job]')].filter(r => r.checkVisibility()).map(r => +r.dataset.job)"
+    every = browser.value(rows)
+    jobs = browser.value(f"{plot}.data.map(line => [line.meta.job, line.y[0]])")
+    best = browser.value(f"{plot}.data.at(-1).meta.job")
+    place = (
+        f"(() => {{ {plot}.scrollIntoView({{block: 'center'}}); const r = {plot}.getBoundingClientRect(),"
+        f" {{xaxis, yaxis}} = {plot}._fullLayout;"
+        " return [...[-0.05, 0.3].map(v => r.x + xaxis._offset + xaxis.d2p(v)),"
+        " ...[-0.05, 0.4].map(v => r.y + yaxis._offset + yaxis.d2p(v))]; })()"
+    )
+    left, right, low, high = browser.value(place)
+    browser.drag((left, high), (right, low))
+    browser.wait("document.querySelector('.ranges [role=status]').textContent !== ''")
+    assert browser.value(rows) == [job for job in every if dict(jobs).get(job, 1) <= 0.4]
+    assert 0 < len(browser.value(rows)) < len(every)
+    browser.value("document.querySelector('.ranges button').click()")
+    assert browser.value(rows) == every
+    browser.value("document.querySelector('.ranges summary').focus()")
+    browser.key("Enter")
+    browser.value("document.querySelectorAll('.ranges input')[1].focus()")
+    browser.key("Home")  # the least value of the first axis only
+    assert browser.value(rows) == [job for job in every if dict(jobs).get(job, 1) == 0]
+    hidden = f"{plot}.data.filter(line => line.opacity < 0.1).map(line => line.meta.job)"
+    browser.wait(f"{hidden}.length === {len(jobs) - len(browser.value(rows))}")
+    assert (best in browser.value(rows)) == (best not in browser.value(hidden))
+
+
 def test_a_click_on_the_lineage_leads_on(dashboard: Dashboard, browser: Browser) -> None:
     browser.go(f"{dashboard.base}/artifacts/ChatModel/0")
     browser.wait(READY)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import re
@@ -13,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from nemotron_kit.cli.output import print_table, write_lines
+from nemotron_kit.cli.output import print_csv, print_table, write_lines
 from nemotron_kit.cli.request import near
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.files import finite, read_regular
@@ -198,12 +196,10 @@ def print_sweep(table: SweepTable, top: int | None) -> None:
         write_lines(lines)
 
 
-def print_csv(table: SweepTable, top: int | None) -> None:
+def print_sweep_csv(table: SweepTable, top: int | None) -> None:
     """Print every job with every metric as CSV with a header."""
     header, rows = _cells(table, table.jobs[:top], table.columns(), short=False)
-    out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows([header, *rows])
-    sys.stdout.write(out.getvalue())
+    print_csv([header, *rows])
 
 
 def _cells(

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from nemotron_kit.cli.output import clean, print_table, write_lines
+from nemotron_kit.cli.output import clean, print_csv, print_table, write_lines
 from nemotron_kit.cli.request import near
 from nemotron_kit.cli.runs.list import duration, iso, labels_of
 from nemotron_kit.cli.runs.result_cache import results_of_jobs, results_of_runs
@@ -104,15 +102,15 @@ def print_launches(table: LaunchTable, top: int | None, *, asked: bool) -> None:
 
 def print_launches_csv(table: LaunchTable, top: int | None) -> None:
     """Print every run with every column as CSV with a header."""
-    out = io.StringIO()
-    write = csv.writer(out, lineterminator="\n").writerow
-    write(["run", "recipe", "stage", "state", "created_at", "duration_s", "name", "tags", "overrides", *table.columns])
+    facts = ["run", "recipe", "stage", "state", "created_at", "duration_s", "name", "tags", "overrides"]
+    rows: list[list[Any]] = [[*facts, *table.columns]]
     for at, run in enumerate(table.runs[:top]):
         labels, job = labels_of(run.id), table.table.jobs[at]
         took = duration(run.started, run.finished, run.state)
-        facts = [run.id, run.recipe, run.stage, run.state, iso(run.created), took, labels["name"]]
-        write([*facts, " ".join(labels["tags"]), " ".join(job.overrides), *table.cells(at, table.columns, short=False)])
-    sys.stdout.write(out.getvalue())
+        known = [run.id, run.recipe, run.stage, run.state, iso(run.created), took, labels["name"]]
+        texts = [" ".join(labels["tags"]), " ".join(job.overrides)]
+        rows.append([*known, *texts, *table.cells(at, table.columns, short=False)])
+    print_csv(rows)
 
 
 def _label(run_id: str) -> str:

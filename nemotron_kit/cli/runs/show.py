@@ -23,8 +23,8 @@ from nemotron_kit.cli.runs.results import (
     job_result,
     measured_facts,
     overrides_of,
-    print_csv,
     print_sweep,
+    print_sweep_csv,
     sweep_table,
 )
 from nemotron_kit.cli.toolargs import ToolParser, at_least
@@ -157,7 +157,7 @@ def show(argv: list[str]) -> int:
         results = [cache.result(job.path.name, job, view.states[job.number]) for job in jobs]
     table = sweep_table(results, options.sort, goal_of(view.plan))
     if options.csv:
-        print_csv(table, options.top)
+        print_sweep_csv(table, options.top)
     elif options.json:
         print_json(_json(view, table, options.top))
     else:

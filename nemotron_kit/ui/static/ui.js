@@ -39,7 +39,15 @@
       layout.margin.r = 90;
       layout.showlegend = false;
       layout.shapes = figure.layout.shapes.map((shape) => ({ ...shape, line: { color: line, width: 1 } }));
-      data = data.map((trace) => ({ ...trace, opacity: trace.meta.best ? 1 : 0.75 - 0.55 * trace.meta.rank,
+      const kept = selected(figure);
+      layout.dragmode = "select";
+      layout.selections = [];
+      layout.selectionrevision = revision++;
+      layout.newselection = { line: { color: link, width: 1 } };
+      layout.shapes.push(...(figure.brush || []).flatMap((range, at) => !range ? [] : [{ type: "rect", x0: at - 0.02,
+        x1: at + 0.02, y0: range[0] - 0.01, y1: range[1] + 0.01, line: { width: 0 }, fillcolor: link, opacity: 0.35 }]));
+      data = data.map((trace) => ({ ...trace, selectedpoints: null,
+        opacity: !kept.has(trace.meta.job) ? 0.05 : trace.meta.best ? 1 : 0.75 - 0.55 * trace.meta.rank,
         line: trace.meta.best ? { color: "#d55e00", width: 3.5 } : { color: link, width: 1.2 } }));
     }
     if (figure.kind === "lineage") {
@@ -60,8 +68,13 @@
     const bar = figure.kind !== "lineage";
     Plotly.react(plot, data, layout, { responsive: true, displaylogo: false, displayModeBar: bar, modeBarButtons: buttons }).then(() => {
       plot.dataset.ready = figure.kind;
-      if (figure.kind !== "lineage" || plot.dataset.clicks) return;
+      if (figure.kind === "curves" || plot.dataset.clicks) return;
       plot.dataset.clicks = "1";
+      if (figure.kind === "parallel") {
+        plot.on("plotly_selected", (event) => { if (event?.range?.x) drag(plot, event.range); });
+        plot.on("plotly_deselect", () => brush(plot, []));
+        return;
+      }
       plot.on("plotly_click", (event) => {
         const point = event.points[0];
         if (point.source !== undefined) return; // an edge
@@ -69,6 +82,96 @@
         if (typeof url === "string" && /^[/#][^/\\]/.test(url)) location.assign(url);
       });
     });
+  }
+
+  // --- ranges of the parallel coordinates: by dragging over an axis, or by sliders; the sweep's table has what is in all
+  let revision = 0;
+  const EVERY = [0, 1], NEAR = 1e-6;
+
+  function selected(figure) {
+    const within = (range, y) => !range || (y >= range[0] - NEAR && y <= range[1] + NEAR);
+    const kept = figure.data.filter((trace) => trace.y.every((y, at) => within(figure.brush?.[at], y)));
+    return new Set(kept.map((trace) => trace.meta.job));
+  }
+  function shown({ texts, low, spread, log }, [from, to]) {
+    if (texts) {
+      const place = (at) => at / Math.max(1, texts.length - 1);
+      const inside = texts.filter((_, at) => place(at) >= from - NEAR && place(at) <= to + NEAR);
+      return inside.length > 3 ? `${inside[0]} … ${inside.at(-1)}` : inside.join(", ") || "none";
+    }
+    const value = (y) => low + y * spread;
+    return [from, to].map((y) => Number((log ? Math.exp(value(y)) : value(y)).toPrecision(4))).join(" … ");
+  }
+  function brush(plot, ranges) {
+    drawn.get(plot).brush = ranges;
+    draw(plot);
+    filter(plot);
+  }
+  function drag(plot, { x, y }) {
+    const figure = drawn.get(plot), ranges = [...(figure.brush || [])];
+    const axes = figure.layout.meta.axes.map((_, at) => at), [left, right] = [Math.min(...x), Math.max(...x)];
+    const range = [Math.max(0, Math.min(...y)), Math.min(1, Math.max(...y))];
+    const inside = axes.filter((at) => at >= left && at <= right);
+    const middle = (left + right) / 2, nearest = Math.min(axes.length - 1, Math.max(0, Math.round(middle)));
+    for (const at of inside.length ? inside : [nearest]) ranges[at] = range;
+    brush(plot, ranges);
+  }
+  function filter(plot) {
+    const figure = drawn.get(plot), ranges = figure.brush || [], kept = selected(figure), on = ranges.some(Boolean);
+    const anchor = plot.closest("[data-charts]").dataset.charts;
+    for (const row of all(`[data-live="rows-${CSS.escape(anchor)}"] tr[data-job]`)) {
+      row.hidden = on && !kept.has(Number(row.dataset.job));
+      for (const box of all("input", row)) box.disabled = row.hidden; // what is not to be seen is not compared
+    }
+    const box = plot.parentElement.querySelector(".ranges");
+    figure.layout.meta.axes.forEach((axis, at) => {
+      const range = ranges[at] || EVERY, text = shown(axis, range);
+      all(`input[data-axis="${at}"]`, box).forEach((input, end) => {
+        input.value = range[end];
+        input.setAttribute("aria-valuetext", text);
+      });
+      box.querySelector(`output[data-axis="${at}"]`).textContent = text;
+    });
+    box.querySelector("[role=status]").textContent =
+      on ? `${kept.size} of ${figure.data.length} jobs are in these ranges; the table shows them.` : "";
+    box.querySelector("button").hidden = !on;
+  }
+  function sliders(plot, figure) {
+    const box = document.createElement("div"), details = document.createElement("details");
+    const summary = document.createElement("summary"), state = document.createElement("p"), clear = document.createElement("button");
+    box.className = "ranges";
+    summary.textContent = "Select ranges (or drag over an axis)";
+    details.append(summary);
+    figure.layout.meta.axes.forEach((axis, at) => {
+      const set = document.createElement("fieldset"), name = document.createElement("legend");
+      const output = document.createElement("output");
+      name.textContent = axis.name;
+      output.dataset.axis = at;
+      set.append(name);
+      for (const [end, what] of ["from", "to"].entries()) {
+        const input = document.createElement("input");
+        Object.assign(input, { type: "range", min: 0, max: 1, step: 0.01, value: end });
+        input.dataset.axis = at;
+        input.setAttribute("aria-label", `${axis.name} ${what}`);
+        input.addEventListener("input", () => {
+          const ranges = [...(drawn.get(plot).brush || [])], range = [...(ranges[at] || EVERY)];
+          range[end] = Number(input.value);
+          range[1 - end] = end ? Math.min(range[0], range[1]) : Math.max(range[0], range[1]);
+          ranges[at] = range[0] <= 0 && range[1] >= 1 ? null : range;
+          brush(plot, ranges);
+        });
+        set.append(input);
+      }
+      set.append(output);
+      details.append(set);
+    });
+    state.setAttribute("role", "status");
+    clear.type = "button";
+    clear.textContent = "All jobs";
+    clear.addEventListener("click", () => brush(plot, []));
+    box.append(state, clear, details);
+    plot.after(box);
+    filter(plot);
   }
 
   function figures(holder) {
@@ -106,10 +209,19 @@
         if (figure.layout.width) plot.style.minWidth = `${figure.layout.width}px`;
         drawn.set(plot, figure);
         watcher.observe(plot);
+        if (figure.kind === "parallel") sliders(plot, figure);
       } else {
-        figure.log = drawn.get(plot).log;
+        const { log, brush: ranges, layout } = drawn.get(plot);
+        // Places on other axes: with other values or bounds, a range would be another one.
+        const same = JSON.stringify(layout.meta) === JSON.stringify(figure.layout.meta);
+        Object.assign(figure, { log, brush: same ? ranges : [] });
         drawn.set(plot, figure);
         draw(plot);
+        if (figure.kind === "parallel") {
+          if (!same) plot.parentElement.querySelector(".ranges").remove();
+          if (same) filter(plot);
+          else sliders(plot, figure);
+        }
       }
     }
   }
@@ -140,6 +252,7 @@
         if (focus) document.getElementById(focus)?.focus();
         if (part.dataset.figures) figures(part);
       }
+      for (const [plot, figure] of drawn) if (figure.kind === "parallel") filter(plot);
       if (!("refresh" in fresh.body.dataset)) clearInterval(timer);
     } catch (error) {
       connection.textContent = "nemotron ui has ended, or the tunnel is closed.";

@@ -362,6 +362,19 @@ def test_an_input_that_wandb_refuses_costs_no_artifact(
     assert "W&B does not take e/p/Data:v0 as an input of this run: refused" in caplog.text
 
 
+@pytest.mark.parametrize(("backend", "logged"), [(None, ["M"]), ("wandb", ["M"]), ("file", [])])
+def test_env_toml_says_whether_wandb_gets_artifacts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str | None, logged: list[str]
+) -> None:
+    run = FakeRun(failing=False)
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(run=run, Artifact=FakeArtifact))
+    (tmp_path / "env.toml").write_text(f'[artifacts]\nbackend = "{backend}"\n' if backend else "")
+    monkeypatch.setenv("NEMOTRON_ENV_FILE", str(tmp_path / "env.toml"))
+    init_wandb_if_configured(WandbConfig(project="p"))
+    ModelArtifact(path=made(tmp_path / "m"), step=1).save(name="M")
+    assert [each.given["name"] for each in run.logged] == logged
+
+
 def test_each_job_of_a_sweep_has_its_own_wandb_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also if the names of recipe and stage leave no room for the job's number."""
     for run in (new_run_id("r" * 30, "s" * 30), "short"):

@@ -11,6 +11,8 @@ from nemotron_kit import envfile, home
 from nemotron_kit.artifacts.registry import artifact_settings
 from nemotron_kit.cli import index
 from nemotron_kit.cli.main import nemotron
+from nemotron_kit.errors import UserError
+from nemotron_kit.runs.folder import create_run
 
 
 @pytest.fixture
@@ -73,3 +75,18 @@ def test_a_program_that_no_shell_has_started_has_a_working_folder(
     monkeypatch.delenv("PWD")
     assert nemotron(["nano3", "pretrain", "-c", "tiny", "--dry-run"]) == 0
     assert "not found" not in capsys.readouterr().err and os.environ["PWD"] == str(Path.cwd())
+
+
+@pytest.mark.parametrize("below", ["file/home", "file"])
+def test_a_home_that_can_not_be_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, below: str) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("NEMOTRON_HOME", str(tmp_path / below))
+    with pytest.raises(UserError, match=r"the folder for runs and artifacts, .*is not a folder") as wrong:
+        home.nemotron_home()
+    assert "export NEMOTRON_HOME" in str(wrong.value.hint)
+
+
+def test_a_home_where_no_folder_can_be_made() -> None:
+    with pytest.raises(UserError, match=r"/proc/x/runs, the folder for runs, can't be made: .*: No such file") as wrong:
+        create_run(home.new_run_id("r", "s"), {}, [], root=Path("/proc/x/runs"))
+    assert "export NEMOTRON_HOME" in str(wrong.value.hint)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from nemotron_kit.cli.output import aligned, fold, print_csv
 from nemotron_kit.cli.runs.results import sparkline
 from nemotron_kit.cli.runs.results_table import print_sweep_end
 from nemotron_kit.cli.tools import run as run_tool
@@ -112,6 +113,26 @@ def test_the_returned_value_comes_first_and_its_sweeper_says_which_is_best(
         ("0", "5.0", "0", "succeeded"),
         ("1", "4.0", "1", "succeeded"),
     }
+
+
+def test_in_csv_no_text_is_a_formula(capsys) -> None:
+    """A spreadsheet would compute it; numbers stay numbers."""
+    print_csv(
+        [["+seed", "=1+1", "@a", "-x y", "\tb"], ["-1.5", "+2e-3", "-inf", -3, None], ["a=1", "x@y", "", "'", "~k"]]
+    )
+    rows = list(csv.reader(io.StringIO(capsys.readouterr().out)))
+    assert rows[0] == ["'+seed", "'=1+1", "'@a", "'-x y", "'\tb"]
+    assert rows[1:] == [["-1.5", "+2e-3", "-inf", "-3", ""], ["a=1", "x@y", "", "'", "~k"]]
+    run = sweep({"overrides": ["+x=-lr"], "metrics": [{"loss": -1}], "end": {"code": 0}})
+    run.label(name="=cmd()")
+    (row,) = csv.DictReader(io.StringIO(said(capsys, "--csv")))
+    assert (row["name"], row["overrides"], row["loss"]) == ("'=cmd()", "'+x=-lr", "-1")
+
+
+def test_columns_of_wide_characters_stay_under_each_other() -> None:
+    lines = aligned([["名前", "x"], ["é", "😀"], ["ab", "y"]])
+    assert lines == ["名前  x", "é     😀", "ab    y"]
+    assert fold("日本語の実験 名前 ab", 9) == ["日本語の", "実験 名前", "ab"]
 
 
 def test_a_direction_is_one_name() -> None:

@@ -59,6 +59,12 @@ class SingleRunCheck(Callback):
             sys.stderr.write(f"error: {typed[-1]} has no effect without -m.\n{hint}\n")
             sys.exit(2)
 
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Before the sweeper is imported."""
+        from nemotron_kit.sweep.objective import quiet_alembic
+
+        quiet_alembic()
+
     @staticmethod
     def remove(hydra: DictConfig) -> None:
         """Remove the callback from the section `hydra` of a sweep or of its job, where it has no effect."""
