@@ -153,7 +153,7 @@ def container_values(config: Any) -> dict[str, dict[str, Any]]:
             optimizer[name] = getattr(train, name, None)
     if optimizer.get("min_lr") is None:
         optimizer["min_lr"] = scheduler.min_lr
-    decay = scheduler.lr_decay_iters or train.train_iters
+    decay = train.train_iters if scheduler.lr_decay_iters is None else scheduler.lr_decay_iters
     values: dict[str, dict[str, Any]] = {
         "train": {
             "train_iters": train.train_iters,
@@ -199,7 +199,8 @@ def container_values(config: Any) -> dict[str, dict[str, Any]]:
         "tokenizer": dict(config.tokenizer),
     }
     if scheduler.lr_decay_style == "WSD":
-        values["scheduler"]["lr_wsd_decay_iters"] = scheduler.lr_wsd_decay_iters or max(1, decay // 5)
+        steps = scheduler.lr_wsd_decay_iters
+        values["scheduler"]["lr_wsd_decay_iters"] = max(1, decay // 5) if steps is None else steps
         values["scheduler"]["lr_wsd_decay_style"] = scheduler.lr_wsd_decay_style
     return {block: {k: v for k, v in given.items() if v is not None} for block, given in values.items()}
 

@@ -208,6 +208,15 @@ class SchedulerConfig:
                 raise UserError(f"scheduler.{name} is {value}; it must be 0 or more.")
         check_limits("scheduler", {"min_lr": self.min_lr})
 
+    def check_peak(self, lr: Any, key: str) -> None:
+        """Raises UserError where the rate would rise to min_lr in place of a decay. `lr`: the peak; `key`: its name."""
+        known = all(isinstance(rate, int | float) for rate in (lr, self.min_lr))  # none that only the job can resolve
+        if known and self.lr_decay_style != "constant" and self.min_lr > lr:
+            raise UserError(
+                f"scheduler.min_lr is {self.min_lr}, more than {key} {lr}: the learning rate would end above its peak.",
+                hint=f"Set scheduler.min_lr to {lr} or less.",
+            )
+
 
 @dataclass
 class CheckpointConfig:

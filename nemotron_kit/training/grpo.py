@@ -34,7 +34,7 @@ from nemotron_kit.training.export import (
 from nemotron_kit.training.grpo_checks import METRICS, renamed
 from nemotron_kit.training.grpo_config import GRPOConfig, settings_identity
 from nemotron_kit.training.grpo_loss import advantages, token_losses
-from nemotron_kit.training.loop import build_optimizer
+from nemotron_kit.training.loop import build_optimizer, use_bf16
 from nemotron_kit.training.model import load_model, require_model
 from nemotron_kit.training.parallel import equal_passes, is_on_ranks, prepare
 from nemotron_kit.training.pretrain_config import TrainConfig
@@ -142,9 +142,10 @@ class _Run:
 
     def _prompts(self, path: str | None, key: str, most: int | None = None) -> Prompts:
         rows = read_rows(Path(str(path)), key)[:most]
-        longest = self.config.policy.max_total_sequence_length - self.most_new
-        if self.config.policy.generation.max_new_tokens is None:
-            longest = self.config.policy.max_total_sequence_length - 1
+        total = self.config.policy.max_total_sequence_length
+        given = self.config.policy.generation.max_new_tokens
+        # As many as the whole sequence may have (NeMo-RL's configs) are what the prompt leaves, as without a number.
+        longest = total - given if given is not None and given < total else total - 1
         return encode(rows, self.tokenizer, longest, self.config.template_settings)
 
     def _folder(self) -> Path:
@@ -163,7 +164,7 @@ class _Run:
         try:
             if processes.rank() != 0:
                 return find_start(config, {})
-            same = settings_identity(config, "bf16" if self._bf16() else "fp32")
+            same = settings_identity(config, "bf16" if use_bf16(self.config.precision) else "fp32")
             rows = Path(str(config.data.train_jsonl_fpath))
             same["data"]["content"] = sha256_files([rows], rows.stat().st_size)[0]
             tokenizer = Path(config.tokenizer) if config.tokenizer else self.base
@@ -176,16 +177,9 @@ class _Run:
             raise renamed(error) from None
         return start
 
-    def _bf16(self) -> bool:
-        import torch
-
-        if self.config.precision != "auto":
-            return self.config.precision == "bf16"
-        return bool(torch.cuda.is_available() and torch.cuda.is_bf16_supported())
-
     def load(self, folder: Path) -> Any:
         """The model in a folder, in the run's layout."""
-        model: Any = load_model(folder, None, self.config.train.layout, bf16=self._bf16())
+        model: Any = load_model(folder, None, self.config.train.layout, bf16=use_bf16(self.config.precision))
         return model if is_on_ranks(model) else model.to(processes.device())
 
     def begin(self, stop: StopRequest) -> _Work:
@@ -209,7 +203,7 @@ class _Run:
             config.grpo.seed,
             config.logger.log_interval,
             config.grpo.val_period or None,
-            self._bf16(),
+            use_bf16(config.precision),
             lr_setting="policy.optimizer.kwargs.lr",
             hang_minutes=config.train.hang_minutes,
         )

@@ -181,6 +181,7 @@ def bad_values(config: GRPOConfig) -> Iterator[str]:
     parts: tuple[Callable[[GRPOConfig], object], ...] = (
         lambda c: c.seconds,
         lambda c: c.scheduler.check(),
+        lambda c: c.scheduler.check_peak(*_peak(c)),
         lambda c: c.checkpoint.check(),
     )
     for check in parts:
@@ -188,6 +189,12 @@ def bad_values(config: GRPOConfig) -> Iterator[str]:
             check(config)
         except UserError as error:
             yield renamed(error).message
+
+
+def _peak(config: GRPOConfig) -> tuple[Any, str]:
+    if config.grpo.learning_rate is not None:
+        return config.grpo.learning_rate, "grpo.learning_rate"
+    return config.optimizer.value("lr"), "policy.optimizer.kwargs.lr"
 
 
 def renamed(error: UserError) -> UserError:
@@ -198,6 +205,7 @@ def renamed(error: UserError) -> UserError:
         ("checkpoint.may_differ", "checkpointing.may_differ"),
         ("checkpoint.save", "checkpointing.checkpoint_dir"),
         ("scheduler.", "policy.scheduler."),
+        ("train.precision", "policy.precision"),
     )
     message, hint = error.message, error.hint or ""
     for theirs, ours in words:

@@ -132,7 +132,10 @@ class GenerationBlock:
 
     backend: str = field(default="hf", metadata={"help": "hf: the model that is trained also answers"})
     max_new_tokens: int | None = field(
-        default=None, metadata={"help": "Tokens of an answer (null: what policy.max_total_sequence_length leaves)"}
+        default=None,
+        metadata={
+            "help": "Tokens of an answer at most (null, or policy.max_total_sequence_length: what its prompt leaves)"
+        },
     )
     temperature: float = field(default=1.0, metadata={"help": "Of sampling, and of the probabilities in the loss"})
     top_p: float = field(default=1.0, metadata={"help": "This engine samples from the whole distribution: 1"})

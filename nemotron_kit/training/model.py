@@ -226,7 +226,7 @@ def load_model(
     import torch
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
-    from transformers import NemotronHConfig, NemotronHForCausalLM
+    from transformers import GenerationConfig, NemotronHConfig, NemotronHForCausalLM
 
     from nemotron_kit.training import sharded  # a dry-run needs no checkpoints
 
@@ -238,6 +238,8 @@ def load_model(
         if sharded.is_one(folder.parent):
             model = empty_model(config, layout or Layout(), bf16=bf16)
             sharded.load_weights(model, folder.parent)
+            if (folder / "generation_config.json").is_file():
+                model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
             return _unclamped(model)
         placed = {"distributed_config": distributed_config(layout, bf16=bf16)} if layout else {}
         model, loaded = NemotronHForCausalLM.from_pretrained(

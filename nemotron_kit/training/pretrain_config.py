@@ -186,6 +186,8 @@ class PretrainConfig(BridgeBlocks):
             raise UserError(f"dataset.verify is {self.verify_data!r}; it must be true, false or null.")
         for block in (self.train, self.optimizer, self.scheduler, self.checkpoint, self.logger):
             block.check()
+        used = self.with_optimizer()
+        used.scheduler.check_peak(used.peak_lr, "train.lr" if self.optimizer.lr is None else "optimizer.lr")
 
 
 def preflight(

@@ -216,7 +216,9 @@ class SFTConfig(BridgeBlocks):
         whole_number("dataset.seed", self.dataset.get("seed", 1234), least=0)
         for block in (self.train, self.optimizer, self.scheduler, self.peft, self.logger):
             block.check()
-        self.without_finetune().checkpoint.check()
+        used = self.without_finetune()
+        used.checkpoint.check()
+        used.scheduler.check_peak(used.peak_lr, "optimizer.lr")
         if self.split_folder("train") is None:
             raise UserError(
                 "dataset.nano3_packed_sft_dir is not set: there is no data to train on.",

@@ -277,6 +277,9 @@ def _resume(path: Path, config: Resumable, here: dict[str, Any]) -> StartingPoin
     changes = require_same(path, different, config.checkpoint.may_differ)
     if record.get("unchecked"):
         changes.append(SettingDifference(checkpoint.UNCHECKED_RECORD, "without a checksum", "with a checksum"))
+    for name, _, last in _differing(there, here):
+        if name in _STEPS and isinstance(last, int) and last < progress.step:
+            notes.append(f"The checkpoint is of step {progress.step}, and {name} is {last}: nothing is trained.")
     notes += [f"Going on although {change} (checkpoint.may_differ)." for change in changes]
     progress.changes = [*progress.changes, *({"step": progress.step, **change._asdict()} for change in changes)]
     return StartingPoint(

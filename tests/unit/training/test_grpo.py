@@ -20,6 +20,7 @@ from nemotron_kit.data_prep.chat import TEMPLATES
 from nemotron_kit.errors import UserError
 from nemotron_kit.training import checkpoint, processes
 from nemotron_kit.training.checkpoint import export_model
+from nemotron_kit.training.config_blocks import SchedulerConfig
 from nemotron_kit.training.grpo import _Run, _Work, grpo
 from nemotron_kit.training.grpo_config import GRPOConfig, LossBlock
 from nemotron_kit.training.grpo_loss import advantages, token_losses
@@ -175,7 +176,7 @@ def test_an_answer_has_the_room_that_its_own_prompt_leaves(
         one = generate(model, [PROMPTS[5]], frozenset(), 2, keys=KEYS[1:2], temperature=0.7)[0]
     assert (len(short.ids), len(long.ids)) == (7, 2) and not long.ended
     assert long.ids == one.ids and long.entropy == pytest.approx(one.entropy)
-    config.policy.generation.max_new_tokens, config.policy.max_total_sequence_length = None, 40
+    config.policy.generation.max_new_tokens, config.policy.max_total_sequence_length = 40, 40  # as NeMo-RL's have it
     run = _Run(config, 0.0)
     with StopRequest() as stop:
         work = run.begin(stop)
@@ -394,6 +395,7 @@ def test_a_step_that_ends_behind_the_time_to_save_by_is_the_last(
         ("data.train_jsonl_fpath", None, r"data\.train_jsonl_fpath is not set"),
         ("checkpointing.metric_name", "accuracy", r"checkpointing\.metric_name is 'accuracy'"),
         ("checkpointing.checkpoint_must_save_by", "3 hours", r"DD:HH:MM:SS"),
+        ("policy.scheduler", SchedulerConfig(min_lr=1.0), r"policy\.scheduler\.min_lr is 1\.0, more than policy\.opt"),
         ("policy.scheduler.lr_decay_style", "odd", r"policy\.scheduler\.lr_decay_style is 'odd'"),
         ("env.weights", {"a": float("nan")}, r"env\.weights\.a is nan"),
         ("env.verifiers", {"x": {}}, r"env\.verifiers\.x has no _target_"),

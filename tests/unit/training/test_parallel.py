@@ -135,6 +135,7 @@ def saved(tmp_path: Path) -> tuple[Path, Any, torch.optim.Optimizer]:
     """A sharded checkpoint, the model and the optimizer that it is of."""
     model: Any = new_model(model_config(BLOCK), 1)
     prepare(model)
+    model.generation_config.eos_token_id = [2, 5]
     optimizer = build_optimizer(TrainConfig(), model)
     ids = torch.arange(66).reshape(2, 33) % 33
     token_nll(model, ids[:, :-1], ids[:, 1:], None).backward()
@@ -151,6 +152,7 @@ def test_a_sharded_checkpoint_comes_back_bit_for_bit(saved: tuple[Path, Any, tor
     assert checkpoint.read(path, verify=True)["step"] == 1
     other = load_model(path / "model")
     assert all(torch.equal(tensor, tensors(other)[name]) for name, tensor in tensors(model).items())
+    assert other.generation_config.eos_token_id == [2, 5]  # what the model generates by, too
     again = build_optimizer(TrainConfig(), other)
     sharded.load_optimizer(again, other, path)
     for mine, theirs in zip(model.parameters(), other.parameters(), strict=True):

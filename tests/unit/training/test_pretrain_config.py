@@ -57,6 +57,7 @@ def test_the_blocks_have_the_contracts_names() -> None:
         (PretrainConfig(train=TrainConfig(moe_router_bias_update_rate=-0.1)), r"train\.moe_router_bias_update_rate"),
         (PretrainConfig(train=TrainConfig(seed=-1)), r"train\.seed is -1; .* from 0 to 4294967295"),
         (PretrainConfig(scheduler=SchedulerConfig(min_lr=float("nan"))), r"scheduler\.min_lr is nan"),
+        (PretrainConfig(scheduler=SchedulerConfig(min_lr=0.1)), r"min_lr is 0\.1, more than train\.lr 0\.001"),
         (PretrainConfig(train=TrainConfig(precision="fp8")), r"train\.precision is 'fp8'"),
         (PretrainConfig(train=TrainConfig(fsdp=True)), r"train\.fsdp does not say over how many processes"),
     ],

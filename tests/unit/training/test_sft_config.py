@@ -10,7 +10,7 @@ from nemotron_kit.config.schema import contradictions
 from nemotron_kit.errors import UserError
 from nemotron_kit.training import CheckpointConfig, PretrainConfig, TrainConfig
 from nemotron_kit.training.pretrain_config import OptimizerConfig
-from nemotron_kit.training.sft_config import PeftConfig, SFTConfig, SFTTrainConfig, preflight
+from nemotron_kit.training.sft_config import PeftConfig, SFTConfig, SFTOptimizerConfig, SFTTrainConfig, preflight
 
 # The keys that the reference's configs have.
 REFERENCE = {
@@ -75,6 +75,7 @@ def test_the_references_keys_are_taken() -> None:
             {"recipe": {"peft": "lora"}, "checkpoint": CheckpointConfig(load="c")},
             "a checkpoint of adapters",
         ),
+        ({"optimizer": SFTOptimizerConfig(lr=1e-6, min_lr=1e-5)}, r"min_lr is 1e-05, more than optimizer\.lr 1e-06"),
         ({"train": SFTTrainConfig(train_iters=0)}, r"train\.train_iters is 0"),
         ({"train": SFTTrainConfig(precision="fp8")}, r"train\.precision is 'fp8'"),
     ],

@@ -45,6 +45,17 @@ def test_processes_that_see_other_checkpoints_do_not_train(tmp_path: Path, monke
         require_agreement(other)
 
 
+def test_a_checkpoint_behind_the_last_step_is_told(tmp_path: Path) -> None:
+    saved(tmp_path, 5, {**IDENTITY, "train": {"lr": 0.001, "train_iters": 5}})
+    given = config(save=str(tmp_path))
+    given.scheduler.lr_decay_style = "constant"
+    for last, notes in (
+        (4, ("The checkpoint is of step 5, and train.train_iters is 4: nothing is trained.",)),
+        (6, ()),
+    ):
+        assert find_start(given, {**IDENTITY, "train": {"lr": 0.001, "train_iters": last}}).notes == notes
+
+
 def test_load_is_for_a_new_folder(tmp_path: Path) -> None:
     path = saved(tmp_path / "old")
     start = find_start(config(save=str(tmp_path / "new"), load=str(tmp_path / "old")), IDENTITY)
