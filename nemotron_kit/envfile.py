@@ -64,6 +64,18 @@ def find_env_file(start: Path | None = None) -> Path | None:
     return None
 
 
+def unread_env_file() -> str:
+    """A hint at an env.toml above the working folder that `find_env_file` does not read, since no project holds both;
+    "" without one, or if another one is read."""
+    above = next((folder for folder in Path.cwd().parents if (folder / "env.toml").is_file()), None)
+    if above is None or find_env_file() is not None:
+        return ""
+    return (
+        f"{above}/env.toml is not read from here: no pyproject.toml or .git marks {above} as a project. "
+        "Run the command there, or set NEMOTRON_ENV_FILE."
+    )
+
+
 def read_env_file(path: Path | None = None) -> EnvFile:
     """The env.toml at `path`, or the one that `find_env_file` finds; an empty one when there is none.
 

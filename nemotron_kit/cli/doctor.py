@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 from nemotron_kit.artifacts.registry import open_registry
@@ -192,7 +193,7 @@ def recipes() -> Iterator[Diagnosis]:
 
 
 def profiles() -> Iterator[Diagnosis]:
-    """env.toml, each profile in it, and whether the client program of its executor is installed."""
+    """env.toml, each profile in it, and whether what its executor needs on this machine is installed."""
     env = read_env_file()
     if env.path is None:
         yield Diagnosis("env.toml", OK, "none: jobs run on this machine")
@@ -212,6 +213,9 @@ def profiles() -> Iterator[Diagnosis]:
                 'Set tunnel = "ssh" and host.' if over_ssh else "Install it, or run nemotron on a machine that has it."
             )
             yield Diagnosis(what, FAIL, f"{config.executor}: {client} is not on this machine", fix)
+        elif executor_for(config).by_nemo_run and find_spec("nemo_run") is None:
+            seen = f"{config.executor}: NeMo-Run is not installed"
+            yield Diagnosis(what, FAIL, seen, "pip install 'nemotron-kit[nemo-run]'")
         else:
             yield Diagnosis(what, OK, f"{config.executor}; nemotron profiles check {name} connects to its target")
 

@@ -12,6 +12,7 @@ import tempfile
 import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
+from importlib.util import find_spec
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -143,7 +144,7 @@ def _next_steps(name: str, test: Path, *, listed: bool) -> Iterator[str]:
     yield f"  nemotron {name} all -c tiny       # both stages; again: only what has changed"
     yield f"  nemotron {name} train -m optimizer.lr=0.1,0.3"
     yield "  nemotron runs show latest         # the sweep's jobs, best first"
-    yield "  python -m pytest                  # its tests"
+    yield f"  python -m pytest                  # its tests{'' if find_spec('pytest') else ' (pip install pytest)'}"
 
 
 def _profile(name: str, given: Sequence[str], *, checked: bool) -> int:

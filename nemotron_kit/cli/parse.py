@@ -11,8 +11,9 @@ from nemotron_kit.cli import tree
 from nemotron_kit.cli.index import NO_DETAIL, Index, Node
 from nemotron_kit.cli.options import HYDRA, NEMOTRON
 from nemotron_kit.cli.reader import NotThisCommand, Reader
-from nemotron_kit.cli.request import Help, Job, Request, Tool, Version, near
-from nemotron_kit.cli.tools import TOOLS
+from nemotron_kit.cli.request import Help, Job, Request, Tool, Version, close, near
+from nemotron_kit.cli.tools import TOOLS, meant
+from nemotron_kit.envfile import unread_env_file
 from nemotron_kit.errors import UserError
 from nemotron_kit.quoting import hydra_unquoted
 
@@ -100,7 +101,10 @@ def _no_recipe(argument: str, index: Index, prog: str) -> UserError:
             f"The recipe {argument!r} is broken: {index.broken[argument]}.", hint="The other recipes still work."
         )
     known = [*index.root["children"], *(TOOLS if prog == "nemotron" else ())]
-    hint = _unregistered_folder_hint(argument) or f"{near(argument, known)} `{prog} --help` lists all of them."
+    other = meant(argument) if prog == "nemotron" and not close(argument, index.root["children"]) else ""
+    likely = f"Did you mean {other}?" if other else near(argument, known)
+    unread = "" if other or close(argument, known) else unread_env_file()
+    hint = _unregistered_folder_hint(argument) or unread or f"{likely} `{prog} --help` lists all of them."
     return UserError(f"There is no recipe {argument!r}.", hint=hint.strip())
 
 

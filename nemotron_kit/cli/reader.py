@@ -257,4 +257,5 @@ class Reader:
             self.assigned.set(row["name"], "true")
         else:
             negative = row["kind"] in ("int", "float", "any", "list")
-            self.assigned.field(row, self._value(name, joined, negative=negative))
+            what = "STAGE" if row["type"] == "STAGE" else "VALUE"
+            self.assigned.field(row, self._value(name, joined, what=what, negative=negative))

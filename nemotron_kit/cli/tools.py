@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 RUN, RUNS, JOB, JOBS, ANY_JOBS = "run", "runs", "job", "jobs", "any jobs"
 PROFILE, ARTIFACT, FIELDS, NEW, VERSIONS = "profile", "artifact", "fields", "new", "versions"
 FOLDERS = "folders"
-ID = "a run's id, the start of one, its last six digits, or latest (the last launch)"
+ID = "a run's id, the start of one, its last six digits, its name, or latest (the last launch)"
 JOB_ID = f"{ID}; ID/N is its job N"
 
 
@@ -278,8 +278,8 @@ usage: nemotron runs [--recipe R] [--stage S] [--state S,…] [--since 2h] [--ta
 
 Lists the runs launched from this machine, newest first: recipe, state and duration; for running ones the step, the time
 left and the last loss. The states of jobs on other machines are read from there. ID is a run's id, the start of one,
-its last six digits, or latest, the last launch; ID/N is its job N (the same as --job N), or stage N of a pipeline;
-ID/2-5 are its jobs 2 to 5.
+its last six digits, its name, or latest, the last launch; ID/N is its job N (the same as --job N), or stage N of a
+pipeline; ID/2-5 are its jobs 2 to 5.
 
 commands
 {commands}
@@ -469,6 +469,34 @@ TOOLS = {
 }
 
 
+# What other launchers and schedulers call what `nemotron runs` does: the word → the subcommand.
+_RUNS_WORDS = {
+    **dict.fromkeys(("stop", "kill", "terminate", "down", "abort", "scancel"), "cancel"),
+    **dict.fromkeys(("delete", "remove", "del"), "rm"),
+    **dict.fromkeys(("log", "tail", "output"), "logs"),
+    **dict.fromkeys(("info", "describe", "inspect", "get", "status", "best"), "show"),
+    **dict.fromkeys(("ls", "ps", "queue", "squeue", "sacct", "jobs", "history"), "list"),
+    **dict.fromkeys(("restart", "retry", "requeue", "continue"), "resume"),
+    **dict.fromkeys(("relaunch", "repeat", "clone"), "rerun"),
+    **dict.fromkeys(("compare",), "diff"),
+    **dict.fromkeys(("top",), "watch"),
+    **dict.fromkeys(("ssh",), "shell"),
+}
+_LAUNCH = "nemotron RECIPE COMMAND, with --run PROFILE or --batch PROFILE to send the job elsewhere"
+
+
+def meant(word: str) -> str:
+    """The command line that does what `word`, which is no recipe, does elsewhere or below `nemotron runs`; "" for
+    none."""
+    if word in ("run", "launch", "submit", "exec", "srun", "sbatch", "train", "sweep"):
+        return _LAUNCH
+    if word == "version":
+        return "nemotron --version"
+    if word in _RUNS or word in _RUNS_WORDS or word == "list":
+        return f"nemotron runs {_RUNS_WORDS.get(word, word)}"
+    return f"nemotron profiles {word}" if word in _PROFILES else ""
+
+
 def run(name: str, argv: Sequence[str]) -> int:
     """Run `nemotron NAME ARGV`: print its help page, run a subcommand, or (without one, or for `list`) the command's
     function. Returns the exit code. Raises UserError for an unknown subcommand."""
@@ -485,10 +513,14 @@ def run(name: str, argv: Sequence[str]) -> int:
     if first and not first.startswith("-") and first != "list" and not free:
         if "show" not in command.commands:
             raise UserError(f"nemotron {name} takes no argument {first!r}.", hint=f"See nemotron {name} --help.")
-        near = sentence(nearest(first, [*command.commands, "list"]))
+        other = _RUNS_WORDS.get(first, "")
+        known = [*command.commands, "list"]
+        near = f"Did you mean {other}?" if other in known else sentence(nearest(first, known))
         hint = f"{near} To print one {name[:-1]}: nemotron {name} show {first}"
         raise UserError(f"nemotron {name} has no command {first!r}.", hint=hint)
-    return _call(command.function, arguments[1:] if first == "list" and not free else arguments)
+    # An artifact of such a name is art://list.
+    listed = first == "list" or (first == "show" and bool(command.commands))
+    return _call(command.function, arguments[1:] if listed and (not free or command.commands) else arguments)
 
 
 def _listed(command: ToolCommand) -> Iterator[str]:

@@ -139,6 +139,20 @@ def translate(error: Exception, command: Command, files: dict[str, Path], typed:
 _ABSENT = r"In '([^']*)': Could not find '([^']*)'"
 
 
+# The packages that bring Hydra's other launchers and sweepers.
+_PLUGINS = {
+    "hydra/launcher/submitit_slurm": "nemotron-kit[submitit]",
+    "hydra/launcher/submitit_local": "nemotron-kit[submitit]",
+    "hydra/launcher/joblib": "hydra-joblib-launcher",
+    "hydra/launcher/ray": "hydra-ray-launcher",
+    "hydra/launcher/ray_aws": "hydra-ray-launcher",
+    "hydra/launcher/rq": "hydra-rq-launcher",
+    "hydra/sweeper/optuna": "hydra-optuna-sweeper",
+    "hydra/sweeper/ax": "hydra-ax-sweeper",
+    "hydra/sweeper/nevergrad": "hydra-nevergrad-sweeper",
+}
+
+
 def _no_such_choice(
     choice: str, file: Path | None, command: Command, typed: Sequence[str], known: Sequence[str]
 ) -> UserError:
@@ -149,6 +163,10 @@ def _no_such_choice(
     where = given or (f"{key_location(file, 'defaults')}: defaults" if file else "defaults")
     folders = [folder / group for folder in (file.parent if file else None, command.config_folder) if folder]
     options = [option for folder in folders if folder.is_dir() for _, option, _ in group_files("", folder)] or known
+    if package := _PLUGINS.get(choice):
+        return UserError(
+            f"{where}: there is no config {choice!r}.", hint=f"It comes with a package: pip install '{package}'."
+        )
     nothing = f"There is no folder {group} of configs. What it has can stand in the file itself, without that default."
     return UserError(
         f"{where}: there is no config {choice!r}.", hint=sentence(nearest(name, options)) if options else nothing

@@ -123,6 +123,8 @@ class Executor(ABC):
     over_ssh: ClassVar[bool] = False
     # The client program that a launch needs on its PATH; "" for none.
     client: ClassVar[str] = ""
+    # Whether a launch needs NeMo-Run.
+    by_nemo_run: ClassVar[bool] = False
     # Polling interval of a job that is followed, in seconds: the first, the longest.
     pace: ClassVar[tuple[float, float]] = (0.3, 10.0)
     # The smallest number of jobs of a sweep that are submitted at a time while others run.

@@ -162,6 +162,7 @@ class Docker(Executor):
     reads = EVERYWHERE | SENT | HELD | SHELL | {"mounts", "runtime", "ipc_mode", "shm_size", "ntasks_per_node"}
     reads |= {"max_segments"}
     client = "docker"
+    by_nemo_run = True
 
     def _paths(self, run_id: str, job: int, registry: str | None) -> RemotePaths:
         return sent_paths(self.settings, run_id, job, registry=registry, image=True)

@@ -11,7 +11,7 @@ import select
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
@@ -21,7 +21,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from nemotron_kit.errors import UserError
+from nemotron_kit.errors import Problem, UserError
 from nemotron_kit.executors.base import executor_for
 from nemotron_kit.home import expand_user
 from nemotron_kit.quoting import shell_word
@@ -142,14 +142,20 @@ def _checked(config: RunConfig) -> RunConfig:
     return replace(with_overrides(RunConfig(), given, prefix=""), extends=None)
 
 
+_INSTALL = "pip install 'nemotron-kit[nemo-run]'"
+
+
+def missing() -> Iterator[Problem]:
+    """The problem that NeMo-Run is not installed. It is not imported, which takes a second."""
+    if find_spec("nemo_run") is None:
+        yield Problem("This executor needs NeMo-Run, which is not installed.", hint=_INSTALL)
+
+
 def _nemo_run() -> Any:
     try:
         import nemo_run
     except ImportError as error:
-        raise MissingExtra(
-            f"This executor needs NeMo-Run, which can't be imported: {error}.",
-            hint="pip install 'nemotron-kit[nemo-run]'",
-        ) from error
+        raise MissingExtra(f"This executor needs NeMo-Run, which can't be imported: {error}.", hint=_INSTALL) from error
     return nemo_run
 
 

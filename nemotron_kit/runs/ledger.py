@@ -180,9 +180,17 @@ def _tags(run: RunFolder) -> set[str]:
         return set()
 
 
+def _name(run: RunFolder) -> str | None:
+    try:
+        name: str | None = run.labels()["name"]
+    except DamagedRecord:
+        return None
+    return name
+
+
 def open_run(reference: str, root: Path | None = None) -> RunFolder:
-    """The run with this id, this unique prefix of an id, or these last six digits of one; "latest" is the last launch
-    (a pipeline, not a stage of it). Raises UserError for an unknown or ambiguous reference."""
+    """The run with this id, this unique prefix of an id, these last six digits of one, or this name; "latest" is the
+    last launch (a pipeline, not a stage of it). Raises UserError for an unknown or ambiguous reference."""
     root = root or runs_root()
     name, _, behind = reference.partition("/")
     if re.fullmatch(r"\d+(-\d+)?", behind):
@@ -198,6 +206,7 @@ def open_run(reference: str, root: Path | None = None) -> RunFolder:
         return _launched(RunFolder(root / ids[0]))
     matching = [run_id for run_id in ids if reference and run_id.startswith(reference)]
     matching = matching or [run_id for run_id in ids if len(reference) == 6 and run_id.endswith(f"-{reference}")]
+    matching = matching or [run_id for run_id in ids if reference and _name(RunFolder(root / run_id)) == reference]
     if len(matching) == 1:
         return RunFolder(root / matching[0])
     if matching:

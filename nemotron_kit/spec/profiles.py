@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nemotron_kit.envfile import RESERVED, EnvFile, find_env_file, read_env_file
+from nemotron_kit.envfile import RESERVED, EnvFile, find_env_file, read_env_file, unread_env_file
 from nemotron_kit.errors import UserError, nearest, sentence
 from nemotron_kit.home import expand_user
 from nemotron_kit.lazy import Value
@@ -442,7 +442,7 @@ def _open(config_path: str | Path | None, name: str = "NAME") -> EnvFile:
         raise NoEnvFile(error.message, hint=error.hint) from error
     if found is None:
         raise NoEnvFile(
-            f"There is no env.toml in {Path.cwd()} or above it, nor in ~/.config/nemotron.",
-            hint=lines_for(name),
+            f"There is no env.toml in {Path.cwd()}, above it in its project, or in ~/.config/nemotron.",
+            hint=unread_env_file() or lines_for(name),
         )
     return read_env_file(found)

@@ -189,7 +189,7 @@ class RunPages:
         plan = plan_of(run)
         if plan is not None:
             yield "command", plan.command_line, None
-            if plan.hydra:
+            if plan.hydra and plan.stage:  # a program of its own has no such line
                 yield "hydra", plan.hydra_command, None
         yield "profile", f"{plan.profile} ({plan.executor})" if plan and plan.profile else "none: this machine", None
         yield "launched", clock(summary.created), None

@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from nemotron_kit import artifacts, files, installed
@@ -19,7 +20,7 @@ from nemotron_kit.config.freeze import environment, resolve, to_yaml, typed
 from nemotron_kit.config.resolvers import pinned
 from nemotron_kit.errors import Cancelled, NemotronError
 from nemotron_kit.masking import mask, masked, note_secrets
-from nemotron_kit.runs.job import PREEMPTED, VALUE, JobFolder
+from nemotron_kit.runs.job import PREEMPTED, VALUE, DamagedRecord, JobFolder
 from nemotron_kit.runs.metrics import flush_metrics, summary
 from nemotron_kit.spec.plan import JobSpec, rank, read_config, read_spec
 from nemotron_kit.worker import RESTART, python_module, ray_command, torchrun_command
@@ -36,6 +37,7 @@ from nemotron_kit.worker.process import (
     run_child,
     term_raises,
 )
+from nemotron_kit.worker.result import read_task_result
 from nemotron_kit.worker.streams import captured, masked_streams
 
 Handler = Callable[[Any], Any]
@@ -115,9 +117,9 @@ def _run(job: JobFolder, spec: JobSpec, handler: Handler | None, config_cls: typ
         return done
     if spec.module:
         read_config(job.path)  # it notes the secrets
-        if spec.nproc_per_node > 1:
-            return run_child(torchrun_command(spec.nproc_per_node, str(job.path), spec.retries), spec.cwd, job)
-        return run_child(python_module(spec.module, str(job.path)), spec.cwd, job)
+        one = python_module(spec.module, str(job.path))
+        several = torchrun_command(spec.nproc_per_node, str(job.path), spec.retries)
+        return _with_cause(run_child(several if spec.nproc_per_node > 1 else one, spec.cwd, job), job)
     with pinned(pins):
         values = resolve(read_config(job.path), keep_secrets=True)
         files.write_text(job.path / "resolved.yaml", to_yaml(masked(values)))
@@ -129,6 +131,21 @@ def _run(job: JobFolder, spec: JobSpec, handler: Handler | None, config_cls: typ
             script = python_module("nemotron_kit.worker", "--rank", str(job.path))
             return run_child(script, spec.cwd, job)
         return _call(job, spec, handler, config_cls, shown=shown)
+
+
+def _with_cause(outcome: Outcome, job: JobFolder) -> Outcome:
+    """The outcome of a task that ran in another process, with the exception that it raised in place of the exit code
+    alone."""
+    if outcome.state != "failed" or outcome.signal is not None:
+        return outcome
+    try:
+        done = read_task_result(job)
+    except DamagedRecord:
+        return outcome
+    # An exit that the task chose has no other cause; a result with another code is of an earlier attempt.
+    if done is None or done.failure is None or done.failure.type == "builtins.SystemExit" or done.code != outcome.code:
+        return outcome
+    return replace(outcome, error=mask(done.failure.text))
 
 
 def _call(job: JobFolder, spec: JobSpec, handler: Handler | None, config_cls: type | None, *, shown: bool) -> Outcome:

@@ -69,6 +69,19 @@ def test_a_file_is_parsed_once_for_each_of_its_states(env_toml: Path, monkeypatc
     assert read == [env_toml]
 
 
+def test_a_file_above_that_no_project_holds_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NEMOTRON_ENV_FILE", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "env.toml").write_text("[a]\nnodes = 2\n")
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "below")
+    with pytest.raises(UserError, match=r"There is no env\.toml in") as caught:
+        load_run_profile("a")
+    assert f"{tmp_path}/env.toml is not read from here" in (caught.value.hint or "")
+    (tmp_path / ".git").mkdir()
+    assert load_run_profile("a").nodes == 2 and envfile.unread_env_file() == ""
+
+
 def test_a_folder_that_may_not_be_read(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="Is a directory"):
         read_env_file(tmp_path)

@@ -276,7 +276,8 @@ def _facts(view: RunView) -> Iterator[Fact]:
     yield from _why(view)
     if plan:
         yield "command", plan.command_line or None
-        yield "hydra", plan.hydra_command if plan.hydra else None
+    if plan and plan.hydra and plan.stage:  # a program of its own has no such line
+        yield "hydra", plan.hydra_command
     yield "profile", _profile(plan)
     yield from _links(plan) if plan else ()
     yield "folder", run.path

@@ -26,7 +26,15 @@ from nemotron_kit.executors.base import (
     PlanContext,
     executor_for,
 )
-from nemotron_kit.executors.nemo_run import MissingExtra, build_packager, shell_lines, shell_quoted, start, tunnel
+from nemotron_kit.executors.nemo_run import (
+    MissingExtra,
+    build_packager,
+    missing,
+    shell_lines,
+    shell_quoted,
+    start,
+    tunnel,
+)
 from nemotron_kit.executors.slurm import apptainer
 from nemotron_kit.executors.slurm import script as scripts
 from nemotron_kit.masking import is_secret_name
@@ -69,6 +77,7 @@ class Slurm(Executor):
         *("container_runtime", "chain"),
     }  # fmt: skip
     over_ssh = True
+    by_nemo_run = True
     client = "sbatch"
     # Submitting a few at a time would make very many arrays.
     least = 250
@@ -112,7 +121,7 @@ class Slurm(Executor):
             what = "the jobs of a sweep share an array, whose tasks would wait for each other."
             problems += (Problem(what, field=f"chain={config.chain}", hint="Leave it out: run.env.chain=null"),)
         if problems or not context.single:
-            return replace(planned, problems=problems)
+            return replace(planned, problems=problems or tuple(missing()))
         intent = scripts.intent_of(context.run_id, [context.job])
         inside = scripts.inside_of(config, paths.run, planned.mounts or ())
         command = scripts.command_of(paths.python, paths.package, paths.job, inside=inside)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 
 import pytest
 
 from nemotron_kit.cli.index import Index
 from nemotron_kit.cli.parse import parse
 from nemotron_kit.cli.request import Help, Job, Tool, Version, hydra_spelling, shell_line
+from nemotron_kit.cli.tools import run
 from nemotron_kit.errors import UserError
 
 PREP = "recipe=nano3 stage=data/prep/pretrain"
@@ -97,6 +99,10 @@ def test_a_command_line_in_hydras_words(line: str, spelled: str, index: Index) -
 
 ERRORS = [
     ("nani3 pretrain", "There is no recipe 'nani3'.", "Did you mean nano3? `nemotron --help`"),
+    ("logs latest", "There is no recipe 'logs'.", "Did you mean nemotron runs logs?"),
+    ("kill latest", "There is no recipe 'kill'.", "Did you mean nemotron runs cancel?"),
+    ("check mine", "There is no recipe 'check'.", "Did you mean nemotron profiles check?"),
+    ("submit nano3 pretrain", "There is no recipe 'submit'.", "Did you mean nemotron RECIPE COMMAND, with --run"),
     ("lost pretrain", "The recipe 'lost' is broken: ImportError", "still work"),
     ("nano3 foo", "nano3 has no command 'foo'.", "`nemotron nano3 --help`"),
     ("nano3 pretain", "nano3 has no command 'pretain'.", "Did you mean pretrain, train?"),
@@ -219,3 +225,12 @@ def test_flags_of_hydra_can_be_asked_for(index: Index) -> None:
     job = parse(["nano3", "pretrain", "--cfg", "job", "-m"], index)
     assert isinstance(job, Job)
     assert (job.flag("--cfg"), job.flag("--multirun"), job.flag("--info"), job.multirun) == ("job", "", None, True)
+
+
+def test_words_of_other_launchers_below_a_command(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for word, ours in (("stop", "cancel"), ("ls", "list"), ("describe", "show"), ("retry", "resume")):
+        with pytest.raises(UserError) as caught:
+            run("runs", [word, "latest"])
+        assert (caught.value.hint or "").startswith(f"Did you mean {ours}?")
+    assert run("artifacts", ["list"]) == 0 == run("artifacts", ["show"])
+    assert capsys.readouterr().out.count("Nothing is registered") == 2

@@ -45,6 +45,15 @@ def test_what_env_toml_gets_wrong(project, capsys, monkeypatch, table, what, see
     assert state == "fail" and seen in text and fix in advice
 
 
+def test_a_profile_needs_nemo_run(project, capsys, monkeypatch):
+    (project / "env.toml").write_text('[c]\nexecutor = "slurm"\n')
+    (project / "sbatch").touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(project))
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    state, seen, fix = report(capsys, monkeypatch)[1]["profile c"]
+    assert state == "fail" and "NeMo-Run" in seen and "nemotron-kit[nemo-run]" in fix
+
+
 @pytest.mark.parametrize(
     ("versions", "what", "fix"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -446,6 +447,16 @@ def test_a_container_gets_what_describes_an_input_that_is_a_file(tmp_path: Path)
     context = PlanContext(resources_of(config(), None), place, pins, "r", 0, "l", "batch", single=False)
     mounted = executor_for(config(container_image="i")).plan(context).mounts
     assert mounted == ("/h/runs/r", "/h/artifacts", "/h/code", "/h/kit/k", str(file.parent), str(folder))
+
+
+@pytest.mark.parametrize("single", [True, False])
+def test_a_job_and_a_sweep_are_refused_without_nemo_run(single: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "nemo_run", None)
+    monkeypatch.setattr("nemotron_kit.executors.nemo_run.find_spec", lambda name: None)
+    place = RemotePaths("/h", "/h/runs/r", "/h/runs/r/jobs/0", None, "/", "python3", "/h/kit/k", "/h/artifacts")
+    context = PlanContext(resources_of(config(), None), place, {}, "r", 0, "l", "batch", single=single)
+    (problem,) = executor_for(config()).plan(context).problems
+    assert "needs NeMo-Run" in problem and "nemotron-kit[nemo-run]" in problem
 
 
 def test_a_comma_in_a_folder_of_a_container_is_refused() -> None:

@@ -145,6 +145,11 @@ def test_open_by_part_of_the_id(make_run: MakeRun) -> None:
         open_run(last.id[:4])
     with pytest.raises(UserError, match=f"Did you mean.*{first.id}"):
         open_run(first.id[:-7] + "x" + first.id[-6:])
+    first.label(name="the 日本 one")
+    assert open_run("the 日本 one") == first
+    last.label(name="the 日本 one")
+    with pytest.raises(UserError, match="matches 2 runs"):
+        open_run("the 日本 one")
     for evil in ("", "../x", ".", "/etc"):
         with pytest.raises(UserError, match="No run"):
             open_run(evil)
