@@ -80,12 +80,13 @@ def apply_hydra_overrides(config: DictConfig, overrides: Sequence[str]) -> DictC
     What was applied to this config already is not applied again. A key that the file does not have is added: whether
     the config may have it is for `omegaconf_to_dataclass` to say.
     """
+    if not overrides or config.__dict__.get("_applied") == tuple(overrides):
+        return config  # a job's script, for one: where it runs there need not be a hydra
+
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException, OverrideParseException
     from omegaconf.errors import OmegaConfBaseException
 
-    if not overrides or config.__dict__.get("_applied") == tuple(overrides):
-        return config
     refuse_literal_secrets(overrides)
     added = config.__dict__.setdefault("_added", set())
     try:

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -49,6 +50,10 @@ class _Ranks:
         self._values: list[Any] = [None] * RANKS
         self._round = 0
 
+    def be(self, number: int) -> None:
+        """This thread is of rank `number` from now on."""
+        self._local.rank = number
+
     def rank(self) -> int:
         return int(getattr(self._local, "rank", 0))
 
@@ -72,7 +77,7 @@ class _Ranks:
         raised: list[BaseException] = []
 
         def one(number: int) -> None:
-            self._local.rank = number
+            self.be(number)
             with self._turn:
                 self._turn.wait_for(lambda: self._gone or self._running == number, timeout=60)
             try:
@@ -105,10 +110,54 @@ def _save_file(values: dict[str, torch.Tensor], path: Path) -> None:
         os.close(descriptor)
 
 
+# When a checkpoint's own thread does its work, for `later`: while training goes on, before the rank next waits for the
+# others, or when the rank waits for it to end.
+EARLY, LATE = "in its thread at once", "in its thread at last"
+
+
+class _Writer:
+    """The thread that writes a rank's file, as far as sharded.Save uses one. It has the number of its rank, and where
+    it dies its process does."""
+
+    def __init__(self, ranks: _Ranks, late: bool, target: Callable[..., None], args: tuple[Any, ...]) -> None:
+        self._ranks, self._late, self._rank, self._raised = ranks, late, ranks.rank(), list[BaseException]()
+        self._thread = threading.Thread(target=self._run, args=(target, args))
+
+    def _run(self, target: Callable[..., None], args: tuple[Any, ...]) -> None:
+        self._ranks.be(self._rank)
+        try:
+            target(*args)
+        except Died as death:
+            self._raised.append(death)
+
+    def start(self) -> None:
+        if not self._late:
+            self._work()
+
+    def is_alive(self) -> bool:
+        return self._late
+
+    def join(self) -> None:
+        if self._late:
+            self._late = False
+            self._work()
+
+    def _work(self) -> None:
+        self._thread.start()
+        self._thread.join()
+        for death in self._raised:
+            raise death
+
+
 @contextmanager
-def _as_ranks() -> Iterator[_Ranks]:
+def _as_ranks(when: str | None) -> Iterator[_Ranks]:
     ranks = _Ranks()
+
+    def thread(*, target: Callable[..., None], args: tuple[Any, ...], **_: object) -> _Writer:
+        return _Writer(ranks, when == LATE, target, args)
+
     with (
+        patch.object(sharded, "threading", SimpleNamespace(Thread=thread)),
         patch.object(processes, "rank", ranks.rank),
         patch.object(processes, "world_size", lambda: RANKS),
         patch.object(processes, "_all_gather_json", ranks.gather),
@@ -121,11 +170,11 @@ def values_at(step: int) -> torch.Tensor:
     return torch.arange(_ROWS * _COLUMNS, dtype=torch.float32).reshape(_ROWS, _COLUMNS) + 1000 * step
 
 
-def save(folder: Path, step: int, faulty: Callable[[int], Step] | None = None) -> list[int]:
+def save(folder: Path, step: int, faulty: Callable[[int], Step] | None = None, when: str | None = None) -> list[int]:
     """Write the checkpoint of `step` by two ranks, and remove all but the newest one; `faulty`: what steps in, by rank.
-    Returns how many calls each rank has made."""
+    `when` (EARLY, LATE): by a thread of each, while training goes on. Returns how many calls each rank has made."""
     made = [0] * RANKS
-    with _as_ranks() as ranks:
+    with _as_ranks(when) as ranks:
         steps = [faulty(number) for number in range(RANKS)] if faulty else []
 
         def stepped(_: int, paths: list[object], perform: Perform) -> object:
@@ -135,10 +184,12 @@ def save(folder: Path, step: int, faulty: Callable[[int], Step] | None = None) -
 
         def work() -> None:
             first, end = (0, 4) if ranks.rank() == 0 else (4, _ROWS)
-            rows = values_at(step)[first:end]
-            local = {f"weights.w{n}": (["float32", [_ROWS, _COLUMNS], first, end], rows + n) for n in range(2)}
+            rows = [values_at(step)[first:end] + n for n in range(2)]
+            local = {f"weights.w{n}": (["float32", [_ROWS, _COLUMNS], first, end], rows[n]) for n in range(2)}
             begun = sharded.Save(folder, step, {"identity": _IDENTITY}, _Model())
-            begun.begin(local, later=False)
+            begun.begin(local, later=when is not None)
+            for one in rows:
+                one.zero_()  # training goes on: what is written is a copy
             begun.commit()
             if ranks.rank() == 0:
                 checkpoint.prune(folder, 1)

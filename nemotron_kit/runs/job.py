@@ -53,6 +53,10 @@ TERMINAL = frozenset({"succeeded", "failed", "cancelled", "preempted"})
 # A run whose plan.json can't be read; no job is ever in this state.
 DAMAGED = "damaged"
 
+# The variable that a worker in a step of Slurm's sets for its program: Slurm sends its signals to the program, too.
+# SLURM_JOB_ID can't tell that: a local job that was launched inside an allocation has it as well.
+SLURM_STEP = "NEMOTRON_SLURM_STEP"
+
 # The exit code of a job that was stopped by a signal after a checkpoint (EX_TEMPFAIL in sysexits.h).
 PREEMPTED = 75
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.runs.folder import open_job
+from nemotron_kit.runs.job import SLURM_STEP
 from nemotron_kit.training import checkpoint, processes, sharded
 from nemotron_kit.training.checkpoint import MODEL, OPTIMIZER, TrainingProgress, export_model, save_optimizer
 from nemotron_kit.training.config_blocks import CheckpointConfig, SchedulerConfig
@@ -346,7 +347,7 @@ def _resume_hint() -> str:
         line = f"nemotron runs resume {open_job(os.environ['NEMO_RUN_DIR']).reference}"
     except (KeyError, UserError):
         return "The same command goes on from there."
-    return f"If Slurm does not start it again: {line}" if "SLURM_JOB_ID" in os.environ else f"To go on: {line}"
+    return f"If Slurm does not start it again: {line}" if SLURM_STEP in os.environ else f"To go on: {line}"
 
 
 @dataclass

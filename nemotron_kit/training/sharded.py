@@ -72,7 +72,7 @@ class Save:
         self._record = {"step": step, **record}
         self._config, self._generation = model.config, getattr(model, "generation_config", None)
         self._local: dict[str, list[Any]] = {}
-        self._error: OSError | None = None
+        self._error: Exception | None = None
         self._files: dict[str, Any] = {}
         self._thread: threading.Thread | None = None
         self._aside: Path | None = None
@@ -129,7 +129,7 @@ class Save:
                 with disk_errors():
                     save_file(values, self.aside / name)
                 self._files = {name: _synced(self.aside / name)}
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001 - nobody hears a thread: commit() raises it, on all ranks
             self._error = error
 
     def commit(self) -> None:
@@ -148,8 +148,13 @@ class Save:
                 shutil.rmtree(self.aside, ignore_errors=True)
 
     def _written_part(self) -> dict[str, Any]:
-        if self._error is not None:
+        if isinstance(self._error, OSError):
             raise self._error
+        if self._error is not None:
+            raise NemotronError(
+                f"{self.final}: the checkpoint can't be written: {type(self._error).__name__}: {self._error}.",
+                hint="Earlier checkpoints are intact.",
+            ) from self._error
         return {"files": self._files, "rows": self._local}
 
     def _commit(self, parts: list[dict[str, Any]]) -> None:

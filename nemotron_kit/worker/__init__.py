@@ -4,9 +4,6 @@ import sys
 
 # The variable with the number of the restart, for the ranks: torchrun is started anew for each and would set 0.
 RESTART = "NEMOTRON_RESTART"
-# The variable that a worker in a step of Slurm's sets for its program: Slurm sends its signals to the program, too.
-# SLURM_JOB_ID can't tell that: a local job that was launched inside an allocation has it as well.
-SLURM_STEP = "NEMOTRON_SLURM_STEP"
 # The variable that names the folder, shared by all nodes of a job, where each writes how its ranks ended, and the first
 # one how often they have started again.
 NODES_FOLDER = "NEMOTRON_NODES_FOLDER"

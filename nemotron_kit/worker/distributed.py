@@ -25,11 +25,10 @@ from nemotron_kit.polling import until
 from nemotron_kit.remote.agent.code import registered_folders, written_since
 from nemotron_kit.remote.agent.code import unpack_code as unpack
 from nemotron_kit.remote.agent.operations import CODE
-from nemotron_kit.runs.job import AGAIN, NODES, RESUMED, UNEXPLAINED, VALUE, JobFolder
+from nemotron_kit.runs.job import AGAIN, NODES, RESUMED, SLURM_STEP, UNEXPLAINED, VALUE, JobFolder
 from nemotron_kit.spec.plan import JobSpec, read_config
 from nemotron_kit.worker import (
     NODES_FOLDER,
-    SLURM_STEP,
     python_module,
     rank_command,
     ray_command,

@@ -23,9 +23,9 @@ from typing import Any
 
 from nemotron_kit import files
 from nemotron_kit.polling import until
-from nemotron_kit.runs.job import PREEMPTED
+from nemotron_kit.runs.job import PREEMPTED, SLURM_STEP
 from nemotron_kit.runs.process_facts import descendants
-from nemotron_kit.worker import NODES_FOLDER, RESTART, SLURM_STEP
+from nemotron_kit.worker import NODES_FOLDER, RESTART
 from nemotron_kit.worker.process import signal_name
 
 _RESTARTS = "restarts-"

@@ -15,9 +15,9 @@ from types import FrameType
 from typing import IO, Any
 
 from nemotron_kit.polling import until
-from nemotron_kit.runs.job import PREEMPTED, JobFolder
+from nemotron_kit.runs.job import PREEMPTED, SLURM_STEP, JobFolder
 from nemotron_kit.runs.process_facts import descendants
-from nemotron_kit.worker import NODES_FOLDER, SLURM_STEP, python_module
+from nemotron_kit.worker import NODES_FOLDER, python_module
 from nemotron_kit.worker.streams import logging_to
 
 INTERRUPTED = 130

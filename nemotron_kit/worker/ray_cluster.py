@@ -30,9 +30,9 @@ from nemotron_kit.errors import NemotronError
 from nemotron_kit.masking import mask
 from nemotron_kit.polling import polls, until
 from nemotron_kit.runs.folder import open_job
-from nemotron_kit.runs.job import NODES, PREEMPTED, JobFolder
+from nemotron_kit.runs.job import NODES, PREEMPTED, SLURM_STEP, JobFolder
 from nemotron_kit.spec.plan import JobSpec, read_spec
-from nemotron_kit.worker import SLURM_STEP, python_module
+from nemotron_kit.worker import python_module
 from nemotron_kit.worker.distributed import SAVING_SECONDS, Node, this_node
 from nemotron_kit.worker.process import adopt_orphans, exit_code, ignore_usr1, noted, stop_orphans
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import shutil
 from collections.abc import Callable
@@ -60,34 +61,35 @@ def run(work: Path, scale: float, seed: int) -> tuple[int, list[str]]:
 
 
 def _sharded_checkpoint(work: Path, scale: float) -> tuple[int, list[str]]:
-    """Either of two ranks dies, or gets an error, at each of its calls; the other goes on until it waits for it."""
+    """Either of two ranks dies, or gets an error, at each of its calls; the other goes on until it waits for it.
+    Also where each writes in a thread, while training goes on."""
     cases, failures = 0, []
     first = work / "sharded"
     sharded_saves.save(first, 1)
     kinds = {"death": dying_at, "death after": partial(dying_at, after=True)}
     for number in OTHERS if scale >= 2 else ERRORS:
         kinds[errno.errorcode[number]] = partial(failing_at, error=number)
-    for rank in range(sharded_saves.RANKS):
-        for kind, faulty in kinds.items():
-            k, through = 0, False
-            while not through:
-                k += 1
-                cases += 1
-                folder = work / f"sharded-{rank}-{kind}-{k}"
-                shutil.copytree(first, folder)
-                what = f"sharded checkpoint, rank {rank}, call {k}, {kind}"
-                at = {rank: faulty(k)}
+    times = (None, sharded_saves.EARLY, sharded_saves.LATE)
+    for rank, when, (kind, faulty) in itertools.product(range(sharded_saves.RANKS), times, kinds.items()):
+        k, through = 0, False
+        while not through:
+            k += 1
+            cases += 1
+            what = f"sharded checkpoint{f' ({when})' if when else ''}, rank {rank}, call {k}, {kind}"
+            folder = work / f"sharded-{cases}"
+            shutil.copytree(first, folder)
+            at = {rank: faulty(k)}
+            try:
                 try:
-                    try:
-                        made = sharded_saves.save(folder, 2, lambda number, at=at: at.get(number, _untouched))
-                        through = made[rank] < k
-                    except (Died, NemotronError):
-                        pass
-                    sharded_saves.check(folder, 1, 2)
-                    sharded_saves.save(folder, 2)
-                    sharded_saves.check(folder, 2)
-                except (NemotronError, OSError, AssertionError) as error:
-                    failures.append(f"{what}: then {error!r}")
+                    made = sharded_saves.save(folder, 2, lambda number, at=at: at.get(number, _untouched), when)
+                    through = made[rank] < k
+                except (Died, NemotronError):
+                    pass
+                sharded_saves.check(folder, 1, 2)
+                sharded_saves.save(folder, 2, when=when)
+                sharded_saves.check(folder, 2)
+            except (NemotronError, OSError, AssertionError) as error:
+                failures.append(f"{what}: then {error!r}")
     return cases, failures
 
 

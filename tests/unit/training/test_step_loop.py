@@ -12,10 +12,13 @@ import pytest
 import torch
 
 from nemotron_kit.errors import NemotronError
+from nemotron_kit.home import new_run_id
+from nemotron_kit.runs.folder import create_run
+from nemotron_kit.runs.job import SLURM_STEP
 from nemotron_kit.training import checkpoint, processes
 from nemotron_kit.training.checkpoint import TrainingProgress, load_optimizer
 from nemotron_kit.training.config_blocks import CheckpointConfig, LoggerConfig, SchedulerConfig
-from nemotron_kit.training.loop import TrainingRun, build_optimizer
+from nemotron_kit.training.loop import TrainingRun, build_optimizer, preempted
 from nemotron_kit.training.pretrain_config import TrainConfig
 from nemotron_kit.training.processes import Preempted, StopRequest
 from nemotron_kit.training.reporter import Reporter, metrics_path
@@ -127,6 +130,17 @@ def test_a_run_that_is_stopped_in_its_last_step_is_saved_and_then_evaluated(tmp_
         TrainingRun.report(pretraining, 2, None)  # type: ignore[arg-type]
         order.append(str(pretraining.progress.valid_on))
     assert order == ["save", "evaluate", "None", "save", "a"]
+
+
+def test_a_stopped_run_says_what_starts_it_again(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A local job that runs inside an allocation is not started again by Slurm: only its own steps are."""
+    run = create_run(new_run_id("r", "go"), {"recipe": "r", "stage": "go"}, [{"config.yaml": "a: 1\n"}])
+    monkeypatch.setenv("NEMO_RUN_DIR", str(run.job().path))
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    line = f"nemotron runs resume {run.id}"
+    assert preempted("SIGTERM", 3, 6, "out").hint == f"To go on: {line}"
+    monkeypatch.setenv(SLURM_STEP, "7.0")
+    assert preempted("SIGTERM", 3, 6, "out").hint == f"If Slurm does not start it again: {line}"
 
 
 def test_two_processes_sum_the_same_gradient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from nemotron_kit.errors import NemotronError
-from nemotron_kit.runs.job import NODES, JobFolder
-from nemotron_kit.worker import SLURM_STEP, distributed, elastic, ray_cluster
+from nemotron_kit.runs.job import NODES, SLURM_STEP, JobFolder
+from nemotron_kit.worker import distributed, elastic, ray_cluster
 from nemotron_kit.worker.distributed import Node
 from nemotron_kit.worker.process import Outcome, Terminated, run_child, term_raises
 
