@@ -6,6 +6,7 @@ import hashlib
 import os
 import random
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from nemotron_kit.runs.ledger import list_runs
 def run(work: Path, scale: float, seed: int) -> tuple[int, list[str]]:
     """(cases, what did not hold)."""
     rng, failures, cases = random.Random(seed), [], 0
-    for harness in (_saves, _launches, _preps):
+    for harness in (_saves, _launches, _preps, _trainings):
         tried, found = harness(work / harness.__name__, scale, rng)
         cases += tried
         failures += [f"{harness.__name__[1:]}: {line}" for line in found]
@@ -153,6 +154,96 @@ def _preps(work: Path, scale: float, rng: random.Random) -> tuple[int, list[str]
         if _digests(work / folder) != expected:
             failures.append(f"{folder}: other shards than an undisturbed run's")
     return cases * 3, failures
+
+
+def _trainings(work: Path, scale: float, rng: random.Random) -> tuple[int, list[str]]:
+    """A model on two ranks, whose checkpoints are written while it trains: what is there is whole, and the run goes on
+    to the same bits."""
+    # Loaded once, and not by each rank: most of a rank's time would be that.
+    import torch._dynamo
+    import torch.distributed.fsdp  # noqa: F401
+    from shards import write_tiny_data
+    from transformers import NemotronHForCausalLM, Trainer, TrainingArguments  # noqa: F401
+
+    from nemotron_kit.errors import NemotronError
+    from nemotron_kit.training import checkpoint
+
+    work.mkdir()
+    data = str(write_tiny_data(work))
+    began = time.monotonic()
+    ended = _ranks(work / "whole", data)
+    length, expected = time.monotonic() - began, _weights(work / "whole")
+    cases, failures = max(1, int(2 * scale)), [] if ended and expected else ["the undisturbed run made no model"]
+    for number in range(cases):
+        folder = work / f"killed-{number}"
+        for _ in range(2):
+            _ranks(folder, data, kill=(rng.randrange(2), rng.uniform(0.3, 1) * length, rng.choice((0, 0.05, 0.5))))
+            for path in checkpoint.all_in(folder):
+                try:
+                    checkpoint.read(path, verify=True)
+                except NemotronError as error:
+                    failures.append(f"after a kill: {error.message}")
+        if not _ranks(folder, data) or _weights(folder) != expected:
+            failures.append(f"{folder}: other weights than an undisturbed run's")
+    return cases * 2, failures
+
+
+def _ranks(folder: Path, data: str, kill: tuple[int, float, float] | None = None) -> bool:
+    """Train to the end, or until a rank is killed: `kill` is (which, after how many seconds, how much earlier than the
+    other one). Whether both have ended well."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = []
+    for rank in range(2):
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+        place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        child = os.fork()
+        if child == 0:
+            os.environ.update({key: str(value) for key, value in place.items()})
+            code = 1
+            try:
+                if kill:
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+                _train(folder, data)
+                code = 0
+            except BaseException as error:  # noqa: BLE001 — it is the parent's to judge
+                sys.__stderr__.write(f"{error!r}\n")
+            os._exit(code)
+        children.append(child)
+    if kill:
+        which, after, earlier = kill
+        for victim, wait in ((children[which], after), (children[1 - which], earlier)):
+            time.sleep(wait)
+            os.kill(victim, signal.SIGKILL)
+    return all(os.waitpid(child, 0)[1] == 0 for child in children)
+
+
+def _train(folder: Path, data: str) -> None:
+    from shards import MODEL
+
+    from nemotron_kit.training import CheckpointConfig, LoggerConfig, PretrainConfig, SchedulerConfig, TrainConfig
+    from nemotron_kit.training.engine import pretrain
+
+    pretrain(
+        PretrainConfig(
+            recipe={"per_split_data_args_path": data},
+            model=dict(MODEL),
+            dataset={"seq_length": 32},
+            train=TrainConfig(
+                train_iters=12, global_batch_size=4, micro_batch_size=2, lr=0.01, parallelism={"fsdp_size": 2}
+            ),
+            scheduler=SchedulerConfig(lr_warmup_iters=1),
+            checkpoint=CheckpointConfig(save=str(folder), save_interval=1, keep=2, asynchronous=True),
+            logger=LoggerConfig(log_interval=6),
+        )
+    )
+
+
+def _weights(folder: Path) -> dict[str, str]:
+    found = sorted(folder.rglob("model.safetensors"))
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
 
 
 def _tokenizers() -> list[str]:

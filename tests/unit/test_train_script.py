@@ -1,5 +1,6 @@
 """What scripts call: no override is dropped, and every mistake is one clear error."""
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,6 +33,15 @@ class Config:
     force: bool = False
     name: str = ""
     train: Inner = field(default_factory=Inner)
+
+
+def test_a_config_without_overrides_needs_no_hydra(default: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a job's script runs there is what jobs need, and that is not the launcher's Hydra."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "hydra"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "hydra", None)
+    config = apply_hydra_overrides(load_omegaconf_yaml(default), [])
+    assert omegaconf_to_dataclass(config, Config).out
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 from nemotron_kit.errors import NemotronError
 
 from ... import sharded_saves
-from ...file_calls import Died, Step, dying_at, failing_at
+from ...file_calls import Died, Perform, Step, dying_at, failing_at
 
 _NEVER = 10**6
 
@@ -62,3 +62,22 @@ def test_a_disk_that_refuses_any_call_of_a_rank_is_an_error_on_both(
         sharded_saves.check(folder, 1, 2)
         sharded_saves.save(folder, 2)
         sharded_saves.check(folder, 2)
+
+
+@pytest.mark.parametrize("when", WHEN)
+def test_whatever_goes_wrong_where_a_rank_writes_is_an_error_on_all(tmp_path: Path, when: str | None) -> None:
+    """In a thread of its own an exception would vanish, and the checkpoint lack the rank's rows."""
+
+    def faulty(rank: int) -> Step:
+        def step(number: int, _: list[object], perform: Perform) -> object:
+            if rank == 1 and number == 1:
+                raise MemoryError("no room for a buffer")
+            return perform()
+
+        return step
+
+    sharded_saves.save(tmp_path, 1)
+    with pytest.raises(NemotronError, match="can't be written: MemoryError: no room for a buffer") as raised:
+        sharded_saves.save(tmp_path, 2, faulty, when)
+    assert "(process 1 of 2)" in raised.value.message, "rank 0 fails, too"
+    sharded_saves.check(tmp_path, 1)
