@@ -318,7 +318,7 @@ class _Job(Value):
         existing = next((each for each in (path, *path.parents) if each.exists()), None)
         return shutil.disk_usage(existing).free if existing else None
 
-    def earlier_rate(self, keys: Sequence[str]) -> tuple[float, str] | None:
+    def earlier_rate(self, keys: Sequence[str], of: str = "tokens") -> tuple[float, str] | None:
         config, command = self.resolved.config, self.command
         from nemotron_kit.runs.ledger import list_runs, open_run  # few commands ask for it
 
@@ -335,11 +335,33 @@ class _Job(Value):
                     continue
                 if settings != [_at(plan.get("config") or {}, key) for key in keys]:
                     continue
-                rows = [row.get("tokens_per_second") for row in folder.job().metrics(_EARLIER_ROWS)]
-                rates = [rate for rate in rows if isinstance(rate, int | float) and 0 < rate < math.inf]
-                if rates:
-                    return sorted(rates)[len(rates) // 2], run.id
+                rate = _RATES[of](folder.job().metrics(_EARLIER_ROWS))
+                if rate is not None:
+                    return rate, run.id
         return None
+
+
+def _tokens_a_second(rows: Sequence[Mapping[str, Any]]) -> float | None:
+    rates = [row.get("tokens_per_second") for row in rows]
+    found = sorted(rate for rate in rates if isinstance(rate, int | float) and 0 < rate < math.inf)
+    return found[len(found) // 2] if found else None
+
+
+def _steps_a_second(rows: Sequence[Mapping[str, Any]]) -> float | None:
+    """With what is between steps: evaluations, checkpoints."""
+    done = [(0.0, 0.0)]
+    for row in rows:
+        step, elapsed = row.get("step"), row.get("elapsed")
+        if isinstance(step, int) and isinstance(elapsed, int | float) and 0 <= elapsed < math.inf:
+            done.append((float(step), float(elapsed)))
+    # The last rows alone, where there is more than one step in them.
+    for first, last in ((done[1:] or done)[0], done[-1]), (done[0], done[-1]):
+        if last[0] > first[0] and last[1] > first[1]:
+            return (last[0] - first[0]) / (last[1] - first[1])
+    return None
+
+
+_RATES = {"tokens": _tokens_a_second, "steps": _steps_a_second}
 
 
 def _at(config: Mapping[str, Any], key: str) -> Any:

@@ -14,8 +14,8 @@ from nemotron_kit.training.model_size import active_parameters, count_parameters
 
 # float32 weights, and AdamW's two moments of them beside these.
 _MODEL, _CHECKPOINT = 4, 12
-# What is not worth a word: bytes on disk; operations, some minutes of a GPU.
-_SMALL_DISK, _SMALL_WORK = 8 << 30, 1e17
+# What is not worth a word: bytes on disk; operations, some minutes of a GPU; seconds.
+_SMALL_DISK, _SMALL_WORK, _SMALL_TIME = 8 << 30, 1e17, 600.0
 # The part of a GPU's peak that a training is taken to reach where nothing was measured.
 UTILIZATION = 0.3
 # What a run has in common with one that is as fast, by the names of the config.
@@ -25,6 +25,14 @@ SAME_SPEED = (
     "peft",
     *(f"train.{name}" for name in ("global_batch_size", "micro_batch_size", "precision", "parallelism")),
     *(f"train.{name}" for name in ("activation_checkpointing", "compile", "loss_chunk")),
+)
+# What a reinforcement learning has in common with one whose steps take as long.
+SAME_STEPS = (
+    *(f"grpo.{name}" for name in ("num_prompts_per_step", "batch_size", "num_generations_per_prompt", "val_period")),
+    *(f"policy.{name}" for name in ("model_name", "max_total_sequence_length", "precision")),
+    *(f"policy.{name}" for name in ("train_micro_batch_size", "generation_batch_size", "generation.max_new_tokens")),
+    *(f"train.{name}" for name in ("parallelism", "activation_checkpointing", "loss_chunk")),
+    "loss_fn.reference_policy_kl_penalty",
 )
 
 
@@ -44,9 +52,9 @@ class JobFacts(Protocol):
     def free(self, folder: str) -> int | None:
         """The bytes that are free in a folder there; None where that is not known."""
 
-    def earlier_rate(self, keys: Sequence[str]) -> tuple[float, str] | None:
-        """(tokens a second, the run) of the newest run of this command and profile, on as many processes, whose config
-        has the same values under `keys`; None if there is none."""
+    def earlier_rate(self, keys: Sequence[str], of: str = "tokens") -> tuple[float, str] | None:
+        """(tokens a second, or with `of="steps"` steps a second; the run) of the newest run of this command and
+        profile, on as many processes, whose config has the same values under `keys`; None if there is none."""
 
 
 def disk_notes(
@@ -136,10 +144,34 @@ def time_notes(
     else:
         return []
     seconds = tokens / rate
-    text = f"{_hours(seconds)} for {_count(tokens)} tokens {why}."
+    return [_against_limit(seconds, f"{_hours(seconds)} for {_count(tokens)} tokens {why}.", place, job)]
+
+
+def steps_notes(model: Mapping[str, Any], steps: int, place: str | None, job: JobFacts | None) -> list[Note]:
+    """A Note on the hours of a reinforcement learning of so many steps at the most, if these are many: by the steps a
+    second of an earlier run like it. Where there is none a Note says so for a large model: most of the time goes into
+    answers, whose length nobody knows before."""
+    measured = job.earlier_rate(SAME_STEPS, of="steps") if job is not None else None
+    if measured is not None:
+        rate, run = measured
+        seconds = steps / rate
+        text = f"{_hours(seconds)} for {steps:,} steps (the most) at the {1 / rate:,.1f} s a step of {run}."
+        return [] if seconds < _SMALL_TIME else [_against_limit(seconds, text, place, job)]
+    if _CHECKPOINT * count_parameters(model) < _SMALL_DISK:
+        return []
+    return [
+        Note(
+            "How long the training takes is not known: its time goes into the answers, and no run like it has logged "
+            "its steps here. After a short one (grpo.max_num_steps=5) of the same profile and settings a plan tells it."
+        )
+    ]
+
+
+def _against_limit(seconds: float, text: str, place: str | None, job: JobFacts | None) -> Note:
+    """The Note that a training takes so many seconds, which `text` says, and what the job's time limit means for it."""
     limit = job.seconds if job is not None else None
     if job is None or limit is None or seconds <= limit:
-        return [Note(f"Training takes about {text}")]
+        return Note(f"Training takes about {text}")
     parts = -(-seconds // limit)
     of = f"the time limit is {_hours(limit)}"
     if place is None:
@@ -148,8 +180,8 @@ def time_notes(
         then = f"{of}, which the job gets {job.segments} times." if job.segments > 1 else f"{of}, and nothing goes on."
     else:
         then = f"The job is queued again each time that its limit of {_hours(limit)} ends it: about {parts:,.0f} times."
-        return [Note(f"Training takes about {text} {then}")]
-    return [Note(f"Warning: training takes about {text} But {then}")]
+        return Note(f"Training takes about {text} {then}")
+    return Note(f"Warning: training takes about {text} But {then}")
 
 
 def _hours(seconds: float) -> str:

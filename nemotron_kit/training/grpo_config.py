@@ -20,7 +20,7 @@ from nemotron_kit.training.config_blocks import (
     free_block,
     unknown,
 )
-from nemotron_kit.training.cost import JobFacts, disk_notes
+from nemotron_kit.training.cost import JobFacts, disk_notes, steps_notes
 from nemotron_kit.training.grpo_checks import METRICS, PRECISIONS, bad_values, other_engines
 from nemotron_kit.training.memory import GpuFacts, Step, memory_notes
 from nemotron_kit.training.prompts import agents_in
@@ -493,6 +493,6 @@ def _memory(config: GRPOConfig, processes: int, here: bool, gpu: GpuFacts | None
             by_value = saving.metric_name is not None and config.data.validation_jsonl_fpath is not None
             kept = saving.keep_top_k + by_value  # the newest beside the best
             notes += disk_notes(model, folder, kept, job, key="checkpointing.checkpoint_dir")
-        return notes
+        return [*notes, *steps_notes(model, config.steps, folder, job)]
     except (OSError, ValueError, TypeError, AttributeError, UserError):  # the run reports the error
         return []

@@ -4,6 +4,8 @@ import sys
 
 # The variable with the number of the restart, for the ranks: torchrun is started anew for each and would set 0.
 RESTART = "NEMOTRON_RESTART"
+# The variable by which a job's script tells the worker that the one before it was killed, and is retried.
+WORKER_KILLED = "NEMOTRON_WORKER_KILLED"
 # The variable that names the folder, shared by all nodes of a job, where each writes how its ranks ended, and the first
 # one how often they have started again.
 NODES_FOLDER = "NEMOTRON_NODES_FOLDER"

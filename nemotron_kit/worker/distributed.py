@@ -29,6 +29,7 @@ from nemotron_kit.runs.job import AGAIN, NODES, RESUMED, SLURM_STEP, UNEXPLAINED
 from nemotron_kit.spec.plan import JobSpec, read_config
 from nemotron_kit.worker import (
     NODES_FOLDER,
+    WORKER_KILLED,
     python_module,
     rank_command,
     ray_command,
@@ -161,8 +162,12 @@ def record(job: JobFolder, spec: JobSpec, node: Node, outcome: Outcome, received
     explained = outcome.state == "succeeded" or asked or not ("TERM" in received or outcome.signal)
     unexplained = {} if explained else {UNEXPLAINED: sorted(received)}
     requeued = node.job is not None and not job.cancel_requested and _is_requeued(job, spec, outcome, received)
+    # TERM alone: a preemption, or srun after another node's worker was killed, which the script knows by srun's code.
+    told = _KILLED if node.job and received == {"TERM"} and not job.cancel_requested and _may_retry(job, spec) else ""
     if requeued:
-        files.write_text(requeue_marker(job), "told" if received == {"TERM"} else "always")
+        files.write_text(requeue_marker(job), f"told {told}".strip() if received == {"TERM"} else "always")
+    elif node.job and not told:
+        requeue_marker(job).unlink(missing_ok=True)
     if requeued and outcome.state != "preempted":
         reason = f"retry after {outcome.error}"
         job.transition("pending", process=None, retry=True, reason=reason, error=outcome.error)
@@ -193,8 +198,13 @@ def resume_line(job: JobFolder) -> str:
     return f"nemotron runs resume {job.reference}"
 
 
+# In the marker: the job may be retried if its worker is killed.
+_KILLED = "killed"
+_WORKER_KILLED = "its worker was killed (KILL)"
+
+
 def requeue_marker(job: JobFolder) -> Path:
-    """The file by which the job's script is asked to requeue it."""
+    """The file by which the job's script is asked to requeue it; see executors/slurm/script.py."""
     return job.path.parent.parent / "slurm" / f"again-{os.environ['SLURM_JOB_ID']}"
 
 
@@ -207,8 +217,13 @@ def _is_requeued(job: JobFolder, spec: JobSpec, outcome: Outcome, received: set[
         )
         return spec.max_segments is None or done + 1 < spec.max_segments or received == {"TERM"}
     if outcome.state == "failed" and not received:
-        return _retries(job) + restarts_in(job.path / NODES) < spec.retries
+        return _may_retry(job, spec)
     return False
+
+
+def _may_retry(job: JobFolder, spec: JobSpec) -> bool:
+    """Whether another failure would be retried: those in place and those of the queue count together."""
+    return _retries(job) + restarts_in(job.path / NODES) < spec.retries
 
 
 def _since_resumed(job: JobFolder) -> list[dict[str, Any]]:
@@ -288,20 +303,42 @@ def _lead(job: JobFolder, spec: JobSpec, node: Node) -> Outcome:
     scheduler = {"kind": spec.executor or "slurm", "job": node.job, "node": node.name, "nodes": node.count}
     scheduler |= {"step": node.step} if node.step else {}
     (job.path / VALUE).unlink(missing_ok=True)
-    if node.job:  # the script wrote it, in case no worker would start
-        requeue_marker(job).unlink(missing_ok=True)
     try:
+        if node.job:
+            _prepare_for_a_kill(job, spec)
         # Which node it runs on is known to the scheduler. A requeued job's earlier process is gone.
         job.transition("running", process=None, scheduler=scheduler, versions=installed_versions())
     except Cancelled as error:
         job.finish(error.exit_code, "cancelled", error=str(error))
         return Outcome(error.exit_code, "cancelled", str(error))
+    except _UsedUp as error:
+        job.finish(128 + signal.SIGKILL, "failed", error=str(error))
+        return Outcome(128 + signal.SIGKILL, "failed", str(error))
     with ExitStack() as ending:
         outcome = _run(job, spec, node, received, ending)
         write_end(job, node, outcome, received)
         outcome = with_others(job, node, outcome, received)
         record(job, spec, node, outcome, received)
     return outcome
+
+
+class _UsedUp(Exception):
+    """The job was queued again after a kill, but it has no retries left."""
+
+
+def _prepare_for_a_kill(job: JobFolder, spec: JobSpec) -> None:
+    """Count the retry if the worker before this one was killed, and leave the file by which the script knows whether to
+    retry if this one is. Until now the file was the script's own, in case that no worker would start."""
+    marker = requeue_marker(job)
+    if os.environ.pop(WORKER_KILLED, None) and not job.cancel_requested:
+        if not _may_retry(job, spec):
+            marker.unlink(missing_ok=True)
+            raise _UsedUp(f"{_WORKER_KILLED}, and all retries are used up (retries={spec.retries})")
+        job.transition("pending", process=None, retry=True, reason=f"retry: {_WORKER_KILLED}", error=_WORKER_KILLED)
+    if _may_retry(job, spec):
+        files.write_text(marker, _KILLED)
+    else:
+        marker.unlink(missing_ok=True)
 
 
 def _join(job: JobFolder, spec: JobSpec, node: Node) -> Outcome:

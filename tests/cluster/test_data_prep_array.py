@@ -1,4 +1,4 @@
-"""Data prep as an array on the real Slurm: eight tasks on two nodes, of which one is tried again and one is resumed,
+"""Data prep as an array on the real Slurm: eight tasks on two nodes, of which two are tried again and one is resumed,
 and the bytes are those of one machine."""
 
 # ruff: noqa: F811
@@ -45,6 +45,10 @@ def prep(world: World, *words: str) -> subprocess.CompletedProcess[str]:
     return done
 
 
+def parent_of(process: int) -> int:
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+
+
 def process_of(job: JobFolder) -> int:
     """The process that does the job's work; 0 while there is none."""
     for folder in Path("/proc").glob("[0-9]*"):
@@ -55,7 +59,7 @@ def process_of(job: JobFolder) -> int:
 
 
 @pytest.mark.timeout(200)
-def test_eight_tasks_on_two_nodes_two_killed(world: World) -> None:
+def test_eight_tasks_on_two_nodes_three_killed(world: World) -> None:
     sources(world.folder)
     prep(world, f"output_dir={world.folder}/alone", "config_name=alone")
     array = ["--batch", "C", "output_dir=out", "run.env.nodes=8", "run.env.cpus_per_task=4", "config_name=array"]
@@ -65,13 +69,17 @@ def test_eight_tasks_on_two_nodes_two_killed(world: World) -> None:
     submitted = prep(world, *array)
     run = RunFolder(world.home / "runs" / list_runs(stage="data/prep/pretrain", root=world.home / "runs")[0].id)
     assert run.id in submitted.stderr and len(run.jobs()) == 10
-    failing, victim = run.job(2), run.job(5)
+    failing, orphan, victim = run.job(2), run.job(3), run.job(5)
     until(lambda: process_of(failing), 60, lambda: str(failing.state()))
     os.kill(process_of(failing), signal.SIGKILL)  # as the kernel does where memory is short: its worker tries again
+    until(lambda: process_of(orphan), 60, lambda: str(orphan.state()))
+    os.kill(parent_of(process_of(orphan)), signal.SIGKILL)  # or the worker itself: nobody is left to say so
     until(lambda: victim.state().state == "running", 60, lambda: str(victim.state()))
     world.slurm.run("scancel", "--signal=KILL", victim.state().facts["scheduler"]["job"], check=False)
     waited = tool(world, "runs", "wait", run.id)
-    assert [bool(entry.get("retry")) for entry in failing.history()] == [False, False, True, False]
+    for job in (failing, orphan):
+        assert sum(bool(entry.get("retry")) for entry in job.history()) == 1, job.history()
+        assert job.state().state == "succeeded"
     states = [job.state().state for job in run.jobs()]
     if waited.returncode:  # it was killed before it had ended
         assert states[5] in ("failed", "cancelled") and states[9] == "cancelled" and states[0] == "succeeded", states

@@ -18,7 +18,7 @@ from nemotron_kit.quoting import shell_word
 from nemotron_kit.spec.paths import RemotePaths
 from nemotron_kit.spec.resources import Resources
 from nemotron_kit.spec.runconfig import FIELDS, ProfileError, RunConfig, check_header, check_srun_arguments
-from nemotron_kit.worker import python_module
+from nemotron_kit.worker import WORKER_KILLED, python_module
 
 if TYPE_CHECKING:
     from nemotron_kit.artifacts.reference import Pin
@@ -45,11 +45,13 @@ _MOST_LINKS = 100
 # if Slurm reports a PreemptTime. The same holds where TERM ended the program (143) or the worker (15) before it saved.
 # A job that Slurm is ending (cancelled, out of time) is not RUNNING any more, and is not requeued. A controller that
 # does not answer is queried again for a minute. The script writes the file first, since a container may take minutes to
-# unpack; the worker removes it once it runs.
+# unpack; the worker removes it once it runs, or writes `killed` where the job may be retried: then KILL, to which no
+# worker can react (137, or 9 of srun's), is a failure like another, and the next worker is told by a variable.
 _SETUP = """\
 export NEMOTRON_HEAD_ADDRESS="$head_node_ip"
 unset SLURM_EXPORT_ENV
 trap : TERM USR1
+if rm "{killed}" 2>/dev/null; then export {variable}=1; fi
 nemotron_end() {{
   echo "nemotron: job $SLURM_JOB_ID ended with $1"
   # An array's last task has the number of the whole array: by that, all of its tasks would be meant.
@@ -57,14 +59,20 @@ nemotron_end() {{
   [ -z "${{SLURM_ARRAY_TASK_ID:-}}" ] || task="${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID"
   again=$(cat "{marker}" 2>/dev/null)
   rm -f "{marker}"
-  case "$again $1" in " 143" | " 15" | told* | always*) ;; *) return "$1" ;; esac
+  killed=
+  case "$again $1" in
+    *killed" 137" | *killed" 9") killed=yes ;;
+    " 143" | " 15" | "killed 143" | "killed 15" | told* | always*) ;;
+    *) return "$1" ;;
+  esac
   for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
     state=$(squeue --noheader --jobs="$task" --format=%T) && break
     sleep 3
   done
-  if [ "$again" = always ] || [ "$again $1" = "told 75" ] ||
-    scontrol show job "$task" | grep -q "PreemptTime=[0-9]"; then
+  if scontrol show job "$task" | grep -q "PreemptTime=[0-9]"; then preempted=yes; else preempted=; fi
+  if [ "$preempted$killed" ] || [ "$again" = always ] || [ "${{again%% *}} $1" = "told 75" ]; then
     if [ "$state" = RUNNING ]; then
+      if [ "$killed" ] && [ -z "$preempted" ]; then : >"{killed}"; fi
       scontrol requeue "$task"
     fi
   fi
@@ -88,7 +96,11 @@ nemotron_end() {{
   echo "nemotron: job $SLURM_JOB_ID ended with $1"
   again=$(cat "{marker}" 2>/dev/null)
   rm -f "{marker}"
-  case "$again $1" in always* | "told 75" | *" 143" | *" 15") ;; *) nemotron_over ;; esac
+  case "$again $1" in
+    *killed" 137" | *killed" 9") : >"{killed}" ;;
+    always* | told*" 75" | *" 143" | *" 15") ;;
+    *) nemotron_over ;;
+  esac
   return "$1"
 }}
 """
@@ -307,11 +319,12 @@ def _executor(config: RunConfig, resources: Resources, script: Script, batch: bo
     shell = shell_lines(config)
     guarded = [_STOP + _TRAP, *shell, "trap - ERR"] if shell else []
     contained = [_STOP, *apptainer.script_lines(config, resources.nodes)] if in_apptainer else []
-    start = _SETUP.format(marker=marker)
+    killed = f"{script.folder}/{SUBFOLDER}/killed-$SLURM_JOB_NAME${{SLURM_ARRAY_TASK_ID:+-$SLURM_ARRAY_TASK_ID}}"
+    start = _SETUP.format(marker=marker, killed=killed, variable=WORKER_KILLED)
     if config.chain:
         links = f"{script.folder}/{SUBFOLDER}"
         start += _CHAIN.format(
-            marker=marker, over=f"{links}/over-$SLURM_JOB_NAME", link=f"{links}/link-$SLURM_JOB_NAME"
+            marker=marker, killed=killed, over=f"{links}/over-$SLURM_JOB_NAME", link=f"{links}/link-$SLURM_JOB_NAME"
         )
     executor.setup_lines = "\n".join([start, *environment_lines(config), *guarded, *contained])
     return executor

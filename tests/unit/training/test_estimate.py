@@ -250,8 +250,8 @@ class Job(NamedTuple):
     def free(self, folder: str) -> int | None:
         return self.bytes_free if folder else None
 
-    def earlier_rate(self, keys: Sequence[str]) -> tuple[float, str] | None:
-        assert {"model", "train.parallelism"} <= set(keys)
+    def earlier_rate(self, keys: Sequence[str], of: str = "tokens") -> tuple[float, str] | None:
+        assert {"model" if of == "tokens" else "grpo.num_prompts_per_step", "train.parallelism"} <= set(keys)
         return (self.rate, "run-7") if self.rate else None
 
 
@@ -294,8 +294,17 @@ def test_fine_tuning_and_rl_are_told_of_their_disk_and_hours(tmp_path: Path) -> 
         checkpointing=CheckpointingBlock(checkpoint_dir=f"{tmp_path}/run"),
         train=ParallelBlock(parallelism={"fsdp_size": 32}),
     )
-    _, disk = rl_preflight(rl, connect=False, here=False, processes=32, gpu=h100, job=job)
+    rl.grpo.max_num_steps = 200
+
+    def rl_notes(job: Job) -> list[str]:
+        return rl_preflight(rl, connect=False, here=False, processes=32, gpu=h100, job=job)
+
+    _, disk, hours = rl_notes(job)
     assert re.search("^Warning: checkpointing.checkpoint_dir: .*379 GB; 3 are kept while one is written", disk)
+    assert re.search("^How long the training takes is not known: .* no run like it has logged its steps here", hours)
+    hours = rl_notes(job._replace(rate=1 / 90))[-1]
+    assert re.search(r"^Warning: training takes about 5.0 hours for 200 steps \(the most\) at the 90.0 s a step", hours)
+    assert "hours" not in rl_notes(job._replace(rate=1.0))[-1], "minutes are not worth a word"
 
 
 @pytest.mark.parametrize(

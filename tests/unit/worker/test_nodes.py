@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from nemotron_kit.executors.slurm import script
 from nemotron_kit.runs.job import NODES, JobFolder
-from nemotron_kit.worker import distributed, elastic
+from nemotron_kit.worker import WORKER_KILLED, distributed, elastic
 from nemotron_kit.worker.distributed import Node, first_host, this_node, with_others, write_end
 from nemotron_kit.worker.process import Outcome
 
@@ -108,3 +111,60 @@ def test_retries_are_those_in_place_and_those_of_the_queue_together(
     assert distributed._is_requeued(job, spec, outcome, set()) is again
     job.begin_again()
     assert distributed._is_requeued(job, spec, outcome, set())
+
+
+@pytest.mark.parametrize(
+    ("marker", "code", "state", "preempted", "requeued", "counted"),
+    [
+        ("killed", 137, "RUNNING", False, True, True),
+        ("killed", 9, "RUNNING", False, True, True),
+        ("told killed", 137, "RUNNING", False, True, True),  # of another node, and this one has saved
+        ("killed", 137, "RUNNING", True, True, False),  # a preemption costs no retry
+        ("killed", 137, "CANCELLED", False, False, False),
+        ("killed", 1, "RUNNING", False, False, False),
+        ("killed", 143, "RUNNING", False, False, False),
+        ("killed", 143, "RUNNING", True, True, False),
+        ("told killed", 75, "RUNNING", False, True, False),
+        ("told", 137, "RUNNING", False, False, False),
+        ("always", 137, "RUNNING", False, True, False),
+        ("", 137, "RUNNING", False, False, False),
+    ],
+)
+def test_a_script_requeues_the_job_of_a_worker_that_was_killed(
+    tmp_path: Path, marker: str, code: int, state: str, preempted: bool, requeued: bool, counted: bool
+) -> None:
+    """`marker` is what the worker has left, `code` srun's; the next segment's worker is told by a variable."""
+    (tmp_path / "squeue").write_text(f"#!/bin/sh\necho {state}\n")
+    shown = "PreemptTime=2026-11-30" if preempted else "PreemptTime=None"
+    (tmp_path / "scontrol").write_text(f"#!/bin/sh\n[ $1 = show ] && echo {shown} || echo $2 >{tmp_path}/asked\n")
+    for name in ("squeue", "scontrol"):
+        (tmp_path / name).chmod(0o755)
+    begin = script._SETUP.format(marker=tmp_path / "again", killed=tmp_path / "killed", variable="KILLED")
+    end = f'echo "${{KILLED:-}}" >{tmp_path}/seen\necho {marker} >{tmp_path}/again\nnemotron_end {code}'
+
+    def segment(text: str) -> int:
+        env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_ID": "7"}
+        return subprocess.run(["bash", "-c", f"{begin}\n{text}"], env=env, capture_output=True, check=False).returncode
+
+    assert segment(end) == code and (tmp_path / "asked").exists() is requeued
+    assert (tmp_path / "killed").exists() is counted and not (tmp_path / "again").exists()
+    segment(end)
+    assert (tmp_path / "seen").read_text() == ("1\n" if counted else "\n")
+
+
+def test_a_kill_is_counted_when_the_next_worker_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "slurm").mkdir()
+    job = JobFolder(tmp_path / "jobs/0")
+    job.path.mkdir(parents=True)
+    job.transition("pending")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    spec: Any = SimpleNamespace(retries=1)
+    marker = distributed.requeue_marker(job)
+    distributed._prepare_for_a_kill(job, spec)
+    assert marker.read_text() == "killed" and distributed._retries(job) == 0
+    monkeypatch.setenv(WORKER_KILLED, "1")
+    distributed._prepare_for_a_kill(job, spec)
+    assert not marker.exists() and distributed._retries(job) == 1 and WORKER_KILLED not in os.environ
+    monkeypatch.setenv(WORKER_KILLED, "1")
+    with pytest.raises(distributed._UsedUp, match=r"all retries are used up \(retries=1\)"):
+        distributed._prepare_for_a_kill(job, spec)
