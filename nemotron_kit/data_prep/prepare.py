@@ -32,6 +32,7 @@ from nemotron_kit.data_prep.stored import place, publish, store_of, working_fold
 from nemotron_kit.data_prep.tokenizer import HUB
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.files import write_json, write_text
+from nemotron_kit.home import expand_user
 
 if TYPE_CHECKING:
     from nemotron_kit.data_prep.pool import ShardEvent
@@ -226,13 +227,13 @@ def source_info(plan: ShardPlan, records: Mapping[int, SavedRecord], number: int
 
 
 def _source_uri(source: PlannedSource) -> str:
-    return source.uri if "://" in source.uri else str(Path(source.uri).expanduser().absolute())
+    return source.uri if "://" in source.uri else str(expand_user(source.uri).absolute())
 
 
 def tokenizer_address(plan: ShardPlan, output: Path) -> str:
     """The address of the tokenizer: its page for a hub name, else the copy beside the shards."""
     name, _, revision = plan.tokens.model.removeprefix(HUB).partition("@")
-    if Path(plan.tokens.model).expanduser().exists():
+    if expand_user(plan.tokens.model).exists():
         return tokenizer_to_uri(str(output / "tokenizer"))
     return tokenizer_to_uri(name, revision or None)
 

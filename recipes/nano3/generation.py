@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.errors import UserError, nearest, printable
+from nemotron_kit.home import expand_user
 
 if TYPE_CHECKING:
     from nemotron_kit.artifacts import Pin
@@ -149,7 +150,11 @@ class Conversation:
     def _save(self, name: str) -> None:
         from nemotron_kit.files import write_text
 
-        path = Path(name).expanduser().absolute()
+        try:
+            path = expand_user(name).absolute()
+        except UserError as error:
+            _notice(error.message)
+            return
         if not name:
             _notice("/save needs a file: /save talk.jsonl")
         elif not any(message["role"] == "assistant" for message in self.messages):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from nemotron_kit.data_prep.config import DEFAULT_TOKENIZER
 from nemotron_kit.errors import Note, UserError
+from nemotron_kit.home import expand_user
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -167,7 +168,7 @@ def config_name(given: str | None) -> str:
 
 def beside(stage: Path, path: Path) -> Path:
     """A file of the working folder, else of the stage's own; as it is where there is neither."""
-    given = Path(path).expanduser()
+    given = expand_user(path)
     return next((place for place in (given, stage / given) if place.is_file()), given)
 
 

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from nemotron.recipes.nano3.stage_script import beside
 
 from nemotron_kit import envfile
 from nemotron_kit.app import add_import_folders, shadows_library
@@ -20,6 +21,7 @@ from nemotron_kit.errors import UserError
 from nemotron_kit.executors.base import executor_for
 from nemotron_kit.files import write_json
 from nemotron_kit.home import nemotron_home
+from nemotron_kit.remote.agent.inspect import python_facts
 from nemotron_kit.spec.profiles import check_reserved_tables, load_run_profile
 from nemotron_kit.spec.runconfig import RunConfig
 
@@ -235,6 +237,8 @@ def test_a_path_of_an_unknown_user_is_an_error(tmp_path: Path, monkeypatch: pyte
         lambda: local_root(path),
         lambda: ModelArtifact(path=path),
         lambda: find_config_file(path, None, "c"),
+        lambda: beside(tmp_path, Path(path)),
+        lambda: python_facts(b"", python=path),
     ):
         with pytest.raises(UserError, match="~no-such-user is no user's home folder"):
             given()

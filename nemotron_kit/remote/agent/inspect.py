@@ -16,6 +16,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
+from nemotron_kit.home import expand_user
 from nemotron_kit.remote.agent import slurm_commands as commands
 
 _SECONDS = 30.0
@@ -56,7 +57,7 @@ def python_facts(payload: bytes, python: str | None = None) -> tuple[dict[str, A
     """The Python that the job will use, `python` or this one: its version, which of the relevant packages are there,
     and which of the worker's can't be imported."""
     del payload
-    program = str(Path(python or sys.executable).expanduser())
+    program = str(expand_user(python or sys.executable))
     try:
         done = subprocess.run(
             [program, "-c", PROBE],

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from nemotron_kit.errors import UserError
+from nemotron_kit.home import expand_user
 
 if TYPE_CHECKING:
     from nemotron_kit.artifacts import EvalArtifact, Pin
@@ -81,7 +82,7 @@ def main(cfg: EvalConfig | None = None) -> EvalArtifact:
             "There is nothing to measure.",
             hint="Give --art.data (held-out loss), --art.tasks (RL data: exact match), or -t TASK (lm-eval).",
         )
-    model = Path(str(cfg.deployment["checkpoint_path"])).expanduser()
+    model = expand_user(str(cfg.deployment["checkpoint_path"]))
     found = _measured(cfg, model, data, questions)
     artifact = _saved(cfg, found, _address(model))
     _show(found, artifact)
@@ -112,9 +113,9 @@ def preflight(cfg: EvalConfig, *, connect: bool, here: bool = True) -> list[str]
     path = cfg.deployment.get("checkpoint_path")
     if not path:
         problems.append("deployment.checkpoint_path is not set: there is no model. It is ${art:model,path} by default.")
-    elif here and "${" not in str(path) and not (Path(str(path)).expanduser() / "config.json").is_file():
+    elif here and "${" not in str(path) and not (expand_user(str(path)) / "config.json").is_file():
         problems.append(f"deployment.checkpoint_path: {path} holds no model in transformers' format (no config.json).")
-    if here and cfg.task_path is not None and not cfg.task_path.expanduser().is_dir():
+    if here and cfg.task_path is not None and not expand_user(cfg.task_path).is_dir():
         problems.append(f"task_path: there is no folder {cfg.task_path}.")
     return problems + (_missing_packages(cfg) if here else [])
 
@@ -183,7 +184,7 @@ def _measured(cfg: EvalConfig, model: Path, data: Pin | None, questions: Pin | N
         found |= evaluate.run_tasks(
             generator,
             cfg.tasks,
-            task_path=cfg.task_path.expanduser() if cfg.task_path else None,
+            task_path=expand_user(cfg.task_path) if cfg.task_path else None,
             limit=cfg.limit,
             batch_size=cfg.batch_size,
             num_fewshot=cfg.num_fewshot,
@@ -206,7 +207,7 @@ def _saved(cfg: EvalConfig, found: dict[str, dict[str, Any]], model: str) -> Eva
     from nemotron_kit.artifacts import EvalArtifact
     from nemotron_kit.files import write_json
 
-    folder = Path(cfg.output_dir).expanduser()
+    folder = expand_user(cfg.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "results.json", {"model": model, "results": found}, mode=0o666)
     artifact = EvalArtifact(path=folder, results=found, tasks=list(found), model=model)
