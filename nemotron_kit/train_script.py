@@ -90,15 +90,15 @@ def apply_hydra_overrides(config: DictConfig, overrides: Sequence[str]) -> DictC
     refuse_literal_secrets(overrides)
     added = config.__dict__.setdefault("_added", set())
     try:
-        for override in OverridesParser.create().parse_overrides(list(overrides)):
-            at = override.input_line
-            _apply(config, override, added)
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
     except OverrideParseException as error:
         raise unreadable(error) from error
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(f"{str(error).splitlines()[0]}") from error
-    except (TypeError, ValueError) as error:  # OmegaConf's, for a key below a text or a list
-        raise UserError(f"{at}: {str(error).splitlines()[0]}") from error
+    for override in parsed:
+        try:
+            _apply(config, override, added)
+        except (HydraException, OmegaConfBaseException, TypeError, ValueError) as error:
+            # The last two for a key below a text or a list.
+            raise UserError(f"{override.input_line}: {omegaconf_message(error)}.") from error
     config.__dict__["_applied"] = tuple(overrides)
     return config
 
@@ -118,8 +118,10 @@ def omegaconf_to_dataclass(config: Any, cls: type[T]) -> T:
     piped = _piped(raw, getattr(config, "__dict__", {}).get("_applied", ()))
     with pinned(piped) if piped else nullcontext():
         values = {key: value for key, value in _resolved(raw, config, cls).items() if key != "run"}
-    extras = config.__dict__.get("_added", set()) if OmegaConf.is_config(config) else set()
-    return to_dataclass(values, cls, extras=extras | _from_the_kit())
+    added = _from_the_kit() | (config.__dict__.get("_added", set()) if OmegaConf.is_config(config) else set())
+    # `+block.key=1` adds the block, too.
+    blocks = {key.rsplit(".", depth)[0] for key in added for depth in range(1, key.count(".") + 1)}
+    return to_dataclass(values, cls, extras=added | blocks)
 
 
 def _resolved(raw: dict[str, Any], config: Any, cls: type) -> dict[str, Any]:

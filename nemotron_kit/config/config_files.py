@@ -111,7 +111,7 @@ def _constructed(path: Path, loader: Any, spelled: Spelled) -> Any:
         if node is None:
             return None
         scalars: list[tuple[Spot, Any]] = []
-        _walk(path, node, (), scalars, set())
+        _walk(path, node, (), scalars, set(), loader)
         value = loader.construct_document(node)
         for spot, scalar in scalars:
             read = loader.construct_object(scalar)
@@ -126,7 +126,7 @@ _TAG = "tag:yaml.org,2002:"
 _NUMBERS = (f"{_TAG}int", f"{_TAG}float", f"{_TAG}bool")
 
 
-def _walk(path: Path, node: Any, spot: Spot, scalars: list[tuple[Spot, Any]], visited: set[int]) -> None:
+def _walk(path: Path, node: Any, spot: Spot, scalars: list[tuple[Spot, Any]], visited: set[int], loader: Any) -> None:
     """Collect the numbers and booleans with their positions, and restore `on:`, which YAML reads as the boolean true,
     as a name."""
     import yaml
@@ -141,10 +141,12 @@ def _walk(path: Path, node: Any, spot: Spot, scalars: list[tuple[Spot, Any]], vi
             if key.tag == f"{_TAG}null" or (not spot and key.value == ""):
                 location = f"{path}:{key.start_mark.line + 1}"
                 raise UserError(f"{location}: {key.value or 'an empty text'} can't be a key.", hint='Quote it: "null".')
-            _walk(path, value, (*spot, str(key.value)), scalars, visited)
+            number = isinstance(key, yaml.ScalarNode) and key.tag != f"{_TAG}str"
+            name = loader.construct_object(key) if number else str(key.value)
+            _walk(path, value, (*spot, name), scalars, visited, loader)
     elif isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
-            _walk(path, item, (*spot, index), scalars, visited)
+            _walk(path, item, (*spot, index), scalars, visited, loader)
     elif node.tag in _NUMBERS:
         scalars.append((spot, node))
 

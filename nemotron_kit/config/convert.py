@@ -208,6 +208,17 @@ def to_dataclass(values: Any, cls: type[T], *, extras: abc.Container[str] = (), 
         ) from None
 
 
+def fits_type(value: Any, annotation: Any) -> bool:
+    """Whether a value can become what an annotation names; an interpolation or a missing value can."""
+    if isinstance(value, str) and ("${" in value or value == "???"):
+        return True
+    try:
+        _value(value, annotation, "", ())
+    except (_Mismatch, UserError):
+        return False
+    return True
+
+
 def _dataclass(
     values: Any, cls: Any, where: str, extras: abc.Container[str], default: dataclasses.Field[Any] | None = None
 ) -> Any:
@@ -273,6 +284,8 @@ def _construct(cls: Any, known: dict[str, Any], where: str, made: Any, before: d
 
 def _hint(key: str, fields: abc.Iterable[str], name: str) -> str:
     close = nearest(key, fields)
+    if "[" in name:  # no override reaches it
+        return sentence(close)
     return f"{sentence(close)} Add a new one with +{name}=…" if close else f"Add it with +{name}=…"
 
 

@@ -222,7 +222,7 @@ def _parsing(rule: Any) -> Any:
 @contextmanager
 def hydra_reading_fixes() -> Iterator[None]:
     """Within the block, files that Hydra itself reads have no sexagesimal numbers either, and `block.key=value` or
-    `block={key: value}` fills an optional block that is null."""
+    `block={key: value}` fills an optional block that is null, or a new entry of a dict of dataclasses."""
     import omegaconf
 
     utils = vars(omegaconf)["_utils"]
@@ -241,14 +241,34 @@ def hydra_reading_fixes() -> Iterator[None]:
 
 
 def _fill(node: Any, parts: list[str], last_too: bool) -> None:
-    """Give every null block on the way to a key its type's defaults."""
-    from omegaconf import DictConfig
-    from omegaconf._utils import is_dict_annotation, is_structured_config
+    """Give every null block on the way to a key its type's defaults, and every new entry of an open `dict[str, T]` too,
+    where T is a dataclass. Raises UserError for an index past the end of a list."""
+    from omegaconf import DictConfig, ListConfig, flag_override
+    from omegaconf._utils import _resolve_optional, is_dict_annotation, is_structured_config
 
-    for part in parts if last_too else parts[:-1]:
-        if not isinstance(node, DictConfig) or node._is_missing() or node._is_interpolation():
+    for depth, part in enumerate(parts):
+        if not isinstance(node, DictConfig | ListConfig) or node._is_missing() or node._is_interpolation():
             return
-        node = node._get_node(part, validate_access=False)
+        if isinstance(node, ListConfig):
+            name = ".".join(parts[:depth])
+            if not part.isdigit():
+                raise UserError(f"{name} is a list: {part!r} is no index of it.", hint=f"The first is {name}.0.")
+            if int(part) >= len(node):
+                raise UserError(
+                    f"{name} has {len(node)} item{'s' * (len(node) != 1)}: there is no {name}.{part}.",
+                    hint=f"The first is {name}.0; to add one, give the whole list: {name}=[…]",
+                )
+        if depth == len(parts) - 1 and not last_too:
+            return
+        if isinstance(node, ListConfig):
+            node = node._get_node(int(part))
+        else:
+            above, node = node, node._get_node(part, validate_access=False)
+            element = _resolve_optional(above._metadata.element_type)[1]
+            if node is None and not above._get_flag("struct") and is_structured_config(element):
+                with flag_override(above, "readonly", False):
+                    above[part] = element
+                node = above._get_node(part)
         if not (isinstance(node, DictConfig) and node._is_none()):
             continue
         kind = node._metadata.ref_type

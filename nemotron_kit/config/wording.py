@@ -6,14 +6,23 @@ import dataclasses
 import re
 import shlex
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
 
 from nemotron_kit.app import Command
 from nemotron_kit.config.config_files import group_files, key_location, load_mapping
-from nemotron_kit.config.convert import MAPPINGS, SEQUENCES, input_fields, type_at, type_hints, type_name
+from nemotron_kit.config.convert import (
+    MAPPINGS,
+    SEQUENCES,
+    fits_type,
+    input_fields,
+    type_at,
+    type_hints,
+    type_inside,
+    type_name,
+)
 from nemotron_kit.config.foreign import RUN_ENV
 from nemotron_kit.config.freeze import omegaconf_message
 from nemotron_kit.config.registration import broken_choice
@@ -95,11 +104,14 @@ def translate(error: Exception, command: Command, files: dict[str, Path], typed:
         unknown = _added_key(str(error)) or key or "''"
         if unknown.startswith("hydra."):
             return _unknown_setting(unknown, given, getattr(origin, "parent_node", None))
-        return _unknown_key(unknown, given, command, typed)
+        found = list(_unknown_keys(_given_values(str(error), files, unknown, typed), command.load_config_cls(), ""))
+        field = next(iter(found), unknown) if unknown in field_names(command) else unknown
+        return _unknown_key(_from_top(unknown, found) or field, given, command, typed)
     if isinstance(origin, KeyValidationError):
-        return _wrong_key(key, given)
+        return _wrong_key(key, given, command)
     if isinstance(origin, ValidationError):
-        return _wrong_type(origin, key, given, command)
+        found = list(_misfits(_given_values(str(error), files, key, typed), command.load_config_cls(), ""))
+        return _wrong_type(origin, _from_top(key, found) or key, given, command)
     if nested := _nested_user_error(error):
         return nested
     text = str(error).split("\nConfig search path:")[0].strip()
@@ -313,25 +325,95 @@ def _other_meaning(key: str, command: Command, typed: Sequence[str]) -> str:
     return f"did you mean {f'--run.{field}={shlex.quote(text)}' if text else f'run.env.{field}'}?" if field else ""
 
 
+def _given_values(text: str, files: dict[str, Path], key: str, typed: Sequence[str]) -> Mapping[str, Any]:
+    """The values of the config file or the override (else, of `typed`, the one of `key`) that an error of Hydra's is
+    about, from the top."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    job = re.search(r"'job/[^']*?([^/']+)'", text)
+    if job and job[1] in files:
+        return load_mapping(files[job[1]])
+    merged = re.search(r"Error merging override (.*)", text, re.DOTALL)
+    override = merged[1].strip() if merged else next((o for o in typed if o.lstrip("+").startswith(f"{key}=")), None)
+    if override is None:
+        return {}
+    parsed = OverridesParser.create().parse_override(override)
+    nested: Any = None if parsed.is_sweep_override() else parsed.value()
+    for part in reversed(parsed.key_or_group.split(".")):
+        nested = {part: nested}
+    return nested  # type: ignore[no-any-return]
+
+
+def _from_top(key: str, candidates: Iterable[str]) -> str | None:
+    """The one of `candidates` that OmegaConf calls `key`: it names what is in an item of a list without the list."""
+    return next((each for each in candidates if each == key or each.endswith(f".{key}")), None)
+
+
+def _unknown_keys(values: Any, kind: Any, above: str) -> Iterator[str]:
+    """The keys below `values`, of the type `kind`, that its dataclasses have no fields for."""
+    if isinstance(values, list):
+        for index, item in enumerate(values):
+            yield from _unknown_keys(item, type_inside(kind, str(index)), f"{above}[{index}]")
+    elif isinstance(values, Mapping):
+        members = [each for each in get_args(kind) if each is not type(None)]
+        kind = members[0] if get_origin(kind) in UNIONS and len(members) == 1 else kind
+        names = input_fields(kind) if dataclasses.is_dataclass(kind) else None
+        for name, item in values.items():
+            key = f"{above}.{name}" if above else str(name)
+            if names is not None and name not in names:
+                yield key
+            else:
+                yield from _unknown_keys(item, type_inside(kind, str(name)), key)
+
+
+def _misfits(values: Any, kind: Any, above: str) -> Iterator[str]:
+    """The keys below `values`, of the type `kind`, whose values do not fit their types; the innermost first."""
+    if isinstance(values, list | Mapping):
+        for name, item in values.items() if isinstance(values, Mapping) else enumerate(values):
+            key = f"{above}[{name}]" if isinstance(values, list) else f"{above}.{name}" if above else str(name)
+            yield from _misfits(item, type_inside(kind, str(name)), key)
+    if above and kind is not None and not fits_type(values, kind):
+        yield above
+
+
 def _unknown_key(key: str, given: str, command: Command, typed: Sequence[str]) -> UserError:
     names = field_names(command)
+    where = f"in {given}" if given and given != key else "on the command line"
+    if key in names and "." in key:  # a name with a dot, which a file's reader splits no more than YAML does
+        above, _, leaf = key.rpartition(".")
+        hint = f"In a file, a block has its keys below it: {above}: {{{leaf}: …}}"
+        return UserError(
+            f"{key}: `{command.full_name}` has no field with a dot in its name (given {where}).", hint=hint
+        )
     parent, _, leaf = key.rpartition(".")
-    local = [n.rpartition(".")[2] for n in names if n.rpartition(".")[0] == parent]
+    block = type_at(command.load_config_cls(), re.findall(r"[^.\[\]]+", parent))
+    block = next((each for each in (block, *get_args(block)) if dataclasses.is_dataclass(each)), None)
+    local = list(input_fields(block)) if block is not None else []
     same_leaf = [n for n in names if n.rpartition(".")[2] == leaf and n != key]
     hint = f"did you mean {', '.join(same_leaf[:3])}?" if same_leaf else _other_meaning(key, command, typed)
-    hint = hint or nearest(leaf, local)
-    where = f"in {given}" if given and given != key else "on the command line"
-    return UserError(
-        f"{key}: `{command.full_name}` has no such field (given {where}).",
-        hint=f"{sentence(hint)} " * bool(hint) + f"Add a new one with +{key}=…",
-    )
+    hint = sentence(hint or nearest(leaf, local))
+    if "[" not in key:  # no override adds to an item of a list
+        hint = f"{hint} Add a new one with +{key}=…".strip()
+    return UserError(f"{key}: `{command.full_name}` has no such field (given {where}).", hint=hint or None)
 
 
-def _wrong_key(key: str, given: str) -> UserError:
+def _wrong_key(key: str, given: str, command: Command) -> UserError:
+    """The error for a key of a dict of another type than the dict's keys."""
     above, _, leaf = key.rpartition(".")
+    kind = type_at(command.load_config_cls(), re.findall(r"[^.\[\]]+", above))
+    block = next((each for each in (kind, *get_args(kind)) if get_origin(each) in MAPPINGS), None)
+    of = str if block is None else get_args(block)[0]
+    where = f"(given in {given or 'the config'})"
+    if of is str:
+        return UserError(
+            f"{above or 'config'}: {leaf} is no text, and the keys of this block are {where}.",
+            hint=f'Quote it: "{leaf}".',
+        )
     return UserError(
-        f"{above or 'config'}: {leaf} is no text, and the keys of this block are (given in {given or 'the config'}).",
-        hint=f'Quote it: "{leaf}".',
+        f"{above}: expected {type_name(of)} as a key, got {leaf!r} {where}.",
+        hint=f"On a command line the whole block gives a key that is no text: {above}={{{leaf}: …}}"
+        if given.lstrip("+").startswith(f"{above}.")
+        else None,
     )
 
 

@@ -111,6 +111,7 @@ def test_mistakes(default: Path, argv: list[str], text: str) -> None:
 
 def test_an_added_key_becomes_an_attribute(default: Path) -> None:
     assert load(default, "+train.extra=5").train.extra == 5  # type: ignore[attr-defined]
+    assert load(default, "+more.deep.key=5").more == {"deep": {"key": 5}}  # type: ignore[attr-defined]
 
 
 @given(text=st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=50))

@@ -18,7 +18,13 @@ from nemotron_kit.config.freeze import freeze, typed
 from nemotron_kit.discovery import Tree
 from nemotron_kit.envfile import EnvFile
 from nemotron_kit.errors import UserError
-from nemotron_kit.train_script import init_wandb_from_env, load_omegaconf_yaml, omegaconf_to_dataclass
+from nemotron_kit.train_script import (
+    apply_hydra_overrides,
+    init_wandb_from_env,
+    load_omegaconf_yaml,
+    omegaconf_to_dataclass,
+    parse_config_and_overrides,
+)
 
 
 class Switch(enum.Enum):
@@ -303,3 +309,45 @@ def test_a_file_over_defaults_is_the_same_in_a_launch_and_in_a_script(
                 get()
         else:
             assert getattr(get(), name) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "expected"),
+    [
+        ("named: {a: {rate: 2}}", ["+named.b.name=q"], {"a": Part(rate=2), "b": Part("q")}),
+        ("named: {a: {rate: 2}}", ["named.b={rate: 3}", "named.b.name=r"], {"a": Part(rate=2), "b": Part("r", 3)}),
+        ("numbered: {1: 1.10}", [], {1: "1.10"}),
+        ("named: {a: {rte: 2}}", [], r"named\.a\.rte: .* no such field .*\nDid you mean rate\?"),
+        ("listed: [{rte: 2}]", [], r"^listed\[0\]\.rte: .* no such field .*\nDid you mean rate\?$"),
+        ("", ["listed=[{rte: 2}]"], r"^listed\[0\]\.rte: .* no such field"),
+        ("", ["listed=[{rate: x}]"], r"^listed\[0\]\.rate: expected float, got 'x'"),
+        ("listed: [{rate: x}]", [], r"^listed\[0\]\.rate: expected float, got 'x' \(given in .*c\.yaml"),
+        ("", ["named.b=5"], r"^named\.b: expected Part"),
+        ("listed: [{rate: 2}]", ["listed.1.rate=2"], r"^listed has 1 item: there is no listed\.1\."),
+        ("listed: [{rate: 2}]", ["listed.x=2"], r"^listed is a list: 'x' is no index"),
+        ("numbered: {x: a}", [], r"^numbered: expected int as a key, got 'x' \(given in .*c\.yaml:1\)"),
+        ("", ["numbered.1=a"], r"^numbered: expected int as a key.*\n.*: numbered=\{1: …\}"),
+        ("part.rate: 3", [], r"^part\.rate: .*\nIn a file, a block has its keys below it: part: \{rate: …\}"),
+    ],
+)
+def test_entries_of_tables_and_lists(tmp_path: Path, text: str, words: list[str], expected: Any) -> None:
+    @dataclass
+    class Tables:
+        part: Part = field(default_factory=Part)
+        named: dict[str, Part] = field(default_factory=dict)
+        listed: list[Part] = field(default_factory=list)
+        numbered: dict[int, str] = field(default_factory=dict)
+
+    app = App("demo")
+    app.command("go", Tables, print)
+    (tmp_path / "c.yaml").write_text(text)
+    overrides = ["recipe=demo", "stage=go", f"config={tmp_path}/c.yaml", *words]
+    if isinstance(expected, str):
+        with pytest.raises(UserError, match=expected):
+            compose(Tree(apps={"demo": app}), overrides, EnvFile())
+        return
+    made = typed(freeze(compose(Tree(apps={"demo": app}), overrides, EnvFile()).config, "/job"), Tables)
+    assert expected in (made.named, made.numbered)
+    path, given = parse_config_and_overrides(tmp_path / "c.yaml", words)
+    script = omegaconf_to_dataclass(apply_hydra_overrides(load_omegaconf_yaml(path), given), Tables)
+    assert script == made
