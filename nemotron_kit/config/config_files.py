@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import datetime
 import hashlib
 import json
 import os
@@ -111,7 +112,7 @@ def _constructed(path: Path, loader: Any, spelled: Spelled) -> Any:
         if node is None:
             return None
         scalars: list[tuple[Spot, Any]] = []
-        _walk(path, node, (), scalars, set(), loader)
+        _walk(path, node, (), scalars, loader)
         value = loader.construct_document(node)
         for spot, scalar in scalars:
             read = loader.construct_object(scalar)
@@ -126,27 +127,27 @@ _TAG = "tag:yaml.org,2002:"
 _NUMBERS = (f"{_TAG}int", f"{_TAG}float", f"{_TAG}bool")
 
 
-def _walk(path: Path, node: Any, spot: Spot, scalars: list[tuple[Spot, Any]], visited: set[int], loader: Any) -> None:
+def _walk(path: Path, node: Any, spot: Spot, scalars: list[tuple[Spot, Any]], loader: Any) -> None:
     """Collect the numbers and booleans with their positions, and restore `on:`, which YAML reads as the boolean true,
-    as a name."""
+    as a name. A node with an anchor is walked at each of its aliases, whose number `check_yaml_limits` bounds."""
     import yaml
 
-    if id(node) in visited:
-        return
-    visited.add(id(node))
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
+            if key.tag == f"{_TAG}merge":  # `<<: *base` has the keys of `base` here
+                for each in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                    _walk(path, each, spot, scalars, loader)
+                continue
             if key.tag == f"{_TAG}bool" and key.value.lower() not in ("true", "false"):
                 key.tag = f"{_TAG}str"
             if key.tag == f"{_TAG}null" or (not spot and key.value == ""):
                 location = f"{path}:{key.start_mark.line + 1}"
                 raise UserError(f"{location}: {key.value or 'an empty text'} can't be a key.", hint='Quote it: "null".')
-            number = isinstance(key, yaml.ScalarNode) and key.tag != f"{_TAG}str"
-            name = loader.construct_object(key) if number else str(key.value)
-            _walk(path, value, (*spot, name), scalars, visited, loader)
+            name = loader.construct_object(key) if key.tag in _NUMBERS else str(key.value)
+            _walk(path, value, (*spot, name), scalars, loader)
     elif isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
-            _walk(path, item, (*spot, index), scalars, visited, loader)
+            _walk(path, item, (*spot, index), scalars, loader)
     elif node.tag in _NUMBERS:
         scalars.append((spot, node))
 
@@ -166,11 +167,20 @@ def _load_toml(path: Path, text: str) -> Any:
     import tomllib
 
     try:
-        return tomllib.loads(text)
+        return _without_dates(tomllib.loads(text))
     except (tomllib.TOMLDecodeError, ValueError) as error:
         raise UserError(f"{path}: not valid TOML: {error}.") from error
     except RecursionError as error:
         raise UserError(f"{path}: nested too deeply.") from error
+
+
+def _without_dates(value: Any) -> Any:
+    """A TOML value with its dates and times as texts, as they are in YAML: a config has no such type."""
+    if isinstance(value, dict):
+        return {key: _without_dates(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_dates(item) for item in value]
+    return value.isoformat() if isinstance(value, datetime.date | datetime.time) else value
 
 
 def _load_json(path: Path, text: str) -> Any:

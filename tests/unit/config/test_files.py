@@ -84,6 +84,11 @@ def test_what_a_parser_chokes_on(name: str, text: str, said: str, tmp_path: Path
         load_mapping(write(tmp_path, name, text))
 
 
+def test_a_date_is_a_text(tmp_path: Path) -> None:
+    for name, text in (("d.toml", "t = 2020-01-01\nu = [07:32:00]\n"), ("d.yaml", "t: 2020-01-01\nu: [07:32:00]\n")):
+        assert load_mapping(write(tmp_path, name, text)) == {"t": "2020-01-01", "u": ["07:32:00"]}
+
+
 def test_the_line_of_a_nested_key(tmp_path: Path) -> None:
     path = write(tmp_path, "c.yaml", "a: 1\nb:\n  c: 2\n  d:\n    e: 3\n")
     assert key_location(path, "b.d.e") == f"{path}:5"

@@ -289,6 +289,9 @@ class Parts:
         ("either: 1.5", "either", UserError),
         ("either: x", "either", "x"),
         ("label: ${", "label", UserError),
+        ("part: &p {name: 1.10}\nmaybe: *p", "maybe", Part("1.10")),
+        ("part: &p {name: 1.10}\nmaybe: {<<: *p, rate: 2}", "maybe", Part("1.10", 2)),
+        ("free: {x: {<<: [{a: 1}, {a: 2, b: 3}]}}", "free", {"a": 1, "b": {"c": 2}, "x": {"a": 1, "b": 3}}),
     ],
 )
 def test_a_file_over_defaults_is_the_same_in_a_launch_and_in_a_script(
