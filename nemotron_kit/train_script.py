@@ -23,7 +23,7 @@ from nemotron_kit.config.convert import means_text, to_dataclass
 from nemotron_kit.config.freeze import omegaconf_message, resolve, slots_used, walk_strings
 from nemotron_kit.config.resolvers import pinned, register_resolvers
 from nemotron_kit.config.schema import with_defaults
-from nemotron_kit.config.scripts import ConfigPath, compose_file, parse_config_and_overrides
+from nemotron_kit.config.scripts import ConfigPath, compose_file, composes, parse_config_and_overrides
 from nemotron_kit.config.secrets import refuse_literal_secrets
 from nemotron_kit.config.wording import unreadable
 from nemotron_kit.errors import UserError
@@ -184,8 +184,9 @@ def init_wandb_from_env() -> Any:
 def _load(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], list[str], Spelled]:
     """(a file's values, the overrides that chose options of its groups, the spellings of values that may be text)."""
     values, spelled = load_with_spelling(path)
-    # Composed by Hydra over its siblings only where it asks for that: Hydra's import costs more than the file.
-    return compose_file(path, overrides) if "defaults" in values else (values, [], spelled)
+    if composes(path, values, overrides):
+        return compose_file(path, overrides)
+    return {key: value for key, value in values.items() if key != "hydra"}, [], spelled
 
 
 # The `wandb` block of the config file of a script that was started by hand: a launch puts it into the environment.

@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from nemotron_kit.artifacts.pipe import announce_step
-from nemotron_kit.config.config_files import Spelled, find_config_file, read_job_file
+from nemotron_kit.config.config_files import ENDINGS, TAKEN, Spelled, find_config_file, read_job_file
 from nemotron_kit.config.registration import conf_dir, register_group
 from nemotron_kit.errors import NemotronError, UserError
-from nemotron_kit.quoting import hydra_quoted
+from nemotron_kit.quoting import hydra_quoted, hydra_unquoted
 
 CONFIG_OPTIONS = ("--config", "-c", "--config-file", "--config_file")
 
@@ -139,18 +139,42 @@ def compose_file(path: Path, overrides: Sequence[str] = ()) -> tuple[dict[str, A
     spelled: Spelled = {}
     _register(path, set(), groups, spelled)
     chosen = [override for override in overrides if override.lstrip("+~").partition("=")[0].partition("@")[0] in groups]
+    # As in a launch, a group needs no entry in the defaults list.
+    beside = {override: _group_beside(path, override) for override in overrides if override not in chosen}
+    for first in {group.partition("/")[0] for group in beside.values() if group}:
+        register_group(first, path.parent / first)
+    added = [override for override, group in beside.items() if group]
+    choices = [*chosen, *(override if override.startswith("+") else f"+{override}" for override in added)]
     primary = {"defaults": [{f"{GROUP}@_global_": path.stem}]}
     ConfigStore.instance().store(name="script_file_primary", node=primary)
     GlobalHydra.instance().clear()
     try:
         hydra = Hydra.create_main_hydra2("script", create_config_search_path(str(conf_dir())))
-        config = hydra.compose_config("script_file_primary", chosen, RunMode.RUN, with_log_configuration=False)
+        config = hydra.compose_config("script_file_primary", choices, RunMode.RUN, with_log_configuration=False)
+    except RecursionError as error:
+        raise UserError(f"{path}: its defaults lists form a circle.") from error
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(f"{path}: {str(error).splitlines()[0]}") from error
     finally:
         GlobalHydra.instance().clear()
     values: Any = OmegaConf.to_container(config, resolve=False)
-    return {key: value for key, value in values.items() if key != "hydra"}, chosen, spelled
+    return {key: value for key, value in values.items() if key != "hydra"}, [*chosen, *added], spelled
+
+
+def _group_beside(path: Path, override: str) -> str | None:
+    """The group that an override chooses an option of, where that is a file in a folder beside the config."""
+    key, _, value = override.lstrip("+").partition("=")
+    group, option = key.partition("@")[0], hydra_unquoted(value)
+    if option is None or not all(part.isidentifier() for part in group.split("/")):
+        return None
+    folder = path.parent / group
+    found = any(os.path.isfile(folder / f"{option}{ending}") for ending in ENDINGS)  # noqa: PTH113
+    return group if found and group.partition("/")[0] not in (*TAKEN, "hydra", "run") else None
+
+
+def composes(path: Path, values: Mapping[str, Any], overrides: Sequence[str]) -> bool:
+    """Whether a script's config has to be composed by Hydra, whose import costs more than reading one file does."""
+    return "defaults" in values or any(_group_beside(path, override) for override in overrides)
 
 
 def _register(path: Path, visited: set[Path], groups: set[str], spelled: Spelled) -> None:

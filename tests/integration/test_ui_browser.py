@@ -15,7 +15,7 @@ import pytest
 from nemotron_kit.ui.export import export
 
 from ..chromium import Browser, executable
-from ..dashboard import append, fill
+from ..dashboard import append, fill, launched
 
 pytest.importorskip("starlette")
 pytestmark = pytest.mark.skipif(executable() is None, reason="no Chromium on this machine (apt-get install chromium)")
@@ -107,6 +107,22 @@ def test_a_choice_outlasts_a_new_row(dashboard: Dashboard, browser: Browser) -> 
     dashboard.runs["slow"].label(name="renamed meanwhile")
     browser.wait("document.querySelector('main').innerText.includes('renamed meanwhile')")
     assert browser.value(f"{box}.checked && document.activeElement === {box}") is True
+    browser.value(f"{box}.closest('tr').querySelector('a').focus()")
+    dashboard.runs["slow"].label(name="renamed again")
+    browser.wait("document.querySelector('main').innerText.includes('renamed again')")
+    assert browser.value(f"document.activeElement === {box}.closest('tr').querySelector('a')") is True
+
+
+def test_the_first_metric_and_a_new_log_appear(dashboard: Dashboard, browser: Browser) -> None:
+    run = launched("pretrain", [{}], code=None, log="starting\n")
+    browser.go(f"{dashboard.base}/runs/{run.id}")
+    browser.wait("document.querySelector('pre.log').innerText.includes('starting')")
+    assert browser.value("document.querySelectorAll('.plot, pre.log').length") == 1
+    append(run, '{"step": 0, "loss": 2.5}\n', "metrics.jsonl")
+    browser.wait(READY)
+    append(run, "rank one\n", "logs/rank1.log")
+    browser.wait("document.querySelectorAll('pre.log').length === 2")
+    run.job().finish(0)
 
 
 def test_by_keyboard_alone(dashboard: Dashboard, browser: Browser) -> None:

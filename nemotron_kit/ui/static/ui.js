@@ -234,6 +234,10 @@
   // --- refreshing: parts of the page that have changed are replaced; what is chosen and focused stays so
   const connection = document.getElementById("connection");
   let tag = null;
+  // The first metric brings the charts and their library, a rank that starts brings a log: these need the whole page.
+  const whole = (page) => all("[data-figures], [data-log]", page).map((part) => part.dataset.figures || part.dataset.log).join();
+  const named = (element) => element.id ? `#${CSS.escape(element.id)}`
+    : element.href ? `a[href="${CSS.escape(element.getAttribute("href"))}"]` : "";
   async function refresh() {
     if (document.hidden) return;
     try {
@@ -242,14 +246,15 @@
       if (!answer.ok) return;
       tag = answer.headers.get("ETag");
       const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
+      if (whole(fresh) !== whole(document)) { location.reload(); return; }
       for (const part of all("[data-live]")) {
         const now = fresh.querySelector(`[data-live="${CSS.escape(part.dataset.live)}"]`);
         if (!now || now.innerHTML === part.innerHTML) continue;
         const chosen = new Set(all("input:checked", part).map((box) => box.value));
-        const focus = part.contains(document.activeElement) ? document.activeElement.id : "";
+        const focus = part.contains(document.activeElement) ? named(document.activeElement) : "";
         part.replaceChildren(...now.childNodes);
         for (const box of all("input[type=checkbox]", part)) box.checked = chosen.has(box.value);
-        if (focus) document.getElementById(focus)?.focus();
+        if (focus) part.querySelector(focus)?.focus();
         if (part.dataset.figures) figures(part);
       }
       for (const [plot, figure] of drawn) if (figure.kind === "parallel") filter(plot);

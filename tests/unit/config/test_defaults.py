@@ -233,6 +233,17 @@ def test_a_script_chooses_from_the_same_groups(tree: Tree, tmp_path: Path) -> No
     assert launched == OmegaConf.to_container(OmegaConf.structured(omegaconf_to_dataclass(config, Config)))
 
 
+def test_a_script_chooses_what_its_file_does_not_name(tree: Tree, tmp_path: Path) -> None:
+    (tmp_path / "config" / "hydra_too.yaml").write_text("limit: 5\nhydra: {job: {name: x}}\n")
+    for words in (["optimizer=sgd"], ["+optimizer@second=fast", "limit=4"], ["optimizer=all"], ["optimizer={lr: 5}"]):
+        path, overrides = parse_config_and_overrides("config/hydra_too.yaml", words)
+        config = omegaconf_to_dataclass(apply_hydra_overrides(load_omegaconf_yaml(path), overrides), Config)
+        assert OmegaConf.to_container(OmegaConf.structured(config)) == composed(tree, "config=hydra_too", *words)
+    path, _ = parse_config_and_overrides("other/round.yaml", [])
+    with pytest.raises(UserError, match=r"round\.yaml: its defaults lists form a circle"):
+        load_omegaconf_yaml(path)
+
+
 def test_a_word_that_a_script_cant_read(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("limit: 1\n")
     path, _ = parse_config_and_overrides(tmp_path / "c.yaml", ["name=ü"])
