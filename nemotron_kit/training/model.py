@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +79,8 @@ class ExpertBalance:
 
 # The pattern's letters: Mamba-2, MoE, attention, a plain MLP.
 PATTERN = {"M": "linear_attention", "E": "moe", "*": "full_attention", "-": "mlp"}
+# The names that published configs have for them, which transformers takes, too.
+_OLDER_NAMES = {"mamba": "linear_attention", "attention": "full_attention"}
 
 
 # The names under which a block may give its layers.
@@ -132,7 +134,17 @@ def layer_types(model: Mapping[str, Any]) -> list[str]:
     """The kind of every layer: from hybrid_override_pattern ("MEM*E"), or layers_block_type (a list of names)."""
     pattern = model.get("hybrid_override_pattern")
     if pattern is None:
-        return list(model.get("layers_block_type") or model.get("layer_types") or PATTERN.values())
+        name = next((name for name in ("layers_block_type", "layer_types") if model.get(name)), None)
+        given = model[name] if name else list(PATTERN.values())
+        if isinstance(given, str) or not isinstance(given, Sequence):
+            raise UserError(
+                f"model.{name} is {given!r}; it must be a list, a kind a layer: {', '.join(PATTERN.values())}."
+            )
+        found = [_OLDER_NAMES.get(str(kind), str(kind)) for kind in given]
+        for kind in found:
+            if kind not in PATTERN.values():
+                raise UserError(f"model.{name}: there is no layer {kind!r}; {nearest(kind, PATTERN.values())}")
+        return found
     strange = sorted(set(str(pattern)) - set(PATTERN))
     if strange or not pattern:
         raise UserError(
@@ -153,7 +165,9 @@ def model_config(model: Mapping[str, Any]) -> NemotronHConfig:
     check_unused(model)
     values = {name: value for name, value in model.items() if name not in LAYER_NAMES}
     try:
-        return NemotronHConfig(**values, layers_block_type=layer_types(model))
+        config = NemotronHConfig(**values, layers_block_type=layer_types(model))
+        check_divisions(vars(config), layer_types(model))
+        return config
     except (StrictDataclassError, TypeError, ValueError) as error:
         raise UserError(f"model: {' '.join(str(error).split())}") from error
 
@@ -180,6 +194,26 @@ def check_unused(model: Mapping[str, Any]) -> None:
             raise UserError(
                 f"model.{name} is {value!r}: transformers' Nemotron-H has {fixed!r} and no other.", hint="Leave it out."
             )
+
+
+def check_divisions(sizes: Mapping[str, Any], kinds: Iterable[str]) -> None:
+    """Raises UserError for sizes of a whole `model` block that don't go together in layers of these kinds: the first
+    forward pass would fail. Sizes that are missing, or that only the job knows, are not compared."""
+    if sizes.get("num_local_experts"):
+        sizes = {**sizes, "n_routed_experts": sizes["num_local_experts"]}
+    for kind, whole, part, divides in (
+        ("full_attention", "num_attention_heads", "num_key_value_heads", True),
+        ("linear_attention", "mamba_num_heads", "n_groups", True),
+        ("moe", "n_routed_experts", "n_group", True),
+        ("moe", "n_routed_experts", "num_experts_per_tok", False),
+        ("moe", "n_group", "topk_group", False),
+    ):
+        one, other = sizes.get(whole), sizes.get(part)
+        if kind not in kinds or not isinstance(one, int) or not isinstance(other, int):
+            continue
+        if other < 1 or (one % other if divides else one < other):
+            must = "divide" if divides else "be at most"
+            raise UserError(f"model.{part} is {other}; it must {must} model.{whole}, {one}.")
 
 
 def check_layers(model: Mapping[str, Any]) -> None:

@@ -9,7 +9,14 @@ from typing import Any
 
 from nemotron_kit.errors import Note, UserError, nearest, sentence
 from nemotron_kit.training.config_blocks import unknown
-from nemotron_kit.training.model import LAYER_NAMES, check_keys, check_layers, check_unused, layer_types
+from nemotron_kit.training.model import (
+    LAYER_NAMES,
+    check_divisions,
+    check_keys,
+    check_layers,
+    check_unused,
+    layer_types,
+)
 
 # The fields of NemotronHConfig by what they hold. A test compares the names with the installed transformers; one that
 # is in none of these is looked up there.
@@ -114,6 +121,8 @@ def check_block(model: Mapping[str, Any]) -> list[Note]:
     notes = _ask_transformers(strange) if strange else []
     if not any(unknown(model.get(name)) for name in LAYER_NAMES):
         check_layers(model)
+        # Other values are another model's where the block does not name layers: that of given weights.
+        check_divisions({**(MODEL_DEFAULTS if LAYER_NAMES & model.keys() else {}), **known}, layer_types(model))
     return notes
 
 
@@ -153,6 +162,10 @@ MODEL_DEFAULTS: dict[str, Any] = {
     "moe_shared_expert_intermediate_size": 7688,
     "moe_latent_size": None,
 }
+
+
+# The sizes that every model has.
+_POSITIVE = ("vocab_size", "hidden_size", "chunk_size")
 
 
 def count_parameters(model: Mapping[str, Any]) -> int:
@@ -198,8 +211,9 @@ def numbers(model: Mapping[str, Any]) -> dict[str, Any]:
     """The sizes of a `model` block, NemotronHConfig's defaults included. UserError for one that is no number."""
     for name in (*MODEL_DEFAULTS, "num_local_experts"):
         value = model.get(name)
-        if not (value is None or isinstance(value, int)) or (value is not None and value < 0):
-            raise UserError(f"model.{name} is {value!r}; it must be a whole number.")
+        least = 1 if name in _POSITIVE else 0
+        if value is not None and (not isinstance(value, int) or value < least):
+            raise UserError(f"model.{name} is {value!r}; it must be a whole number, {least} or more.")
     experts = model.get("num_local_experts") or model.get("n_routed_experts")  # of two names the one that wins
     given = {**model, "n_routed_experts": experts}
     return {**MODEL_DEFAULTS, **{name: value for name, value in given.items() if value is not None}}

@@ -140,6 +140,35 @@ def test_a_run_elsewhere_is_judged_by_its_settings_alone(changes: dict[str, Any]
     assert [said in problem for problem in found] == ([True] if said else [])
 
 
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"layers_block_type": ["mamba", "odd"]}, r"model\.layers_block_type: there is no layer 'odd'; .*moe"),
+        ({"layers_block_type": "mamba"}, r"layers_block_type is 'mamba'; it must be a list"),
+        ({"chunk_size": 0}, r"model\.chunk_size is 0; it must be a whole number, 1 or more"),
+        ({"num_key_value_heads": 3}, r"model\.num_key_value_heads is 3; it must divide model\.num_attention_heads, 2"),
+        ({"n_groups": 3}, r"model\.n_groups is 3; it must divide model\.mamba_num_heads"),
+        ({"num_experts_per_tok": 99}, r"model\.num_experts_per_tok is 99; it must be at most model\.n_routed_experts"),
+        ({"layers_block_type": ["mamba", "attention", "moe", "mlp"]}, None),  # as published configs have it
+    ],
+)
+def test_sizes_that_no_model_can_have_are_told_before_the_job(
+    changes: dict[str, Any], error: str | None, tiny_data: Path
+) -> None:
+    block = {**model_block("tiny"), **changes}
+    if "layers_block_type" in changes:
+        del block["hybrid_override_pattern"]
+    config = PretrainConfig(recipe={"per_split_data_args_path": str(tiny_data / "blend.json")}, model=block)
+    found = [problem for problem in recipe.preflight(config, connect=False) if not isinstance(problem, Note)]
+    if error is None:
+        assert found == [] and count_parameters(block) == meta_count(block)
+        return
+    assert len(found) == 1 and re.search(error, found[0])
+    with pytest.raises(UserError):
+        count_parameters(block)
+        model_config(block)
+
+
 def test_without_transformers_a_strange_field_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model_size, "find_spec", lambda _: None)
     config = PretrainConfig(recipe=NANO3, model={"hiden_size": 96})
