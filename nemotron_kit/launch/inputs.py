@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -186,7 +187,26 @@ def resolve_inputs(
         elif pin is None:
             result.notes.append(f"{slot}: {asked[slot][0]} is pinned at launch, in the registry where the job runs.")
         result.pins[slot] = None if isinstance(pin, NemotronError) else pin
+    result.problems += _references_as_paths(command, frozen)
     return result
+
+
+_VERSION = re.compile(r"(art://)?[A-Za-z][\w.-]*:(v[0-9]+|latest)\Z")
+
+
+def _references_as_paths(command: Command, frozen: Mapping[str, Any]) -> list[Problem]:
+    """The problems of fields that are filled with an artifact's path, and were set to a reference instead."""
+    texts = dict(walk_strings(frozen))
+    return [
+        Problem(
+            f"{text} is no path that exists.",
+            field=target,
+            hint=f"To read that version of an artifact: --art.{slot} {text}",
+        )
+        for slot, artifact in command.artifacts.items()
+        for source, target in artifact.mappings.items()
+        if source in ("", "path") and _VERSION.match(text := texts.get(target, "")) and not os.path.lexists(text)
+    ]
 
 
 def field_of(reference: re.Match[str]) -> str:

@@ -70,7 +70,10 @@ def write_plan(run: RunFolder, sweep_job: SweepJob, hydra: Sequence[str]) -> Non
     """Add to plan.json what the jobs have in common: where they run, and the command line."""
     shared = {key: value for key, value in sweep_job.plan.to_dict().items() if key not in _ONE_JOBS}
     sweep_facts = {"kind": "sweep", "hydra": ["-m", *masked_overrides(hydra)], "launcher": process_facts()}
-    files.write_json(run.path / "plan.json", {**run.plan(), **shared, **sweep_facts})
+    known = run.plan()
+    if "command_line" in known:  # as it was typed: that of a program's plan lacks the interpreter
+        shared["command_line"] = known["command_line"]
+    files.write_json(run.path / "plan.json", {**known, **shared, **sweep_facts})
 
 
 class JobWriter:

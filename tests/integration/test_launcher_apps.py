@@ -224,6 +224,7 @@ def test_what_comes_back_to_a_sweeper(app: App, via: str) -> None:
     assert states == ["succeeded", *["failed"] * 3, "succeeded", "failed", "succeeded", "succeeded"]
     plan = json.loads((app.newest / "plan.json").read_text())
     assert (plan["kind"], plan["recipe"], plan["executor"]) == ("sweep", "app", "local")
+    assert plan["command_line"].startswith("python app.py -m ")
 
 
 def test_hydras_basic_sweeper_fails_with_the_jobs_error(app: App) -> None:

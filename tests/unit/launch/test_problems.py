@@ -248,3 +248,15 @@ def test_a_problem_of_a_field_is_not_taken_for_that_of_the_input_of_its_name(
     after = After([earlier], {earlier.id: "pending"}, {}, connect=False)
     found = after.apply(plan, App("work").command("read", Config, "json:dumps", artifacts={"data": ArtifactInput("X")}))
     assert found.problems == (wrong,)
+
+
+@pytest.mark.parametrize("text", ["D:v0", "D:latest", "art://D:v0"])
+def test_a_reference_in_a_field_that_an_artifact_fills(data: Path, text: str) -> None:
+    """The field takes the artifact's path: a reference would be read as the name of a file."""
+    app = App("demo")
+    app.command("go", Config, print, artifacts={"data": ArtifactInput("D:latest", {"path": "key"})})
+    (problem,) = planned(data.parent, app, "here", f"key='{text}'").problems
+    assert problem == f"key: {text} is no path that exists. To read that version of an artifact: --art.data {text}"
+    (data.parent / "D:v1").mkdir()
+    for path in ("D:v1", "/data/x", str(data)):
+        assert planned(data.parent, app, "here", f"key='{path}'").problems == ()
