@@ -106,8 +106,9 @@ def problems_of(config: RunConfig) -> Iterator[Problem]:
     for mount in config.mounts or ():
         source, _, rest = mount.partition(":")
         options = rest.partition(":")[2]
-        if not source.startswith("/") or (options and options not in ("ro", "rw")):
-            form = "/FOLDER, /FOLDER:/INSIDE or /FOLDER:/INSIDE:ro."
+        # Apptainer takes a comma for the end of one mount and the begin of another.
+        if not source.startswith("/") or "," in mount or (options and options not in ("ro", "rw")):
+            form = "/FOLDER, /FOLDER:/INSIDE or /FOLDER:/INSIDE:ro, without a comma."
             yield Problem("not in the form of Apptainer's mounts.", field=f"mounts={mount}", hint=f"Write {form}")
     for argument in [str(argument) for argument in extra.get("srun_args") or ()]:
         if argument.startswith("--container-"):

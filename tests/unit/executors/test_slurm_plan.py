@@ -421,6 +421,7 @@ def test_the_driver_is_in_the_container_where_gpus_are_asked_for(fields: dict[st
             "apptainer build /x.sif",
         ),
         ({**SIF, "mounts": ["/a:/b:c"]}, "mounts=/a:/b:c: not in the form of Apptainer's", "/FOLDER:/INSIDE:ro"),
+        ({**SIF, "mounts": ["/a,b"]}, "mounts=/a,b: not in the form of Apptainer's", "without a comma"),
         ({**SIF, "extra": {"srun_args": ["--container-writable"]}}, "extra.srun_args=--cont", "extra.apptainer_args"),
     ],
 )
