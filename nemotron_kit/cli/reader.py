@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any
 
 from nemotron_kit.cli import options
@@ -112,6 +113,12 @@ class Reader:
     def _argument_hint(self, argument: str) -> str:
         if argument in self.configs:
             return f"Choose a config with `-c {argument}`."
+        # argparse's lists, `--layers 3 4`
+        before = next((at for at in range(self.at - 1, -1, -1) if options.is_option(self.argv[at])), None)
+        name = self.argv[before] if before is not None else ""
+        if before is not None and self.assigned.fields.get(key(name), {}).get("kind") == "list":
+            values = takewhile(lambda each: not options.is_option(each) and "=" not in each, self.argv[before + 1 :])
+            return f"A list is one value: {name} {','.join(values)}"
         return f"A value of the config is given as key=value; see `{self.help_line}`."
 
     def _long(self, argument: str) -> None:

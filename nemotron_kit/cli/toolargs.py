@@ -64,8 +64,9 @@ class ToolParser(argparse.ArgumentParser):
         """Raise UserError with argparse's message, where argparse itself would print it and exit."""
         raise UserError(f"{self.prog}: {message}.", hint=f"See {self.prog} --help.")
 
-    def parse(self, argv: Sequence[str]) -> argparse.Namespace | None:
-        """The arguments; None once `--help` has been printed."""
+    def parse(self, argv: Sequence[str], *, instead: str = "") -> argparse.Namespace | None:
+        """The arguments; None once `--help` has been printed. `instead` is the hint at what an argument too many may
+        mean."""
         if {"-h", "--help"} & set(argv):
             write_page(self.format_help())
             return None
@@ -73,7 +74,7 @@ class ToolParser(argparse.ArgumentParser):
         if unknown:
             argument = unknown[0].partition("=")[0]
             known = [option for action in self._actions for option in action.option_strings]
-            hint = near(argument, known) if argument.startswith("-") else f"See {self.prog} --help."
+            hint = near(argument, known) if argument.startswith("-") else instead or f"See {self.prog} --help."
             raise UserError(f"{self.prog}: unknown argument {unknown[0]!r}.", hint=hint)
         return found
 

@@ -178,7 +178,7 @@ def resume(argv: list[str]) -> int:
     """`nemotron runs resume ID[/N]`: submit the waiting jobs of a sweep, as far as its limit allows; else start another
     attempt of a stopped job, and return its exit code."""
     parser = ToolParser("runs", "resume")
-    options = parser.parse(argv)
+    options = parser.parse(argv, instead="With other values it is another run: nemotron runs rerun ID KEY=VALUE")
     if options is None:
         return 0
     run, jobs = open_jobs(options.id)

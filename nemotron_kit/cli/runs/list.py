@@ -134,7 +134,7 @@ def watch(argv: list[str]) -> int:
     """`nemotron runs watch`: print the table of `nemotron runs`, refreshed until all its runs have ended; returns 0."""
     parser = ToolParser("runs", "watch")
     _add_filters(parser)
-    options = parser.parse(argv)
+    options = parser.parse(argv, instead="To follow one run: nemotron runs attach ID, or nemotron runs logs -f ID")
     if options is None:
         return 0
     limit = _LIMIT if options.limit is None else options.limit

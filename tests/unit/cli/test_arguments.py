@@ -157,6 +157,11 @@ ERRORS = [
     ("nano3 pretrain --wandb.projekt X", "--wandb has no setting 'projekt'.", "Did you mean project?"),
     ("nano3 pretrain tiny", "nano3 pretrain takes no further argument: 'tiny'.", "`-c tiny`"),
     ("nano3 pretrain extra", "nano3 pretrain takes no further argument: 'extra'.", "key=value"),
+    (
+        "nano3 data prep pretrain --sizes 3 4 5 --force",
+        "no further argument: '4'.",
+        "A list is one value: --sizes 3,4,5",
+    ),
     ("nano3 pretrain -- --x", "takes no further argument: '--x'.", ""),
     ("nano3 model import pretrain a b", "takes no further argument: 'b'.", ""),
     ("nano3 pretrain recipe=x", "sets recipe= and stage= already.", ""),
@@ -232,5 +237,9 @@ def test_words_of_other_launchers_below_a_command(home: Path, capsys: pytest.Cap
         with pytest.raises(UserError) as caught:
             run("runs", [word, "latest"])
         assert (caught.value.hint or "").startswith(f"Did you mean {ours}?")
+    for line, ours in (("watch latest", "runs attach ID"), ("resume latest steps=5", "runs rerun ID KEY=VALUE")):
+        with pytest.raises(UserError, match="unknown argument") as caught:
+            run("runs", line.split())
+        assert ours in (caught.value.hint or "")
     assert run("artifacts", ["list"]) == 0 == run("artifacts", ["show"])
     assert capsys.readouterr().out.count("Nothing is registered") == 2
