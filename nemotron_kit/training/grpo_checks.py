@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -210,7 +211,18 @@ def renamed(error: UserError) -> UserError:
     message, hint = error.message, error.hint or ""
     for theirs, ours in words:
         message, hint = message.replace(theirs, ours), hint.replace(theirs, ours)
+    # A checkpoint's record has AdamW's settings without the block that holds them (see GRPOConfig.checkpoint).
+    message, hint = (re.sub(rf"{_RECORDED}(?!kwargs|name)", _SETTING, text) for text in (message, hint))
     return UserError(message, hint=hint or None)
+
+
+# Where a checkpoint's record has AdamW's settings, and where a config has them.
+_RECORDED, _SETTING = "policy.optimizer.", "policy.optimizer.kwargs."
+
+
+def recorded_name(setting: str) -> str:
+    """The name of a setting in a checkpoint's record."""
+    return setting.replace(_SETTING, _RECORDED)
 
 
 # Block → what its settings are called there, by Megatron's names.

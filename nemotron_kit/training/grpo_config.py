@@ -21,7 +21,7 @@ from nemotron_kit.training.config_blocks import (
     unknown,
 )
 from nemotron_kit.training.cost import JobFacts, disk_notes, steps_notes
-from nemotron_kit.training.grpo_checks import METRICS, PRECISIONS, bad_values, other_engines
+from nemotron_kit.training.grpo_checks import METRICS, PRECISIONS, bad_values, other_engines, recorded_name
 from nemotron_kit.training.memory import GpuFacts, Step, memory_notes
 from nemotron_kit.training.prompts import agents_in
 from nemotron_kit.training.rewards import missing_verifiers
@@ -334,7 +334,7 @@ class GRPOConfig:
             save=block.checkpoint_dir if block.enabled else None,
             save_interval=block.save_period or None,
             pretrained_checkpoint=self.policy.model_name,
-            may_differ=list(block.may_differ),
+            may_differ=list(map(recorded_name, block.may_differ)),
         )
 
     @property

@@ -292,7 +292,13 @@ class SFTWork:
                 sums[0] += summed
             sums[1] += sum(row.loss_tokens for row in own)
         nll, tokens = processes.sum_over_ranks(sums).tolist()
-        return {"valid_loss": nll / tokens} if tokens else {}
+        if not tokens:
+            place = self.held_out.folder
+            self.loop.reporter.print(
+                f"No token of {place} counts (loss_mask is 0 everywhere): there is no held-out loss."
+            )
+            return {}
+        return {"valid_loss": nll / tokens}
 
     def _losses(self, rows: Sequence[Row], spare: Row) -> Iterator[Any]:
         """The summed loss, in nats, of each batch of the rows. Where ranks share the model and this one has no batch

@@ -158,7 +158,8 @@ class StepLoop:
         self.model.train()
         self.progress.held_out, self.progress.held_out_step = values, self.progress.step
         self.progress.valid_loss = values.get("valid_loss", self.progress.valid_loss)
-        self.reporter.row({"step": self.progress.step, **values, "elapsed": self._elapsed()})
+        if values:
+            self.reporter.row({"step": self.progress.step, **values, "elapsed": self._elapsed()})
         self._since += time.monotonic() - began
 
     def save(self) -> None:

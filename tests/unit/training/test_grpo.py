@@ -302,9 +302,11 @@ def test_a_run_of_two_steps_and_the_same_one_stopped_between(
     assert all(a.equal(b) for a, b in zip(weights(straight.path), weights(resumed.path), strict=True))
     assert list(rows_of(config)) == found and resumed.before == straight.before
     config.grpo.learning_rate = 0.5
-    with pytest.raises(UserError, match=r"policy\.optimizer\.lr is 0\.01 there and 0\.5 here") as other:
+    with pytest.raises(UserError, match=r"policy\.optimizer\.kwargs\.lr is 0\.01 there and 0\.5 here") as other:
         grpo(config)
     assert "checkpointing.checkpoint_dir" in str(other.value) and "checkpointing.may_differ=[" in str(other.value)
+    config.checkpointing.may_differ = ["policy.optimizer.kwargs.lr"]
+    assert grpo(config).step == 2
 
 
 def test_the_best_checkpoints_are_kept_and_time_is_kept(config: GRPOConfig, tmp_path: Path) -> None:

@@ -190,3 +190,9 @@ def test_a_process_whose_rows_have_no_loss_token_takes_part_in_the_others_passes
     assert work.step(1) == {"loss": 0.0, "loss_tokens": 0, "tokens": 5}
     assert len(passes) == 2 and all(not p.grad.any() for p in model.parameters() if p.grad is not None)
     assert not any(load.any() for _, load in loop.balance.loads)
+    said: list[str] = []
+    loop.reporter = SimpleNamespace(print=said.append)
+    work.held_out = rows
+    assert work.evaluate(1) == {} and said == [
+        f"No token of {file} counts (loss_mask is 0 everywhere): there is no held-out loss."
+    ]
