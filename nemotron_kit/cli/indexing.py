@@ -126,6 +126,8 @@ def text(value: Any) -> str:
         return value.name
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(text(each) for each in value)}]"
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = RecordedDefaults().values(value)
     if isinstance(value, dict):
         return "{" + ", ".join(f"{text(k)}: {text(v)}" for k, v in value.items()) + "}"
     return str(value)

@@ -9,7 +9,7 @@ import types
 import typing
 from collections import abc
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
@@ -220,7 +220,7 @@ def fits_type(value: Any, annotation: Any) -> bool:
 
 
 def _dataclass(
-    values: Any, cls: Any, where: str, extras: abc.Container[str], default: dataclasses.Field[Any] | None = None
+    values: Any, cls: Any, where: str, extras: abc.Container[str] | None, default: dataclasses.Field[Any] | None = None
 ) -> Any:
     if isinstance(values, cls):
         return values
@@ -235,10 +235,10 @@ def _dataclass(
             known[str(key)] = _field(value, hints[key], name, extras, fields[key])
         elif key in computed:
             raise UserError(f"{name}: {cls.__name__} computes it itself, so it can't be given.", hint="Leave it out.")
-        elif name in extras or (default is not None and default.metadata.get("open")):
+        elif (extras is not None and name in extras) or (default is not None and default.metadata.get("open")):
             added[str(key)] = value
         else:
-            raise UserError(f"{name}: no such field.", hint=_hint(str(key), fields, name))
+            raise UserError(f"{name}: no such field.", hint=_hint(str(key), fields, "" if extras is None else name))
     made, before = None, dict[str, Any]()
     if default is not None and (hasattr(cls, "__post_init__") or cls.__subclasses__() or fields.keys() != known.keys()):
         # What is not given is as in the field's default, which may be of a subclass.
@@ -258,12 +258,20 @@ def _dataclass(
     return instance
 
 
-def _field(value: Any, annotation: Any, where: str, extras: abc.Container[str], field: dataclasses.Field[Any]) -> Any:
+def _field(
+    value: Any, annotation: Any, where: str, extras: abc.Container[str] | None, field: dataclasses.Field[Any]
+) -> Any:
     """A field's value; a block gets the field, for its default."""
     origin, args = get_origin(annotation), [a for a in get_args(annotation) if a is not type(None)]
     block = args[0] if origin in (Union, types.UnionType) and len(args) == 1 else annotation
     if dataclasses.is_dataclass(block) and isinstance(value, abc.Mapping):
         return _dataclass(value, block, where, extras, field)
+    if len(args) > 1 and isinstance(value, abc.Mapping) and any(map(dataclasses.is_dataclass, args)):
+        # Of several dataclasses that have these keys, the default's.
+        made = type(RecordedDefaults().default(field, annotation))
+        if made in args and dataclasses.is_dataclass(made):
+            with suppress(_Mismatch, UserError):
+                return _dataclass(value, made, where, None, field)
     return _value(value, annotation, where, extras)
 
 
@@ -283,13 +291,14 @@ def _construct(cls: Any, known: dict[str, Any], where: str, made: Any, before: d
 
 
 def _hint(key: str, fields: abc.Iterable[str], name: str) -> str:
+    """`name` is the key as an override adds it; "" where none can."""
     close = nearest(key, fields)
-    if "[" in name:  # no override reaches it
+    if not name or "[" in name:
         return sentence(close)
     return f"{sentence(close)} Add a new one with +{name}=…" if close else f"Add it with +{name}=…"
 
 
-def _value(value: Any, annotation: Any, where: str, extras: abc.Container[str]) -> Any:
+def _value(value: Any, annotation: Any, where: str, extras: abc.Container[str] | None) -> Any:
     if isinstance(value, Deferred):
         return value
     if isinstance(value, str) and value == "???":
@@ -317,7 +326,7 @@ def _value(value: Any, annotation: Any, where: str, extras: abc.Container[str]) 
 _PRIMITIVE = (int, float, bool, str, bytes)
 
 
-def _union(value: Any, annotation: Any, where: str, extras: abc.Container[str]) -> Any:
+def _union(value: Any, annotation: Any, where: str, extras: abc.Container[str] | None) -> Any:
     members = get_args(annotation)
     if value is None:
         if type(None) in members:
@@ -327,12 +336,17 @@ def _union(value: Any, annotation: Any, where: str, extras: abc.Container[str]) 
     exact = [m for m in members if type(value) is m]
     # As in a composition, where a number becomes a text only if nothing but a text is expected.
     numbers = len(members) > 1 and not isinstance(value, str) and all(m in _PRIMITIVE for m in members)
+    blocks = [m for m in members if dataclasses.is_dataclass(m)] if isinstance(value, abc.Mapping) else []
     for member in (*exact, *(m for m in members if not (numbers and m is str))):
         try:
-            return _value(value, member, where, extras)
+            # A key that one dataclass of several lacks is another's, and none that was added.
+            return _value(value, member, where, extras if len(members) == 1 else None)
         except _Mismatch as error:
             # The error in the block is more precise than "expected A | None".
-            if len(members) == 1 and error.where != where:
+            if ([member] == blocks or len(members) == 1) and error.where != where:
+                raise
+        except UserError:
+            if len(blocks) < 2:
                 raise
     raise _Mismatch(where, value, type_name(annotation))
 
@@ -347,7 +361,7 @@ def _literal(value: Any, annotation: Any, where: str) -> Any:
     raise _Mismatch(where, value, type_name(annotation))
 
 
-def _mapping(value: Any, args: tuple[Any, ...], annotation: Any, where: str, extras: abc.Container[str]) -> Any:
+def _mapping(value: Any, args: tuple[Any, ...], annotation: Any, where: str, extras: abc.Container[str] | None) -> Any:
     if not isinstance(value, abc.Mapping):
         raise _Mismatch(where, value, type_name(annotation))
     key_type, item_type = args or (Any, Any)
@@ -358,7 +372,7 @@ def _mapping(value: Any, args: tuple[Any, ...], annotation: Any, where: str, ext
 
 
 def _sequence(
-    value: Any, origin: Any, args: tuple[Any, ...], annotation: Any, where: str, extras: abc.Container[str]
+    value: Any, origin: Any, args: tuple[Any, ...], annotation: Any, where: str, extras: abc.Container[str] | None
 ) -> Any:
     if not isinstance(value, abc.Sequence | abc.Set) or isinstance(value, str | bytes):
         raise _Mismatch(where, value, type_name(annotation))

@@ -254,9 +254,10 @@ def _fill(node: Any, parts: list[str], last_too: bool) -> None:
             if not part.isdigit():
                 raise UserError(f"{name} is a list: {part!r} is no index of it.", hint=f"The first is {name}.0.")
             if int(part) >= len(node):
+                first = f"The first is {name}.0. " if len(node) else ""
                 raise UserError(
                     f"{name} has {len(node)} item{'s' * (len(node) != 1)}: there is no {name}.{part}.",
-                    hint=f"The first is {name}.0; to add one, give the whole list: {name}=[…]",
+                    hint=f"{first}To add one, give the whole list: {name}=[…]",
                 )
         if depth == len(parts) - 1 and not last_too:
             return

@@ -212,6 +212,9 @@ def _over(default: Any, value: Any, annotation: Any) -> Any:
     members = [each for each in get_args(annotation) if each is not type(None)]
     kind = members[0] if get_origin(annotation) in (Union, types.UnionType) and len(members) == 1 else annotation
     if isinstance(value, Mapping):
+        if isinstance(default, list) and value and all(str(k).isdecimal() and int(k) < len(default) for k in value):
+            given = {int(k): _over(default[int(k)], v, type_inside(kind, str(k))) for k, v in value.items()}
+            return [given.get(index, item) for index, item in enumerate(default)]  # `items.0=…` on a command line
         below = default if isinstance(default, Mapping) else {}
         if isinstance(kind, type) and dataclasses.is_dataclass(kind):
             names = input_fields(kind)  # a default may be of a subclass

@@ -403,22 +403,24 @@ def _wrong_key(key: str, given: str, command: Command) -> UserError:
     kind = type_at(command.load_config_cls(), re.findall(r"[^.\[\]]+", above))
     block = next((each for each in (kind, *get_args(kind)) if get_origin(each) in MAPPINGS), None)
     of = str if block is None else get_args(block)[0]
-    where = f"(given in {given or 'the config'})"
+    where, typed = f"(given in {given or 'the config'})", given.lstrip("+")
     if of is str:
-        return UserError(
-            f"{above or 'config'}: {leaf} is no text, and the keys of this block are {where}.",
-            hint=f'Quote it: "{leaf}".',
-        )
+        hint = f"Give it by itself: {above}.{leaf}=…" if typed.startswith(f"{above}=") else f'Quote it: "{leaf}".'
+        return UserError(f"{above or 'config'}: {leaf} is no text, and the keys of this block are {where}.", hint=hint)
+    whole = f"On a command line the whole block gives a key that is no text: {above}={{{leaf}: …}}"
     return UserError(
         f"{above}: expected {type_name(of)} as a key, got {leaf!r} {where}.",
-        hint=f"On a command line the whole block gives a key that is no text: {above}={{{leaf}: …}}"
-        if given.lstrip("+").startswith(f"{above}.")
-        else None,
+        hint=whole if typed.startswith(f"{above}.") else None,
     )
 
 
 def _wrong_type(error: Any, key: str, given: str, command: Command) -> UserError:
     first = str(error).splitlines()[0]
+    if re.match(r"Invalid (?:type|value) assigned", first):
+        return UserError(
+            f"{key}: expected {_expected(command, key) or 'another type'} (given in {given or 'the config'})."
+        )
+    first = re.sub(r"field '.*' is not Optional", "it can't be null", first)
     value = re.search(r"[Vv]alue '(.*?)'", first, re.DOTALL)
     expected = _expected(command, key)
     shown = f", got {value[1]!r}" if value else f": {first}"

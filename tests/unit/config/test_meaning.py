@@ -329,6 +329,10 @@ def test_a_file_over_defaults_is_the_same_in_a_launch_and_in_a_script(
         ("listed: [{rate: 2}]", ["listed.1.rate=2"], r"^listed has 1 item: there is no listed\.1\."),
         ("listed: [{rate: 2}]", ["listed.x=2"], r"^listed is a list: 'x' is no index"),
         ("numbered: {x: a}", [], r"^numbered: expected int as a key, got 'x' \(given in .*c\.yaml:1\)"),
+        ("", ["free={1: a}"], r"^free: 1 is no text.*\nGive it by itself: free\.1=…"),
+        ("", ["listed.0.rate=2"], r"^listed has 0 items.*\nTo add one"),
+        ("", ["listed=4"], r"^listed: expected list\[.*Part\] \(given in listed=4\)"),
+        ("", ["part=null"], r"^part: expected Part: it can't be null \(given in part=null\)"),
         ("", ["numbered.1=a"], r"^numbered: expected int as a key.*\n.*: numbered=\{1: …\}"),
         ("part.rate: 3", [], r"^part\.rate: .*\nIn a file, a block has its keys below it: part: \{rate: …\}"),
     ],
@@ -340,6 +344,7 @@ def test_entries_of_tables_and_lists(tmp_path: Path, text: str, words: list[str]
         named: dict[str, Part] = field(default_factory=dict)
         listed: list[Part] = field(default_factory=list)
         numbered: dict[int, str] = field(default_factory=dict)
+        free: dict[str, Any] = field(default_factory=dict)
 
     app = App("demo")
     app.command("go", Tables, print)
@@ -354,3 +359,72 @@ def test_entries_of_tables_and_lists(tmp_path: Path, text: str, words: list[str]
     path, given = parse_config_and_overrides(tmp_path / "c.yaml", words)
     script = omegaconf_to_dataclass(apply_hydra_overrides(load_omegaconf_yaml(path), given), Tables)
     assert script == made
+
+
+@dataclass
+class Adam:
+    lr: float = 1.0
+    beta: float = 0.9
+
+
+@dataclass
+class Sgd:
+    lr: float = 1.0
+    momentum: float = 0.5
+
+
+@dataclass
+class Same:
+    lr: float = 7.0
+    beta: float = 0.7
+
+
+@dataclass
+class OneOf:
+    first: Adam | Sgd = field(default_factory=Sgd)
+    alike: Adam | Same = field(default_factory=Same)
+    maybe: Adam | Sgd | None = None
+    listed: list[Adam | Sgd] = field(default_factory=list)
+    text: Adam | str = "x"
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "expected"),
+    [
+        ("", [], OneOf()),
+        ("first: {lr: 3}\nalike: {lr: 3}", [], OneOf(Sgd(3), Same(3))),
+        ("maybe: {momentum: 1}", ["first.momentum=4"], OneOf(Sgd(momentum=4), maybe=Sgd(momentum=1))),
+        (
+            "listed: [{beta: 1}, {momentum: 2}]\ntext: {lr: 2}",
+            [],
+            OneOf(listed=[Adam(beta=1), Sgd(momentum=2)], text=Adam(2)),
+        ),
+        ("maybe: {momentumm: 1}", [], r"^maybe: expected Adam \| Sgd \| None, got \{'momentumm': 1\}"),
+        ("text: {lrr: 2}", [], r"^text\.lrr: no such field\.\nDid you mean lr\?$"),
+        ("text: {lr: y}", [], r"^text\.lr: expected float, got 'y'"),
+    ],
+)
+def test_one_of_several_dataclasses(tmp_path: Path, text: str, words: list[str], expected: Any) -> None:
+    """The default's class where it has the given keys, else the first one that has them."""
+    app = App("demo")
+    app.command("go", OneOf, print)
+    (tmp_path / "c.yaml").write_text(text)
+
+    def launched() -> OneOf:
+        overrides = ["recipe=demo", "stage=go", f"config={tmp_path}/c.yaml", *words]
+        return typed(freeze(compose(Tree(apps={"demo": app}), overrides, EnvFile()).config, "/job"), OneOf)
+
+    def script() -> OneOf:
+        path, given = parse_config_and_overrides(tmp_path / "c.yaml", words)
+        return omegaconf_to_dataclass(apply_hydra_overrides(load_omegaconf_yaml(path), given), OneOf)
+
+    for get in (launched, script):
+        if isinstance(expected, str):
+            with pytest.raises(UserError, match=expected):
+                get()
+        else:
+            assert get() == expected
+
+
+def test_help_of_a_list_of_blocks() -> None:
+    assert {row["name"]: row.get("default") for row in rows(Parts)}["listed"] == "[{name: none, rate: 8, sizes: []}]"
