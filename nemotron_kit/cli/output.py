@@ -254,23 +254,25 @@ def print_status(text: str) -> None:
 
 
 def print_csv(rows: Iterable[Sequence[object]]) -> None:
-    """Print rows as CSV. A text that a spreadsheet would take for a formula has a ' in front; numbers have not."""
+    """Print rows as CSV, control characters made visible. A text that a spreadsheet would take for a formula has a ' in
+    front; numbers have not."""
     import csv
     import io
 
     out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows([[_no_formula(cell) for cell in row] for row in rows])
+    csv.writer(out, lineterminator="\n").writerows([[_csv_cell(cell) for cell in row] for row in rows])
     sys.stdout.write(out.getvalue())
 
 
-def _no_formula(cell: object) -> object:
-    if not (isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r"))):
+def _csv_cell(cell: object) -> object:
+    if not isinstance(cell, str):
         return cell
-    try:
-        float(cell)
-    except ValueError:
-        return f"'{cell}"
-    return cell
+    if cell.startswith(("=", "+", "-", "@", "\t", "\r")):
+        try:
+            float(cell)
+        except ValueError:
+            return f"'{printable(cell)}"
+    return printable(cell)
 
 
 def print_json(value: Any) -> None:

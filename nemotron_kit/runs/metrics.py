@@ -358,7 +358,7 @@ def summarized(folder: Path, exit_record: Mapping[str, Any]) -> dict[str, Measur
         if os.stat(f"{folder}/{METRICS_FILE}").st_size != known["bytes"]:  # noqa: PTH116 — of 10,000 jobs
             return None
         return {name: _measured(*values) for name, values in known["values"].items()}
-    except (OSError, LookupError, TypeError, AttributeError, ValueError):
+    except (OSError, LookupError, TypeError, AttributeError, ValueError, OverflowError):
         return None
 
 
@@ -366,6 +366,7 @@ def _measured(last: Any, step: Any, best: Any, best_step: Any) -> Measured:
     last, best = (_NONFINITE[value] if isinstance(value, str) else value for value in (last, best))
     if not {type(last), type(best)} <= {int, float} or not {type(step), type(best_step)} <= {int, type(None)}:
         raise ValueError("not the values of a metric")
+    float(last), float(best)  # OverflowError: a number that no float holds
     return Measured(last, step, best, best_step)
 
 

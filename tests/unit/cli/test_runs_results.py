@@ -122,6 +122,8 @@ def test_in_csv_no_text_is_a_formula(capsys) -> None:
     )
     rows = list(csv.reader(io.StringIO(capsys.readouterr().out)))
     assert rows[0] == ["'+seed", "'=1+1", "'@a", "'-x y", "'\tb"]
+    print_csv([["a\x1b[2Jb", 'x "y"\nz']])
+    assert capsys.readouterr().out == 'a^[[2Jb,"x ""y""\nz"\n'
     assert rows[1:] == [["-1.5", "+2e-3", "-inf", "-3", ""], ["a=1", "x@y", "", "'", "~k"]]
     run = sweep({"overrides": ["+x=-lr"], "metrics": [{"loss": -1}], "end": {"code": 0}})
     run.label(name="=cmd()")

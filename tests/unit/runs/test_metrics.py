@@ -227,7 +227,9 @@ def test_an_exit_record_has_the_metrics_until_rows_are_added(tmp_path: Path) -> 
     assert summarized(tmp_path, record) is None
 
 
-@pytest.mark.parametrize("values", [None, [], {"loss": [1, 2, 3]}, {"loss": ["x", 1, 1, 1]}, {"loss": [1, "a", 1, 1]}])
+@pytest.mark.parametrize(
+    "values", [None, [], *({"loss": row} for row in ([1, 2, 3], ["x", 1, 1, 1], [1, "a", 1, 1], [1, 1, 10**400, 1]))]
+)
 def test_a_damaged_summary_is_not_used(tmp_path: Path, values: Any) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.5}\n')
     record = summary(tmp_path)
