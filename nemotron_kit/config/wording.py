@@ -43,6 +43,9 @@ _PROFILE_FIELDS = {
     "memory": "mem",
 }
 
+# A value that is no text, for one of the groups that every command has.
+_NO_CHOICE = re.compile(r"\+?(recipe|stage|config|schema|job)=([-+0-9.]|(true|false|null)\Z)")
+
 
 @contextmanager
 def translated(prepared: PreparedCommand) -> Iterator[None]:
@@ -67,6 +70,16 @@ def translated(prepared: PreparedCommand) -> Iterator[None]:
         reason = str(error).rstrip(".")
         if _of_a_sweeper(error):
             raise UserError(f"The sweeper stopped: {reason}.") from error
+        if "group override must be a string" in reason and (
+            given := [t for t in prepared.typed if _NO_CHOICE.match(t)]
+        ):
+            name = given[-1].partition("=")[0].lstrip("+")
+            raise UserError(
+                f"{given[-1]}: {name} is a group of configs, which takes the name of one, and no field.",
+                hint=f"A field of the recipe that is called {name} has to have another name."
+                if name == "job"
+                else None,
+            ) from error
         raise UserError(f"Hydra can't compose {' '.join(prepared.typed)}: {reason}.") from error
 
 

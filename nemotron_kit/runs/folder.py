@@ -352,7 +352,7 @@ def create_run(
     try:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(
+        raise NemotronError(
             f"{root}, the folder for runs, can't be made: {error.filename}: {error.strerror}.",
             hint="Name another one: export NEMOTRON_HOME=…",
         ) from error

@@ -75,6 +75,7 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Shell:
         ("nemotron mine go note=$'\\xff'", r"b'note=\xff' on the command line is not UTF-8 text."),
         ("nemotron mine go hydra/launcher=3", "has no effect on a single job"),
         ("nemotron mine go '+schema=[1,2]'", "Hydra can't compose recipe=mine stage=go +schema=[1,2]"),
+        ("nemotron mine go job=3", "job=3: job is a group of configs, which takes the name of one, and no field."),
         ("nemotron mine go tags.a=x", "tags.a: expected int, got 'x'"),
         ("nemotron mine go 'optim.betas=[1,x]'", "optim.betas[1]: expected float, got 'x'"),
         ("nemotron mine go hydra.run.dir=x", "hydra.run.dir=x: has no effect on a single job."),

@@ -11,7 +11,7 @@ from nemotron_kit import envfile, home
 from nemotron_kit.artifacts.registry import artifact_settings
 from nemotron_kit.cli import index
 from nemotron_kit.cli.main import nemotron
-from nemotron_kit.errors import UserError
+from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.runs.folder import create_run
 
 
@@ -87,6 +87,8 @@ def test_a_home_that_can_not_be_a_folder(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_home_where_no_folder_can_be_made() -> None:
-    with pytest.raises(UserError, match=r"/proc/x/runs, the folder for runs, can't be made: .*: No such file") as wrong:
+    with pytest.raises(
+        NemotronError, match=r"/proc/x/runs, the folder for runs, can't be made: .*: No such file"
+    ) as wrong:
         create_run(home.new_run_id("r", "s"), {}, [], root=Path("/proc/x/runs"))
     assert "export NEMOTRON_HOME" in str(wrong.value.hint)

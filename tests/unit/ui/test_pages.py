@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from html import unescape
 from html.parser import HTMLParser
@@ -20,6 +21,7 @@ from starlette.testclient import TestClient
 from nemotron_kit import files
 from nemotron_kit.launch.status import StatusSnapshot
 from nemotron_kit.runs.folder import RunFolder
+from nemotron_kit.runs.progress import Progress
 from nemotron_kit.ui import reading
 from nemotron_kit.ui.app import POLICY, make_app
 
@@ -295,6 +297,17 @@ def test_a_target_that_does_not_answer(
     assert 'class="state unreachable"' in page and "login1: no route &lt;to&gt; host" in page
 
 
+def test_what_runs_elsewhere_has_the_progress_that_its_target_reports(
+    browser: TestClient, runs: dict[str, RunFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = launched("away", executor="slurm", code=None, settings={"executor": "slurm", "host": "login1"})
+    found = StatusSnapshot(time.time(), progress=Progress("step", 7, 9, 3600.0, 0.5))
+    monkeypatch.setattr(reading, "refresh", lambda given: {each.id: found for each in given})
+    monkeypatch.setattr(reading, "mirror", lambda *_: None)
+    until(lambda: "step 7/9, " in text(browser, "/?stage=away"))
+    assert "left, loss 0.5" in text(browser, f"/runs/{run.id}")
+
+
 def test_a_page_is_sent_again_only_when_it_has_changed(browser: TestClient, runs: dict[str, RunFolder]) -> None:
     run = runs["running"]
     url = f"/runs/{run.id}"
@@ -305,6 +318,7 @@ def test_a_page_is_sent_again_only_when_it_has_changed(browser: TestClient, runs
     append(run, '{"step": 10, "loss": 0.25}\n{"step": 11, "lo', "metrics.jsonl")
     loss = figures(text(browser, url))["metric-loss"]["data"][0]
     assert (loss["x"][-1], loss["y"][-1]) == (10, 0.25)
+    assert "step 10, loss 0.25" in text(browser, url)
     done = f"/runs/{runs['sft'].id}"
     assert "data-refresh" not in text(browser, done)
     tag = browser.get(done).headers["etag"]
