@@ -154,7 +154,10 @@ def _agent(row: Row) -> Any:
 
 def exact_match(text: str, row: Row) -> float:
     """1 if the answer is exactly `expected_answer`."""
-    return float(text == str(_field(row, "expected_answer")).strip())
+    expected = str(_field(row, "expected_answer")).strip()
+    if not expected:  # reasoning that was cut off, too, has no text after it
+        raise UserError("expected_answer is empty: an answer without text would be right.")
+    return float(text == expected)
 
 
 # A sign that follows on a digit, a letter or a bracket is an operator or a dash: 3-4.

@@ -88,6 +88,7 @@ def test_verifiers(agent: str, text: str, row: dict[str, Any], expected: float) 
     ("agent", "row", "words"),
     [
         ("exact_match", {}, "no 'expected_answer'"),
+        ("exact_match", {"expected_answer": " "}, "expected_answer is empty"),
         ("numeric", {"expected_answer": "x"}, "is no number"),
         ("mcqa", {**MCQA, "grading_mode": "odd"}, "grading_mode 'odd'"),
         ("mcqa", {**MCQA, "expected_answer": "blue"}, "'blue' is no letter"),
