@@ -24,10 +24,11 @@ LEAST = 8
 # Minimum length of the value of a variable that the job uses as a secret.
 LEAST_NOTED = 4
 
-# `hf_token`, `WANDB_API_KEY`, `db.password`; not `total_tokens`, `tokenizer_model`, `use_cls_token`, `eos_token`.
+# `hf_token`, `WANDB_API_KEY`, `db.password`, the headers `X-Api-Key` and `Authorization`;
+# not `total_tokens`, `tokenizer_model`, `use_cls_token`, `eos_token`.
 _SECRET = re.compile(
-    r"(?:^|[._-])(?:api_?key|access_?key|secret_?key|private_?key|secret|app_secret|passw(?:or)?d|passphrase|credentials?"
-    r"|(?:hf|hub|auth|access|api|bearer|github|gitlab|wandb|ngc|refresh)_?token|pat)$",
+    r"(?:^|[._-])(?:(?:api|access|secret|private)[_-]?key|secret|app_secret|passw(?:or)?d|passphrase|credentials?"
+    r"|(?:proxy-)?authorization|(?:hf|hub|auth|access|api|bearer|github|gitlab|wandb|ngc|refresh)[_-]?token|pat)$",
     re.IGNORECASE,
 )
 _BARE_TOKEN = re.compile(r"(?:^|\.)token$", re.IGNORECASE)

@@ -10,6 +10,7 @@ from typing import Any
 from nemotron_kit.errors import DamagedRecordError as DamagedRecordError  # a public name of this package, too
 from nemotron_kit.errors import UserError
 from nemotron_kit.lazy import Value
+from nemotron_kit.masking import secret_in
 
 NOT_A_REFERENCE = (
     "Write Name, Name:v3, Name:alias, Name@<sha256 prefix>, Name@run:<run id>, entity/project/Name:v3, "
@@ -135,7 +136,17 @@ def registry_name(name: str) -> str:
             f"{name!r} is no artifact name.",
             hint="Write the name without a version, as in MyRecipe-data: saving assigns the version.",
         )
-    return check_slug(_parse_name(name, name).slug, "artifact name")
+    return check_public(check_slug(_parse_name(name, name).slug, "artifact name"), "artifact name")
+
+
+def check_public(text: str, what: str) -> str:
+    """Return `text`, which the registry will show to all of its readers. Raises UserError if a secret is in it."""
+    if variable := secret_in(text):
+        raise UserError(
+            f"This {what} holds the value of {variable}, a secret by its name.",
+            hint="Every reader of the registry sees it: choose another.",
+        )
+    return text
 
 
 def _parse_name(body: str, text: str) -> Reference:

@@ -20,6 +20,7 @@ from nemotron_kit.artifacts.reference import (
     Pin,
     Reference,
     check_alias,
+    check_public,
     check_slug,
     registry_name,
 )
@@ -187,7 +188,7 @@ class LocalRegistry(Store):
     def set_alias(self, name: str, alias: str, version: int) -> None:
         """Make `name:alias` refer to a version. An alias can be moved at any time; `latest` is maintained by the
         registry."""
-        if check_alias(alias) == LATEST:
+        if check_public(check_alias(alias), "alias") == LATEST:
             raise UserError("'latest' is always the newest version and can't be set.", hint="Use another alias.")
         record = self.find(Reference(registry_name(name), version=version))
         with writing_to(self.root):

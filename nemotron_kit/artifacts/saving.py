@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -80,9 +80,13 @@ def _mask_fields(artifact: Artifact, folder: Path) -> None:
     for key, value in list(artifact.metadata.items()):
         if key in typed or key in artifact.field_aliases:  # replaced by the field's value
             continue
-        masked_value = _masked(plain(value), roots, f"metadata.{key}")
+        # As it will be written: a secret may be in a set, a dataclass, bytes, which are texts only then.
+        written = _as_json(key, plain(value))
+        masked_value = _masked(written, roots, f"metadata.{key}")
         if masked_value is not None:
             artifact.metadata[key] = masked_value
+        elif isinstance(value, Iterator):  # can be read once
+            artifact.metadata[key] = written
         if mask(key) != key:
             artifact.metadata[mask(key)] = artifact.metadata.pop(key)
     dumped = artifact.model_dump(mode="json", include=set(typed))
@@ -139,15 +143,16 @@ def document_of(artifact: Artifact) -> dict[str, Any]:
     # The caller may have added values since the construction.
     for key, value in artifact.metadata.items():
         artifact.metadata[key] = plain(value)
-        _check_json(key, artifact.metadata[key])
+        _as_json(key, artifact.metadata[key])
     return {**artifact.model_dump(mode="json"), "path": str(absolute(artifact.path))}
 
 
-def _check_json(key: str, value: Any) -> None:
+def _as_json(key: str, value: Any) -> Any:
+    """A value of `metadata` as JSON data. Raises UserError if it has no such form."""
     from pydantic_core import PydanticSerializationError, to_jsonable_python
 
     try:
-        to_jsonable_python(value)
+        return to_jsonable_python(value)
     except (PydanticSerializationError, ValueError) as error:
         raise UserError(
             f"metadata.{key}: {value!r:.80} ({type(value).__name__}) can't be saved: {error}.",

@@ -25,7 +25,9 @@ _ENV_SET = re.compile(r"^(\+{0,2}hydra\.job\.env_set(?:\.[^=]*)?=)(?!\$\{).*$", 
 
 # Keys that often hold something else in a config file: a special token, a pattern. Those are judged by their value.
 _WEAK = re.compile(r"(?:^|[._-])(?:token|pat)$", re.IGNORECASE)
-_STRONG_TOKEN = re.compile(r"(?:hf|hub|auth|access|api|bearer|github|gitlab|wandb|ngc|refresh)_?token$", re.IGNORECASE)
+_STRONG_TOKEN = re.compile(
+    r"(?:hf|hub|auth|access|api|bearer|github|gitlab|wandb|ngc|refresh)[_-]?token$", re.IGNORECASE
+)
 _RANDOM = re.compile(r"(?=.*\d)[A-Za-z0-9_+/=.~:-]{8,}")
 _FILE_PATH = re.compile(r"(?:/|~/|\./|\.\./)[^\s]*|[\w./-]+\.(?:json|pem|key|crt|txt|yaml|yml|toml|env)")
 # Values for a service that asks for a key and accepts any.

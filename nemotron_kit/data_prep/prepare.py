@@ -155,7 +155,7 @@ def blend_lists(plan: ShardPlan, records: dict[int, ShardRecord], output: Path) 
             blend[shard.split] += [f"{weight:.12g}", place(output, shard.name)]
     if not blend["train"]:
         raise UserError(
-            "No document is left for training: every row is empty, or shorter than min_doc_chars.",
+            "No document is left for training: every row is empty, bad or shorter than min_doc_chars.",
             hint=f"Read were {', '.join(source.uri for source in plan.sources)}.",
         )
     return {split: pairs or None for split, pairs in blend.items()}

@@ -21,7 +21,7 @@ from nemotron_kit.config.secrets import masked_overrides
 from nemotron_kit.errors import DamagedRecordError, NemotronError, Problem, UserError
 from nemotron_kit.files import read_regular
 from nemotron_kit.lazy import Value
-from nemotron_kit.masking import note_secrets
+from nemotron_kit.masking import note_secrets, secret_in
 from nemotron_kit.runs.job import DamagedRecord, JobFolder, misshapen
 from nemotron_kit.spec import MOST_PROCESSES
 
@@ -57,6 +57,12 @@ class Labels(Value):
         for text in self.tags:
             if not re.fullmatch(_TAG, text):
                 raise UserError(f"{text!r} can't be a tag: use up to 64 letters, digits and . : / = - _.")
+        for kind, text in (("name", self.name), *(("tag", tag) for tag in self.tags), ("note", self.note)):
+            if text and (variable := secret_in(text)):
+                raise UserError(
+                    f"This {kind} holds the value of {variable}, a secret by its name.",
+                    hint="A run's labels are read by whoever lists the runs: write it without.",
+                )
 
     def to_dict(self) -> dict[str, Any]:
         """The labels that are set, as JSON data."""

@@ -122,7 +122,11 @@ def test_names_that_only_look_like_a_secret(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["HF_TOKEN", "api_key", "hub.api_key", "token", "WANDB_API_KEY", "x.password", "aws_secret_access_key"]
+    "name",
+    [
+        *("HF_TOKEN", "api_key", "hub.api_key", "token", "WANDB_API_KEY", "x.password", "aws_secret_access_key"),
+        *("headers.Authorization", "X-Api-Key", "x-auth-token"),
+    ],
 )
 def test_names_of_secrets(name: str) -> None:
     assert is_secret_name(name)

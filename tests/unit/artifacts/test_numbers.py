@@ -1,6 +1,7 @@
 """NumPy's and torch's numbers are numbers: in metadata, in typed fields, in records, as a dataclass's defaults."""
 
 import json
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,32 @@ def test_metadata(folder: Path, given: Any, expected: Any) -> None:
     for key in ("v", "later"):
         assert back[key] != back[key] if expected == "nan" else back[key] == expected
     json.loads((folder / "metadata.json").read_text(), parse_constant=pytest.fail)
+
+
+@dataclass
+class Holder:
+    text: str
+
+
+def test_a_secret_is_masked_in_every_container_and_nothing_else_is(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    value = "hf_Ab1Ab1Ab1Ab1"
+    monkeypatch.setenv("HF_TOKEN", value)
+    holders = [{value}, (value,), deque([value]), Holder(value), value.encode(), Path(value), iter([value])]
+    metadata: dict[str, Any] = {f"held{n}": holder for n, holder in enumerate(holders)}
+    metadata |= {"pair": (1, 2), "once": iter([1, 2]), "nothing": [float("nan")]}
+    pin = Artifact(path=folder, metadata=metadata).save(name="M") or Artifact.from_uri("art://M")
+    assert value not in (folder / "metadata.json").read_text()
+    assert not [file for file in open_registry().root.rglob("*.json") if value in file.read_text()]
+    assert caplog.text.count("the value of HF_TOKEN: it is saved as ***") == len(holders)
+    assert caplog.text.count("saved as ***") == len(holders)
+    assert (pin.metadata["pair"], pin.metadata["once"]) == ([1, 2], [1, 2])
+    for name in (f"M-{value}", f"{value}"):
+        with pytest.raises(UserError, match="This artifact name holds the value of HF_TOKEN"):
+            Artifact(path=folder).save(name=name)
+    with pytest.raises(UserError, match="This alias holds the value of HF_TOKEN"):
+        open_registry().set_alias("M", value, 0)
 
 
 def test_typed_fields_and_metrics(folder: Path) -> None:

@@ -76,6 +76,13 @@ def test_name_tags_and_note_are_the_runs_and_leave_a_field_of_that_name_alone(in
         job("nano3 pretrain --name a --name b", index)
 
 
+def test_labels_hold_no_secret(monkeypatch: pytest.MonkeyPatch, index: Index) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_Ab1Ab1Ab1Ab1")
+    for label in ("name", "tag", "note"):
+        with pytest.raises(UserError, match=f"This {label} holds the value of HF_TOKEN"):
+            job(f"nano3 pretrain --{label} x-hf_Ab1Ab1Ab1Ab1", index).labels  # noqa: B018
+
+
 def test_wandb_gets_them_beside_what_it_has() -> None:
     labels = Labels("base", ("a", "b"), "why")
     assert labels.for_wandb({"WANDB_TAGS": "b,own"}, None) == {
