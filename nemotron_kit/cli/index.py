@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     Node = dict[str, Any]
-    Stamp = list[Any]  # path, mtime in ns, size in bytes (-1: no such file)
+    Stamp = list[Any]  # path, mtime in ns, size in bytes (-1: no such file), mode, owner
 else:
     Node, Stamp = dict, list
 
@@ -153,7 +153,8 @@ def stamp(path: str) -> Stamp:
         found = os.stat(path)
     except OSError:
         return [path, 0, -1]
-    return [path, found.st_mtime_ns, found.st_size]
+    # Who owns it and may write to it: a folder's recipes are not imported because of that.
+    return [path, found.st_mtime_ns, found.st_size, found.st_mode, found.st_uid]
 
 
 def read(path: str, key: list[str]) -> Index | None:

@@ -149,8 +149,10 @@ class Reader:
         """Parse `-c tiny`, `-c=tiny`, `-ctiny`; `-config` is an error: a long option with one dash."""
         name, joined = options.split(argument)
         option = options.known(argument, self.table)
-        if not self.table.fields:
+        if not self.table.fields or name in ("-cn", "-cp"):  # no config called n or p
             self._refuse(name)
+        elif name == "-cd":
+            raise UserError("-cd: Hydra's short form is not taken here.", hint="Write --config-dir DIR.")
         row = self.assigned.shorts.get(argument[:2]) if self.table.fields else None
         single_dash_long = len(name) > 2 and name not in self.table.short
         if single_dash_long and (key(name) in self.table.long or key(name) in self.assigned.fields):

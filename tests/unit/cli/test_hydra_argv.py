@@ -96,6 +96,12 @@ def test_errors(line: str, message: str, hint: str, index: Index) -> None:
     assert hint in (caught.value.hint or "")
 
 
+@pytest.mark.parametrize("flag", ["-cn tiny", "-cn=tiny", "-cp conf", "-cd conf"])
+def test_hydras_short_flags_are_refused_by_name_in_nemotrons_spelling(flag: str, index: Index) -> None:
+    with pytest.raises(UserError, match=flag[:3]):
+        parse(f"nano3 pretrain {flag}".split(), index)
+
+
 def test_help(index: Index) -> None:
     assert parse_hydra(["--help"], index) == Help(())
     assert parse_hydra([*TRAIN.split(), "-h"], index) == Help(("nano3", "pretrain"))
