@@ -53,6 +53,9 @@ def test_a_changed_source_or_key_ends_it(tmp_path: Path) -> None:
     os.utime(source, ns=(1, 1))
     assert read(file, KEY) is None
     file = _write(tmp_path, source)
+    source.chmod(0o666)  # code that others may write is not imported
+    assert read(file, KEY) is None
+    file = _write(tmp_path, source)
     source.unlink()
     assert read(file, KEY) is None
     file = _write(tmp_path, source)
