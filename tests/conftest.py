@@ -39,6 +39,9 @@ def pytest_collection_finish() -> None:
 
 def pytest_runtest_logfinish() -> None:
     _freeze()
+    # A launch in this process sets it, as Hydra does, for the process's life; the next test's job is another one.
+    if (module := sys.modules.get("hydra.core.hydra_config")) is not None:
+        module.HydraConfig.instance().cfg = None
 
 
 def examples(count: int) -> int:

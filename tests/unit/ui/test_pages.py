@@ -211,12 +211,12 @@ def test_a_sweep_marks_its_best(browser: TestClient, runs: dict[str, RunFolder])
     run = runs["sweep"].id
     page = text(browser, f"/runs/{run}")
     assert ids(page)[0] == f"{run}/8"  # 0.003 with the largest batch
-    best = re.search(r'<tr class="best">(.*?)</tr>', page, re.DOTALL)
+    best = re.search(r'<tr[^>]* class="best">(.*?)</tr>', page, re.DOTALL)
     assert best and "★" in best[1] and ">0.003<" in best[1]
     drawn = figures(page)["parallel"]
     assert drawn["layout"]["xaxis"]["ticktext"] == ["train.lr", "train.batch", "loss"]
     assert len(drawn["data"]) == 12
-    assert drawn["data"][-1]["meta"] == {"best": True, "rank": 0.0}
+    assert drawn["data"][-1]["meta"] == {"best": True, "rank": 0.0, "job": 8}
     assert drawn["data"][-1]["y"][1:] == [1.0, 0.0]
     assert len(figures(page)["metric-loss"]["data"]) == 10
     assert ids(text(browser, f"/runs/{run}?sort=tokens_per_s"))[0] == f"{run}/0"  # all alike: by number
