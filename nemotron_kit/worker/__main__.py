@@ -59,9 +59,10 @@ def _run(folder: Path, as_rank: bool) -> int:
         job.finish(1, "failed", error=message)
         raise NemotronError(f"{message}.") from error
     # Its output is in its log. On a terminal it was started by hand: there the output is printed, too.
-    outcome = run_job(job, shown=os.isatty(1))
-    if outcome.error:
-        print(f"error: {mask(outcome.error)}", file=sys.stderr)  # noqa: T201
+    with os.fdopen(os.dup(2), "w") as stderr:  # what is written to descriptor 2 after the job goes to its log, too
+        outcome = run_job(job, shown=os.isatty(1), until_exit=True)
+        if outcome.error:
+            print(f"error: {mask(outcome.error)}", file=stderr)
     return outcome.code
 
 

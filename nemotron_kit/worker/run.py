@@ -44,11 +44,17 @@ Handler = Callable[[Any], Any]
 
 
 def run_job(
-    job: JobFolder, handler: Handler | None = None, config_cls: type | None = None, *, shown: bool = True
+    job: JobFolder,
+    handler: Handler | None = None,
+    config_cls: type | None = None,
+    *,
+    shown: bool = True,
+    until_exit: bool = False,
 ) -> Outcome:
     """Run the job in `job`: in this process if `handler` is given, else as its spec specifies.
 
-    The handler's output in this process goes to its log, and if `shown` also to this process's streams. The outcome
+    The handler's output in this process goes to its log, and if `shown` also to this process's streams; with
+    `until_exit` (this process ends with the job) so does what its threads and exit functions write later. The outcome
     is always recorded as exit.json. Errors of the job are not raised.
     """
     spec = read_spec(job.path)
@@ -63,7 +69,7 @@ def run_job(
                     wait_for(job, spec.after)
                 job.transition("running", pgid=os.getpgid(0), versions=installed_versions())
                 with environment(spec.environment, spec.expand):
-                    outcome = _run(job, spec, handler, config_cls, shown=shown)
+                    outcome = _run(job, spec, handler, config_cls, shown=shown, until_exit=until_exit)
         except Cancelled as error:
             outcome = Outcome(error.exit_code, "cancelled", str(error))
         except NemotronError as error:
@@ -111,7 +117,7 @@ def _put_on_record(job: JobFolder, outcome: Outcome) -> Outcome:
     return outcome
 
 
-def _run(job: JobFolder, spec: JobSpec, handler: Handler | None, config_cls: type | None, *, shown: bool) -> Outcome:
+def _run(job: JobFolder, spec: JobSpec, handler: Handler | None, config_cls: type | None, **capture: bool) -> Outcome:
     pins = verified_inputs(job, spec)
     if (done := skip_unchanged(job, spec, pins)) is not None:
         return done
@@ -130,7 +136,7 @@ def _run(job: JobFolder, spec: JobSpec, handler: Handler | None, config_cls: typ
         if handler is None and spec.script:
             script = python_module("nemotron_kit.worker", "--rank", str(job.path))
             return run_child(script, spec.cwd, job)
-        return _call(job, spec, handler, config_cls, shown=shown)
+        return _call(job, spec, handler, config_cls, **capture)
 
 
 def _with_cause(outcome: Outcome, job: JobFolder) -> Outcome:
@@ -148,10 +154,10 @@ def _with_cause(outcome: Outcome, job: JobFolder) -> Outcome:
     return replace(outcome, error=mask(done.failure.text))
 
 
-def _call(job: JobFolder, spec: JobSpec, handler: Handler | None, config_cls: type | None, *, shown: bool) -> Outcome:
+def _call(job: JobFolder, spec: JobSpec, handler: Handler | None, config_cls: type | None, **capture: bool) -> Outcome:
     values = resolve(read_config(job.path))  # it notes the secrets that what is printed must not show
     with job.open_log() as log:
-        with captured(log, job=job.path, shown=shown):
+        with captured(log, job=job.path, **capture):
             enter_hydra(job.path)
             collect_again()
             config: Any = typed(values, config_cls or spec.load_config_cls())

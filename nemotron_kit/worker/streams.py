@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
+import functools
 import io
 import json
 import os
@@ -146,6 +148,12 @@ class Channels:
             if self._control.recv(1) != DRAINED:
                 self._process.wait()
 
+    def wait(self) -> None:
+        """Wait until all is copied that was written before the last writing end was closed; not for children that hold
+        one: for a second at most."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(1)
+
     def waiting(self, end: int) -> bool:
         """Whether something that was written to a pipe is still to be read."""
         unread = int.from_bytes(ioctl(end, termios.FIONREAD, b"\0" * 4), sys.byteorder)
@@ -177,10 +185,13 @@ def named_channels(logs: Mapping[str, io.FileIO], job: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def captured(log: io.FileIO, *, job: Path | None = None, shown: bool = True) -> Iterator[None]:
+def captured(
+    log: io.FileIO, *, job: Path | None = None, shown: bool = True, until_exit: bool = False
+) -> Iterator[None]:
     """Within the block, what this process and its children write to stdout and stderr goes into `log`, masked.
 
     `shown`: and to the streams as they were before. `job` is the job's folder, for the secrets that it has used.
+    `until_exit`: of this process, which the job ends: its threads and exit functions may write later.
     """
     before = sys.stdout, sys.stderr
     _flush()
@@ -194,15 +205,26 @@ def captured(log: io.FileIO, *, job: Path | None = None, shown: bool = True) -> 
     channels.close_ends()
     sys.stdout = _python_stream(before[0], _OUT, log, channels if several else None)
     sys.stderr = _python_stream(before[1], _ERR, log, channels if several else None)
+    restore = functools.partial(_restore, before, saved)
+    if until_exit:  # of exit functions the one that is registered first runs last
+        atexit.register(channels.wait)
+        atexit.register(restore)
     try:
         yield
     finally:
         _flush()
-        sys.stdout, sys.stderr = before
-        for kept, fd in zip(saved, (_OUT, _ERR), strict=True):
-            os.dup2(kept, fd)
-            os.close(kept)
+        if not until_exit:
+            restore()
         channels.finish()
+
+
+def _restore(before: tuple[TextIO, TextIO], saved: Sequence[int]) -> None:
+    """Give the process the streams and descriptors back that it had."""
+    _flush()
+    sys.stdout, sys.stderr = before
+    for kept, fd in zip(saved, (_OUT, _ERR), strict=True):
+        os.dup2(kept, fd)
+        os.close(kept)
 
 
 def masked_streams() -> None:

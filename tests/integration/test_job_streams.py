@@ -65,6 +65,21 @@ def test_what_is_written_is_logged_and_shown(tmp_path: Path, code: str, logged: 
     assert [text.decode().split() for text in shown] == [out.split(), err.split()]
 
 
+def test_until_its_process_exits_what_threads_and_exit_functions_write_is_logged(tmp_path: Path) -> None:
+    log = tmp_path / "job.log"
+    program = f"""{START}
+import atexit, threading
+with log({str(log)!r}) as file, captured(file, shown=False, until_exit=True):
+    atexit.register(lambda: (print("exit function"), os.system("echo child")))
+    threading.Thread(target=lambda: (time.sleep(0.2), os.write(2, b"thread\\n"))).start()
+    print("within")
+print("after")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert log.read_text().splitlines() == ["within", "after", "thread", "exit function", "child"]
+
+
 def test_a_terminal_stays_one_and_may_be_closed(tmp_path: Path) -> None:
     log, (ours, theirs) = tmp_path / "job.log", os.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, b"\x2a\0\x64\0\0\0\0\0")  # 42 lines of 100
