@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from numbers import Integral
 from typing import Any
 
 from nemotron_kit import artifacts, files, installed
@@ -230,8 +231,9 @@ def call_handler(handler: Callable[[Any], Any], config: Any) -> Outcome:
         _print_traceback(error)
         outcome = Outcome(1, "failed", f"{type(error).__name__}: {error}", exception=error)
     else:
-        is_code = isinstance(value, int) and not isinstance(value, bool)
-        outcome = _from_code(value) if is_code else Outcome(0, "succeeded", value=value)
+        # NumPy's whole numbers are Integral and no int.
+        is_code = isinstance(value, Integral) and not isinstance(value, bool)
+        outcome = _from_code(int(value)) if is_code else Outcome(0, "succeeded", value=value)
     flush_metrics()  # before its end is on record
     if "wandb" in sys.modules:
         artifacts.finish_wandb(exit_code=outcome.code)

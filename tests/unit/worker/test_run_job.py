@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from nemotron_kit import files, log_metrics
@@ -80,7 +81,7 @@ def test_a_folder_that_refuses_what_the_job_needs_is_the_jobs_failure(
     assert "resolved.yaml: No space left on device" in str(job.state().error)
 
 
-@pytest.mark.parametrize(("code", "own"), [(75, 75), (1, 1), (256, 1)])
+@pytest.mark.parametrize(("code", "own"), [(75, 75), (1, 1), (256, 1), (np.int64(7), 7)])
 def test_one_that_ends_after_it_was_cancelled_is_cancelled(job: JobFolder, code: int, own: int) -> None:
     def cancelled() -> int:
         job.request_cancel()
