@@ -60,7 +60,7 @@ def test_an_error_over_there_is_the_same_error_here(client: Any, server: Any) ->
     with pytest.raises(NemotronError, match="No operation 'pong'") as caught:
         there.call("pong")
     assert "ping" in str(caught.value.hint)
-    with pytest.raises(NemotronError, match="what was sent"):
+    with pytest.raises(NemotronError, match="damaged on its way"):
         there.call("put_code", b"x", root=there.root, digest="0" * 64)
     assert there.call("ping") == (None, b"")
 

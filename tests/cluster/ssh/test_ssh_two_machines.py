@@ -266,7 +266,7 @@ def test_check_reports_a_cluster_that_is_ready(laptop: Laptop) -> None:
     [
         ("account", "nobody", "partition", "account"),
         ("partition", "no-such", "partition", "partition"),
-        ("gpus_per_node", 999, "partition", "node configuration"),
+        ("gpus_per_node", 999, "partition", "More processors requested than permitted"),
         ("python", "/bin/false", "connection", "exit code 1"),
         ("remote_job_dir", "/proc/nk", "connection", "No such file"),
         ("container_image", "/no/such.sqsh", "image", "no such file there"),
