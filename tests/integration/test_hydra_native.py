@@ -79,7 +79,7 @@ def test_jobs_of_one_process_keep_their_inputs_apart(world: Path) -> None:
 
 def test_our_launcher_pins_at_launch_and_refuses_what_is_not_there(world: Path) -> None:
     words = ["-m", "hydra/launcher=nemo_run", "hydra.launcher.via=kit"]
-    done = run("python", "app.py", *words, "run.data=Words:v7", cwd=world, code=1)
+    done = run("python", "app.py", *words, "run.data=Words:v7", cwd=world, code=2)
     assert "run.data: Words has no v7." in done.stderr
     assert "v0, v1" in done.stderr
     assert not list(world.glob("**/read.txt"))
