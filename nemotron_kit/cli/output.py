@@ -71,7 +71,8 @@ class Paint:
 
 def cells(text: str) -> int:
     """The columns of a terminal that `text` takes: two for a wide character (East Asian, emoji), none for an accent."""
-    if text.isascii():
+    # Help has dashes, quotes, an ellipsis and arrows, and does without rich.
+    if text.isascii() or all(c < "\u0300" or "\u2010" <= c <= "\u2027" or "\u2190" <= c <= "\u21ff" for c in text):
         return len(text)
     from rich.cells import cell_len
 
