@@ -69,7 +69,8 @@ def test_the_model_has_learned(trained: Trained) -> None:
     shards, model = _held_out(trained), Path(str(trained.model["path"]))
     reported = trained.model["loss"]
     assert isinstance(reported, float) and reported <= 0.9 * _unigram_entropy(np.concatenate(shards))
-    rows = [json.loads(line) for line in (model.parent / "metrics.jsonl").read_text().splitlines()]
+    metrics = trained.world.runs()[-1] / "metrics.jsonl"
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
     assert rows[-1]["valid_loss"] == pytest.approx(_measured_loss(model, shards), abs=1e-4)
     assert rows[-1]["valid_loss"] == pytest.approx(reported, abs=1e-4)
 
