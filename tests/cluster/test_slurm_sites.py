@@ -43,8 +43,13 @@ def test_a_chain_goes_on_from_the_checkpoint_and_ends_when_the_job_is_done(world
     until(lambda: log(job).count("from step") == 2, 40)
     with world.seen():
         run = RunFolder(job.path.parents[1])
-        seen = executor_for(stored_plan(run).settings).observe(run, [job])[0]
-    assert (seen.state, seen.facts["scheduler"]["job"]) == ("running", links[1])
+
+        def observed() -> tuple[str, str]:
+            (seen,) = executor_for(stored_plan(run).settings).observe(run, [job])
+            return seen.state, seen.facts["scheduler"]["job"]
+
+        # The first link may still be completing when the second has begun.
+        until(lambda: observed() == ("running", links[1]), 20, why=lambda: str(observed()))
     assert world.wait(job, timeout=40) == "succeeded"
     assert "restart 1" in log(job) and "from step 0" not in log(job).split("restart 0")[1]
     until(lambda: not waiting(world, links), 20)
