@@ -45,7 +45,7 @@ def test_a_chain_goes_on_from_the_checkpoint_and_ends_when_the_job_is_done(world
         run = RunFolder(job.path.parents[1])
 
         def observed() -> tuple[str, str]:
-            (seen,) = executor_for(stored_plan(run).settings).observe(run, [job])
+            seen = executor_for(stored_plan(run).settings).observe(run, [job])[0]
             return seen.state, seen.facts["scheduler"]["job"]
 
         # The first link may still be completing when the second has begun.
