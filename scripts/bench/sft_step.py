@@ -64,7 +64,7 @@ def data(folder: Path, steps: int) -> None:
     """Packed rows of conversations of 109 tokens on average, half of each an answer."""
     rng = np.random.default_rng(0)
     with PackedWriter(folder / "train/a.parquet", PACK, algorithm="first_fit_shuffle") as writer:
-        while writer.tokens + writer._held < steps * ROWS * PACK:
+        while writer.tokens + len(writer._ids) < steps * ROWS * PACK:
             length = int(np.clip(rng.lognormal(4.4, 0.7), 16, PACK))
             mask = np.arange(length) >= length // 2
             writer.add(rng.integers(16, 4096, length), mask)
