@@ -23,7 +23,7 @@ from .follower import Follower
 from .slurm_world import log, until
 
 pytestmark = pytest.mark.timeout(600)  # the first one prepares the data
-STEPS = 150
+STEPS = 300
 ENV = """
 [calm]
 executor = "slurm"
