@@ -26,6 +26,7 @@ from nemotron_kit.remote.agent.code import registered_folders, written_since
 from nemotron_kit.remote.agent.code import unpack_code as unpack
 from nemotron_kit.remote.agent.operations import CODE
 from nemotron_kit.runs.job import AGAIN, NODES, RESUMED, SLURM_STEP, UNEXPLAINED, VALUE, JobFolder
+from nemotron_kit.runs.metrics import summary
 from nemotron_kit.spec.plan import JobSpec, read_config
 from nemotron_kit.worker import (
     NODES_FOLDER,
@@ -176,13 +177,13 @@ def record(job: JobFolder, spec: JobSpec, node: Node, outcome: Outcome, received
     elif outcome.state == "preempted":
         last = f"{_LAST}={spec.max_segments}" if node.job else None
         then = "it goes on from there" if requeued else f"{last or 'nothing starts it again'}: {resume_line(job)}"
-        facts = {**unexplained, **({AGAIN: True} if requeued else {}), **_written(job, spec)}
+        facts = {**unexplained, **({AGAIN: True} if requeued else {}), **_written(job, spec), **summary(job.path)}
         state = "failed" if last and not requeued else "preempted"
         job.finish(outcome.recorded, state, error=f"stopped with a checkpoint; {then}", **facts)
     else:
         value = _read(job.path / VALUE) or {}
         skipped = {"skipped": outcome.skipped} if outcome.skipped else {}
-        facts = {**unexplained, **value, **_written(job, spec), **skipped}
+        facts = {**unexplained, **value, **_written(job, spec), **skipped, **summary(job.path)}
         job.finish(outcome.recorded, outcome.state, error=outcome.error, **facts)
 
 

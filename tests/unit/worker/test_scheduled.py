@@ -14,6 +14,7 @@ import pytest
 
 from nemotron_kit.errors import NemotronError
 from nemotron_kit.runs.job import NODES, SLURM_STEP, JobFolder
+from nemotron_kit.runs.metrics import Measured, summarized
 from nemotron_kit.worker import distributed, elastic, ray_cluster
 from nemotron_kit.worker.distributed import Node
 from nemotron_kit.worker.process import Outcome, Terminated, run_child, term_raises
@@ -61,6 +62,16 @@ def test_a_term_while_the_end_is_recorded_does_not_prevent_that(
         assert JobFolder(tmp_path).exit_record()
         with pytest.raises(Terminated):
             os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize(("code", "state"), [(0, "succeeded"), (75, "preempted")])
+def test_the_exit_record_has_what_the_job_measured(tmp_path: Path, code: int, state: str) -> None:
+    """In a container and on Slurm, too, where large sweeps run."""
+    job, spec = JobFolder(tmp_path / "run" / "jobs" / "0"), SimpleNamespace(code=None, retries=0)
+    job.path.mkdir(parents=True)
+    (job.path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.5}\n{"step": 2, "loss": 3.0}\n')
+    distributed.record(job, spec, Node(), Outcome(code, state), set())  # type: ignore[arg-type]
+    assert summarized(job.path, job.exit_record() or {}) == {"loss": Measured(3.0, 2, 2.5, 1)}
 
 
 @pytest.mark.parametrize("step", [None, "7.0"])
