@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from nemotron_kit import files
@@ -60,10 +61,13 @@ class StatusCache:
     def __init__(self, key: str) -> None:
         self.path = runs_root() / ".seen" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
 
-    def fresh(self, wanted: Mapping[str, Sequence[int]]) -> dict[str, StatusSnapshot] | None:
-        """Run id → snapshot, if the cache has fresh responses for all of `wanted` (run id → job numbers), else None."""
+    def fresh(self, wanted: Mapping[str, Sequence[int]], *, progress: bool = False) -> dict[str, StatusSnapshot] | None:
+        """Run id → snapshot, if the cache has fresh responses for all of `wanted` (run id → job numbers), else None.
+        `progress`: responses without it, which was not asked for, don't count."""
         now, runs = time.time(), self._read()
         if any(not _covers(runs.get(run_id), numbers, now) for run_id, numbers in wanted.items()):
+            return None
+        if progress and any("progress" not in runs[run_id] for run_id in wanted):
             return None
         return {run_id: _known(runs[run_id]) for run_id in wanted}
 
@@ -82,9 +86,9 @@ class StatusCache:
         runs = {run_id: entry for run_id, entry in self._read().items() if entry["until"] > now}
         for run_id in asked:
             jobs = {str(number): asdict(o) for number, o in found.get(run_id, {}).items()}
-            progress = (measured or {}).get(run_id)
-            entry = {"at": at, "until": until, "lost": lost, "jobs": jobs}
-            runs[run_id] = entry | {"progress": asdict(progress) if progress else None}
+            runs[run_id] = {"at": at, "until": until, "lost": lost, "jobs": jobs}
+            if measured is not None:
+                runs[run_id]["progress"] = asdict(measured[run_id]) if run_id in measured else None
         with contextlib.suppress(OSError):  # a cache that can't be written is no reason to fail
             self.path.parent.mkdir(mode=0o700, exist_ok=True)
         files.write_cache(self.path, _VERSION, runs)
@@ -102,7 +106,7 @@ def _covers(entry: Mapping[str, Any] | None, numbers: Sequence[int], now: float)
 
 def _known(entry: Mapping[str, Any]) -> StatusSnapshot:
     jobs = {int(number): Observation(**values) for number, values in entry["jobs"].items()}
-    progress = Progress(**entry["progress"]) if entry["progress"] else None
+    progress = Progress(**entry["progress"]) if entry.get("progress") else None
     return StatusSnapshot(float(entry["at"]), jobs, entry["lost"], progress)
 
 
@@ -173,8 +177,9 @@ class StatusSnapshot:
     progress: Progress | None = None
 
 
-def refresh(runs: Iterable[RunFolder]) -> dict[str, StatusSnapshot]:
-    """Run id → snapshot, for each of `runs` whose state is known to a back end only.
+def refresh(runs: Iterable[RunFolder], *, progress: bool = False) -> dict[str, StatusSnapshot]:
+    """Run id → snapshot, for each of `runs` whose state is known to a back end only. With `progress` also that of
+    running jobs, for which each target gets one more request.
 
     Runs of this machine and runs that have ended are left out: their folders hold their state. Errors of a back end are
     not raised, but stored in `lost`.
@@ -184,20 +189,21 @@ def refresh(runs: Iterable[RunFolder]) -> dict[str, StatusSnapshot]:
         asked = _open(run)
         if asked is not None:
             groups.setdefault(target_of(asked[1]), []).append(asked)
+    query = partial(_refresh, progress=progress)
     if len(groups) < 2:
-        return {run_id: snapshot for key, group in groups.items() for run_id, snapshot in _refresh(key, group).items()}
+        return {run_id: snapshot for each in groups.items() for run_id, snapshot in query(*each).items()}
     from concurrent.futures import ThreadPoolExecutor
 
     # A target that does not answer does not affect the others.
     with ThreadPoolExecutor(max_workers=8) as pool:
-        answers = pool.map(_refresh, groups.keys(), groups.values())
+        answers = pool.map(query, groups.keys(), groups.values())
         return {run_id: snapshot for answer in answers for run_id, snapshot in answer.items()}
 
 
-def refresh_stages(run: RunFolder) -> dict[str, StatusSnapshot]:
+def refresh_stages(run: RunFolder, *, progress: bool = False) -> dict[str, StatusSnapshot]:
     """Update the records of a pipeline's submitted stages; returns `refresh` of these."""
     stages = [each for record in run.stages() if (each := run.stage_run(record)) is not None]
-    return refresh([each for each in stages if each.summary().state not in TERMINAL])
+    return refresh([each for each in stages if each.summary().state not in TERMINAL], progress=progress)
 
 
 def progress_elsewhere(runs: Iterable[RunSummary]) -> dict[str, Progress]:
@@ -209,10 +215,10 @@ def progress_elsewhere(runs: Iterable[RunSummary]) -> dict[str, Progress]:
         if run.state == "running":
             folder = RunFolder(runs_root() / run.id)
             if not run.jobs and folder.is_pipeline:
-                snapshots |= refresh_stages(folder)
+                snapshots |= refresh_stages(folder, progress=True)
             elif run.jobs == 1 and not is_local(run.executor):
                 single.append(folder)
-    snapshots |= refresh(single)
+    snapshots |= refresh(single, progress=True)
     return {run_id: found for run_id, snapshot in snapshots.items() if (found := progress_now(snapshot))}
 
 
@@ -225,8 +231,9 @@ def progress_now(snapshot: StatusSnapshot) -> Progress | None:
 
 
 def refreshed(summaries: Sequence[RunSummary], runs: Mapping[str, RunFolder]) -> list[RunSummary]:
-    """The summaries, updated with what their back ends report. `runs`: run id → folder of the runs to query."""
-    snapshots = refresh(runs.values())
+    """The summaries, updated with what their back ends report, progress included. `runs`: run id → folder of the runs
+    to query."""
+    snapshots = refresh(runs.values(), progress=True)
     return [_updated(runs[s.id], snapshots[s.id]) if s.id in snapshots else s for s in summaries]
 
 
@@ -372,10 +379,10 @@ def _open(run: RunFolder) -> Asked | None:
     return (run, plan, left) if left else None
 
 
-def _refresh(key: str, group: Sequence[Asked]) -> dict[str, StatusSnapshot]:
+def _refresh(key: str, group: Sequence[Asked], *, progress: bool) -> dict[str, StatusSnapshot]:
     """The runs of one target: from the cache of recent answers, else queried."""
     cache = StatusCache(f"{key}|{user_config()}")
-    known = cache.fresh({run.id: [job.number for job in jobs] for run, _, jobs in group})
+    known = cache.fresh({run.id: [job.number for job in jobs] for run, _, jobs in group}, progress=progress)
     if known is not None and not any(_is_outdated(asked, known[asked[0].id]) for asked in group):
         return known
     asked = time.time()
@@ -386,10 +393,10 @@ def _refresh(key: str, group: Sequence[Asked]) -> dict[str, StatusSnapshot]:
         found = executor_for(group[0][1].settings).observe_many([(run, jobs) for run, _, jobs in group])
         for run, plan, jobs in group:
             _record(plan, jobs, found.get(run.id, {}), asked)
-        measured = dict(_measured(group))
+        measured = dict(_measured(group)) if progress else {}
     except NemotronError as error:
         lost = error.message
-    cache.keep(asked, time.time() - asked, found, lost, [run.id for run, _, _ in group], measured)
+    cache.keep(asked, time.time() - asked, found, lost, [run.id for run, _, _ in group], measured if progress else None)
     return {run.id: StatusSnapshot(asked, found.get(run.id, {}), lost, measured.get(run.id)) for run, _, _ in group}
 
 

@@ -178,8 +178,8 @@ class RecordReader:
         try:
             for run in runs:
                 if run.is_pipeline:
-                    self._snapshots |= refresh_stages(run)
-            self._snapshots |= refresh(runs)
+                    self._snapshots |= refresh_stages(run, progress=True)
+            self._snapshots |= refresh(runs, progress=True)
             for run in runs if records else ():
                 if (plan := plan_of(run)) is not None and not is_local(plan.executor):
                     mirror(plan, [job for job in run.jobs()[:64] if not is_mirrored(job)])

@@ -252,7 +252,7 @@ def _updated(runs: Sequence[RunSummary]) -> list[RunSummary]:
     refreshed_pipelines = {}
     for run in unfinished:
         if not run.jobs and folders[run.id].is_pipeline:
-            refresh_stages(folders[run.id])
+            refresh_stages(folders[run.id], progress=True)
             refreshed_pipelines[run.id] = folders[run.id].summary()
     runs = [refreshed_pipelines.get(run.id, run) for run in runs]
     remote = [run.id for run in runs if not is_local(run.executor) and run.state not in (*TERMINAL, DAMAGED)]

@@ -332,7 +332,7 @@ def test_progress_of_a_job_on_another_machine_comes_with_its_state(
         return local(self, op, payload, **args)
 
     monkeypatch.setattr(LocalTransport, "call", call)
-    refresh(runs)
+    refresh(runs, progress=True)
     summaries = [run.summary() for run in runs]
     assert [str(each) for _, each in sorted(progress_elsewhere(summaries).items())] == [
         "step 20/90, 1m10s left, loss 0.5",
@@ -343,6 +343,10 @@ def test_progress_of_a_job_on_another_machine_comes_with_its_state(
     shown = {row["id"]: row["progress"] for row in json.loads(capsys.readouterr().out)}
     assert shown[runs[1].id]["loss"] == 1.5 and shown[runs[2].id] is None
     assert len(asked) == 1
+    forget(runs[0])
+    refresh(runs)  # whoever waits needs no progress: one request
+    assert (len(asked), len(cluster.asked)) == (1, 2)
+    assert len(progress_elsewhere(summaries)) == 2 and len(asked) == 2  # that answer does not count for who does
 
     def lost(*_: Any, **__: Any) -> Any:
         raise Unreachable("far does not answer.")

@@ -284,7 +284,7 @@ def test_a_target_that_does_not_answer(
     run = launched("far", executor="slurm", code=None, settings={"executor": "slurm", "host": "login1"})
     asked = threading.Event()
 
-    def refresh(given: list[RunFolder]) -> dict[str, StatusSnapshot]:
+    def refresh(given: list[RunFolder], *, progress: bool) -> dict[str, StatusSnapshot]:
         asked.set()
         return {each.id: StatusSnapshot(0.0, {}, lost="login1: no route <to> host") for each in given}
 
@@ -302,7 +302,7 @@ def test_what_runs_elsewhere_has_the_progress_that_its_target_reports(
 ) -> None:
     run = launched("away", executor="slurm", code=None, settings={"executor": "slurm", "host": "login1"})
     found = StatusSnapshot(time.time(), progress=Progress("step", 7, 9, 3600.0, 0.5))
-    monkeypatch.setattr(reading, "refresh", lambda given: {each.id: found for each in given})
+    monkeypatch.setattr(reading, "refresh", lambda given, progress: {each.id: found for each in given})
     monkeypatch.setattr(reading, "mirror", lambda *_: None)
     until(lambda: "step 7/9, " in text(browser, "/?stage=away"))
     assert "left, loss 0.5" in text(browser, f"/runs/{run.id}")
