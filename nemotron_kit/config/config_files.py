@@ -74,7 +74,7 @@ def keep_text_spelling(values: dict[str, Any], spelled: Spelled, means_text: Cal
         with contextlib.suppress(KeyError, IndexError, TypeError):  # an override has put something else there
             for part in spot[:-1]:
                 holder = holder[part]
-            if type(holder[spot[-1]]) is type(read) and holder[spot[-1]] == read:
+            if type(holder[spot[-1]]) is type(read) and repr(holder[spot[-1]]) == repr(read):  # NaN is not equal to NaN
                 holder[spot[-1]] = text
     return result
 

@@ -22,13 +22,30 @@ def type_hints(cls: type) -> Mapping[str, Any]:
     """The resolved annotations of a dataclass, postponed ones included: each is compiled, so they are kept."""
     try:
         hints = typing.get_type_hints(cls)
-        return types.MappingProxyType(
-            {name: hint.type if isinstance(hint, dataclasses.InitVar) else hint for name, hint in hints.items()}
-        )
+        return types.MappingProxyType({name: _bare(hint) for name, hint in hints.items()})
     except NameError as error:
         raise UserError(
             f"{cls.__module__}.{cls.__qualname__}: an annotation names {error.name!r}, not defined there."
         ) from error
+
+
+def _bare(hint: Any) -> Any:
+    """An annotation without `InitVar`, `Final` and `NewType`, which say nothing about the values."""
+    if isinstance(hint, dataclasses.InitVar):
+        return _bare(hint.type)
+    if isinstance(hint, typing.NewType):
+        return _bare(hint.__supertype__)
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is typing.Final:
+        return _bare(args[0])
+    if origin in (Literal, typing.Annotated) or (not isinstance(origin, type) and origin is not Union):
+        return hint
+    inner = tuple(map(_bare, args))
+    if inner == args:
+        return hint
+    if origin is Union or not isinstance(origin, type) or origin is types.UnionType:
+        return Union[inner]  # noqa: UP007
+    return types.GenericAlias(origin, inner)
 
 
 def input_fields(cls: Any) -> dict[str, dataclasses.Field[Any]]:
@@ -167,7 +184,7 @@ def type_inside(annotation: Any, part: str) -> Any:
         return type_hints(annotation).get(part)
     if isinstance(origin, type) and issubclass(origin, Mapping):
         return args[1] if len(args) == 2 else None
-    if isinstance(origin, type) and issubclass(origin, Sequence) and part.isdigit():
+    if isinstance(origin, type) and issubclass(origin, Sequence | abc.Set | abc.Iterable) and args and part.isdigit():
         of_each = len(args) > 1 and args[-1] is not Ellipsis
         return (args[int(part)] if int(part) < len(args) else None) if of_each else args[0]
     return None

@@ -275,6 +275,8 @@ def _annotation(annotation: Any, where: str) -> Any:
 
 def _union(args: tuple[Any, ...], where: str) -> Any:
     members = [_annotation(a, where) for a in args if a is not type(None)]
+    if float in members and int not in members and len(members) > 1:
+        members.append(int)  # in Python a whole number is a float as well; the job gets 5.0 for 5
     plain = len(members) == 1 or all(m in (int, float, bool, str, bytes) for m in members)
     result: Any = Any
     if plain:

@@ -111,7 +111,7 @@ def translate(error: Exception, command: Command, files: dict[str, Path], typed:
     if isinstance(error, OverrideParseException):
         return unreadable(error)
     origin = _origin(error)
-    key = str(getattr(origin, "full_key", "") or "")
+    key = str("" if (full_key := getattr(origin, "full_key", None)) is None else full_key)
     given = _given(str(error), key, files)
     if isinstance(origin, ConfigAttributeError | ConfigKeyError) and "not in" in str(origin):
         unknown = _added_key(str(error)) or key or "''"
@@ -271,7 +271,7 @@ def _origin(error: BaseException) -> BaseException:
     found, current = error, error
     while current.__cause__ is not None or current.__context__ is not None:
         current = current.__cause__ or current.__context__  # type: ignore[assignment]
-        if getattr(current, "full_key", None):
+        if getattr(current, "full_key", None) not in (None, ""):  # 0 is an item of a list
             found = current
     return found
 
@@ -359,7 +359,7 @@ def _given_values(text: str, files: dict[str, Path], key: str, typed: Sequence[s
 
 def _from_top(key: str, candidates: Iterable[str]) -> str | None:
     """The one of `candidates` that OmegaConf calls `key`: it names what is in an item of a list without the list."""
-    return next((each for each in candidates if each == key or each.endswith(f".{key}")), None)
+    return next((each for each in candidates if each == key or each.endswith((f".{key}", f"[{key}]"))), None)
 
 
 def _unknown_keys(values: Any, kind: Any, above: str) -> Iterator[str]:

@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import sys
+from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.util import find_spec
@@ -38,6 +39,15 @@ IN_PROCESS, TORCHRUN, RAY, DETACHED, INTERACTIVE = "in-process", "torchrun", "ra
 
 _TAG = r"\w[\w.:/=-]{0,63}"
 _LONGEST = {"name": 100, "note": 2000}
+
+
+def _json_value(value: Any) -> Any:
+    """A frozen config with its bytes in Base64, as its YAML has them: JSON has no such type."""
+    if isinstance(value, dict):
+        return {key: _json_value(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_json_value(item) for item in value]
+    return b64encode(value).decode() if isinstance(value, bytes) else value
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -222,7 +232,7 @@ class Plan(Value):
             "launch_command": list(self.launch_command),
             "config_name": self.config_name,
             "config_file": self.config_file,
-            "config": dict(self.config),
+            "config": _json_value(dict(self.config)),
             "inputs": {slot: pin.to_dict() if pin else None for slot, pin in self.inputs.items()},
             "references": dict(self.references),
             "environment": dict(self.environment),

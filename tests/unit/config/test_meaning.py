@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import InitVar, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal, NewType
 
 import pytest
 
@@ -428,3 +428,51 @@ def test_one_of_several_dataclasses(tmp_path: Path, text: str, words: list[str],
 
 def test_help_of_a_list_of_blocks() -> None:
     assert {row["name"]: row.get("default") for row in rows(Parts)}["listed"] == "[{name: none, rate: 8, sizes: []}]"
+
+
+Name = NewType("Name", str)
+
+
+@dataclass
+class Wrapped:
+    raw: bytes = b"ab"
+    final: Final[int] = 4
+    name: Name = Name("n")
+    names: list[Name] | None = None
+    rate: float | Literal["auto"] = "auto"
+    whole: float | str = "x"
+    mixed: list[int | str] = field(default_factory=list)
+    nested: list[list[float]] = field(default_factory=list)
+    numbers: set[int] = field(default_factory=set)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("raw: !!binary YWJj", ("raw", b"abc")),
+        ("final: 7", ("final", 7)),
+        ("name: 1.10", ("name", "1.10")),
+        ("name: .nan", ("name", ".nan")),
+        ("names: [on, .NaN]", ("names", ["on", ".NaN"])),
+        ("rate: 5", ("rate", 5.0)),
+        ("whole: 5", ("whole", 5.0)),
+        ("mixed: [1.5]", r"^mixed\[0\]: expected int \| str, got '1\.5' \(given in .*c\.yaml"),
+        ("nested: [1]", r"^nested\[0\]: expected list\[float\]"),
+        ("numbers: [a]", r"^numbers\[0\]: expected int, got 'a'"),
+    ],
+)
+def test_wrapped_and_mixed_types(tmp_path: Path, text: str, expected: Any) -> None:
+    app = App("demo")
+    app.command("go", Wrapped, print)
+    (tmp_path / "c.yaml").write_text(text)
+
+    def frozen() -> dict[str, Any]:
+        words = ["recipe=demo", "stage=go", f"config={tmp_path}/c.yaml"]
+        return freeze(compose(Tree(apps={"demo": app}), words, EnvFile()).config, "/job")
+
+    if isinstance(expected, str):
+        with pytest.raises(UserError, match=expected):
+            frozen()
+    else:
+        value = getattr(typed(frozen(), Wrapped), expected[0])
+        assert (value, type(value)) == (expected[1], type(expected[1]))

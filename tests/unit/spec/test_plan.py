@@ -47,6 +47,11 @@ def stored(plan: Plan, **changed: Any) -> RunFolder:
     return create_run(plan.run_id, {**plan.to_dict(), **changed}, [plan.files], root=root)
 
 
+def test_a_config_with_bytes_is_recorded_as_its_yaml_has_them(whole: Plan) -> None:
+    run = stored(replace(whole, config={"raw": [b"ab"]}))
+    assert run.plan()["config"] == {"raw": ["YWI="]}
+
+
 def test_a_plan_is_read_back_as_it_was(whole: Plan) -> None:
     run = stored(whole, of_a_later_version={"x": 1})
     assert stored_plan(run) == whole
