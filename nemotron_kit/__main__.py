@@ -9,4 +9,4 @@ if __name__ == "__main__":
         sys.path.append(sys.path.pop(0))
     from nemotron_kit.cli.main import hydra, leave
 
-    leave(hydra())
+    leave(hydra)

@@ -443,7 +443,7 @@ class App(Group):
         """Run the command line (`sys.argv[1:]` when `argv` is None) against this tree and exit with its code."""
         from nemotron_kit.cli.main import leave, run_app
 
-        leave(run_app(self, list(sys.argv[1:] if argv is None else argv)))
+        leave(lambda: run_app(self, list(sys.argv[1:] if argv is None else argv)))
 
 
 def load_object(name: str) -> Any:

@@ -32,17 +32,25 @@ def nemotron(argv: Sequence[str] | None = None) -> int:
 
 def console() -> NoReturn:
     """The console script."""
-    leave(nemotron())
+    leave(nemotron)
 
 
-def leave(code: int) -> NoReturn:
-    """End this process as every Python program ends: threads are joined, atexit handlers run, objects are finalised.
+_exits = False  # whether this process exits after the command
 
-    Two things are done before. The streams are flushed: if that failed at exit, Python would print an error and exit
-    with 120, and output that can't be printed must not change the exit code of a job. And if no job was started (the
-    collector is off until then), the loaded objects are frozen, since at exit Python searches all objects for cycles, a
-    seventh of a dry-run's time. A job's objects are never frozen: a file that it left open would lose its last lines.
+
+def leave(command: Callable[[], int]) -> NoReturn:
+    """Run a command, and end this process with its exit code as every Python program ends: threads are joined, atexit
+    handlers run, objects are finalised.
+
+    Two things are done in between. The streams are flushed: if that failed at exit, Python would print an error and
+    exit with 120, and output that can't be printed must not change the exit code of a job. And if no job was started
+    (the collector is off until then), the loaded objects are frozen, since at exit Python searches all objects for
+    cycles, a seventh of a dry-run's time. A job's objects are never frozen: a file that it left open would lose its
+    last lines.
     """
+    global _exits
+    _exits = True
+    code = command()
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -310,7 +318,9 @@ def _dispatch(request: Request, argv: list[str], found: Tree, root: tuple[str, .
     if isinstance(request, Tool):
         return _tool(request.name, request.argv)
     if isinstance(request, Job):
+        from nemotron_kit import worker
         from nemotron_kit.cli.run_job import run
 
+        worker.process_exits = _exits
         return run(request, argv, found)
     return _show(request, _index(found), root)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nemotron_kit import __version__
+from nemotron_kit import __version__, worker
 from nemotron_kit.app import Command
 from nemotron_kit.config.compose import Composed
 from nemotron_kit.config.resolvers import set_run_dir
@@ -134,7 +134,7 @@ def submitted(run: RunFolder, job: JobFolder, backend: Executor, plan: Plan) -> 
 def run_planned(plan: Plan, command: Command, job: JobFolder) -> Outcome:
     """Run a job whose folder is there: in this process, or under torchrun below a worker that outlives it."""
     if plan.launch == IN_PROCESS:
-        return run_job(job, command.load_handler(), command.load_config_cls())
+        return run_job(job, command.load_handler(), command.load_config_cls(), if_left=worker.process_exits)
     run, backend = RunFolder(Path(plan.folder)), executor_for(plan.settings)
     return followed(run, backend, job, lambda: backend.submit(run, [plan]))
 

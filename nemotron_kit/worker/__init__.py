@@ -9,6 +9,8 @@ WORKER_KILLED = "NEMOTRON_WORKER_KILLED"
 # The variable that names the folder, shared by all nodes of a job, where each writes how its ranks ended, and the first
 # one how often they have started again.
 NODES_FOLDER = "NEMOTRON_NODES_FOLDER"
+# Whether this process exits after the jobs that it runs itself: as a program it does, in a notebook it does not.
+process_exits = False
 
 
 def python_module(module: str, *arguments: str, python: str = "") -> list[str]:

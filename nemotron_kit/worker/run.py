@@ -51,12 +51,13 @@ def run_job(
     *,
     shown: bool = True,
     until_exit: bool = False,
+    if_left: bool = False,
 ) -> Outcome:
     """Run the job in `job`: in this process if `handler` is given, else as its spec specifies.
 
-    The handler's output in this process goes to its log, and if `shown` also to this process's streams; with
-    `until_exit` (this process ends with the job) so does what its threads and exit functions write later. The outcome
-    is always recorded as exit.json. Errors of the job are not raised.
+    The handler's output in this process goes to its log, and if `shown` also to this process's streams; `until_exit`
+    and `if_left` are those of streams.captured. The outcome is always recorded as exit.json. Errors of the job are not
+    raised.
     """
     spec = read_spec(job.path)
     note_secrets(spec.secrets)
@@ -70,7 +71,8 @@ def run_job(
                     wait_for(job, spec.after)
                 job.transition("running", pgid=os.getpgid(0), versions=installed_versions())
                 with environment(spec.environment, spec.expand):
-                    outcome = _run(job, spec, handler, config_cls, shown=shown, until_exit=until_exit)
+                    capture = {"shown": shown, "until_exit": until_exit, "if_left": if_left}
+                    outcome = _run(job, spec, handler, config_cls, **capture)
         except Cancelled as error:
             outcome = Outcome(error.exit_code, "cancelled", str(error))
         except NemotronError as error:

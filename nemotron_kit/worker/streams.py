@@ -140,19 +140,18 @@ class Channels:
         for end in ends:
             os.close(end)
 
-    def finish(self) -> None:
+    def drain(self) -> None:
         """Wait until everything written so far is in the log. Children that outlive the job are not waited for."""
         self.close_ends()
-        with self._control, contextlib.suppress(OSError):  # it may have ended by itself
+        with contextlib.suppress(OSError):  # it may have ended by itself
             self._control.sendall(END)
             if self._control.recv(1) != DRAINED:
                 self._process.wait()
 
-    def wait(self) -> None:
-        """Wait until all is copied that was written before the last writing end was closed; not for children that hold
-        one: for a second at most."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(1)
+    def finish(self) -> None:
+        """Drain for the last time."""
+        with self._control:
+            self.drain()
 
     def waiting(self, end: int) -> bool:
         """Whether something that was written to a pipe is still to be read."""
@@ -184,16 +183,25 @@ def named_channels(logs: Mapping[str, io.FileIO], job: Path) -> Iterator[Path]:
             made.finish()
 
 
+# What ends the capture that a job of this process has left to its threads and exit functions.
+_left: list[Callable[[], None]] = []
+
+
 @contextlib.contextmanager
 def captured(
-    log: io.FileIO, *, job: Path | None = None, shown: bool = True, until_exit: bool = False
+    log: io.FileIO, *, job: Path | None = None, shown: bool = True, until_exit: bool = False, if_left: bool = False
 ) -> Iterator[None]:
     """Within the block, what this process and its children write to stdout and stderr goes into `log`, masked.
 
     `shown`: and to the streams as they were before. `job` is the job's folder, for the secrets that it has used.
-    `until_exit`: of this process, which the job ends: its threads and exit functions may write later.
+    `until_exit`: until this process exits. `if_left`: if the block has left threads or exit functions behind (or an
+    earlier one has), until this process exits or captures again; what the main thread itself prints after the block is
+    not captured.
     """
+    left_before = bool(_left)
+    _end_captures()
     before = sys.stdout, sys.stderr
+    threads, functions = set(threading.enumerate()), atexit._ncallbacks()
     _flush()
     saved = [_saved(fd) for fd in (_OUT, _ERR)]
     targets = [None] if not shown else saved[:1] if os.path.sameopenfile(*saved) else saved
@@ -205,17 +213,34 @@ def captured(
     channels.close_ends()
     sys.stdout = _python_stream(before[0], _OUT, log, channels if several else None)
     sys.stderr = _python_stream(before[1], _ERR, log, channels if several else None)
-    restore = functools.partial(_restore, before, saved)
-    if until_exit:  # of exit functions the one that is registered first runs last
-        atexit.register(channels.wait)
-        atexit.register(restore)
+    streams = sys.stdout, sys.stderr
     try:
         yield
     finally:
         _flush()
-        if not until_exit:
-            restore()
-        channels.finish()
+        more = left_before or atexit._ncallbacks() > functions or not threads.issuperset(threading.enumerate())
+        if until_exit or (if_left and more):
+            channels.drain()
+            _left.extend((functools.partial(_restore, before, saved), channels.finish))
+            if not until_exit:
+                _set_main_thread_aside(streams, saved)
+        else:
+            _restore(before, saved)
+            channels.finish()
+
+
+@atexit.register  # of exit functions the one that is registered first, before any job's, runs last
+def _end_captures() -> None:
+    while _left:
+        _left.pop(0)()
+
+
+def _set_main_thread_aside(streams: Sequence[TextIO], saved: Sequence[int]) -> None:
+    """Print to `saved` what the main thread writes to `streams`, until its exit functions run."""
+    for stream, fd in zip(streams, saved, strict=True):
+        if isinstance(stream, Stream):
+            stream.aside = open(fd, "w", encoding=stream.encoding, errors=stream.errors, closefd=False, buffering=1)  # noqa: SIM115
+            atexit.register(setattr, stream, "aside", None)  # of exit functions the last one registered runs first
 
 
 def _restore(before: tuple[TextIO, TextIO], saved: Sequence[int]) -> None:
@@ -237,10 +262,24 @@ def masked_streams() -> None:
 class Stream(io.TextIOWrapper):
     """A stream that masks the text that Python writes: only this process knows the secrets that it has looked up."""
 
+    aside: TextIO | None = None  # where the main thread's text goes instead
+
     def write(self, text: str) -> int:
         """Write `text` masked. Returns the length of the unmasked text, as callers expect."""
-        super().write(mask(text))
+        aside = self.aside
+        if aside is not None and threading.current_thread() is threading.main_thread():
+            with unless_gone(aside):
+                aside.write(mask(text))
+        else:
+            super().write(mask(text))
         return len(text)
+
+    def flush(self) -> None:
+        """Flush this stream, and where the main thread's text goes."""
+        super().flush()
+        if (aside := self.aside) is not None:
+            with unless_gone(aside):
+                aside.flush()
 
 
 @contextlib.contextmanager

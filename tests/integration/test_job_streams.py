@@ -80,6 +80,59 @@ print("after")
     assert log.read_text().splitlines() == ["within", "after", "thread", "exit function", "child"]
 
 
+LEAVES = """
+import atexit, os, subprocess, sys, threading, time
+from dataclasses import dataclass
+from nemotron_kit import App
+
+@dataclass
+class Config:
+    leaves: str = ""
+
+def thread():
+    for number in range(40):
+        print("thread", number)
+        time.sleep(0.01)
+
+def first(cfg):
+    print("handler", cfg.leaves)
+    if "thread" in cfg.leaves:
+        threading.Thread(target=thread).start()
+    if "function" in cfg.leaves:
+        atexit.register(lambda: (print("exit function"), os.write(2, b"raw\\n"), subprocess.run(["echo", "child"])))
+
+app = App("leaves")
+app.command("first", Config, first)
+app.command("second", Config, lambda cfg: print("second"))
+app.pipeline("both", ["first", "second"])
+app.run()
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "leaves", "logged"),
+    [
+        ("first", "", ["handler"]),
+        ("first", "thread", ["handler thread", *(f"thread {number}" for number in range(40))]),
+        ("first", "function", ["handler function", "exit function", "raw", "child"]),
+        ("both", "function", ["second", "exit function", "raw", "child"]),
+    ],
+)
+def test_in_the_launching_process_it_is_logged_and_the_launchs_own_lines_are_not(
+    tmp_path: Path, command: str, leaves: str, logged: list[str]
+) -> None:
+    (tmp_path / "leaves.py").write_text(LEAVES)
+    env = {**os.environ, "NEMOTRON_HOME": str(tmp_path / "home")}
+    value = f"first.leaves={leaves}" if command == "both" else f"leaves={leaves}"
+    done = subprocess.run([sys.executable, "leaves.py", command, value], cwd=tmp_path, env=env, capture_output=True,
+                          text=True, timeout=60)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    log = max((tmp_path / "home" / "runs").glob("*/jobs/0/logs/*.log"), key=lambda path: path.stat().st_mtime)
+    assert [line.rstrip() for line in log.read_text().splitlines()] == logged
+    assert set(logged) <= {line.rstrip() for line in (done.stdout + done.stderr).splitlines()}
+    assert "succeeded in" in done.stderr
+
+
 def test_a_terminal_stays_one_and_may_be_closed(tmp_path: Path) -> None:
     log, (ours, theirs) = tmp_path / "job.log", os.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, b"\x2a\0\x64\0\0\0\0\0")  # 42 lines of 100
