@@ -1,10 +1,12 @@
-"""Masks secrets in output and records: by the names of values, else by the values themselves.
+"""Masks secrets in output and records: by the names of values, else by the values themselves; and the passwords of
+addresses (`https://user:password@host`).
 
-`mask` is for a text, `masked` for a JSON-like value, `MaskedStream` for bytes that arrive in parts (a pipe, a
-descriptor), and `mask_logging` is called after logging was configured. Whoever writes a log, a record or a message of a
-job calls one of them last, on the final text. Each process that writes for a job first calls `note_secrets` with the
-names in the job's `secrets` and in its config's `${secret:NAME}`; variables whose name marks them as secret need no
-note. Standard library alone, since it also runs on nodes.
+`mask` is for a text, `masked` for a JSON-like value, `masked_by_name` for one whose keys name its values,
+`MaskedStream` for bytes that arrive in parts (a pipe, a descriptor), and `mask_logging` is called after logging was
+configured. Whoever writes a log, a record or a message of a job calls one of them last, on the final text. Each
+process that writes for a job first calls `note_secrets` with the names in the job's `secrets` and in its config's
+`${secret:NAME}`; variables whose name marks them as secret need no note. Standard library alone, since it also runs
+on nodes.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cache, lru_cache
 from typing import Any
 
@@ -33,6 +35,26 @@ _SECRET = re.compile(
 )
 _BARE_TOKEN = re.compile(r"(?:^|\.)token$", re.IGNORECASE)
 _ENV_TOKEN = re.compile(r"_TOKEN$")
+
+# Keys that often hold something else in a config file: a special token, a pattern. Those are judged by their value.
+_WEAK = re.compile(r"(?:^|[._-])(?:token|pat)$", re.IGNORECASE)
+_STRONG_TOKEN = re.compile(
+    r"(?:hf|hub|auth|access|api|bearer|github|gitlab|wandb|ngc|refresh)[_-]?token$", re.IGNORECASE
+)
+_RANDOM = re.compile(r"(?=.*\d)[A-Za-z0-9_+/=.~:-]{8,}")
+_FILE_PATH = re.compile(r"(?:/|~/|\./|\.\./)[^\s]*|[\w./-]+\.(?:json|pem|key|crt|txt|yaml|yml|toml|env)")
+# Values for a service that asks for a key and accepts any.
+_PLACEHOLDERS = frozenset(("", "???", MASK, "EMPTY", "empty", "none", "None", "null", "dummy", "changeme"))
+_INTERPOLATION = re.compile(r"\$\{[^{}]*\}")
+
+# The password of `scheme://user:password@host`, or a token of a well-known form instead of the user; not a reference.
+_IN_ADDRESS = (
+    r"""(?<=://)(?:([^\s/?#:@'"<>`]{0,256}:)(?!\*\*\*@|\$\{[^{}]*\}@|\d+[?#])[^\s/'"<>`]{1,512}(?=@)"""
+    r"|(?:gh[pousr]_|github_pat_|glpat-|hf_)[\w-]{16,255}(?=@))"
+)
+_ADDRESS, _ADDRESS_BYTES = re.compile(_IN_ADDRESS), re.compile(_IN_ADDRESS.encode())
+# The end of a text that may be the beginning of such an address.
+_ADDRESS_BEGINS = re.compile(rb"""://[^\s/?#:@'"<>`]{0,256}(?::[^\s/'"<>`]{0,512})?\Z""")
 
 _noted: set[str] = set()
 # (the environment, the number of noted names, the values of the secrets in it)
@@ -86,9 +108,14 @@ def noted_secrets() -> frozenset[str]:
 
 
 def mask(text: str) -> str:
-    """`text` with the values of all secrets known to this process masked."""
+    """`text` with the values of all secrets known to this process masked, and the passwords in addresses."""
     values = _values()
-    return _pattern(values).sub(MASK, text) if values else text
+    return without_passwords(_pattern(values).sub(MASK, text) if values else text)
+
+
+def without_passwords(text: str) -> str:
+    """`text` with the password of each `scheme://user:password@host` masked."""
+    return _ADDRESS.sub(lambda found: f"{found[1] or ''}{MASK}", text) if "://" in text and "@" in text else text
 
 
 def masked(value: Any) -> Any:
@@ -98,12 +125,34 @@ def masked(value: Any) -> Any:
 
     def walk(each: Any) -> Any:
         if isinstance(each, str):
-            return pattern.sub(MASK, each) if pattern else each
+            return without_passwords(pattern.sub(MASK, each) if pattern else each)
         if isinstance(each, Mapping):
             return {walk(key) if isinstance(key, str) else key: walk(item) for key, item in each.items()}
         return [walk(item) for item in each] if isinstance(each, list | tuple) else each
 
     return walk(value)
+
+
+def masked_by_name(value: Any, key: str = "") -> Any:
+    """A plain config, or other JSON-like value, in which each value that is a secret, by its key at any depth or by
+    itself, is `***`."""
+    secrets = secret_names(_keys(value, key))
+    return masked(_without(value, key, secrets) if secrets else value)
+
+
+def _keys(value: Any, key: str) -> set[str]:
+    """The dotted keys of a config's values; those of a list have the list's."""
+    if isinstance(value, Mapping):
+        return set().union(*(_keys(item, f"{key}.{name}" if key else str(name)) for name, item in value.items()))
+    return set().union(*(_keys(item, key) for item in value)) if isinstance(value, list) else {key}
+
+
+def _without(value: Any, key: str, secrets: Collection[str]) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _without(item, f"{key}.{name}" if key else str(name), secrets) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_without(item, key, secrets) for item in value]
+    return MASK if key in secrets and is_literal(value) and not is_harmless(key, value) else value
 
 
 def secret_in(text: str) -> str | None:
@@ -123,19 +172,21 @@ class MaskedStream:
         values = _values()
         data = self._held + data
         self._held = b""
-        if not values:
-            return data
-        data = _byte_pattern(values).sub(MASK.encode(), data)
-        held = _beginning(data, _encoded_forms(values))
+        if values:
+            data = _byte_pattern(values).sub(MASK.encode(), data)
+        held = _beginning(data, _encoded_forms(values)) if values else 0
+        if b"://" in data:
+            address = _ADDRESS_BEGINS.search(data)
+            held = max(held, len(address[0]) if address else 0)
         if held:
             self._held = data[-held:]
-            return data[:-held]
-        return data
+            data = data[:-held]
+        return _without_passwords(data)
 
     def rest(self) -> bytes:
         """The masked bytes that were kept; called at the end of the stream."""
         held, self._held = self._held, b""
-        return held
+        return _without_passwords(held)
 
 
 def mask_logging() -> None:
@@ -155,6 +206,25 @@ def mask_logging() -> None:
 
             format_masked.masks = True  # type: ignore[attr-defined]
             handler.format = format_masked
+
+
+def is_literal(value: Any) -> bool:
+    """Whether a value is given literally, and not as a reference; a scheme before a reference (`Bearer ${…}`) is no
+    literal."""
+    if value is None or isinstance(value, bool):
+        return False
+    text = str(value).strip().strip("'\"")
+    rest = _INTERPOLATION.sub("", text)
+    return text not in _PLACEHOLDERS and not ("${" in text and len(rest) < 8 and "${" not in rest)
+
+
+def is_harmless(key: str, value: Any) -> bool:
+    """Whether a value under a secret's name is no secret: a file's name, a special token, a number."""
+    text = str(value)
+    if isinstance(value, str) and _FILE_PATH.fullmatch(text):
+        return True
+    weak = _WEAK.search(key) and not _STRONG_TOKEN.search(key)
+    return bool(weak) and not _RANDOM.fullmatch(text)
 
 
 def _secrets() -> Iterator[tuple[str, str]]:
@@ -205,6 +275,10 @@ def _byte_pattern(values: tuple[str, ...]) -> re.Pattern[bytes]:
 @lru_cache(maxsize=16)
 def _encoded_forms(values: tuple[str, ...]) -> tuple[bytes, ...]:
     return tuple({_encoded(form) for value in values for form in _forms(value)})
+
+
+def _without_passwords(data: bytes) -> bytes:
+    return _ADDRESS_BYTES.sub(lambda found: (found[1] or b"") + MASK.encode(), data) if b"://" in data else data
 
 
 def _encoded(text: str) -> bytes:

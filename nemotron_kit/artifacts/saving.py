@@ -28,7 +28,7 @@ from nemotron_kit.artifacts.store import ArtifactVersion, Draft
 from nemotron_kit.artifacts.tracking import get_config, get_lineage_tracker
 from nemotron_kit.errors import DamagedRecordError, UserError
 from nemotron_kit.files import plain
-from nemotron_kit.masking import MASK, mask, masked, secret_in
+from nemotron_kit.masking import MASK, mask, masked_by_name, secret_in
 
 if TYPE_CHECKING:
     from nemotron_kit.artifacts.models import Artifact
@@ -82,7 +82,7 @@ def _mask_fields(artifact: Artifact, folder: Path) -> None:
             continue
         # As it will be written: a secret may be in a set, a dataclass, bytes, which are texts only then.
         written = _as_json(key, plain(value))
-        masked_value = _masked(written, roots, f"metadata.{key}")
+        masked_value = _masked(written, roots, key, f"metadata.{key}")
         if masked_value is not None:
             artifact.metadata[key] = masked_value
         elif isinstance(value, Iterator):  # can be read once
@@ -91,7 +91,7 @@ def _mask_fields(artifact: Artifact, folder: Path) -> None:
             artifact.metadata[mask(key)] = artifact.metadata.pop(key)
     dumped = artifact.model_dump(mode="json", include=set(typed))
     for name, value in dumped.items():
-        masked_value = _masked(value, roots, name)
+        masked_value = _masked(value, roots, name, name)
         if masked_value is None:
             continue
         try:
@@ -103,15 +103,17 @@ def _mask_fields(artifact: Artifact, folder: Path) -> None:
             ) from error
 
 
-def _masked(value: Any, roots: dict[str, str], field: str) -> Any:
-    """`value` with secrets masked, except inside the path of the artifact's folder; None if it contains no secret."""
+def _masked(value: Any, roots: dict[str, str], key: str, field: str) -> Any:
+    """`value` with secrets masked, by the names of keys at every depth and by themselves, except inside the path of the
+    artifact's folder; None if it contains no secret."""
     inner = relative_to(value, roots)
-    masked_value = masked(inner)
+    masked_value = masked_by_name(inner, key)
     if masked_value is inner or masked_value == inner:  # NaN equals nothing
         return None
-    variable = secret_in(str(inner)) or "a secret"
-    logger.warning("%s contains the value of %s: it is saved as %s.", field, variable, MASK)
-    return masked_value if inner == value else masked(value)
+    variable = secret_in(str(inner))
+    what = f"the value of {variable}" if variable else "a secret"
+    logger.warning("%s contains %s: it is saved as %s.", field, what, MASK)
+    return masked_value if inner == value else masked_by_name(value, key)
 
 
 def _used(artifact: Artifact, inputs: Sequence[Pin]) -> list[str]:

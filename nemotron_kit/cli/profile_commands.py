@@ -13,7 +13,7 @@ from nemotron_kit.cli.toolargs import ToolParser, span
 from nemotron_kit.envfile import read_env_file
 from nemotron_kit.errors import NemotronError, Unreachable, UserError
 from nemotron_kit.executors.checks import check_profile
-from nemotron_kit.masking import MASK, is_secret_name
+from nemotron_kit.masking import MASK, is_secret_name, mask, masked
 from nemotron_kit.remote.ssh import LOGIN, ssh_command, ssh_from, transport_for
 from nemotron_kit.runs.progress import short_span
 from nemotron_kit.spec.profiles import (
@@ -203,8 +203,8 @@ def _masked(name: str, value: Any) -> Any:
     """The value, masked if its name marks it as a secret; a reference to a secret (`${…}`) is not masked."""
     if name == "env_vars" and value:
         pairs = [entry.partition("=") for entry in value]
-        return [f"{key}={_hidden(text) if is_secret_name(key) else text}" for key, _, text in pairs]
-    return _hidden(value) if value and is_secret_name(name) else value
+        return [f"{key}={_hidden(text) if is_secret_name(key) else mask(text)}" for key, _, text in pairs]
+    return _hidden(value) if value and is_secret_name(name) else masked(value)
 
 
 def _hidden(text: str) -> str:

@@ -96,7 +96,9 @@ def span(text: str) -> timedelta:
     try:
         if match:
             return timedelta(**{_UNITS[match[2]]: float(match[1])})
-        then = datetime.fromisoformat(text)
-        return datetime.now(UTC) - then.astimezone(UTC)
+        age = datetime.now(UTC) - datetime.fromisoformat(text).astimezone(UTC)
     except (ValueError, OverflowError):
         raise argparse.ArgumentTypeError(f"expected 30m, 2h, 3d or a date, got {text!r}") from None
+    if age < timedelta():
+        raise argparse.ArgumentTypeError(f"{text} is in the future: give a date that has passed, or 30m, 2h, 3d")
+    return age

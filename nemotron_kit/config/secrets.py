@@ -7,11 +7,11 @@ secrets. Masking of what is written is in masking.py.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from nemotron_kit.errors import UserError
-from nemotron_kit.masking import MASK, is_secret_name, mask, masked, secret_in, secret_names
+from nemotron_kit.masking import MASK, is_harmless, is_literal, is_secret_name, mask, secret_in, without_passwords
 
 _OVERRIDE = re.compile(r"^(?:\+\+|\+)?([A-Za-z_][\w./@-]*)=(.*)$", re.DOTALL)
 _NAME = re.compile(r"[\w.-]+")
@@ -19,43 +19,38 @@ _NAME = re.compile(r"[\w.-]+")
 _INSIDE = re.compile(
     r"""(?<![\w.-])(?<!\$\{)(['"]?)([A-Za-z_][\w.-]*)\1(\s*:\s*)("[^"]*"|'[^']*'|\$\{[^}]*\}|[^,}\]]*)"""
 )
-_INTERPOLATION = re.compile(r"\$\{[^{}]*\}")
 # Variables that Hydra sets for a sweep's jobs: their values may be secret.
 _ENV_SET = re.compile(r"^(\+{0,2}hydra\.job\.env_set(?:\.[^=]*)?=)(?!\$\{).*$", re.DOTALL)
-
-# Keys that often hold something else in a config file: a special token, a pattern. Those are judged by their value.
-_WEAK = re.compile(r"(?:^|[._-])(?:token|pat)$", re.IGNORECASE)
-_STRONG_TOKEN = re.compile(
-    r"(?:hf|hub|auth|access|api|bearer|github|gitlab|wandb|ngc|refresh)[_-]?token$", re.IGNORECASE
-)
-_RANDOM = re.compile(r"(?=.*\d)[A-Za-z0-9_+/=.~:-]{8,}")
-_FILE_PATH = re.compile(r"(?:/|~/|\./|\.\./)[^\s]*|[\w./-]+\.(?:json|pem|key|crt|txt|yaml|yml|toml|env)")
-# Values for a service that asks for a key and accepts any.
-_PLACEHOLDERS = frozenset(("", "???", MASK, "EMPTY", "empty", "none", "None", "null", "dummy", "changeme"))
 
 
 def refuse_literal_secrets(overrides: Iterable[str]) -> None:
     """Refuse `hf.token=abc` on a command line, and `+free={api_key: abc}`: it would be stored in the shell's history
     and in every record."""
     for override in overrides:
-        if not any(map(is_secret_name, _NAME.findall(override))):
+        if without_passwords(override) == override and not any(map(is_secret_name, _NAME.findall(override))):
             continue
         for key, value in _given(override):
-            if is_secret_name(key) and _is_literal(value):
+            if is_secret_name(key) and is_literal(value):
                 raise UserError(
                     f"{key}: a secret must not stand on a command line.",
                     hint=f"Put it in the environment and refer to it: {key}='${{secret:{_variable(key)}}}'.",
                 )
+            if isinstance(value, str) and without_passwords(value) != value:
+                raise UserError(
+                    f"{key}: a password must not stand on a command line, in an address neither: "
+                    f"{without_passwords(value)}",
+                    hint=_referring(key, value),
+                )
 
 
 def refuse_secrets(values: Mapping[str, Any], location: Callable[[str], str]) -> None:
-    """Refuse a frozen config that holds a secret, by a key's name or by a value of the environment's: it would be
-    saved. `location` gives the start of the message for a dotted key: where it was given."""
+    """Refuse a frozen config that holds a secret, by a key's name, by a value of the environment's, or as the password
+    in an address: it would be saved. `location` gives the start of the message for a dotted key: where it was given."""
     leaves = _leaves(values, "")
     by_value = secret_in("\n".join(value for _, value in leaves if isinstance(value, str))) is not None
     for key, value in leaves:
         name = re.sub(r"\[\d+\]", "", key)
-        if is_secret_name(name) and _is_literal(value) and not _is_harmless(name, value):
+        if is_secret_name(name) and is_literal(value) and not is_harmless(name, value):
             raise UserError(
                 f"{location(name)}{key}: a secret by its name; its value would be saved with the config.",
                 hint=f"Put it in the environment and refer to it: {name.rpartition('.')[2]}: "
@@ -67,6 +62,18 @@ def refuse_secrets(values: Mapping[str, Any], location: Callable[[str], str]) ->
                 f"{location(name)}{key}: holds the value of {variable}, a secret by its name, which would be saved.",
                 hint=f"Write ${{secret:{variable}}} instead: only the job itself reads it.",
             )
+        if isinstance(value, str) and without_passwords(value) != value:
+            raise UserError(
+                f"{location(name)}{key}: this address holds a password, which would be saved with the config: "
+                f"{without_passwords(value)}",
+                hint=_referring(key, value),
+            )
+
+
+def _referring(key: str, address: str) -> str:
+    name = _variable(re.sub(r"\[\d+\]", "", key))
+    whole = without_passwords(address).replace(MASK, f"${{secret:{name}_PASSWORD}}")
+    return f"Put the password in the environment and refer to it: {whole}"
 
 
 def masked_overrides(overrides: Iterable[str]) -> list[str]:
@@ -74,27 +81,6 @@ def masked_overrides(overrides: Iterable[str]) -> list[str]:
     env_set gives to environment variables."""
     without = [_masked_override(_ENV_SET.sub(rf"\1{MASK}", override)) for override in overrides]
     return [mask(override) for override in without]
-
-
-def masked_by_name(value: Any, key: str = "") -> Any:
-    """A plain config in which each value that is a secret, by its key or by itself, is `***`."""
-    secrets = secret_names(_keys(value, key))
-    return masked(_without(value, key, secrets) if secrets else value)
-
-
-def _keys(value: Any, key: str) -> set[str]:
-    """The dotted keys of a config's values; those of a list have the list's."""
-    if isinstance(value, Mapping):
-        return set().union(*(_keys(item, f"{key}.{name}" if key else str(name)) for name, item in value.items()))
-    return set().union(*(_keys(item, key) for item in value)) if isinstance(value, list) else {key}
-
-
-def _without(value: Any, key: str, secrets: Collection[str]) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _without(item, f"{key}.{name}" if key else str(name), secrets) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_without(item, key, secrets) for item in value]
-    return MASK if key in secrets and _is_literal(value) and not _is_harmless(key, value) else value
 
 
 def _given(override: str) -> Iterator[tuple[str, Any]]:
@@ -125,32 +111,13 @@ def _leaves(value: Any, key: str) -> list[tuple[str, Any]]:
     return [leaf for dotted, item in items for leaf in _leaves(item, dotted)]
 
 
-def _is_literal(value: Any) -> bool:
-    """Whether a value is given literally, and not as a reference; a scheme before a reference (`Bearer ${…}`) is no
-    literal."""
-    if value is None or isinstance(value, bool):
-        return False
-    text = str(value).strip().strip("'\"")
-    rest = _INTERPOLATION.sub("", text)
-    return text not in _PLACEHOLDERS and not ("${" in text and len(rest) < 8 and "${" not in rest)
-
-
-def _is_harmless(key: str, value: Any) -> bool:
-    """Whether a value under a secret's name is no secret: a file's name, a special token, a number."""
-    text = str(value)
-    if isinstance(value, str) and _FILE_PATH.fullmatch(text):
-        return True
-    weak = _WEAK.search(key) and not _STRONG_TOKEN.search(key)
-    return bool(weak) and not _RANDOM.fullmatch(text)
-
-
 def _masked_override(override: str) -> str:
     match = _OVERRIDE.match(override)
-    if match and is_secret_name(match[1]) and _is_literal(match[2]):
+    if match and is_secret_name(match[1]) and is_literal(match[2]):
         return f"{override[: match.start(2)]}{MASK}"
 
     def masked(found: re.Match[str]) -> str:
-        secret = is_secret_name(found[2]) and _is_literal(found[4])
+        secret = is_secret_name(found[2]) and is_literal(found[4])
         return f"{found[1]}{found[2]}{found[1]}{found[3]}{MASK}" if secret else found[0]
 
     return _INSIDE.sub(masked, override) if "{" in override else override

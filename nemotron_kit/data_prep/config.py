@@ -14,6 +14,7 @@ from nemotron_kit.data_prep.record_transforms import Transform
 from nemotron_kit.errors import UserError, nearest, sentence
 from nemotron_kit.files import read_regular
 from nemotron_kit.home import expand_user
+from nemotron_kit.masking import MASK, without_passwords
 
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGTP]?)I?B?\s*\Z", re.IGNORECASE)
 _FACTORS = {unit: 1024**power for power, unit in enumerate(("", "K", "M", "G", "T", "P"))}
@@ -91,7 +92,7 @@ SPLITS = ("train", "valid", "test")
 @dataclass(frozen=True)
 class Dataset:
     """One source: a file, folder, glob or URL (hf://, s3://, gs://, any of fsspec's; cpython:// for text that Python
-    ships, exercises:// for generated conversations).
+    ships, exercises:// for generated conversations; a password or token in a URL stands as `${secret:NAME}`).
 
     Of a folder, files with rows (JSON lines, parquet) are read; if there are none, .json files; if there are none,
     plain text. `split` selects files by the split's name in theirs, or as a Hugging Face repository's card says;
@@ -203,6 +204,13 @@ def _dataset(entry: Any, where: str) -> Dataset:
     for key in ("name", "path"):
         if not isinstance(entry.get(key), str) or not entry[key]:
             raise UserError(f"{where}.{key}: expected text, got {entry.get(key)!r}.")
+    shown = without_passwords(entry["path"])
+    if shown != entry["path"]:
+        raise UserError(
+            f"{where}.path: this address holds a password, which every record of the data would hold: {shown}",
+            hint="Put the password in the environment and refer to it: "
+            f"{shown.replace(MASK, '${secret:SOURCE_PASSWORD}')}",
+        )
     for key in ("split", "subset", "text_field"):
         if not isinstance(entry.get(key), str | None):
             raise UserError(f"{where}.{key}: expected text, got {entry[key]!r}.")

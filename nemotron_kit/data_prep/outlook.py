@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from nemotron_kit.data_prep.config import DataBlend, DataPrepConfig, RLPrepConfig, load_rl_blend, show_size
+from nemotron_kit.data_prep.local_files import Omissions
 from nemotron_kit.data_prep.planning import cut_shards, is_stream, text_size
 from nemotron_kit.data_prep.prep_progress import DEFAULT_RATE, measured_rate
 from nemotron_kit.data_prep.shard_plan import LINEAR_DEAL, PlannedSource, SourceFile
-from nemotron_kit.data_prep.sources import Omissions, generated, is_remote, list_files
+from nemotron_kit.data_prep.sources import generated, is_remote, list_files
 from nemotron_kit.errors import NemotronError
 
 _SHOWN = 16  # tasks with a line of their own

@@ -25,6 +25,7 @@ from nemotron_kit.data_prep.config import (
     parse_size,
     show_size,
 )
+from nemotron_kit.data_prep.local_files import Omissions
 from nemotron_kit.data_prep.shard_plan import (
     ALL,
     FIRST_DEAL,
@@ -42,15 +43,7 @@ from nemotron_kit.data_prep.shard_plan import (
     SourceFile,
     TokenizerRecord,
 )
-from nemotron_kit.data_prep.sources import (
-    FoundFile,
-    Omissions,
-    compression_of,
-    content_identity,
-    is_remote,
-    kind_of,
-    list_files,
-)
+from nemotron_kit.data_prep.sources import FoundFile, compression_of, content_identity, is_remote, kind_of, list_files
 from nemotron_kit.data_prep.stored import store_of, working_folder
 from nemotron_kit.errors import UserError
 from nemotron_kit.files import write_text

@@ -21,8 +21,9 @@ from nemotron_kit.data_prep.config import (
     parse_size,
     show_size,
 )
+from nemotron_kit.data_prep.local_files import Omissions, local_files_below, matching
 from nemotron_kit.data_prep.prepare import check_packages
-from nemotron_kit.data_prep.sources import Omissions, find_local, is_remote, kind_of, local_files_below, matching
+from nemotron_kit.data_prep.sources import find_local, is_remote, kind_of
 from nemotron_kit.data_prep.tokenizer import HUB, local_tokenizer
 from nemotron_kit.errors import UserError
 from nemotron_kit.files import kind_of_file

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fnmatch
 import glob
 import hashlib
@@ -10,9 +9,8 @@ import io
 import os
 import re
 import stat
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -21,152 +19,18 @@ from nemotron_kit.data_prep.cpython import SCHEME as CPYTHON
 from nemotron_kit.data_prep.cpython import write_corpus
 from nemotron_kit.data_prep.exercises import SCHEME as EXERCISES
 from nemotron_kit.data_prep.exercises import write_exercises
+from nemotron_kit.data_prep.local_files import Omissions, is_pattern, local_files_below, matching
 from nemotron_kit.errors import NemotronError, UserError, nearest, sentence
 from nemotron_kit.files import kind_of_file, open_regular
 from nemotron_kit.home import expand_user
-
-NAMED = 100  # names kept of each reason
-_MAGIC = re.compile(r"[*?\[]")
-
-
-@dataclass
-class Omissions:
-    """Files of a source that are not read: reason → number, and the first names."""
-
-    counts: dict[str, int] = field(default_factory=dict)
-    names: dict[str, list[str]] = field(default_factory=dict)
-
-    def add(self, name: str, why: str) -> None:
-        """Count a file that is not read, and keep its name if it is one of the first of its reason."""
-        self.counts[why] = self.counts.get(why, 0) + 1
-        kept = self.names.setdefault(why, [])
-        if len(kept) < NAMED:
-            kept.append(name)
-
-
-def is_pattern(text: str) -> bool:
-    """Whether a path has a character that matches others: `*`, `?` or `[`."""
-    return bool(_MAGIC.search(text))
-
-
-def local_files_below(root: Path, left: Omissions) -> dict[str, Path]:
-    """Relative path → path, of every regular file below `root`, links followed; hidden ones are left out."""
-    found: dict[str, Path] = {}
-    for folder in _folders(root, left):
-        before = "" if folder == root else f"{folder.relative_to(root)}/"
-        for entry in _entries(folder):
-            name = before + entry.name
-            if entry.name.startswith("."):
-                left.add(name, "hidden")
-                continue
-            if entry.is_file(follow_symlinks=False):  # known from the listing, without a stat for each
-                found[name] = folder / entry.name
-                continue
-            mode = _mode(entry.path)
-            if isinstance(mode, str):
-                left.add(name, mode)
-            elif stat.S_ISREG(mode):
-                found[name] = folder / entry.name
-            elif not stat.S_ISDIR(mode):
-                left.add(name, f"{kind_of_file(mode)}, not a regular file")
-    return found
-
-
-def matching(path: Path, left: Omissions | None = None) -> list[Path]:
-    """The regular files that a path denotes, sorted.
-
-    Component by component: an existing one is taken literally, whatever characters it has; any other is a pattern, in
-    which `**` matches any number of folders. Patterns match hidden names only if they begin with a dot.
-    """
-    left = Omissions() if left is None else left
-    first, *rest = path.parts
-    places = [Path(first)]
-    for number, part in enumerate(rest, 1):
-        found = [below for place in places for below in _step(place, part, number == len(rest), left)]
-        places = list(dict.fromkeys(found))
-    files = []
-    for place in sorted(places, key=str):
-        mode = _mode(str(place))
-        if isinstance(mode, str):
-            left.add(str(place), mode)
-        elif stat.S_ISREG(mode):
-            files.append(place)
-        elif not stat.S_ISDIR(mode):
-            left.add(str(place), f"{kind_of_file(mode)}, not a regular file")
-        elif path.name != "**":  # such as the a.jsonl/ that Spark writes
-            left.add(str(place), "a folder, of which a pattern takes nothing: end it with /**")
-    return files
-
-
-def _step(place: Path, part: str, last: bool, left: Omissions) -> Iterator[Path]:
-    if os.path.lexists(place / part):
-        yield place / part
-    elif part == "**":
-        for folder in _folders(place, left) if place.is_dir() else ():
-            yield folder
-            if last:  # the files, too
-                yield from (folder / entry.name for entry in _entries(folder) if not entry.name.startswith("."))
-    elif is_pattern(part) and place.is_dir():
-        for entry in _entries(place):
-            hidden = entry.name.startswith(".") and not part.startswith(".")
-            if not hidden and fnmatch.fnmatchcase(entry.name, part):
-                yield place / entry.name
-
-
-def _folders(root: Path, left: Omissions) -> Iterator[Path]:
-    """`root` and every folder below it that is not hidden, each real folder once: directories before links."""
-    above = {_identity(parent) for parent in root.resolve().parents}
-    seen: dict[tuple[int, int], Path] = {}
-    real, links = deque([root]), deque[Path]()
-    while real or links:
-        folder = real.popleft() if real else links.popleft()
-        identity, name = _identity(folder), str(folder.relative_to(root))
-        if identity in seen:
-            same = seen[identity].relative_to(root)
-            left.add(name, f"a link to {'the folder itself' if same == Path() else f'{same}/, which is read'}")
-            continue
-        if identity in above:
-            left.add(name, "a link to a folder above")
-            continue
-        seen[identity] = folder
-        yield folder
-        for entry in _entries(folder):
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir(follow_symlinks=False):
-                real.append(folder / entry.name)
-            elif entry.is_symlink():
-                mode = _mode(entry.path)
-                if isinstance(mode, int) and stat.S_ISDIR(mode):
-                    links.append(folder / entry.name)
-
-
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    with os.scandir(folder) as entries:
-        return sorted(entries, key=lambda entry: entry.name)
-
-
-def _identity(folder: Path) -> tuple[int, int]:
-    found = folder.stat()
-    return found.st_dev, found.st_ino
-
-
-def _mode(path: str) -> int | str:
-    """The mode of a path's target, or why it has none."""
-    try:
-        return os.stat(path).st_mode  # noqa: PTH116  (a Path for each of a million files takes longer than the call)
-    except OSError as error:
-        if error.errno == errno.ENOENT:
-            return "a link that leads nowhere"
-        if error.errno == errno.ELOOP:
-            return "a link that leads in a circle"
-        raise
-
+from nemotron_kit.masking import LEAST_NOTED, note_used
 
 BUFFER = 1 << 20
 # What a remote store says about content, the strongest first; a time stamp is the last resort.
 _IDENTITIES = ("sha256", "lfs", "blob_id", "md5Hash", "ETag", "etag", "checksum", "content_md5", "crc32c", "generation")
 _TIMES = ("LastModified", "last_modified", "updated", "mtime", "created")
+# In a URL: the environment variable that holds a password or token.
+_REFERENCE = re.compile(r"\$\{secret:([A-Za-z_]\w*)\}")
 
 
 @dataclass(frozen=True)
@@ -196,11 +60,13 @@ def open_binary(path: str) -> BinaryIO:
 
 
 def filesystem(url: str) -> tuple[Any, str]:
-    """(fsspec file system, path inside it) of a URL. Raises UserError if the package for it is missing."""
+    """(fsspec file system, path inside it) of a URL. Raises UserError if the package for it is missing, or a variable
+    that a `${secret:NAME}` in it names."""
+    address = _with_secrets(url)
     try:
         from fsspec.core import url_to_fs
 
-        fs, inner = url_to_fs(url)
+        fs, inner = url_to_fs(address)
     except ImportError as error:
         raise UserError(f"{url}: {error}", hint=f"Install what {url.split('://')[0]}:// needs.") from error
     except ValueError as error:  # an unknown protocol
@@ -215,10 +81,30 @@ def filesystem(url: str) -> tuple[Any, str]:
     return fs, str(inner)
 
 
+def _with_secrets(url: str) -> str:
+    for name in _REFERENCE.findall(url):
+        value = os.environ.get(name, "")
+        if len(value) < LEAST_NOTED:
+            why = f"has fewer than {LEAST_NOTED} characters" if value else "is not in the environment"
+            hint = f'export {name}=…; for a job elsewhere also secrets = ["{name}"] in its profile.'
+            raise UserError(f"{url}: {name} {why}.", hint=hint)
+        note_used(name)
+        url = url.replace(f"${{secret:{name}}}", value)
+    return url
+
+
+def _without_secrets(path: str, url: str) -> str:
+    """A path that was found below `url`, with the references of `url` in place of the secrets: plans hold it."""
+    for name in _REFERENCE.findall(url):
+        path = path.replace(os.environ[name], f"${{secret:{name}}}")
+    return path
+
+
 def files_below(fs: Any, inner: str, left: Omissions) -> dict[str, FoundFile]:
     """Relative path → file, of every file below `inner` (or `inner` itself); hidden ones are left out."""
     below = {}
-    for path, info in fs.find(inner, detail=True).items():
+    for path, listed in fs.find(inner, detail=True).items():
+        info = listed if "type" in listed else fs.info(path)  # over http(s) the listing has names alone
         relative = path[len(inner) :].strip("/") or path.rsplit("/", 1)[-1]
         if any(part.startswith(".") for part in relative.split("/")):
             left.add(relative, "hidden")
@@ -415,6 +301,11 @@ def _remote(dataset: Dataset, where: str, left: Omissions) -> list[FoundFile]:
         below = remote_files(fs, inner, left)
     except Exception as error:  # each store raises its own
         raise unlistable(dataset.path, where, error) from error
+    if _REFERENCE.search(dataset.path):
+        below = {
+            _without_secrets(name, dataset.path): replace(file, path=_without_secrets(file.path, dataset.path))
+            for name, file in below.items()
+        }
     if dataset.subset:
         folder = f"{dataset.subset.strip('/')}/"
         inside = {name: file for name, file in below.items() if name.startswith(folder)}

@@ -37,7 +37,7 @@ from nemotron_kit.launch.placing import (
     unshipped_problems,
 )
 from nemotron_kit.lazy import Value
-from nemotron_kit.masking import is_secret_name, secret_in
+from nemotron_kit.masking import is_secret_name, secret_in, without_passwords
 from nemotron_kit.quoting import refers
 from nemotron_kit.runs.job import DamagedRecord
 from nemotron_kit.spec.paths import RemotePaths
@@ -114,6 +114,12 @@ def _env_vars(settings: RunConfig) -> dict[str, str]:
             raise UserError(
                 f"env_vars holds {what}: it would be written into every record of the job.",
                 hint=f'Export it where you launch, and name it in the profile: secrets = ["{variable}"].',
+            )
+        if without_passwords(str(value)) != str(value):
+            raise UserError(
+                f"env_vars holds a password in {name}={without_passwords(str(value))}: it would be written into every "
+                "record of the job.",
+                hint=f'Export it where you launch, and name it in the profile: secrets = ["{name}"].',
             )
     return variables
 

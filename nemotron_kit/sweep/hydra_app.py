@@ -18,7 +18,7 @@ from typing import Any
 
 from nemotron_kit import __version__
 from nemotron_kit.config.freeze import to_yaml
-from nemotron_kit.config.secrets import masked_by_name, masked_overrides
+from nemotron_kit.config.secrets import masked_overrides
 from nemotron_kit.errors import UserError
 from nemotron_kit.executors.base import PlanContext, executor_for
 from nemotron_kit.home import nemotron_home
@@ -26,7 +26,7 @@ from nemotron_kit.launch.inputs import pin_slots
 from nemotron_kit.launch.mounts import with_repositories
 from nemotron_kit.launch.placing import ResolvedJob, import_path, left_out, local_registry, registry_table
 from nemotron_kit.launch.plan import job_environment, references, worker_command
-from nemotron_kit.masking import is_secret_name
+from nemotron_kit.masking import is_secret_name, masked_by_name
 from nemotron_kit.remote.ssh import transport_for
 from nemotron_kit.spec.paths import NONE, RemotePaths, with_folder
 from nemotron_kit.spec.plan import DETACHED, Plan, is_local

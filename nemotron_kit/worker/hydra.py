@@ -18,10 +18,10 @@ from nemotron_kit.config.compose import Composed
 from nemotron_kit.config.config_files import load_mapping
 from nemotron_kit.config.freeze import to_yaml
 from nemotron_kit.config.resolvers import register_resolvers, set_run_dir
-from nemotron_kit.config.secrets import masked_by_name, masked_overrides
+from nemotron_kit.config.secrets import masked_overrides
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.files import write_text
-from nemotron_kit.masking import MASK, mask_logging
+from nemotron_kit.masking import MASK, mask_logging, masked_by_name
 from nemotron_kit.spec.plan import rank, read_config
 from nemotron_kit.worker.process import Outcome
 

@@ -66,6 +66,16 @@ def test_a_secret_is_masked_in_every_container_and_nothing_else_is(
         open_registry().set_alias("M", value, 0)
 
 
+def test_a_literal_under_a_secrets_name_is_masked_at_every_depth(folder: Path) -> None:
+    given = {"api_key": "canary1", "a": {"b": [{"password": "canary2", "total_tokens": 5}]}, "from": "s3://k:canary3@b"}
+    ModelArtifact(path=folder, metadata=given, metrics={"loss": 1.5}).save(name="M")
+    records = [folder / "metadata.json", *open_registry().root.rglob("*.json")]
+    assert not [file for file in records if "canary" in file.read_text()]
+    found = Artifact.from_uri("art://M").metadata
+    assert (found["api_key"], found["from"]) == ("***", "s3://k:***@b")
+    assert found["a"] == {"b": [{"password": "***", "total_tokens": 5}]}
+
+
 def test_typed_fields_and_metrics(folder: Path) -> None:
     torch = pytest.importorskip("torch")
     model = ModelArtifact(path=folder, loss=torch.tensor(0.5, requires_grad=True), step=np.int32(7))  # type: ignore[arg-type]

@@ -243,3 +243,16 @@ def test_words_of_other_launchers_below_a_command(home: Path, capsys: pytest.Cap
         assert ours in (caught.value.hint or "")
     assert run("artifacts", ["list"]) == 0 == run("artifacts", ["show"])
     assert capsys.readouterr().out.count("Nothing is registered") == 2
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("runs", "rm", "--older-than"), ("runs", "list", "--since"), ("artifacts", "gc", "--older-than"),
+        ("profiles", "clean", "P", "--unused"),
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_a_date_in_the_future_selects_nothing(words: tuple[str, ...]) -> None:
+    with pytest.raises(UserError, match="2999-01-01 is in the future: give a date that has passed"):
+        run(words[0], [*words[1:], "2999-01-01"])

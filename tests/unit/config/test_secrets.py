@@ -11,8 +11,9 @@ from omegaconf import OmegaConf
 
 from nemotron_kit import masking
 from nemotron_kit.config.freeze import freeze, launch_environment
-from nemotron_kit.config.secrets import masked_by_name, masked_overrides, refuse_literal_secrets, refuse_secrets
+from nemotron_kit.config.secrets import masked_overrides, refuse_literal_secrets, refuse_secrets
 from nemotron_kit.errors import UserError
+from nemotron_kit.masking import masked_by_name
 
 VALUE = "hf_canary-0123456789"
 
@@ -87,6 +88,19 @@ def test_a_frozen_config_with_a_secret_is_refused_and_masked(values: dict[str, A
     assert not {"abc", "hunter2", "a1b2c3d4e5f6", "abcdef", VALUE, "123456789", "k1"} & set(
         str(masked_by_name(values)).replace("'", " ").replace("}", " ").split()
     )
+
+
+def test_a_password_in_an_address_is_refused() -> None:
+    address, said = "https://me:hunter2@host/x", "https://me:${secret:URL_PASSWORD}@host/x"
+    for word in (f"data.url={address}", f"+f={{a: ['{address}']}}", f"url={address},b"):
+        with pytest.raises(UserError, match="a password must not stand on a command line") as caught:
+            refuse_literal_secrets([word])
+        assert "hunter2" not in str(caught.value) and "hunter2" not in masked_overrides([word])[0]
+    with pytest.raises(UserError, match=r"file:3: a\.url: this address holds a password") as caught:
+        refuse_secrets({"a": {"url": ["x", address]}}, lambda _: "file:3: ")
+    assert said in (caught.value.hint or "") and "hunter2" not in str(caught.value)
+    refuse_secrets({"url": said}, lambda _: "")
+    refuse_literal_secrets([f"url='{said}'"])
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,11 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from nemotron_kit.data_prep import Dataset, sources
-from nemotron_kit.data_prep.sources import FoundFile, Omissions, hub_files, kind_of, list_files
+from nemotron_kit.data_prep import DataBlend, Dataset, sources
+from nemotron_kit.data_prep.local_files import Omissions
+from nemotron_kit.data_prep.sources import FoundFile, files_below, hub_files, kind_of, list_files, open_binary
 from nemotron_kit.errors import UserError
+from nemotron_kit.masking import mask
 
 
 def names(tmp_path: Path, path: str, **values: str) -> list[str]:
@@ -57,8 +59,6 @@ def test_globs_and_relative_paths(tmp_path: Path, folder: Path, monkeypatch: pyt
 
 
 def test_the_part_of_a_url_that_exists_is_no_pattern(tmp_path: Path) -> None:
-    import fsspec
-
     store = fsspec.filesystem("memory")
     for name in ("a.jsonl", "b.csv", ".h.jsonl", "sub/c.jsonl"):
         store.pipe_file(f"/lr=[1,2]/{name}", b'{"text": "x"}')
@@ -170,3 +170,28 @@ def test_unknown_subset_or_split_of_a_hub_repository() -> None:
         hub("high", "valid", CARD)
     with pytest.raises(UserError, match=r"no subset None\. There is: high, low"):
         hub(None, None, CARD)
+
+
+def test_a_secret_in_a_url_is_read_and_stays_a_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = "memory://me:${secret:STORE_WORD}@store/x.jsonl"
+    dataset = Dataset("d", url)
+    with pytest.raises(UserError, match="STORE_WORD is not in the environment"):
+        list_files(dataset, folder=tmp_path, corpora=tmp_path)
+    monkeypatch.setenv("STORE_WORD", "hunter2")
+    fsspec.filesystem("memory").pipe("/me:hunter2@store/x.jsonl", b"{}\n")
+    (file,) = list_files(dataset, folder=tmp_path, corpora=tmp_path)
+    assert file.path.endswith("me:${secret:STORE_WORD}@store/x.jsonl") and open_binary(file.path).read() == b"{}\n"
+    assert mask("hunter2") == "***"
+    blend = tmp_path / "blend.json"
+    blend.write_text('{"datasets": [{"name": "d", "path": "https://me:hunter3@host/x"}]}')
+    with pytest.raises(UserError, match=r"https://me:\*\*\*@host/x(.|\n)*https://me:\$\{secret:\w+\}@host/x") as caught:
+        DataBlend.load(blend)
+    assert "hunter3" not in str(caught.value)
+
+
+def test_a_listing_of_names_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As fsspec's over http: without types and sizes."""
+    store = fsspec.filesystem("memory")
+    store.pipe("/names/x.jsonl", b"{}\n")
+    monkeypatch.setattr(store, "find", lambda path, detail: {"/names/x.jsonl": {}})
+    assert [file.size for file in files_below(store, "/names", Omissions()).values()] == [3]

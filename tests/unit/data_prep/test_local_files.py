@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from nemotron_kit.data_prep import DataPrepConfig, Dataset, run_data_prep
-from nemotron_kit.data_prep.sources import Omissions, kind_of, list_files, matching
+from nemotron_kit.data_prep.local_files import Omissions, matching
+from nemotron_kit.data_prep.sources import kind_of, list_files
 from nemotron_kit.errors import UserError
 
 ROW = '{"text": "a text"}\n'
