@@ -352,8 +352,13 @@ def _words(text: str) -> list[str]:
     return re.findall(r"\w+", text)
 
 
-def _has_word(text: str, word: str) -> int:
-    return len(re.findall(rf"\b{re.escape(word)}\b", text, re.IGNORECASE))
+def _has_word(text: str, word: str) -> bool:
+    return bool(re.search(rf"\b{re.escape(word)}\b", text, re.IGNORECASE))
+
+
+def _occurrences(text: str, keyword: str) -> int:
+    """Also those inside of other words, as IFEval counts them: `run` occurs in `running`."""
+    return len(re.findall(re.escape(keyword.strip()), text, re.IGNORECASE))
 
 
 def _is_json(text: str) -> bool:
@@ -387,9 +392,9 @@ def _highlights(text: str) -> int:
 # IFEval's instructions (Zhou et al., arXiv 2311.07911), by their ids; those that need a language model's or another
 # package's judgement are not among them.
 INSTRUCTIONS: dict[str, Callable[[str, Mapping[str, Any]], bool]] = {
-    "keywords:existence": lambda t, a: all(_has_word(t, word) for word in a["keywords"]),
+    "keywords:existence": lambda t, a: all(_occurrences(t, word) for word in a["keywords"]),
     "keywords:forbidden_words": lambda t, a: not any(_has_word(t, word) for word in a["forbidden_words"]),
-    "keywords:frequency": lambda t, a: _related(_has_word(t, a["keyword"]), a["frequency"], a["relation"]),
+    "keywords:frequency": lambda t, a: _related(_occurrences(t, a["keyword"]), a["frequency"], a["relation"]),
     "keywords:letter_frequency": lambda t, a: _related(
         t.lower().count(a["letter"].lower()), a["let_frequency"], a["let_relation"]
     ),

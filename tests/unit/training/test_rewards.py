@@ -60,6 +60,15 @@ def follows(*instructions: tuple[str, dict[str, Any] | None]) -> dict[str, Any]:
             follows(("punctuation:no_comma", {}), ("keywords:existence", {"keywords": ["two"]})),
             0,
         ),
+        # As IFEval: keywords are found inside of words too, forbidden words are whole ones.
+        ("instruction_following", "Running", follows(("keywords:existence", {"keywords": ["run"]})), 1),
+        (
+            "instruction_following",
+            "reruns, run. RUN",
+            follows(("keywords:frequency", {"keyword": "run ", "frequency": 3, "relation": "at least"})),
+            1,
+        ),
+        ("instruction_following", "Running", follows(("keywords:forbidden_words", {"forbidden_words": ["run"]})), 1),
         (
             "instruction_following",
             "a b c",
