@@ -251,7 +251,11 @@ def _column(table: Any, path: str, field: str) -> _Column:
             raise UserError(f"{path}: there is no column {field!r}: {name!r} is not in {kind}.", hint=TEXT_FIELD)
         kind = kind.field(name).type
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
+    # A writer that met no text in a whole file has written a column of nulls.
+    if not any(
+        is_kind(kind)
+        for is_kind in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
+    ):
         raise UserError(f"{path}: column {field!r} is {kind}, not text.")
     if len(names) == 1:
         return lambda batch: batch.column(0)

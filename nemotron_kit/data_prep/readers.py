@@ -186,6 +186,8 @@ _MAGIC = {
     b"\xfd7zXZ\0": "xz: name it .xz",
     b"PAR1": "Parquet: name it .parquet",
     b"PK\3\4": "a zip archive: unpack it",
+    b"\xff\xfe\0\0": "UTF-32: convert it, as with iconv -f UTF-32 -t UTF-8",
+    b"\0\0\xfe\xff": "UTF-32: convert it, as with iconv -f UTF-32 -t UTF-8",
     b"\xff\xfe": "UTF-16: convert it, as with iconv -f UTF-16 -t UTF-8",
     b"\xfe\xff": "UTF-16: convert it, as with iconv -f UTF-16 -t UTF-8",
 }

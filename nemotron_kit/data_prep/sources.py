@@ -62,6 +62,12 @@ def open_binary(path: str) -> BinaryIO:
 def filesystem(url: str) -> tuple[Any, str]:
     """(fsspec file system, path inside it) of a URL. Raises UserError if the package for it is missing, or a variable
     that a `${secret:NAME}` in it names."""
+    if "::" in url or url.startswith("local://"):
+        # fsspec names the files that it lists there without the rest of the chain, so that none could be opened.
+        raise UserError(
+            f"{url}: not a URL of one store, such as s3://bucket/folder.",
+            hint="Write a local path by itself; unpack an archive, and give its files.",
+        )
     address = _with_secrets(url)
     try:
         from fsspec.core import url_to_fs

@@ -142,8 +142,10 @@ def test_a_fifo_is_refused_and_not_waited_for(
         run_data_prep(config)
 
 
-@pytest.mark.parametrize("url", ["reference://x.json", "zip://x.zip", "sftp://nowhere/x", "dir://x"])
-def test_a_protocol_that_needs_options_is_one_error(tmp_path: Path, url: str) -> None:
+@pytest.mark.parametrize(
+    "url", ["reference://x.json", "zip://x.zip", "sftp://nowhere/x", "dir://x", "zip://a::x.zip", "local:///x"]
+)
+def test_a_protocol_that_needs_more_than_a_url_is_one_error(tmp_path: Path, url: str) -> None:
     with pytest.raises(UserError, match=f"{url.split(':')[0]}://"):
         list_files(Dataset("d", url), folder=tmp_path, corpora=tmp_path)
 

@@ -102,6 +102,10 @@ def test_what_only_a_patient_parser_takes_is_taken(tmp_path: Path) -> None:
 BROKEN = [
     (b'{"text": "a", "text" : "b"}\n', "the key 'text' stands twice in one object"),
     (b"\x1f\x8b\x08", "not UTF-8 (byte 2 of the line); it looks like gzip: name it .gz"),
+    (
+        b"\xff\xfe\0\0{",
+        "not UTF-8 (byte 1 of the line); it looks like UTF-32: convert it, as with iconv -f UTF-32 -t UTF-8",
+    ),
     (b'{"text": "a"\n', "malformed JSON"),
     (b'["text"]\n', "expected a JSON object, got a list"),
     (b'{"body": "a", "id": 3}\n', "there is no field 'text'; it has body, id"),
@@ -142,6 +146,12 @@ def test_members_and_frames_follow_each_other(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl.zst").write_bytes(zstandard.compress(first) + zstandard.compress(second))
     for name in ("a.jsonl.gz", "a.jsonl.zst"):
         assert read(tmp_path / name, 1, [0]) == ["a", "b", "c"]
+
+
+def test_a_parquet_file_without_any_text_has_rows_without_text(tmp_path: Path) -> None:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pq.write_table(pa.table({"text": pa.nulls(3)}), tmp_path / "a.parquet")
+    assert read(tmp_path / "a.parquet", 1, [0]) == []
 
 
 def test_parquet_errors(tmp_path: Path) -> None:
