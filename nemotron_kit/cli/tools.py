@@ -151,7 +151,8 @@ differs, else 0.""",
         ("--metric NAME", "--x AXIS", "--height N"),
         """\
 Draws the curve of a metric for each job in the terminal: nemotron runs plot latest --metric loss --x tokens. Needs the
-extra plot. --x time uses the metric elapsed, in seconds; --x tokens the metric tokens.""",
+extra plot. --x time is the metric elapsed in seconds, else the time since the
+first row; --x tokens the metric tokens.""",
     ),
     "tag": Subcommand(
         "nemotron_kit.cli.runs.list:tag",

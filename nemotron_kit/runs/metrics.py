@@ -1,7 +1,8 @@
 """The metrics of a job: `log_metrics`, which any of its processes may call, and the evaluation of its rows.
 
 metrics.jsonl in the job's folder has one JSON object a line: `step` (a whole number; left out if a value belongs to no
-step), one number for each metric, and `rank` if a rank other than 0 wrote the row. NaN and infinities are the texts
+step), one number for each metric, `rank` if a rank other than 0 wrote the row, and `_timestamp`, when that was (seconds
+since 1970; rows of earlier versions have none). NaN and infinities are the texts
 "NaN", "Infinity" and "-Infinity". Ranks on other nodes than rank 0 write metrics-rank-N.jsonl beside it: appending from
 two hosts to one file of an NFS loses rows.
 """
@@ -33,7 +34,8 @@ from nemotron_kit.home import TENSORBOARD
 from nemotron_kit.runs.job import JobFolder
 
 METRICS_FILE = "metrics.jsonl"
-RESERVED = ("step", "rank")
+TIMESTAMP = "_timestamp"  # as W&B names it
+RESERVED = ("step", "rank", TIMESTAMP)
 _PERIOD_S = 0.25
 _ROWS = 20_000
 _CHUNK = 1 << 18
@@ -64,7 +66,7 @@ def log_metrics(metrics: Mapping[str, Any], step: int | None = None) -> None:
             text = repr(name) if len(repr(name)) <= _NAME_CHARS else f"{repr(name)[:_NAME_CHARS]}…"
             raise UserError(
                 f"log_metrics: {text} can't be a metric's name: it must be a text of 1 to {_NAME_CHARS} printable "
-                "characters, and not step or rank."
+                "characters, and not step, rank or _timestamp."
             )
         row[name] = value if kind is float or (kind is int and -_LARGE < value < _LARGE) else _number(name, value)
     folder = os.environ.get("NEMO_RUN_DIR")
@@ -198,6 +200,7 @@ class MetricsFile:
     def write(self, row: Mapping[str, Any], *, now: bool = False) -> None:
         """Append a row; with `now` it is in the file on return. Raises NemotronError if this row, or an earlier one,
         can't be written."""
+        row = {**row, TIMESTAMP: round(time.time(), 3)}
         try:
             line = _ENCODE(row)
         except ValueError:
@@ -389,6 +392,7 @@ def _add_columns(rows: Sequence[dict[str, Any]], found: dict[int, dict[str, Meas
         return False
     columns = {name: [row[name] for row in rows] for name in first}
     steps = columns.pop("step", None)
+    columns.pop(TIMESTAMP, None)
     for values in columns.values():
         if not {*map(type, values)} <= {float, int} or not math.isfinite(sum(values)):
             return False
@@ -410,6 +414,7 @@ def _add_rows(rows: Sequence[dict[str, Any]], found: dict[int, dict[str, Measure
     """Add rows of any kind."""
     for row in rows:
         step, rank = row.pop("step", None), row.pop("rank", 0)
+        row.pop(TIMESTAMP, None)
         into = found.setdefault(rank if isinstance(rank, int) else 0, {})
         for name, value in row.items():
             if type(value) not in (float, int):
@@ -439,15 +444,18 @@ def _metrics_files(folder: Path) -> list[Path]:
     return [*([folder / METRICS_FILE] if METRICS_FILE in names else []), *(folder / name for _, name in ranks)]
 
 
-def series(folder: Path) -> dict[str, tuple[list[int], list[float]]]:
+def series(folder: Path, *, times: bool = False) -> dict[str, tuple[list[int], list[float]]]:
     """Metric → (steps, values), from the lowest rank that logged it; the step of a value without one is the number of
-    its row. If a later attempt repeats a step, earlier values from that step on are dropped."""
+    its row. If a later attempt repeats a step, earlier values from that step on are dropped. With `times` there are
+    also those of the rows, as TIMESTAMP."""
     ranks: dict[int, dict[str, tuple[list[int], list[float]]]] = {}
     rows = chain.from_iterable(map(_readable_rows, _metrics_files(folder)))
     with contextlib.suppress(OSError):
         for number, row in enumerate(rows):
             step, rank = row.pop("step", None), row.pop("rank", 0)
             position = step if isinstance(step, int) else number
+            if not times:
+                row.pop(TIMESTAMP, None)
             into = ranks.setdefault(rank if isinstance(rank, int) else 0, {})
             for name, text in row.items():
                 value = _NONFINITE.get(text, text) if isinstance(text, str) else text

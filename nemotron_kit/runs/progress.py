@@ -17,7 +17,7 @@ from nemotron_kit.files import finite, open_regular, read_regular
 from nemotron_kit.home import runs_root
 from nemotron_kit.runs.folder import RunFolder, RunSummary
 from nemotron_kit.runs.job import JobFolder
-from nemotron_kit.runs.metrics import METRICS_FILE
+from nemotron_kit.runs.metrics import METRICS_FILE, TIMESTAMP
 
 # The number of rows read from the end of metrics.jsonl, which all ranks of a node share.
 _ROWS = 100
@@ -137,16 +137,20 @@ def _loss(rows: Sequence[Mapping[str, Any]]) -> float | None:
 
 
 def _steps_per_second(job: JobFolder, rows: Sequence[Mapping[str, Any]], tail: MetricsTail) -> float | None:
-    """The speed by the metric `elapsed`; without that, from the job's start to its last row. None if it can't be
-    computed, as for a resumed job without `elapsed`."""
-    timed = [row for row in rows if type(row.get("elapsed")) in (int, float)]
-    if timed:
+    """The speed by the metric `elapsed`, else by the times of the rows; without those, from the job's start to its last
+    row. None if it can't be computed, as for a resumed job whose rows have no times."""
+    timed: list[Mapping[str, Any]] = []
+    for clock in ("elapsed", TIMESTAMP):
+        timed = timed or [row for row in rows if type(row.get(clock)) in (int, float)]
+        if timed:
+            break
+    if timed and (clock == "elapsed" or len(timed) > 1):
         first = last = timed[-1]
         for row in reversed(timed):
-            if row["step"] > first["step"] or row["elapsed"] > first["elapsed"]:  # of an earlier attempt
+            if row["step"] > first["step"] or row[clock] > first[clock]:  # of an earlier attempt
                 break
             first = row
-        steps, seconds = last["step"] - first["step"], last["elapsed"] - first["elapsed"]
+        steps, seconds = last["step"] - first["step"], last[clock] - first[clock]
     elif tail.ran is None or any(entry.get("resumed") for entry in job.history()):
         return None
     else:

@@ -37,7 +37,7 @@ partition = "preempt"
 """
 SAVED = "stopped with a checkpoint"
 # What depends on how fast the machine was.
-SPEED = ("tokens_per_second", "elapsed")
+SPEED = ("tokens_per_second", "elapsed", "_timestamp")
 
 
 @dataclass

@@ -49,7 +49,7 @@ def weights(outcome: TrainingOutcome) -> dict[str, torch.Tensor]:
 
 
 def rows(config: SFTConfig) -> list[dict[str, Any]]:
-    timed = ("elapsed", "tokens_per_second")
+    timed = ("elapsed", "tokens_per_second", "_timestamp")
     lines = (Path(str(config.checkpoint.save)) / "metrics.jsonl").read_text().splitlines()
     return [{name: value for name, value in json.loads(line).items() if name not in timed} for line in lines]
 

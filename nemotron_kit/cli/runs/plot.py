@@ -14,10 +14,10 @@ from nemotron_kit.cli.runs.list import chosen_jobs, labels_of
 from nemotron_kit.cli.toolargs import ToolParser, at_least
 from nemotron_kit.errors import UserError
 from nemotron_kit.runs.job import JobFolder
-from nemotron_kit.runs.metrics import series
+from nemotron_kit.runs.metrics import TIMESTAMP, series
 
 # --x → the metrics that may have the values of that axis.
-_AXES = {"step": (), "time": ("elapsed", "time", "seconds"), "tokens": ("tokens", "consumed_tokens")}
+_AXES = {"step": (), "time": ("elapsed", TIMESTAMP, "time", "seconds"), "tokens": ("tokens", "consumed_tokens")}
 _UNITS = {"step": "step", "time": "seconds", "tokens": "tokens"}
 _MAX_JOBS = 12
 _MAX_POINTS = 2000
@@ -37,8 +37,8 @@ def plot(argv: list[str]) -> int:
     if options is None:
         return 0
     jobs = [job for reference in options.ids for job in _jobs(reference)]
-    found = {name: series(job.path) for name, job in _named(jobs).items()}
-    names = list(dict.fromkeys(name for each in found.values() for name in each))
+    found = {name: series(job.path, times=True) for name, job in _named(jobs).items()}
+    names = [name for name in dict.fromkeys(name for each in found.values() for name in each) if name != TIMESTAMP]
     metric = options.metric or next((name for name in names if "loss" in name.lower()), next(iter(names), None))
     if metric is None:
         raise UserError(f"{', '.join(options.ids)}: no metric was logged.", hint="A job logs metrics by log_metrics.")
@@ -88,9 +88,12 @@ def _curve(name: str, found: Series, metric: str, axis: str) -> tuple[list[float
     if axis != "step":
         axis_metric = next((each for each in _AXES[axis] if each in found), None)
         if axis_metric is None:
-            logs = f"It logs {', '.join(found)}."
-            raise UserError(f"--x {axis}: {name} logged no {' or '.join(_AXES[axis])}.", hint=logs)
+            logs = f"It logs {', '.join(each for each in found if each != TIMESTAMP)}."
+            what = " or ".join(each for each in _AXES[axis] if each != TIMESTAMP)
+            raise UserError(f"--x {axis}: {name} logged no {what}.", hint=logs)
         axis_values = dict(zip(*found[axis_metric], strict=True))
+        if axis_metric == TIMESTAMP:
+            axis_values = {step: value - min(axis_values.values()) for step, value in axis_values.items()}
     points = [
         (float(step) if axis == "step" else axis_values[step], value)
         for step, value in zip(steps, values, strict=True)

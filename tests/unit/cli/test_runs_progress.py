@@ -97,6 +97,16 @@ def test_without_elapsed_the_speed_is_that_since_the_start_unless_the_job_was_re
     assert (found.done, found.of, found.eta) == (1050, 1100, None)
 
 
+def test_without_elapsed_the_speed_is_by_the_times_of_the_rows_also_of_a_resumed_job() -> None:
+    rows = [{"step": step, "_timestamp": 1e9 + seconds} for step, seconds in ((10, 0), (20, 10), (30, 20))]
+    run = running(*rows, config="max_steps: 130\n")
+    run.job().transition("pending", resumed=True)
+    run.job().transition("running", process=process_facts())
+    found = progress_of(run.summary())
+    assert found is not None
+    assert found.eta == pytest.approx(100, abs=3)
+
+
 def test_of_a_sweep_its_ended_jobs_are_counted() -> None:
     run = running(step(1), jobs=3)
     run.job(1).finish(0)

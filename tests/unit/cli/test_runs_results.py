@@ -323,6 +323,9 @@ def test_curves_are_drawn_over_steps_seconds_or_tokens(capsys) -> None:
     assert f"without loss, or with NaN only: {run.id[-6:]}/1" in shown and "4.0" in shown and "1.0" in shown
     over = said(capsys, "plot", f"{run.id}/0", "--x", "time")
     assert "300" in over and "seconds" in over
+    timed = sweep({"metrics": [{"step": n, "loss": 4.0 - n, "_timestamp": 1e9 + n * 50.0} for n in range(4)]})
+    over = said(capsys, "plot", f"{timed.id}/0", "--x", "time")
+    assert "150" in over and "seconds" in over and "_timestamp" not in said(capsys, "show", f"{timed.id}/0")
     for words, wrong in (
         (["--metric", "los"], "--metric los: no job logged it"),
         (["--x", "tokens"], r"--x tokens: .*/0 logged no tokens"),

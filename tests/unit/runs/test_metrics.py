@@ -8,6 +8,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -34,8 +35,11 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def rows(folder: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
+    """The rows, whose times are of the last minute."""
     flush_metrics()
-    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
+    found = [json.loads(line) for line in (folder / name).read_text().splitlines()]
+    assert all(-1 < time.time() - row.pop("_timestamp") < 60 for row in found)
+    return found
 
 
 def test_numbers_of_every_kind_are_rows(job: Path) -> None:

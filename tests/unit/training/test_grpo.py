@@ -265,7 +265,7 @@ def weights(folder: Path) -> list[torch.Tensor]:
 def rows_of(config: GRPOConfig) -> Iterator[dict[str, Any]]:
     for line in Path(config.checkpointing.checkpoint_dir or "", "metrics.jsonl").read_text().splitlines():
         row = json.loads(line)
-        yield {name: value for name, value in row.items() if name not in ("elapsed", "tokens_per_second")}
+        yield {name: value for name, value in row.items() if name not in ("elapsed", "tokens_per_second", "_timestamp")}
 
 
 def test_a_run_of_two_steps_and_the_same_one_stopped_between(

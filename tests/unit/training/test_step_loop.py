@@ -75,7 +75,7 @@ class Run:
 
 
 def rows(run: Run) -> list[dict]:
-    timed = ("elapsed", "tokens_per_second")
+    timed = ("elapsed", "tokens_per_second", "_timestamp")
     found = [json.loads(line) for line in run.rows.read_text().splitlines()]
     return [{name: value for name, value in row.items() if name not in timed} for row in found]
 
