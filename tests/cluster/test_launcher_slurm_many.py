@@ -118,7 +118,7 @@ def test_a_controller_that_is_away_for_a_moment(world: World) -> None:
     """Nothing was submitted, which is known; going on submits them, and they do not stay failed."""
     away = 'echo "sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)" >&2'
     said = world.app(
-        f"x=range({JOBS})", "hydra.launcher.detach=true", code=2, **fake(world, "sbatch", f"{away}; exit 1")
+        f"x=range({JOBS})", "hydra.launcher.detach=true", code=3, **fake(world, "sbatch", f"{away}; exit 1")
     )
     assert "Unable to contact slurm controller" in said
     assert f"{JOBS} jobs submitted" in resume(world)

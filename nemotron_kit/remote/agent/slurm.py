@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_kit import files
-from nemotron_kit.errors import NemotronError, Unreachable, UserError
+from nemotron_kit.errors import NemotronError, NotSent, Unreachable, UserError
 from nemotron_kit.remote.agent import slurm_commands as commands
 from nemotron_kit.runs.job import DamagedRecord, JobFolder, is_final_end, read_object
 
@@ -182,7 +182,7 @@ def submit(
     job's environment only). `options` are sbatch options that override the script's; `hidden` are names of variables of
     this environment that are withheld from the job.
     `links` is how many jobs of the name there are to be. Raises Unreachable if it is not known whether the job is
-    queued, UserError if Slurm refused it.
+    queued, NotSent if the controller was away and has no such job, UserError if Slurm refused it.
     """
     run = Path(folder)
     given = json.loads(payload) if payload else {}
@@ -314,8 +314,9 @@ def _sbatch(run: Path, record: Submission, arguments: list[str], env: dict[str, 
     asked = ["sbatch", "--parsable", "--export=ALL", *arguments]
     try:
         code, out, message = commands.run(asked, seconds=commands.SUBMIT_SECONDS, env=env, hold=lock)
+        lost = code != 0 and _LOST.search(message) is not None
     except Unreachable as error:
-        code, out, message = 1, "", error.message
+        code, out, message, lost = 1, "", error.message, True
     answer = commands.job_id(out) if code == 0 else None
     if answer:
         done = replace(record, job=answer[0], cluster=answer[1], refused=None)
@@ -324,7 +325,14 @@ def _sbatch(run: Path, record: Submission, arguments: list[str], env: dict[str, 
     refusal = _REFUSED.search(message)
     if code != 0 and refusal and not _LOST.search(refusal[1]):
         return _refuse(run, record, f"Slurm refused the job: {message}")
-    return _find_or_refuse(run, record, message or f"sbatch answered {out.strip()[:200]!r}")
+    message = message or f"sbatch answered {out.strip()[:200]!r}"
+    record = _found(run, record, message)
+    if record.job:
+        return record
+    if lost:  # which is no fault of the job's
+        write(run, replace(record, refused=message))
+        raise NotSent(f"Not submitted: {message}", hint="Try again once Slurm answers.")
+    return _refuse(run, record, f"Slurm has no such job: {message}")
 
 
 def _link(
@@ -346,11 +354,6 @@ def _link(
     count = len(record.ids)
     reason = f"Slurm took {count} of the {links} jobs of this chain, which are cancelled: {message}"
     return _refuse(run, replace(record, job=None, links=[]), reason)
-
-
-def _find_or_refuse(run: Path, record: Submission, message: str) -> Submission:
-    found = _found(run, record, message)
-    return found if found.job else _refuse(run, record, f"Slurm has no such job: {message}")
 
 
 def _found(run: Path, record: Submission, message: str) -> Submission:

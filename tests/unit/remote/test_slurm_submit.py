@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from nemotron_kit.errors import Unreachable, UserError
+from nemotron_kit.errors import NotSent, Unreachable, UserError
 from nemotron_kit.remote.agent import slurm, slurm_status
 
 INTENT = "0123456789ab"
@@ -91,6 +91,24 @@ def test_doubt_stays_doubt_while_one_of_them_is_silent(run: Path, program: Progr
     program(silent, "exit 0")
     program("sbatch", "echo 80")
     assert submit(run)["job"] == "80", "both have said that there is none"
+
+
+@pytest.mark.parametrize(
+    "said", ["Batch job submission failed: Unable to contact slurm controller (connect failure)", "Socket timed out"]
+)
+def test_a_controller_that_is_away_is_no_fault_of_the_jobs(run: Path, program: Program, said: str) -> None:
+    program("sbatch", f"echo 'sbatch: error: {said}' >&2; exit 1")
+    with pytest.raises(NotSent, match=rf"Not submitted: .*{said[-9:-1]}"):
+        submit(run)
+    assert calls(run, "squeue") == 2 and calls(run, "sacct") == 2, "neither has it"
+    program("sbatch", "echo 80")
+    assert submit(run)["job"] == "80"
+
+
+def test_an_error_of_another_kind_is_the_commands_fault(run: Path, program: Program) -> None:
+    program("sbatch", "echo 'sbatch: error: lua: no partition' >&2; exit 1")
+    with pytest.raises(UserError, match=r"Slurm has no such job: .*lua: no partition"):
+        submit(run)
 
 
 def test_a_refusal_is_one_and_needs_no_lookup(run: Path, program: Program) -> None:
