@@ -335,7 +335,8 @@ class JobFolder(Value):
         state = state or ("succeeded" if code == 0 else "failed")
         _check_state(state)
         if state in ("failed", "preempted") and self.cancel_requested:
-            state = "cancelled"
+            # How it ended (killed by SIGTERM) is how it was cancelled.
+            state, error = "cancelled", f"cancelled: {error}" if state == "preempted" and error else "cancelled"
         record = {"code": code, "state": state, "error": error, "finished_at": now_iso(), "host": socket.gethostname()}
         files.write_json(self.path / "exit.json", masked({**record, **facts}))
 

@@ -542,6 +542,8 @@ def _lines(found: Mapping[str, Mapping[str, Mapping[str, Any]]], names: Sequence
     if len(names) > 2 and found:
         yield from aligned([[side, name] for side, name in zip(sides, names, strict=True)])
     for section, keys in found.items():
+        if section == "results":
+            keys = {key: _rounded(of) for key, of in keys.items()}
         if len(names) == 2:
             yield section
             rows = [[f"  {clean(key)}", _value_text(of, "a"), "→", _value_text(of, "b")] for key, of in keys.items()]
@@ -551,6 +553,12 @@ def _lines(found: Mapping[str, Mapping[str, Mapping[str, Any]]], names: Sequence
         lines = aligned(rows)
         columns = terminal_width()
         yield from lines if max(map(len, lines)) <= columns else narrow_lines(rows, columns)
+
+
+def _rounded(sides: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A result's sides with floats as in the tables, but where these would look the same though they differ."""
+    texts = {side: f"{value:.6g}" if isinstance(value, float) else value for side, value in sides.items()}
+    return texts if len(set(map(str, texts.values()))) == len(set(map(str, sides.values()))) else sides
 
 
 def _value_text(sides: Mapping[str, Any], side: str) -> str:

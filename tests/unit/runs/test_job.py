@@ -82,8 +82,8 @@ def test_what_nothing_starts_again_is_over(job: JobFolder) -> None:
     job.finish(75, "preempted")
     assert job.state().terminal and job.state().code == 75
     job.request_cancel()
-    job.finish(75, "preempted")
-    assert job.state().state == "cancelled"
+    job.finish(75, "preempted", error="stopped with a checkpoint")
+    assert (job.state().state, job.state().error) == ("cancelled", "cancelled: stopped with a checkpoint")
 
 
 def test_two_writers_at_once_lose_nothing(job: JobFolder) -> None:
@@ -267,8 +267,8 @@ def test_cancelled_before_it_ran(job: JobFolder) -> None:
     job.request_cancel()
     with pytest.raises(Cancelled):
         job.transition("running")
-    job.finish(143)
-    assert job.state().state == "cancelled"
+    job.finish(143, error="killed by SIGTERM (exit code 143)")
+    assert (job.state().state, job.state().error) == ("cancelled", "cancelled")
 
 
 def test_what_a_cancelled_job_finished_anyway_counts(job: JobFolder) -> None:
