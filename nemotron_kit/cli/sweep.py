@@ -297,14 +297,16 @@ def _sweep(
     run_id = new_run_id(request.recipe or "sweep", request.stage or "jobs")
     run = create_sweep(run_id, request, argv, hydra_spelling(request))
     set_run_dir(str(run.path))
-    task = RecipeTask(run.path, argv, request.after if request.mode == "batch" else (), request.labels)
-    print_status(f"{run_id}: a sweep over {request.recipe} {request.stage}")
+    after = request.after if request.mode == "batch" else ()
+    title = f"{run_id}: a sweep over {request.recipe} {request.stage}"
+    task = RecipeTask(run.path, argv, after, request.labels, lambda: print_status(title))
     quiet_alembic()
     try:
         with hangup_ignored(), _translated(prepared), _importable(tree):
             _hydra_main(task, [*overrides, *request.flags])
     except Exception as error:
-        if all((job.exit_record() or {}).get(REFUSED) for job in run.jobs()):  # no job has started
+        # No job has started, and nobody was told of the run.
+        if not task.begun and all((job.exit_record() or {}).get(REFUSED) for job in run.jobs()):
             shutil.rmtree(run.path)
             raise
         _failed(run, error, request.json)

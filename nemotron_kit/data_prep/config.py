@@ -95,7 +95,8 @@ class Dataset:
     ships, exercises:// for generated conversations; a password or token in a URL stands as `${secret:NAME}`).
 
     Of a folder, files with rows (JSON lines, parquet) are read; if there are none, .json files; if there are none,
-    plain text. `split` selects files by the split's name in theirs, or as a Hugging Face repository's card says;
+    plain text. `split` selects files by the split's name in theirs, or as a Hugging Face repository's card says
+    (a single file that the path names is read whatever its name says);
     `subset` a folder below the path, or a subset of the card. `text_field` None is the config's default.
     """
 

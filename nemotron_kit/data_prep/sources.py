@@ -277,8 +277,7 @@ def _local(path: str, dataset: Dataset, where: str, left: Omissions) -> list[Fou
         return _readable([names[name].absolute() for name in sorted(taken)], where, root)
     if dataset.subset:
         raise UserError(f"{where}: subset {dataset.subset!r}: {dataset.path} is no folder that could have one.")
-    if root.exists():  # a file, or something that can't be read as one
-        by_split([root.name], dataset.split, where, left)
+    if root.exists():  # a file, whatever split its name says; or something that can't be read as one
         return _readable([root.absolute()], where)
     found = matching(root, left)
     if not found:
@@ -344,6 +343,8 @@ def chosen(below: dict[str, FoundFile], dataset: Dataset, where: str, left: Omis
     names = main_files(below, left)
     if not names:
         raise UserError(f"{where}: nothing to read in {dataset.path}.", hint=f"Known endings: {_KNOWN}.")
+    if names == [dataset.path.rpartition("/")[2]]:  # the path names the file, whatever split its name says
+        return [below[names[0]]]
     taken = by_split(names, dataset.split, where, left, by_pattern=is_pattern(dataset.path))
     return [below[name] for name in sorted(taken)]
 
@@ -375,8 +376,8 @@ def by_split(
 ) -> list[str]:
     """The paths of a split, by the split names in them; without any such name, all are "train".
 
-    A single file, or those of a pattern (`by_pattern`), are of any split unless their names say otherwise. Raises
-    UserError for a split of which there is no file.
+    The single file of a folder, or those of a pattern (`by_pattern`), are of any split unless their names say
+    otherwise. Raises UserError for a split of which there is no file.
     """
     if split is None or not paths:
         return paths
@@ -392,7 +393,9 @@ def by_split(
     chosen = [path for path, word in words.items() if word == wanted]
     if not chosen:
         known = sorted({word for word in words.values() if word}) or ["train"]
-        hint = "A file's name says its split. Leave the dataset's split out to read it all the same."
+        hint = (
+            "A file's name says its split. To read it all the same leave the split out, or name that one file as path."
+        )
         raise UserError(
             f"{where}: no split {split!r}. {sentence(nearest(split, known))}",
             hint=hint if by_pattern or len(paths) == 1 else None,

@@ -229,10 +229,19 @@ def _error(sweep_job: SweepJob, job: JobFolder, task_result: TaskResult | None) 
 class Jobs:
     """Plans, writes and runs the jobs of one sweep. All batches of the sweep share one run folder."""
 
-    def __init__(self, run: RunFolder, settings: Settings, hydra: Sequence[str], *, ours: bool) -> None:
+    def __init__(
+        self,
+        run: RunFolder,
+        settings: Settings,
+        hydra: Sequence[str],
+        *,
+        ours: bool,
+        begun: Callable[[], None] | None = None,
+    ) -> None:
         """`hydra` are the overrides of the sweep's command line. `ours`: the sweep was launched by `nemotron`, which
-        removes the record of a sweep that could not be planned, and prints how to follow a detached one."""
-        self.run, self.settings, self._hydra, self._ours = run, settings, hydra, ours
+        removes the record of a sweep that could not be planned, and prints how to follow a detached one. `begun` is
+        called once jobs are planned and written, before they start."""
+        self.run, self.settings, self._hydra, self._ours, self._begun = run, settings, hydra, ours, begun
         self._kind = starter_kind(settings)
         self._scheduler: LocalSchedulerClient | None = None
 
@@ -242,6 +251,8 @@ class Jobs:
         try:
             with term_raises():
                 written = self._plan_and_write(sweep_jobs, count)
+                if self._begun is not None:
+                    self._begun()
                 self._launch(written)
                 return written
         except Terminated:
@@ -386,10 +397,10 @@ class Sweep:
     def jobs(self) -> Jobs:
         """The sweep's jobs; on first access this creates the sweep's run folder."""
         if self._jobs is None:
-            ours = isinstance(self.task, RecipeTask)
+            task = self.task if isinstance(self.task, RecipeTask) else None
             overrides = [*overrides_of(self.config.hydra, "hydra"), *overrides_of(self.config.hydra)]
             run = sweep_record(self.config, self.task)
-            self._jobs = Jobs(run, self.settings, overrides, ours=ours)
+            self._jobs = Jobs(run, self.settings, overrides, ours=task is not None, begun=task.begin if task else None)
             if self._expected is not None and is_local(self._expected):
                 self._jobs.scheduler()
         return self._jobs

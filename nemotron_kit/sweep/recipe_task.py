@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -41,9 +41,16 @@ class RecipeTask:
     """
 
     def __init__(
-        self, folder: Path, argv: Sequence[str], after: Sequence[str] = (), labels: Labels | None = None
+        self,
+        folder: Path,
+        argv: Sequence[str],
+        after: Sequence[str] = (),
+        labels: Labels | None = None,
+        announce: Callable[[], None] | None = None,
     ) -> None:
-        """`after`: the runs that a detached sweep starts after. `labels`: the run's."""
+        """`after`: the runs that a detached sweep starts after. `labels`: the run's. `announce` prints the run's id; it
+        is called once, by `begin`."""
+        self.begun, self._announce = False, announce
         self.labels = labels
         self.folder, self.argv = folder, tuple(argv)
         self._after = SweepAfter(after) if after else None
@@ -59,13 +66,20 @@ class RecipeTask:
                 hint="hydra/launcher=nemo_run runs it, and so do --run and --batch. For other launchers: put it into a "
                 f"folder {name}, which env.toml names in [cli] recipes.",
             )
-        return self.__dict__.copy()
+        self.begin()  # a launcher that pickles this is about to start jobs
+        return {**self.__dict__, "_announce": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # A launcher that pickles this composes in another process, which needs the launch's folder, too.
         self.__dict__.update(state)
         set_run_dir(str(self.folder))
         hydra_reading_fixes().__enter__()  # never exited: each job composes again
+
+    def begin(self) -> None:
+        """Announce the run, unless that was done: from now on its record stays."""
+        if not self.begun and self._announce is not None:
+            self._announce()
+        self.begun = True
 
     def __call__(self, config: Any) -> Any:
         """Run the job that Hydra composed; returns the handler's return value to the sweeper."""
@@ -89,6 +103,7 @@ class RecipeTask:
             attached=plan.launch == IN_PROCESS,
             starts_here=is_local(plan.executor),
         )
+        self.begin()
         with self.users_environment():
             outcome = run_planned(plan, composed.command, job)
         if outcome.state == "succeeded":

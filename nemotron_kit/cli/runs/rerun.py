@@ -309,10 +309,11 @@ def rerun_sweep(run: RunFolder, chosen: Sequence[JobFolder], again: Rerun) -> in
         direction=old.direction,
         objective=old.objective,
     )
-    print_status(f"{again.run_id}: {count} jobs of {run.id}, launched again")
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     # One that Hydra's own launcher ran in its process, one job after another, has no settings on record.
-    jobs = Jobs(record, Settings(max_parallel=None if "settings" in run.plan() else 1), overrides, ours=True)
+    settings = Settings(max_parallel=None if "settings" in run.plan() else 1)
+    title = f"{again.run_id}: {count} jobs of {run.id}, launched again"
+    jobs = Jobs(record, settings, overrides, ours=True, begun=lambda: print_status(title))
     try:
         (first, _), *_ = jobs.run_all(again.sweep_jobs(run, chosen), count)
     except BaseException:

@@ -134,5 +134,10 @@ def test_any_number_of_runs_with_their_results(capsys: pytest.CaptureFixture[str
     code, out = diff(capsys, runs[0].id, runs[1].id, "--json")
     found = json.loads(out)
     assert (found["same"], found["results"]) == (True, {"loss": {"a": 0.5, "b": 0.25}})
+    for run, loss in zip(runs, (2 / 3, 1 / 3, 1 / 3 + 1e-12), strict=True):
+        (run.job().path / "metrics.jsonl").write_text(f'{{"step": 1, "loss": {loss}}}\n')
+    assert "  loss  0.666667  →  0.333333\n" in diff(capsys, runs[0].id, runs[1].id)[1]
+    assert f"{1 / 3}  →  {1 / 3 + 1e-12}\n" in diff(capsys, runs[1].id, runs[2].id)[1]  # they would look the same
+    assert json.loads(diff(capsys, runs[0].id, runs[1].id, "--json")[1])["results"]["loss"] == {"a": 2 / 3, "b": 1 / 3}
     with pytest.raises(UserError, match="compares 2 to 26 runs; 1 were given"):
         diff(capsys, runs[0].id)

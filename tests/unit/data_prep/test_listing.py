@@ -116,10 +116,10 @@ def test_split_and_subset_select_from_every_kind_of_path(tmp_path: Path) -> None
         assert names(tmp_path, f"{root}/one/*.jsonl", split="test") == ["test.jsonl"]
         assert names(tmp_path, f"{root}/tw*/*.jsonl", split="mine") == ["train.jsonl"]
         assert names(tmp_path, root, subset="one", split="test") == ["test.jsonl"]
+        assert names(tmp_path, f"{root}/two/train.jsonl", split="test") == ["train.jsonl"]  # a file that is named
         for path, more, says in (
             (f"{root}/one/*.jsonl", {"split": "valid"}, r"no split 'valid'\. There is: test, train"),
             (f"{root}/two", {"split": "test"}, r"no split 'test'\. (Did you mean|There is:) train"),
-            (f"{root}/two/train.jsonl", {"split": "test"}, "no split 'test'"),
             (root, {"subset": "three"}, "no folder .*listing/three.* for the subset 'three'"),
             (f"{root}/two/*.jsonl", {"subset": "two"}, "subset 'two'"),
         ):

@@ -11,9 +11,11 @@ import pytest
 import yaml
 
 from nemotron_kit.app import App
+from nemotron_kit.cli.main import nemotron
 from nemotron_kit.discovery import Tree
 from nemotron_kit.envfile import EnvFile
 from nemotron_kit.errors import UserError
+from nemotron_kit.home import runs_root
 from nemotron_kit.sweep.compose_jobs import ConfigRecord, RecordComposer
 from nemotron_kit.sweep.recipe_task import RecipeTask
 
@@ -96,3 +98,23 @@ def test_a_program_of_its_own_is_sent_to_no_process_that_would_not_find_it(
         pickle.dumps(RecipeTask(tmp_path, ["alone.py"]))
     monkeypatch.setattr("nemotron_kit.discovery._in_use", [])
     assert pickle.dumps(RecipeTask(tmp_path, []))
+
+
+@pytest.mark.parametrize("launcher", ["basic", "nemo_run"])
+@pytest.mark.parametrize("words", [["train.nope=1,2"], ["run.data=None:v1,None:v2"]], ids=" ".join)
+def test_a_refused_sweep_names_no_run(
+    home: Path, launcher: str, words: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert nemotron(["nano3", "pretrain", "-c", "tiny", "-m", f"hydra/launcher={launcher}", *words]) == 2
+    said = "".join(capfd.readouterr())
+    assert "a sweep over" not in said and "nano3-pretrain-" not in said and not list(runs_root().glob("*"))
+
+
+def test_a_sweep_is_announced_once_and_by_the_launching_process(tmp_path: Path) -> None:
+    said: list[str] = []
+    task = RecipeTask(tmp_path, [], announce=lambda: said.append("begun"))
+    assert not task.begun
+    copy = pickle.loads(pickle.dumps(task))  # noqa: S301
+    task.begin()
+    copy.begin()
+    assert said == ["begun"] and task.begun and copy.begun
