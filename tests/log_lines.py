@@ -6,7 +6,7 @@ import re
 
 # A module that recipes, scripts and apps of tests import.
 SAYS = """
-import logging, os, subprocess, sys
+import atexit, logging, os, subprocess, sys, threading, time
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +28,13 @@ def say():
     log.debug("%s 7 debug", mark)
     sys.stdout.buffer.write(f"{mark} 8 bytes {os.environ.get('SAID_TOKEN')}\\n".encode()); sys.stdout.buffer.flush()
     os.write(2, f"{mark} 9 descriptor {os.environ.get('SAID_TOKEN')}\\n".encode())
+    threading.Thread(target=later, args=(mark, "10 thread")).start()
+    atexit.register(print, mark, "11 exit function")
+
+
+def later(*words):
+    time.sleep(0.1)
+    print(*words)
 
 
 def say_it(config):
@@ -44,6 +51,6 @@ def check(log: str, *, known: str, ranks: int = 1) -> None:
         lines = [line.strip().partition(f"<{rank}> ") for line in re.split(r"[\r\n]+", log) if f"<{rank}> " in line]
         assert [said for _, _, said in lines] == [
             f"1 print {known}", "2 record", "3 print to stderr", "4 descriptor", "5 child", "6 child to stderr",
-            "7 debug", "8 bytes ***", "9 descriptor ***",
+            "7 debug", "8 bytes ***", "9 descriptor ***", "10 thread", "11 exit function",
         ], log  # fmt: skip
         assert all(before.endswith("LOG says ") for before, _, said in lines if said in ("2 record", "7 debug")), log

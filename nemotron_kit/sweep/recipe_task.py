@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from nemotron_kit import worker
 from nemotron_kit.config.compose import Composed, find_command, from_hydra
 from nemotron_kit.config.limits import hydra_reading_fixes
 from nemotron_kit.config.resolvers import set_run_dir
@@ -72,6 +73,7 @@ class RecipeTask:
     def __setstate__(self, state: dict[str, Any]) -> None:
         # A launcher that pickles this composes in another process, which needs the launch's folder, too.
         self.__dict__.update(state)
+        worker.process_exits = True  # sooner or later, after its jobs
         set_run_dir(str(self.folder))
         hydra_reading_fixes().__enter__()  # never exited: each job composes again
 
