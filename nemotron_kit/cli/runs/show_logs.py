@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 from nemotron_kit.cli.output import clean
@@ -120,8 +121,11 @@ def logs(argv: list[str]) -> int:
     over, names = _is_over(watch), log.names()
     if name not in names and (not options.follow or over()):
         raise _no_log(run, log.job, options, names)
+    if options.follow and options.rank is None and (plan.settings.nodes or 1) > 1:
+        return _follow_all(run, jobs, options)
     offset = 0 if options.tail is None else log.tail(options.tail)
-    _write(log.follow(over, offset) if options.follow else log.read(offset))
+    others = _of_other_nodes(plan, log, names)
+    _write(log.follow(over, offset) if options.follow else chain(log.read(offset), _below(others, options.tail)))
     return _exit_code_of(watch) if options.follow else 0
 
 
@@ -135,25 +139,43 @@ def _log(plan: Plan, job: JobFolder, name: str) -> LocalLog | RemoteLog:
     return LocalLog(job, name)
 
 
+def _of_other_nodes(plan: Plan, log: LocalLog | RemoteLog, names: Sequence[str]) -> list[LocalLog | RemoteLog]:
+    """The logs of a job's other nodes, when `log` is that of the whole job: each node's lines are in its own."""
+    others = [name for name in names if name.startswith("node-") and log.name == "job"]
+    return [_log(plan, log.job, name) for name in sorted(others, key=lambda name: (len(name), name))]
+
+
+def _below(logs: Sequence[LocalLog | RemoteLog], tail: int | None) -> Iterator[bytes]:
+    """Yield each log below a line with its name."""
+    for log in logs:
+        yield f"\n==> {log.name} <==\n".encode()
+        yield from log.read(0 if tail is None else log.tail(tail))
+
+
 def _print_all(run: RunFolder, jobs: Sequence[JobFolder], options: Any) -> int:
     plan = _plan(run)
     logs = [_log(plan, job, _name(options)) for job in jobs]
     if not is_local(plan.executor):
         refresh([run])
-    existing = [log.name in log.names() for log in logs]
+    names = [log.names() for log in logs]
+    existing = [log.name in of_job for log, of_job in zip(logs, names, strict=True)]
     if not any(existing):
-        raise _no_log(run, logs[0].job, options, logs[0].names())
-    _write(_under_headings(logs, existing, options.tail))
+        raise _no_log(run, logs[0].job, options, names[0])
+    others = [_of_other_nodes(plan, log, of_job) for log, of_job in zip(logs, names, strict=True)]
+    _write(_under_headings(logs, existing, others, options.tail))
     return 0
 
 
 def _under_headings(
-    logs: Sequence[LocalLog | RemoteLog], existing: Sequence[bool], tail: int | None
+    logs: Sequence[LocalLog | RemoteLog],
+    existing: Sequence[bool],
+    others: Sequence[Sequence[LocalLog | RemoteLog]],
+    tail: int | None,
 ) -> Iterator[bytes]:
     """Yield the logs of several jobs, each below a line with the job's number, state and overrides, in the format of
-    `tail` for several files."""
+    `tail` for several files; the `others` are those of a job's other nodes."""
     all_overrides = distinct_overrides([log.job for log in logs])
-    for at, (log, exists, overrides) in enumerate(zip(logs, existing, all_overrides, strict=True)):
+    for at, (log, exists, overrides, more) in enumerate(zip(logs, existing, all_overrides, others, strict=True)):
         facts = [
             log.job.state().state,
             *([overrides] if overrides else []),
@@ -162,7 +184,8 @@ def _under_headings(
         blank = "\n" if at else ""
         yield f"{blank}==> job {log.job.number}: {clean(', '.join(facts))} <==\n".encode()
         end = b"\n"
-        for piece in log.read(0 if tail is None else log.tail(tail)) if exists else ():
+        pieces = log.read(0 if tail is None else log.tail(tail)) if exists else ()
+        for piece in chain(pieces, _below(more, tail)):
             yield piece
             end = piece[-1:] or end
         if end != b"\n":

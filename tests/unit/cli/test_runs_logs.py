@@ -51,6 +51,20 @@ def test_each_job_of_a_sweep_under_a_heading(capfdbinary: Any) -> None:
         run_tool("runs", ["logs", run.id, "--rank", "4"])
 
 
+def test_a_job_of_several_nodes_has_the_logs_of_all(capfdbinary: Any) -> None:
+    run = sweep({0: b"first\n"}, {0: 0})
+    for name in ("node-1", "node-10", "node-2", "rank-3", "worker"):
+        with run.job(0).open_log(name) as file:
+            file.write(f"a\n[rank 3] in {name}\n".encode())
+    nodes = b"".join(b"\n==> node-%d <==\na\n[rank 3] in node-%d\n" % (n, n) for n in (1, 2, 10))
+    assert run_tool("runs", ["logs", f"{run.id}/0"]) == 0
+    assert capfdbinary.readouterr().out == b"first\n" + nodes
+    assert run_tool("runs", ["logs", run.id]) == 0
+    assert b" n=0 <==\nfirst\n" + nodes + b"\n==> job 1: " in capfdbinary.readouterr().out
+    assert run_tool("runs", ["logs", f"{run.id}/0", "--rank", "3", "-n", "1"]) == 0
+    assert capfdbinary.readouterr().out == b"[rank 3] in rank-3\n"
+
+
 def test_a_sweep_is_followed_as_attach_does(capsys: pytest.CaptureFixture[str]) -> None:
     run = sweep({0: b"a\nb\n", 1: b"c\nd\n", 2: b"e\n"}, {0: 0, 1: 0, 2: 0})
     for words, said in (([], {"[job 0] a", "[job 0] b", "[job 1] c", "[job 1] d", "[job 2] e"}),
