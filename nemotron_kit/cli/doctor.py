@@ -20,6 +20,7 @@ from pathlib import Path
 from nemotron_kit.artifacts.registry import open_registry
 from nemotron_kit.cli.output import WARNING, print_json, print_table, write_lines
 from nemotron_kit.cli.toolargs import ToolParser
+from nemotron_kit.config.wording import STORAGE_FIX
 from nemotron_kit.discovery import discover
 from nemotron_kit.envfile import read_env_file
 from nemotron_kit.errors import NemotronError
@@ -128,6 +129,10 @@ def packages() -> Iterator[Diagnosis]:
     if lacking:
         extras = ", ".join(sorted(set(lacking)))
         yield Diagnosis("extras", OK, f"not installed: {extras}; a command that needs one names it")
+    optuna, storage = _version("optuna") or "", _version("SQLAlchemy") or ""
+    if optuna.startswith("2.") and storage.startswith("2."):
+        seen = f"optuna {optuna} can't store studies with SQLAlchemy {storage}: hydra.sweeper.storage fails"
+        yield Diagnosis("optuna", WARN, seen, STORAGE_FIX)
     if found := _version("nemotron"):
         seen = f"NVIDIA's package nemotron {found} has the module `nemotron`, too: one hides the other"
         yield Diagnosis(

@@ -43,6 +43,9 @@ _PROFILE_FIELDS = {
     "memory": "mem",
 }
 
+# optuna 2 is the one that hydra-optuna-sweeper takes.
+STORAGE_FIX = "pip install 'SQLAlchemy<2' 'alembic<1.14'"
+
 # A value that is no text, for one of the groups that every command has.
 _NO_CHOICE = re.compile(r"\+?(recipe|stage|config|schema|job)=([-+0-9.]|(true|false|null)\Z)")
 
@@ -68,8 +71,11 @@ def translated(prepared: PreparedCommand) -> Iterator[None]:
         if _of_a_job(error):
             raise
         reason = str(error).rstrip(".")
-        if _of_a_sweeper(error):
-            raise UserError(f"The sweeper stopped: {reason}.") from error
+        if files_of := _of_a_sweeper(error):
+            reason = reason or f"{type(error).__name__} in {files_of[-1]}"
+            stores = any("/optuna/storages/" in file for file in files_of)
+            hint = f"optuna 2 can't store studies with SQLAlchemy 2: {STORAGE_FIX}" if stores else None
+            raise UserError(f"The sweeper stopped: {reason}.", hint=hint) from error
         if "group override must be a string" in reason and (
             given := [t for t in prepared.typed if _NO_CHOICE.match(t)]
         ):
@@ -83,13 +89,17 @@ def translated(prepared: PreparedCommand) -> Iterator[None]:
         raise UserError(f"Hydra can't compose {' '.join(prepared.typed)}: {reason}.") from error
 
 
-def _of_a_sweeper(error: BaseException) -> bool:
-    """Whether an exception was raised by a sweeper's own package, and not while Hydra composed a job for it."""
-    frame, files = error.__traceback__, set[str]()
+def _of_a_sweeper(error: BaseException) -> list[str]:
+    """The files of the calls by which a sweeper's own package raised an exception, the outermost first; [] if it did
+    not, or if Hydra did while it composed a job for it."""
+    frame, files = error.__traceback__, []
     while frame is not None:
-        files.add(frame.tb_frame.f_code.co_filename)
+        files.append(frame.tb_frame.f_code.co_filename)
         frame = frame.tb_next
-    return any("/hydra_plugins/" in file for file in files) and not any("/config_loader" in file for file in files)
+    is_sweeper = any("/hydra_plugins/" in file for file in files) and not any(
+        "/config_loader" in file for file in files
+    )
+    return files if is_sweeper else []
 
 
 def _of_a_job(error: BaseException) -> bool:

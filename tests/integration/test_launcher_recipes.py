@@ -145,7 +145,9 @@ def test_optuna_gets_the_metric_that_is_named_and_says_before_the_first_trial_th
     assert "the handler of demo make returns an artifact" in done.stderr
     assert not (recipe.folder / "made").exists() and not recipe.runs()
     launcher = ["hydra/launcher=nemo_run", "hydra.launcher.via=kit", "hydra.launcher.objective=loss"]
-    recipe.sweep("script", *study, *launcher)
+    kept = f"hydra.sweeper.storage=sqlite:///{recipe.folder}/study.db"
+    recipe.sweep("script", *study, *launcher, kept, "hydra.sweeper.study_name=kept")
+    assert (recipe.folder / "study.db").stat().st_size > 0
     best = (recipe.newest / "optimization_results.yaml").read_text()
     (told,) = re.findall(r"best_value: (.+)", best)
     logged = [json.loads(path.read_text().splitlines()[-1]) for path in recipe.newest.glob("jobs/*/metrics.jsonl")]

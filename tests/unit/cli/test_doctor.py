@@ -69,6 +69,13 @@ def test_packages_that_do_not_work_together(project, capsys, monkeypatch, versio
     assert code == 1 and found[what][0] == "fail" and fix in found[what][2]
 
 
+def test_an_optuna_that_stores_no_studies_is_a_warning(project, capsys, monkeypatch):
+    real, versions = module._version, {"optuna": "2.10.1", "SQLAlchemy": "2.0.1"}
+    monkeypatch.setattr(module, "_version", lambda name: versions.get(name, real(name)))
+    _, found = report(capsys, monkeypatch)
+    assert found["optuna"][0] == "warn" and "SQLAlchemy<2" in found["optuna"][2]
+
+
 def test_a_damaged_record_and_a_home_that_can_not_be_written(project, capsys, monkeypatch):
     from nemotron.kit import Artifact
 
