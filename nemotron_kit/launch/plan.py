@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import math
 import os
 import re
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemotron_kit import __version__
@@ -24,9 +19,10 @@ from nemotron_kit.config.resolvers import pinned
 from nemotron_kit.config.schema import contradictions
 from nemotron_kit.envfile import EnvFile, read_env_file
 from nemotron_kit.errors import NemotronError, Note, Problem, UserError
-from nemotron_kit.executors.base import Executor, PlanContext, executor_for
+from nemotron_kit.executors.base import PlanContext, executor_for
 from nemotron_kit.home import TENSORBOARD, nemotron_home
 from nemotron_kit.launch.inputs import ART, Inputs, field_of, look_up_for, remote_field, resolve_inputs
+from nemotron_kit.launch.job_facts import facts_of
 from nemotron_kit.launch.placing import (
     ResolvedJob,
     TransportFactory,
@@ -36,14 +32,12 @@ from nemotron_kit.launch.placing import (
     resolve_job,
     unshipped_problems,
 )
-from nemotron_kit.lazy import Value
 from nemotron_kit.masking import is_secret_name, secret_in, without_passwords
 from nemotron_kit.quoting import refers
-from nemotron_kit.runs.job import DamagedRecord
 from nemotron_kit.spec.paths import RemotePaths
 from nemotron_kit.spec.plan import DETACHED, IN_PROCESS, INTERACTIVE, RAY, TORCHRUN, Labels, Plan, is_local
 from nemotron_kit.spec.profiles import check_run_wandb, reserved_table
-from nemotron_kit.spec.resources import Resources, fields_given, gpu_of, label_of
+from nemotron_kit.spec.resources import Resources, fields_given, label_of
 from nemotron_kit.spec.runconfig import env_dict
 from nemotron_kit.worker import python_module, ray_command, torchrun_command
 
@@ -290,112 +284,6 @@ def preflight(
     return [*problems, *(each if isinstance(each, Note) else Problem(each) for each in found)]
 
 
-# How many of the newest runs of a command are searched for one with the same size and settings, whose speed a job is
-# expected to have; and of how many of its last rows of metrics that speed is the median.
-_EARLIER_RUNS, _EARLIER_ROWS = 30, 9
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class _Job(Value):
-    """What is known of a planned job, for the command's check, which documents it: training.cost.JobFacts."""
-
-    resolved: ResolvedJob
-    command: Command
-    resources: Resources
-    transports: TransportFactory | None
-    seconds: float | None
-    segments: int | None
-
-    @property
-    def home(self) -> str | None:
-        return self.resolved.home
-
-    @property
-    def root(self) -> str | None:
-        return self.resolved.paths.root if self.resolved.settings.remote_job_dir else None
-
-    def free(self, folder: str) -> int | None:
-        resolved = self.resolved
-        if resolved.paths.is_remote:  # a dry-run connects to nothing
-            if self.transports is None:
-                return None
-            return int(self.transports(resolved.settings).call("writable", folder=folder)[0]["free"])
-        path = Path(folder)
-        existing = next((each for each in (path, *path.parents) if each.exists()), None)
-        return shutil.disk_usage(existing).free if existing else None
-
-    def earlier_rate(self, keys: Sequence[str], of: str = "tokens") -> tuple[float, str] | None:
-        config, command = self.resolved.config, self.command
-        from nemotron_kit.runs.ledger import list_runs, open_run  # few commands ask for it
-
-        size = (self.resources.nodes, self.resources.processes)
-        settings = [_at(config, key) for key in keys]
-        for run in list_runs(recipe=command.recipe, stage=command.stage, limit=_EARLIER_RUNS):
-            if run.profile != config["run"]["profile"]:
-                continue
-            with contextlib.suppress(DamagedRecord):
-                folder = open_run(run.id)
-                plan = folder.plan()
-                given = plan.get("resources") or {}
-                if size != (given.get("nodes"), given.get("processes")):
-                    continue
-                if settings != [_at(plan.get("config") or {}, key) for key in keys]:
-                    continue
-                rate = _RATES[of](folder.job().metrics(_EARLIER_ROWS))
-                if rate is not None:
-                    return rate, run.id
-        return None
-
-
-def _tokens_a_second(rows: Sequence[Mapping[str, Any]]) -> float | None:
-    rates = [row.get("tokens_per_second") for row in rows]
-    found = sorted(rate for rate in rates if isinstance(rate, int | float) and 0 < rate < math.inf)
-    return found[len(found) // 2] if found else None
-
-
-def _steps_a_second(rows: Sequence[Mapping[str, Any]]) -> float | None:
-    """With what is between steps: evaluations, checkpoints."""
-    done = [(0.0, 0.0)]
-    for row in rows:
-        step, elapsed = row.get("step"), row.get("elapsed")
-        if isinstance(step, int) and isinstance(elapsed, int | float) and 0 <= elapsed < math.inf:
-            done.append((float(step), float(elapsed)))
-    # The last rows alone, where there is more than one step in them.
-    for first, last in ((done[1:] or done)[0], done[-1]), (done[0], done[-1]):
-        if last[0] > first[0] and last[1] > first[1]:
-            return (last[0] - first[0]) / (last[1] - first[1])
-    return None
-
-
-_RATES = {"tokens": _tokens_a_second, "steps": _steps_a_second}
-
-
-def _at(config: Mapping[str, Any], key: str) -> Any:
-    value: Any = config
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return value
-
-
-def _known_of(
-    resolved: ResolvedJob,
-    command: Command,
-    resources: Resources,
-    executor: Executor,
-    transports: TransportFactory | None,
-) -> dict[str, Any]:
-    """Facts about where a job runs, by the names of a check's parameters."""
-    limit = executor.variables().get("NEMOTRON_TIME_LIMIT")
-    job = _Job(resolved, command, resources, transports, float(limit) if limit else None, executor.segments())
-    return {
-        "processes": resources.nodes * resources.processes,
-        "gpu": gpu_of(resolved.settings),
-        "home": job.home,
-        "free": job.free,
-        "job": job,
-    }
-
-
 def _takes(check: Callable[..., Any], name: str) -> bool:
     from inspect import signature
 
@@ -528,7 +416,7 @@ def build_plan(
         *map(Problem, contradictions(composed.overrides, frozen, command.load_config_cls())),
     ]
     here = is_local(settings.executor)
-    known = _known_of(resolved, command, resources, executor, transports)
+    known = facts_of(resolved, command, resources, executor, transports)
     found = preflight(command, frozen, inputs, paths, connect, here, known) if not missing else []
     problems += [problem for problem in found if isinstance(problem, Problem)]
     unjudged = [str(note) for note in found if isinstance(note, Note)]

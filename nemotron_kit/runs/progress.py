@@ -114,7 +114,9 @@ def job_progress(job: JobFolder, tail: MetricsTail) -> Progress | None:
     done, of = stepped[-1]["step"], _steps(job.config_path)
     eta = None
     if of is not None:
-        rate = _steps_per_second(job, stepped, tail)
+        rate = steps_per_second(stepped)
+        if rate is None and not any(type(row.get("elapsed")) in (int, float) for row in stepped):
+            rate = _rate_since_start(job, stepped, tail)
         seconds = max(0.0, (of - done) / rate - max(0.0, tail.age)) if rate else math.inf
         eta = seconds if math.isfinite(seconds) else None
     return Progress("step", done, of, eta, _loss(rows))
@@ -136,27 +138,32 @@ def _loss(rows: Sequence[Mapping[str, Any]]) -> float | None:
     return None
 
 
-def _steps_per_second(job: JobFolder, rows: Sequence[Mapping[str, Any]], tail: MetricsTail) -> float | None:
-    """The speed by the metric `elapsed`, else by the times of the rows; without those, from the job's start to its last
-    row. None if it can't be computed, as for a resumed job whose rows have no times."""
-    timed: list[Mapping[str, Any]] = []
+def steps_per_second(rows: Sequence[Mapping[str, Any]]) -> float | None:
+    """The speed in the last attempt's rows by the metric `elapsed`, else by the times of the rows, with what is between
+    steps (evaluations, checkpoints). None if they have no two steps."""
     for clock in ("elapsed", TIMESTAMP):
-        timed = timed or [row for row in rows if type(row.get(clock)) in (int, float)]
+        timed = [row for row in rows if _count(row.get("step")) is not None and type(row.get(clock)) in (int, float)]
         if timed:
             break
-    if timed and (clock == "elapsed" or len(timed) > 1):
-        first = last = timed[-1]
-        for row in reversed(timed):
-            if row["step"] > first["step"] or row[clock] > first[clock]:  # of an earlier attempt
-                break
-            first = row
-        steps, seconds = last["step"] - first["step"], last[clock] - first[clock]
-    elif tail.ran is None or any(entry.get("resumed") for entry in job.history()):
-        return None
     else:
-        steps = rows[-1]["step"] - (rows[-1]["step"] if tail.first is None else tail.first)
-        seconds = tail.ran
+        return None
+    first = last = timed[-1]
+    for row in reversed(timed):
+        if row["step"] > first["step"] or row[clock] > first[clock]:  # of an earlier attempt
+            break
+        first = row
+    return _rate(last["step"] - first["step"], last[clock] - first[clock])
+
+
+def _rate(steps: int, seconds: float) -> float | None:
     return steps / seconds if steps > 0 and 0 < seconds < math.inf else None
+
+
+def _rate_since_start(job: JobFolder, rows: Sequence[Mapping[str, Any]], tail: MetricsTail) -> float | None:
+    """The speed from the job's start to its last row. None if it can't be computed, as for a resumed job."""
+    if tail.ran is None or any(entry.get("resumed") for entry in job.history()):
+        return None
+    return _rate(rows[-1]["step"] - (rows[-1]["step"] if tail.first is None else tail.first), tail.ran)
 
 
 def _first_step(path: Path) -> int | None:

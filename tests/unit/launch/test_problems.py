@@ -17,7 +17,7 @@ from nemotron_kit.discovery import Tree
 from nemotron_kit.envfile import read_env_file
 from nemotron_kit.errors import Note, Problem
 from nemotron_kit.home import new_run_id
-from nemotron_kit.launch import plan as plan_module
+from nemotron_kit.launch import job_facts
 from nemotron_kit.launch.dependencies import After
 from nemotron_kit.launch.plan import build_plan
 from nemotron_kit.remote.ssh import LocalTransport
@@ -154,14 +154,15 @@ def test_a_check_gets_the_jobs_time_and_the_speed_of_a_run_like_it(project: Path
     ("rows", "rate"),
     [
         ([{"step": 10, "elapsed": 30.0}, {"step": 10, "val": 1}, {"step": 12, "elapsed": 40.0}], 0.2),
-        ([{"step": 4, "elapsed": 8.0}], 0.5),
+        ([{"step": 4, "elapsed": 8.0}, {"step": 4, "val": 1}], 0.5),
+        ([{"step": 9, "elapsed": 90.0}, {"step": 6, "elapsed": 1.0}, {"step": 8, "elapsed": 2.0}], 2.0),
         ([{"step": 0, "elapsed": 3.0}, {"step": 0, "elapsed": 5.0}], None),
         ([{"step": "x", "elapsed": math.nan}], None),
         ([], None),
     ],
 )
 def test_the_steps_a_second_of_a_run_count_what_is_between_steps(rows: list[Any], rate: float | None) -> None:
-    assert plan_module._RATES["steps"](rows) == rate
+    assert job_facts._RATES["steps"](rows) == rate
 
 
 def test_an_optional_input_is_read_only_where_it_is_given(data: Path) -> None:
