@@ -88,7 +88,9 @@ class SweepComposer:
         self._trees: dict[tuple[str | None, ...], Copies] = {}
         self._parser: Any = None
         self._parsed: dict[str, Any] = {}
-        self._groups: dict[str, bool] = {}
+        # Config name → where groups are looked for: the primary config's `hydra.searchpath` adds to it.
+        self._repositories: dict[str | None, Any] = {}
+        self._groups: dict[tuple[str | None, str], bool] = {}
 
     def __deepcopy__(self, memo: Any) -> SweepComposer:
         return self  # Hydra copies its singletons to send them along; this is taken out of the copy
@@ -109,7 +111,7 @@ class SweepComposer:
         if any(o.is_sweep_override() or o.is_hydra_override() for o in overrides):
             raise Unusual
         name = master.hydra.job.config_name
-        choices = [o for o in overrides if self._is_choice(o)]
+        choices = [o for o in overrides if self._is_choice(o, name)]
         config = self._tree(name, fixed, choices).make()
         self._loader._apply_overrides_to_config([o for o in overrides if o not in choices], config)
         _finish(config.hydra, overrides)
@@ -125,11 +127,13 @@ class SweepComposer:
             self._parsed[text] = self._parser.parse_override(text)
         return self._parsed[text]
 
-    def _is_choice(self, override: Any) -> bool:
+    def _is_choice(self, override: Any, name: str | None) -> bool:
         """Whether an override chooses a group's option, by Hydra's rule; else it sets a value."""
-        key = override.key_or_group
+        if name not in self._repositories:
+            _, self._repositories[name] = self._loader._parse_overrides_and_create_caching_repo(name, [])
+        key = (name, override.key_or_group)
         if key not in self._groups:
-            self._groups[key] = self._loader.repository.group_exists(key)
+            self._groups[key] = self._repositories[name].group_exists(override.key_or_group)
         return self._groups[key] and not isinstance(override.value(), dict)
 
     def _tree(self, name: str | None, fixed: list[str], choices: list[Any]) -> Copies:
@@ -139,7 +143,7 @@ class SweepComposer:
             known = [self._parse(text) for text in fixed]
             if any(o.is_sweep_override() or o.key_or_group.startswith(_SET_HERE) for o in known):
                 raise Unusual
-            options = [o for o in known if self._is_choice(o)]
+            options = [o for o in known if self._is_choice(o, name)]
             config = self._merged(name, [*options, *choices])
             self._loader._apply_overrides_to_config([o for o in known if o not in options], config)
             config.hydra.overrides.hydra.extend(fixed)

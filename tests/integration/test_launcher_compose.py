@@ -106,6 +106,18 @@ def test_every_sweep_config_is_hydras_own(hydra: Hydra, monkeypatch: pytest.Monk
     assert seen > 80  # of which this many are configs, the others errors
 
 
+def test_groups_are_also_those_of_the_primary_configs_search_path(hydra: Hydra, tmp_path: Path) -> None:
+    (tmp_path / "more" / "added").mkdir(parents=True)
+    (tmp_path / "more" / "added" / "one.yaml").write_text("value: 1\n")
+    (tmp_path / "searching.yaml").write_text(f"hydra: {{searchpath: ['file://{tmp_path}/more']}}\n")
+    loader = hydra.config_loader
+    master = hydra.compose_config("searching", [], run_mode=RunMode.MULTIRUN, with_log_configuration=False)
+    quick = SweepComposer(loader)
+    for words in (["+added=one"], ["+added=two"], ["+added@here=one"]):
+        assert outcome(quick, master, words) == outcome(loader.load_sweep_config, master, words)
+    assert quick(master, ["+added=one"]).added == {"value": 1}
+
+
 def test_values_that_are_drawn_at_composition_are_the_masters(hydra: Hydra) -> None:
     OmegaConf.register_new_resolver("draw", lambda: random.random(), use_cache=True, replace=True)
     master = hydra.compose_config("config", [], run_mode=RunMode.MULTIRUN, with_log_configuration=False)
