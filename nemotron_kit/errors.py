@@ -28,6 +28,19 @@ def _visible(code: int) -> str:
     return "^?" if code == 0x7F else f"\\u{code:04x}" if code > 0xFF else f"\\x{code:02x}"
 
 
+def text_of(value: object) -> str:
+    """str() of an object of other people's code, which may fail, or give text that no UTF-8 file can hold."""
+    try:
+        return str(value).encode("utf-8", "backslashreplace").decode("utf-8")
+    except Exception:  # noqa: BLE001
+        return "<its str() failed>"
+
+
+def told(error: BaseException) -> str:
+    """`TypeName: text` of an exception of other people's code."""
+    return f"{type(error).__name__}: {text_of(error)}"
+
+
 # The exit codes of `nemotron`, and of a job. A job in the launching process may choose another one, 1 to 255.
 EXIT_CODES = {
     0: "done",

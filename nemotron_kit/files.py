@@ -160,9 +160,13 @@ def write_text(path: Path, text: str, *, mode: int = 0o600) -> None:
     write_bytes(path, data, mode=mode)
 
 
-def write_json(path: Path, value: Any, *, mode: int = 0o600) -> None:
-    """`write_bytes` for JSON, indented, keys in the order given; NaN and infinities as `encoded` has them."""
-    write_text(path, json.dumps(encoded(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n", mode=mode)
+def write_json(path: Path, value: Any, *, mode: int = 0o600, undecoded: bool = False) -> None:
+    """`write_bytes` for JSON, indented, keys in the order given; NaN and infinities as `encoded` has them. `undecoded`:
+    texts may contain bytes that are not UTF-8, as a file name from Python has them; JSON has an escape for those."""
+    text = json.dumps(encoded(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    if undecoded:
+        text = text.encode("utf-8", "backslashreplace").decode("utf-8")
+    write_text(path, text, mode=mode)
 
 
 def read_cache(path: Path, version: int) -> dict[str, Any]:

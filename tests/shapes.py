@@ -270,6 +270,14 @@ class Back(Callback):
         say("end", job_return.status.name, job_return.return_value, job_return.overrides, job_return.working_dir)
 """, "app.py": f"{_SAY}{_MAIN}def main(cfg): return cfg.x\n{_RUN}"}),
     "a folder changed by version": Program("app.py -m +x=1", {"app.py": _PLAIN.replace("1.3", "1.1")}),
+    "an interpreter's options": Program("-O -X utf8 -W error::UserWarning app.py -m +x=1", {"app.py": f"""{_SAY}
+import warnings
+{_MAIN}def main(cfg):
+    assert False
+    say(sys.flags.optimize, sys.flags.utf8_mode)
+    try: warnings.warn("w")
+    except UserWarning: say("raised")
+{_RUN}"""}),
     "an odd name": Program("app.py -m +x='\"a b, ${z}\"' +z=1 hydra.sweep.dir='\"o d $(x)\"'"),
     "a failing job": Program("app.py -m +x=1", {
         "app.py": f"{_SAY}{_MAIN}def main(cfg): say(1); raise ValueError(3)\n{_RUN}"}, code=1),
@@ -281,7 +289,7 @@ class Back(Callback):
 # The jobs come back as basic's do, in the time that one has in CI.
 SHARE = (
     "all kinds of tasks", "own arguments", "a sub-command", "a module", "a folder", "changes its folder",
-    "the same task twice", "groups", "chdir", "callbacks", "variables", "an exit",
+    "the same task twice", "groups", "chdir", "an interpreter's options", "callbacks", "variables", "an exit",
 )  # fmt: skip
 _TIME = re.compile(r"\[\d{4}-\d\d-\d\d [\d:,]+\]")
 

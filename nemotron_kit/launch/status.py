@@ -281,8 +281,8 @@ class Watch:
             return state
         try:
             check_followed(self.run)
-            if state == "pending" and not self.run.jobs() and is_gone(stored_plan(self.run).launcher or {}):
-                raise DamagedRecord(f"{self.run.path}/jobs: there are none, and its launch has ended.")
+            if state == DAMAGED and not self.run.jobs():
+                raise DamagedRecord(self.run.summary().error or DAMAGED)
             if state == "running" and not self.is_remote:
                 _check_processes(self.run.jobs() if self.jobs is None else self.jobs)
             if state == "pending" and self.is_remote:

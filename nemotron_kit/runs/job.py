@@ -338,7 +338,7 @@ class JobFolder(Value):
             # How it ended (killed by SIGTERM) is how it was cancelled.
             state, error = "cancelled", f"cancelled: {error}" if state == "preempted" and error else "cancelled"
         record = {"code": code, "state": state, "error": error, "finished_at": now_iso(), "host": socket.gethostname()}
-        files.write_json(self.path / "exit.json", masked({**record, **facts}))
+        files.write_json(self.path / "exit.json", masked({**record, **facts}), undecoded=True)
 
     def record_child(self, pid: int) -> None:
         """Record the child process that runs the job's work; it may outlive the recorded process, its worker."""

@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import re
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from typing import Any
 from nemotron_kit import __version__
 from nemotron_kit.config.freeze import to_yaml
 from nemotron_kit.config.secrets import masked_overrides
-from nemotron_kit.errors import UserError
+from nemotron_kit.errors import UserError, told
 from nemotron_kit.executors.base import PlanContext, executor_for
 from nemotron_kit.home import nemotron_home
 from nemotron_kit.launch.inputs import pin_slots
@@ -39,6 +40,13 @@ from nemotron_kit.worker.hydra import plain
 from nemotron_kit.worker.payload import IMPORTED, PROGRAM, SENT, JobPayload, name_of, task_of, versions
 
 PLUGINS = "hydra_plugins."
+
+
+def _interpreter_options() -> list[str]:
+    """The options of this process's interpreter (`-O`, `-W error`, `-X utf8`), as multiprocessing hands them on. Those
+    about where modules come from are left out: a job has the launch's import path."""
+    options: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+    return [option for option in options if option not in ("-E", "-I", "-S", "-s")]
 
 
 class PayloadBuilder:
@@ -79,6 +87,7 @@ class PayloadBuilder:
             earlier=self._earlier,
             started_in=move(program.started_in) if program and program.started_in else None,
             literals=literals,
+            options=_interpreter_options() if program else [],
         )
 
     @contextmanager
@@ -125,7 +134,7 @@ class PayloadBuilder:
         # Pickling a third party's object may raise any exception.
         except Exception as error:
             raise UserError(
-                f"A job of this sweep can't be sent to another process: {type(error).__name__}: {error}.",
+                f"A job of this sweep can't be sent to another process: {told(error)}.",
                 hint="Its config, its callbacks and what its task function refers to have to be picklable.",
             ) from error
 

@@ -20,19 +20,29 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from nemotron_kit.errors import text_of
 from nemotron_kit.masking import mask_logging, note_secrets
 from nemotron_kit.spec.plan import is_local, rank, read_spec
+from nemotron_kit.worker import python_module
 from nemotron_kit.worker.hydra import without_files
 from nemotron_kit.worker.payload import IMPORTED, PROGRAM, JobPayload, name_of, read_payload, task_of
-from nemotron_kit.worker.process import exit_code
+from nemotron_kit.worker.process import exit_code, leave_fork
 from nemotron_kit.worker.result import Failure, TaskResult, sendable
 from nemotron_kit.worker.streams import masked_streams
+
+# The variable by which a job's process tells itself that it has the payload's interpreter options.
+_OPTIONS_SET = "NEMOTRON_OPTIONS_SET"
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the job whose folder is named; the exit code that its task asked for."""
     (folder,) = map(Path, sys.argv[1:] if argv is None else argv)
     payload = read_payload(folder)
+    if argv is None and payload.options and _OPTIONS_SET not in os.environ:
+        os.environ[_OPTIONS_SET] = "1"
+        job = python_module(__spec__.name, str(folder))
+        os.execv(sys.executable, [job[0], *payload.options, *job[1:]])  # noqa: S606
+    os.environ.pop(_OPTIONS_SET, None)
     note_secrets(read_spec(folder).secrets)
     masked_streams()
     sys.argv = list(payload.argv)
@@ -48,8 +58,7 @@ def main(argv: list[str] | None = None) -> int:
             run(_found(payload) if payload.kind == IMPORTED else None)
     # A program may raise anything before it reaches its task function, too.
     except Exception as error:  # noqa: BLE001
-        print(Failure.of(error).traceback, file=sys.stderr, end="")  # noqa: T201
-        run.end(TaskResult(1, failure=Failure.of(error)))
+        run.end(_failed(error))
     return run.task_result.code if run.task_result else _not_reached(payload, run)
 
 
@@ -61,6 +70,7 @@ class TaskRun:
     def __init__(self, payload: JobPayload, folder: Path) -> None:
         self.payload, self.folder = payload, folder
         self.task_result: TaskResult | None = None
+        self._process = os.getpid()
 
     def __call__(self, task: Callable[..., Any] | None) -> None:
         """Call Hydra's run_job with the config that the launch composed."""
@@ -77,9 +87,16 @@ class TaskRun:
             self.end(_exit(error, config))
         except KeyboardInterrupt:
             self.end(TaskResult(130, failure=Failure("builtins.KeyboardInterrupt", "interrupted")))
+        except Exception:
+            raise
+        except BaseException as error:  # noqa: BLE001 — run_job lets it pass, too
+            self.end(_failed(error))
 
     def end(self, task_result: TaskResult) -> None:
-        """Store the result. Only the first one counts, and only rank 0 writes it."""
+        """Store the result. Only the first one counts, and only rank 0 writes it. A child that the task forked ends
+        here."""
+        if os.getpid() != self._process:
+            leave_fork(task_result.code)
         if self.task_result is None:
             self.task_result = task_result
             if rank() == 0:
@@ -207,19 +224,24 @@ def _run(task: Callable[..., Any], config: Any, callbacks: Any, complete: Callab
     }
     if done.status is JobStatus.COMPLETED:
         return TaskResult(**sendable(done._return_value), **where)
-    error = done._return_value
-    print(Failure.of(error).traceback, file=sys.stderr, end="")  # noqa: T201
-    return TaskResult(1, failure=Failure.of(error), **where)
+    return _failed(done._return_value, **where)
+
+
+def _failed(error: BaseException, **where: Any) -> TaskResult:
+    """The result of a task that raised, with its traceback printed."""
+    failure = Failure.of(error)
+    print(failure.traceback, file=sys.stderr, end="")  # noqa: T201
+    return TaskResult(1, failure=failure, **where)
 
 
 def _exit(error: SystemExit, config: Any) -> TaskResult:
     """The result of `sys.exit(…)` in a task; its argument means what it means to Python."""
     code = error.code
-    if isinstance(code, str):
-        print(code, file=sys.stderr)  # noqa: T201
+    if code is not None and not isinstance(code, int):
+        print(text_of(code), file=sys.stderr)  # noqa: T201
     number = code if isinstance(code, int) else 0 if code is None else 1
     output = config.hydra.runtime.get("output_dir")
-    failure = None if number == 0 else Failure("builtins.SystemExit", f"SystemExit: {code}")
+    failure = None if number == 0 else Failure("builtins.SystemExit", f"SystemExit: {text_of(code)}")
     return TaskResult(exit_code(number), failure=failure, output_dir=output, working_dir=output)
 
 

@@ -30,7 +30,7 @@ class JobPayload:
     the module in front (`module:name`) where it is imported; of a program's tasks with that name, it is the one after
     `earlier` others that were swept. `started_in` is where the program started: it may have changed its folder.
     `literals` are the variables that hold what the config has as literal secrets, and the types of those values.
-    `load()` gives the rest."""
+    `options` are those of the launch's interpreter (`-O`, `-W error`, `-X utf8`). `load()` gives the rest."""
 
     kind: str
     function: str
@@ -44,6 +44,7 @@ class JobPayload:
     earlier: int = 0
     started_in: str | None = None
     literals: dict[str, str] = field(default_factory=dict)
+    options: list[str] = field(default_factory=list)
 
     def to_text(self) -> str:
         """The content of hydra.json."""

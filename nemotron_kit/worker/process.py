@@ -7,12 +7,13 @@ import gc
 import os
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 from nemotron_kit.polling import until
 from nemotron_kit.runs.job import PREEMPTED, SLURM_STEP, JobFolder
@@ -29,6 +30,15 @@ def exit_code(number: int) -> int:
     """The exit code of a process that requests `number`: the system keeps the low eight bits, and a failure must not
     become 0 by that."""
     return number & 0xFF or 1 if number else 0
+
+
+def leave_fork(code: int) -> NoReturn:
+    """End a child that a job's function forked and that came back from it: nothing of the launch is the child's to
+    do."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    os._exit(code)
 
 
 @dataclass(frozen=True)

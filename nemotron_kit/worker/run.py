@@ -19,7 +19,7 @@ from nemotron_kit.artifacts.reference import Pin
 from nemotron_kit.artifacts.registry import open_registry
 from nemotron_kit.config.freeze import environment, resolve, to_yaml, typed
 from nemotron_kit.config.resolvers import pinned
-from nemotron_kit.errors import Cancelled, NemotronError
+from nemotron_kit.errors import Cancelled, NemotronError, text_of, told
 from nemotron_kit.masking import mask, masked, note_secrets
 from nemotron_kit.runs.job import PREEMPTED, VALUE, DamagedRecord, JobFolder
 from nemotron_kit.runs.metrics import flush_metrics, summary
@@ -35,6 +35,7 @@ from nemotron_kit.worker.process import (
     exit_code,
     hangup_ignored,
     ignore_usr1,
+    leave_fork,
     run_child,
     term_raises,
 )
@@ -211,7 +212,19 @@ def skip_unchanged(job: JobFolder, spec: JobSpec, pins: Mapping[str, Pin]) -> Ou
 
 
 def call_handler(handler: Callable[[Any], Any], config: Any) -> Outcome:
-    """Run `handler(config)`. A non-zero int that it returns is the exit code, as is the code of a SystemExit."""
+    """Run `handler(config)`. A non-zero int that it returns is the exit code, as is the code of a SystemExit. A child
+    that the handler forked, and that returns as well, ends here: its end is not the job's."""
+    process = os.getpid()
+    outcome = _called(handler, config)
+    if os.getpid() != process:
+        leave_fork(outcome.code)
+    flush_metrics()  # before its end is on record
+    if "wandb" in sys.modules:
+        artifacts.finish_wandb(exit_code=outcome.code)
+    return outcome
+
+
+def _called(handler: Callable[[Any], Any], config: Any) -> Outcome:
     try:
         with term_raises():
             if os.environ.get("WANDB_PROJECT"):
@@ -220,41 +233,37 @@ def call_handler(handler: Callable[[Any], Any], config: Any) -> Outcome:
                 init_wandb_from_env()
             value = handler(config)
     except KeyboardInterrupt:
-        outcome = Outcome(INTERRUPTED, "cancelled", "interrupted")
+        return Outcome(INTERRUPTED, "cancelled", "interrupted")
     except Terminated:
-        outcome = Outcome(TERMINATED, "cancelled", "terminated")
+        return Outcome(TERMINATED, "cancelled", "terminated")
     except SystemExit as error:
-        outcome = _from_code(error.code)
+        return _from_code(error.code)
     except NemotronError as error:
         state = "preempted" if error.exit_code == PREEMPTED else "failed"
-        outcome = Outcome(error.exit_code, state, str(error), exception=error)
-    # Whatever a handler raises is the job's failure, never the launcher's.
-    except Exception as error:  # noqa: BLE001
+        return Outcome(error.exit_code, state, str(error), exception=error)
+    # Whatever a handler raises is the job's failure, never the launcher's: asyncio's CancelledError is no Exception.
+    except BaseException as error:  # noqa: BLE001
         _print_traceback(error)
-        outcome = Outcome(1, "failed", f"{type(error).__name__}: {error}", exception=error)
-    else:
-        # NumPy's whole numbers are Integral and no int.
-        is_code = isinstance(value, Integral) and not isinstance(value, bool)
-        outcome = _from_code(int(value)) if is_code else Outcome(0, "succeeded", value=value)
-    flush_metrics()  # before its end is on record
-    if "wandb" in sys.modules:
-        artifacts.finish_wandb(exit_code=outcome.code)
-    return outcome
+        return Outcome(1, "failed", told(error), exception=error if isinstance(error, Exception) else None)
+    # NumPy's whole numbers are Integral and no int.
+    is_code = isinstance(value, Integral) and not isinstance(value, bool)
+    return _from_code(int(value)) if is_code else Outcome(0, "succeeded", value=value)
 
 
 def _from_code(code: Any) -> Outcome:
     if code is None or (isinstance(code, int) and code == 0):
         return Outcome(0, "succeeded", value=code)
     if not isinstance(code, int):
-        print(code, file=sys.stderr)  # noqa: T201 — what Python does with SystemExit("text")
-        return Outcome(1, "failed", str(code))
+        text = text_of(code)
+        print(text, file=sys.stderr)  # noqa: T201 — what Python does with SystemExit("text")
+        return Outcome(1, "failed", text)
     number = exit_code(code)
     state = "preempted" if number == PREEMPTED else "failed"
     asked = "" if number == code else f" (from {int(code)}: a process has one byte for it)"
     return Outcome(number, state, f"exit code {number}{asked}", value=code)
 
 
-def _print_traceback(error: Exception) -> None:
+def _print_traceback(error: BaseException) -> None:
     """Print the traceback from the handler on, without the launcher's frames."""
     trace = error.__traceback__
     with suppress(OSError):  # its record has the error, too

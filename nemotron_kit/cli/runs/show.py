@@ -65,7 +65,7 @@ class RunView:
         self.state = self._state()
 
     def _state(self) -> str:
-        if self.plan is None:
+        if self.plan is None or self.summary.state == DAMAGED:
             return DAMAGED
         if len(self.jobs) == self.summary.jobs:
             return run_state(state.state for state in self.states.values())

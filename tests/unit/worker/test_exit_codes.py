@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 from typing import Any
 
 import pytest
@@ -39,6 +41,41 @@ def test_what_is_no_code_is_a_value(value: Any) -> None:
 @pytest.mark.parametrize(("code", "expected"), [(None, 0), (False, 0), (True, 1), ("no", 1), ([], 1), (0.0, 1)])
 def test_sys_exit_means_what_python_means_by_it(code: Any, expected: int) -> None:
     assert call_handler(exits, code).code == expected
+
+
+class Unsaid(Exception):
+    def __str__(self) -> str:
+        raise ValueError("no text")
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (asyncio.CancelledError("z"), "CancelledError: z"),
+        (GeneratorExit(), "GeneratorExit: "),
+        (Unsaid(), "Unsaid: <its str() failed>"),
+        (ValueError("\udcff"), "ValueError: \\udcff"),
+        (SystemExit(Unsaid()), "<its str() failed>"),
+    ],
+)
+def test_whatever_is_raised_is_the_jobs_failure(error: BaseException, text: str) -> None:
+    def fail(_: Any) -> None:
+        raise error
+
+    outcome = call_handler(fail, None)
+    assert (outcome.code, outcome.state, outcome.error) == (1, "failed", text)
+
+
+def test_a_forked_child_that_comes_back_ends_with_its_own_code() -> None:
+    def fork(_: Any) -> int:
+        child = os.fork()
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) + 1 if child else 5
+
+    here = os.getpid()
+    outcome = call_handler(fork, None)
+    if os.getpid() != here:
+        os._exit(9)  # the test's, too, is not the child's
+    assert outcome.code == 6
 
 
 def test_one_that_has_saved_is_preempted() -> None:

@@ -20,6 +20,7 @@ from nemotron_kit.runs.job import JobFolder
 from nemotron_kit.runs.metrics import Measured, summarized
 from nemotron_kit.worker.__main__ import main
 from nemotron_kit.worker.pump import Pump, Source
+from nemotron_kit.worker.result import decode_value
 from nemotron_kit.worker.run import run_job
 
 SPEC = {
@@ -46,6 +47,14 @@ def ends(job: JobFolder, code: Any = 0) -> tuple[int, str, str]:
     """(the command's exit code, how it says that the job ended, what the record says)."""
     outcome = run_job(job, lambda _: code() if callable(code) else code, dict)
     return outcome.code, outcome.state, job.state().state
+
+
+@pytest.mark.parametrize("value", ["\udcff", {"\udcff": [Path("\udcff/x")]}])
+def test_what_is_not_utf_8_is_on_record(job: JobFolder, value: Any) -> None:
+    """As the names of files may be that a job lists."""
+    assert ends(job, value) == (0, "succeeded", "succeeded")
+    record = job.exit_record() or {}
+    assert decode_value(record["value"], record.get("types", {})) == value
 
 
 def refuse(monkeypatch: pytest.MonkeyPatch, name: str, refused: Callable[[Path], bool]) -> None:
