@@ -246,11 +246,11 @@ class RunFolder(Value):
         if plan.get("kind") == PIPELINE:
             return self._of_stages(plan, created)
         jobs = list(known) if known is not None else [job.state() for job in self.jobs()]
-        state, error = run_state(job.state for job in jobs), None
+        state, lacks = run_state(job.state for job in jobs), None
         # A run is made with its jobs; only those of a sweep come later, from its launch.
         launcher = plan.get("launcher") or {}
         if not jobs and (not (launcher or plan.get("kind")) or is_gone(launcher)):
-            state, error = DAMAGED, "jobs: there are none, and its launch has ended."
+            state, lacks = DAMAGED, "jobs: there are none, and its launch has ended."
         ended = [job.finished for job in jobs if job.finished is not None]
         return RunSummary(
             id=self.id,
@@ -264,7 +264,7 @@ class RunFolder(Value):
             finished=max(ended, default=None) if len(ended) == len(jobs) else None,
             code=next((job.code for job in jobs if job.code), 0 if state == "succeeded" else None),
             jobs=len(jobs),
-            error=error or next((str(job.error) for job in jobs if job.error), None),
+            error=lacks or next((str(job.error) for job in jobs if job.error), None),
             reason=next((_text(job.facts.get("reason")) for job in jobs if job.state == "pending"), None),
         )
 

@@ -18,10 +18,12 @@ import pytest
 from nemotron_kit.cli.tools import run as run_tool
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.home import new_run_id
+from nemotron_kit.launch.status import Watch
 from nemotron_kit.runs import ledger as ledger_module
 from nemotron_kit.runs.folder import RunFolder, create_run
 from nemotron_kit.runs.job import DamagedRecord
 from nemotron_kit.runs.ledger import collect_removed, list_runs, open_run, remove_run, run_ids
+from nemotron_kit.runs.process_facts import process_facts
 
 MakeRun = Callable[..., RunFolder]
 
@@ -290,8 +292,20 @@ def test_null_is_no_text(make_run: MakeRun, plan: dict[str, object], why: str) -
         run.plan()
 
 
+@pytest.mark.parametrize("plan", [{}, {"launcher": {**process_facts(), "started": 0}}])
+def test_a_run_that_will_have_no_job(home: Path, plan: dict[str, object]) -> None:
+    """Its launch has ended, or its job's folder was removed: nobody may wait for it."""
+    run = create_run(new_run_id("nano3", "sweep"), plan, [])
+    assert (run.state(), run.summary().error) == ("damaged", "jobs: there are none, and its launch has ended.")
+    watch = Watch(run)
+    watch.update(None)
+    assert watch.over
+    remove_run(run)
+
+
 def test_a_sweep_grows(home: Path) -> None:
-    run = create_run(new_run_id("nano3", "sweep"), {"recipe": "nano3"}, [])
+    launcher = process_facts()
+    run = create_run(new_run_id("nano3", "sweep"), {"recipe": "nano3", "launcher": launcher}, [])
     assert run.state() == run.summary().state == "pending"
     with pytest.raises(UserError, match="is pending"):
         remove_run(run)
