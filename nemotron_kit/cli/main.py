@@ -318,9 +318,7 @@ def _dispatch(request: Request, argv: list[str], found: Tree, root: tuple[str, .
     if isinstance(request, Tool):
         return _tool(request.name, request.argv)
     if isinstance(request, Job):
-        from nemotron_kit import worker
         from nemotron_kit.cli.run_job import run
 
-        worker.process_exits = _exits
-        return run(request, argv, found)
+        return run(request, argv, found, exits=_exits)
     return _show(request, _index(found), root)

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nemotron_kit import worker
 from nemotron_kit.artifacts.registry import open_registry
 from nemotron_kit.cli.output import colour, print_status
 from nemotron_kit.cli.request import Job, hydra_overrides
@@ -176,8 +177,10 @@ def _plain_theme() -> Any:
     return ANSISyntaxTheme({("Name", "Tag"): Style(color="cyan"), ("Comment",): Style(dim=True)})
 
 
-def run(request: Job, argv: Sequence[str], tree: Tree) -> int:
-    """Run what a request asks for, or with --dry-run only print its plan; returns the exit code."""
+def run(request: Job, argv: Sequence[str], tree: Tree, *, exits: bool = False) -> int:
+    """Run what a request asks for, or with --dry-run only print its plan; returns the exit code. `exits`: this process
+    exits with it."""
+    worker.process_exits = exits
     check_text(Path.cwd(), "The working folder", "Rename it, or launch from another one.")
     env = read_env_file()
     check_reserved_tables(env)

@@ -99,7 +99,7 @@ def first(cfg):
     if "thread" in cfg.leaves:
         threading.Thread(target=thread).start()
     if "function" in cfg.leaves:
-        atexit.register(lambda: (print("exit function"), os.write(2, b"raw\\n"), subprocess.run(["echo", "child"])))
+        atexit.register(lambda: (print("exit function"), os.write(1, b"raw\\n"), subprocess.run(["echo", "child"])))
 
 app = App("leaves")
 app.command("first", Config, first)
