@@ -31,6 +31,11 @@ def nemotron_home() -> Path:
                 hint="Name another one: export NEMOTRON_HOME=…",
             )
         there = there.parent
+    if "${" in str(home):
+        raise UserError(
+            f"{home}, the folder for runs and artifacts, has ${{ in its name, which Hydra would resolve.",
+            hint="Name another one: export NEMOTRON_HOME=…",
+        )
     check_text(home, "The folder for runs and artifacts", "Name another one: export NEMOTRON_HOME=/path/to/nemotron")
     return home
 

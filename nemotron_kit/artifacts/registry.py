@@ -188,8 +188,8 @@ class LocalRegistry(Store):
     def set_alias(self, name: str, alias: str, version: int) -> None:
         """Make `name:alias` refer to a version. An alias can be moved at any time; `latest` is maintained by the
         registry."""
-        if check_public(check_alias(alias), "alias") == LATEST:
-            raise UserError("'latest' is always the newest version and can't be set.", hint="Use another alias.")
+        if check_public(check_alias(alias), "alias").lower() == LATEST:
+            raise UserError(f"{alias!r} is always the newest version and can't be set.", hint="Use another alias.")
         record = self.find(Reference(registry_name(name), version=version))
         with writing_to(self.root):
             file = self.folder(record.name) / "aliases" / alias

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from nemotron_kit.cli import tree
@@ -110,12 +110,11 @@ def _no_recipe(argument: str, index: Index, prog: str) -> UserError:
 
 def _unregistered_folder_hint(argument: str) -> str:
     """A hint if `argument` is a recipe's folder in the working folder that env.toml does not name; else ""."""
-    folder = Path(argument)
-    if not argument.isidentifier() or (
-        not (folder / "__init__.py").is_file() and not (folder / "__main__.py").is_file()
-    ):
+    # Not by pathlib, which raises for a name that is longer than any file's.
+    package, program = (os.path.isfile(f"{argument}/{name}.py") for name in ("__init__", "__main__"))  # noqa: PTH113
+    if not argument.isidentifier() or not (package or program):
         return ""
-    run_hint = f"run it as `python -m {argument} …`, or " if (folder / "__main__.py").is_file() else ""
+    run_hint = f"run it as `python -m {argument} …`, or " if program else ""
     return f'The folder {argument}/ is not listed in env.toml: {run_hint}add [cli] recipes = ["{argument}"] to it.'
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -97,7 +98,7 @@ def search_path(config_dir: str | None) -> Any:
 
     path = create_config_search_path(str(conf_dir()))
     if config_dir:
-        if not Path(config_dir).is_dir():
+        if not os.path.isdir(config_dir):  # noqa: PTH112 — pathlib's raises for a name that is too long
             raise UserError(f"--config-dir {config_dir}: no such folder.")
         path.prepend(provider="command-line", path=f"file://{Path(config_dir).absolute()}")
     return path

@@ -159,7 +159,11 @@ class RunFolder(Value):
         if final.is_dir() and not (final / "state").exists():
             # Hydra's basic launcher makes the folder, for its log, before it calls the task.
             final.chmod(0o700)
-            return _fill_job(JobFolder(final), texts, _starts(attached, starts_here), files.write_text)
+            try:
+                return _fill_job(JobFolder(final), texts, _starts(attached, starts_here), files.write_text)
+            except BaseException:  # such as a full disk: without a state, no one could read or end this job
+                shutil.rmtree(final, ignore_errors=True)
+                raise
         building = final.with_name(f".{number}.{secrets.token_hex(4)}.tmp")
         try:
             _fill_job(JobFolder(building), texts, _starts(attached, starts_here), files.write_new)

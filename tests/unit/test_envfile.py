@@ -225,6 +225,9 @@ def test_a_home_that_is_no_folder_is_an_error(home: str, tmp_path: Path, monkeyp
     monkeypatch.setenv("NEMOTRON_HOME", str(tmp_path / "file"))
     with pytest.raises(UserError, match=r"file, the folder for runs and artifacts, is not a folder"):
         nemotron_home()
+    monkeypatch.setenv("NEMOTRON_HOME", str(tmp_path / "${x}"))
+    with pytest.raises(UserError, match=r"\$\{x\}, the folder for runs and artifacts, has \$\{ in its name"):
+        nemotron_home()
 
 
 def test_a_path_of_an_unknown_user_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -179,6 +179,7 @@ def test_aliases_move(registry: LocalRegistry, make: Maker) -> None:
     assert registry.aliases("Data") == {"prod": 1}
     for alias, version, words in [
         ("latest", 0, "always the newest"),
+        ("LATEST", 0, "always the newest"),
         ("v7", 0, "reads as a version"),
         ("../x", 0, "is no alias"),
         ("x", 9, "Data has no v9"),

@@ -103,6 +103,7 @@ ERRORS = [
     ("kill latest", "There is no recipe 'kill'.", "Did you mean nemotron runs cancel?"),
     ("check mine", "There is no recipe 'check'.", "Did you mean nemotron profiles check?"),
     ("submit nano3 pretrain", "There is no recipe 'submit'.", "Did you mean nemotron RECIPE COMMAND, with --run"),
+    ("x" * 300, "There is no recipe 'xxx", ""),
     ("lost pretrain", "The recipe 'lost' is broken: ImportError", "still work"),
     ("nano3 foo", "nano3 has no command 'foo'.", "`nemotron nano3 --help`"),
     ("nano3 pretain", "nano3 has no command 'pretain'.", "Did you mean pretrain, train?"),

@@ -317,7 +317,10 @@ def test_a_sweep_grows(home: Path) -> None:
     assert run.job(1).config_path.read_text() == "a: 1\n"
     with pytest.raises(NemotronError, match="exists already"):
         run.add_job(1, {})
-    assert sorted(path.name for path in (run.path / "jobs").iterdir()) == ["0", "1"]
+    (run.path / "jobs" / "2").mkdir()  # as Hydra's basic launcher makes it
+    with pytest.raises(OSError):
+        run.add_job(2, {"config.yaml": "a: 2\n", "x" * 300: ""})
+    assert sorted(path.name for path in (run.path / "jobs").iterdir()) == ["0", "1"] and run.state() == "succeeded"
 
 
 def test_what_killed_launches_and_removals_left_is_collected(make_run: MakeRun, home: Path) -> None:
