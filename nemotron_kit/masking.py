@@ -49,12 +49,13 @@ _INTERPOLATION = re.compile(r"\$\{[^{}]*\}")
 
 # The password of `scheme://user:password@host`, or a token of a well-known form instead of the user; not a reference.
 _IN_ADDRESS = (
-    r"""(?<=://)(?:([^\s/?#:@'"<>`]{0,256}:)(?!\*\*\*@|\$\{[^{}]*\}@|\d+[?#])[^\s/'"<>`]{1,512}(?=@)"""
+    # `https:/` is what a path makes of an address.
+    r"""(?:(?<=://)|(?:(?<=https:/)|(?<=http:/)|(?<=s3:/)|(?<=gs:/))(?!/))(?:([^\s/?#:@'"<>`]{0,256}:)(?!\*\*\*@|\$\{[^{}]*\}@|\$[A-Z_][A-Z0-9_]*@|\d+[?#])[^\s/'"<>`]{1,512}(?=@)"""
     r"|(?:gh[pousr]_|github_pat_|glpat-|hf_)[\w-]{16,255}(?=@))"
 )
 _ADDRESS, _ADDRESS_BYTES = re.compile(_IN_ADDRESS), re.compile(_IN_ADDRESS.encode())
 # The end of a text that may be the beginning of such an address.
-_ADDRESS_BEGINS = re.compile(rb"""://[^\s/?#:@'"<>`]{0,256}(?::[^\s/'"<>`]{0,512})?\Z""")
+_ADDRESS_BEGINS = re.compile(rb"""[A-Za-z0-9+.-]{0,20}:/{1,2}[^\s/?#:@'"<>`]{0,256}(?::[^\s/'"<>`]{0,512})?\Z""")
 
 _noted: set[str] = set()
 # (the environment, the number of noted names, the values of the secrets in it)
@@ -115,7 +116,7 @@ def mask(text: str) -> str:
 
 def without_passwords(text: str) -> str:
     """`text` with the password of each `scheme://user:password@host` masked."""
-    return _ADDRESS.sub(lambda found: f"{found[1] or ''}{MASK}", text) if "://" in text and "@" in text else text
+    return _ADDRESS.sub(lambda found: f"{found[1] or ''}{MASK}", text) if ":/" in text and "@" in text else text
 
 
 def masked(value: Any) -> Any:
@@ -175,8 +176,8 @@ class MaskedStream:
         if values:
             data = _byte_pattern(values).sub(MASK.encode(), data)
         held = _beginning(data, _encoded_forms(values)) if values else 0
-        if b"://" in data:
-            address = _ADDRESS_BEGINS.search(data)
+        if b":/" in data:
+            address = _ADDRESS_BEGINS.search(data, max(0, len(data) - 1024))
             held = max(held, len(address[0]) if address else 0)
         if held:
             self._held = data[-held:]
@@ -278,7 +279,7 @@ def _encoded_forms(values: tuple[str, ...]) -> tuple[bytes, ...]:
 
 
 def _without_passwords(data: bytes) -> bytes:
-    return _ADDRESS_BYTES.sub(lambda found: (found[1] or b"") + MASK.encode(), data) if b"://" in data else data
+    return _ADDRESS_BYTES.sub(lambda found: (found[1] or b"") + MASK.encode(), data) if b":/" in data else data
 
 
 def _encoded(text: str) -> bytes:

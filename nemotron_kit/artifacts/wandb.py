@@ -21,6 +21,7 @@ from nemotron_kit.artifacts.reference import Pin
 from nemotron_kit.artifacts.tracking import get_config, init, tracked
 from nemotron_kit.envfile import read_env_file
 from nemotron_kit.errors import NemotronError, UserError, nearest, sentence
+from nemotron_kit.masking import masked
 
 if TYPE_CHECKING:
     from nemotron_kit.artifacts.models import Artifact
@@ -315,7 +316,7 @@ def add_run_tags(tags: list[str]) -> None:
     """Add tags to the active W&B run; without one, nothing."""
     run = _active_run()
     if run is not None and tags:
-        run.tags = tuple(dict.fromkeys([*(run.tags or ()), *tags]))
+        run.tags = tuple(dict.fromkeys([*(run.tags or ()), *masked(tags)]))
 
 
 add_wandb_tags = add_run_tags
@@ -358,9 +359,7 @@ def start_run(wandb: Any, config: WandbConfig, job_type: str, tags: list[str]) -
     arguments: dict[str, Any] = {
         "project": config.project,
         "entity": config.entity,
-        "name": config.run_name,
-        "tags": list(dict.fromkeys(tags)) or None,
-        "notes": config.notes,
+        **masked({"name": config.run_name, "tags": list(dict.fromkeys(tags)) or None, "notes": config.notes}),
         "job_type": job_type,
         "dir": str(folder) if folder else None,
         "id": _run_id(folder),

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from nemotron_kit import __version__
@@ -14,7 +15,7 @@ from nemotron_kit.app import App, Command
 from nemotron_kit.artifacts.registry import artifact_field, open_registry
 from nemotron_kit.config import freeze as job_config
 from nemotron_kit.config.compose import Composed
-from nemotron_kit.config.freeze import secrets_used, to_yaml
+from nemotron_kit.config.freeze import secrets_used, to_yaml, walk_strings
 from nemotron_kit.config.resolvers import pinned
 from nemotron_kit.config.schema import contradictions
 from nemotron_kit.envfile import EnvFile, read_env_file
@@ -32,7 +33,7 @@ from nemotron_kit.launch.placing import (
     resolve_job,
     unshipped_problems,
 )
-from nemotron_kit.masking import is_secret_name, secret_in, without_passwords
+from nemotron_kit.masking import MASK, is_secret_name, secret_in, without_passwords
 from nemotron_kit.quoting import refers
 from nemotron_kit.spec.paths import RemotePaths
 from nemotron_kit.spec.plan import DETACHED, IN_PROCESS, INTERACTIVE, RAY, TORCHRUN, Labels, Plan, is_local
@@ -63,10 +64,11 @@ def job_environment(
     env: EnvFile | None = None,
 ) -> dict[str, str]:
     """The variables that the launch sets for a job, without its secrets. `run` is the config's section `run`,
-    `overrides` those of the command line; without `env`, env.toml is read. Raises UserError for a secret in env_vars
-    and for a wrong `run.wandb`."""
+    `overrides` those of the command line; without `env`, env.toml is read. Raises UserError for a secret in env_vars,
+    a password in the settings, and a wrong `run.wandb`."""
     # Unbuffered, so that the log has both streams in order, and all lines of a killed job.
     variables = {"PYTHONUNBUFFERED": "1", **_env_vars(settings)}
+    _refuse_passwords(settings)
     check_run_wandb(run.get("wandb") or {})
     wandb = {key: value for key, value in (run.get("wandb") or {}).items() if value not in (None, "", [])}
     if wandb.get("project") and wandb.get("enabled", True):
@@ -99,6 +101,17 @@ def references(settings: RunConfig) -> list[str]:
     return [name for name, text in env_dict(settings).items() if refers(text)]
 
 
+def _refuse_passwords(settings: RunConfig) -> None:
+    for name, text in walk_strings(asdict(settings)):
+        shown = without_passwords(text)
+        if shown != text:
+            raise UserError(
+                f"{name}: this address holds a password, which would be written into every record of the job: {shown}",
+                hint="Leave it to a credentials file where the job runs; or export a variable where you launch, name "
+                f"it in the profile's secrets, and refer to it: {shown.replace(MASK, '${VARIABLE}')}",
+            )
+
+
 def _env_vars(settings: RunConfig) -> dict[str, str]:
     variables = env_dict(settings)
     for name, value in variables.items():
@@ -108,12 +121,6 @@ def _env_vars(settings: RunConfig) -> dict[str, str]:
             raise UserError(
                 f"env_vars holds {what}: it would be written into every record of the job.",
                 hint=f'Export it where you launch, and name it in the profile: secrets = ["{variable}"].',
-            )
-        if without_passwords(str(value)) != str(value):
-            raise UserError(
-                f"env_vars holds a password in {name}={without_passwords(str(value))}: it would be written into every "
-                "record of the job.",
-                hint=f'Export it where you launch, and name it in the profile: secrets = ["{name}"].',
             )
     return variables
 

@@ -40,7 +40,9 @@ def test_a_value_is_masked_as_text_repr_json_and_in_an_address(form: str) -> Non
         ("see https://me:pw@h/x and", "see https://me:***@h/x and"), ("s3://AKIA:a+b@c=@bucket", "s3://AKIA:***@bucket"),
         ('{"a":"postgres://:pw@h:5432/d","b":"x@y"}', '{"a":"postgres://:***@h:5432/d","b":"x@y"}'),
         ("https://github_pat_0123456789abcdef@github.com/a", "https://***@github.com/a"),
-        ("https://me:${secret:PW}@h", None), ("https://me:***@h", None), ("ssh://git@h:22/a@b", None),
+        ("https://me:${secret:PW}@h", None), ("https://me:$PW@h", None),
+        ("https:/me:pw@h/x", "https:/me:***@h/x"), ("/a:/b:c@d", None), ("https://me:***@h", None),
+        ("ssh://git@h:22/a@b", None),
         ("http://h:80/a@b", None), ("http://h:80?mail=a@b", None), ('["http://h:80","x@y"]', None),
         ("art://N:v3", None),
     ],
@@ -48,7 +50,7 @@ def test_a_value_is_masked_as_text_repr_json_and_in_an_address(form: str) -> Non
 def test_the_password_in_an_address(text: str, written: str | None) -> None:
     assert mask(text) == (written or text) and masked({text: [text]}) == {mask(text): [mask(text)]}
     data = f"{text}\n".encode()
-    for cut in range(text.find("://") + 3, len(data)):
+    for cut in range(text.find(":/") + 3, len(data)):
         stream = MaskedStream()
         assert stream.feed(data[:cut]) + stream.feed(data[cut:]) == f"{mask(text)}\n".encode()
 

@@ -15,7 +15,7 @@ from nemotron_kit.artifacts import Artifact
 from nemotron_kit.config.compose import compose
 from nemotron_kit.discovery import Tree
 from nemotron_kit.envfile import read_env_file
-from nemotron_kit.errors import Note, Problem
+from nemotron_kit.errors import Note, Problem, UserError
 from nemotron_kit.home import new_run_id
 from nemotron_kit.launch import job_facts
 from nemotron_kit.launch.dependencies import After
@@ -261,3 +261,22 @@ def test_a_reference_in_a_field_that_an_artifact_fills(data: Path, text: str) ->
     (data.parent / "D:v1").mkdir()
     for path in ("D:v1", "/data/x", str(data)):
         assert planned(data.parent, app, "here", f"key='{path}'").problems == ()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'startup_commands = ["export HTTPS_PROXY=http://me:hunter2@p:1"]',
+        'env_vars = ["HTTPS_PROXY=http://me:hunter2@p:1"]',
+        'container_image = "docker://me:hunter2@r/i"',
+    ],
+)
+def test_a_password_in_a_profiles_address_is_refused(project: Path, line: str) -> None:
+    app = App("demo")
+    app.command("go", Config, print)
+    (project / "env.toml").write_text(f'{PROFILES}\n[P]\nextends = "C"\n{line}\n')
+    words = ["recipe=demo", "stage=go", "run.profile=P", "run.mode=run", "size=3"]
+    composed = compose(Tree(apps={"demo": app}), words, read_env_file(project / "env.toml"))
+    with pytest.raises(UserError, match=r"this address holds a password.*me:\*\*\*@") as caught:
+        build_plan(composed, app, run_id="20261124-171204-r-s-1f03a7", argv=["x"], connect=False)
+    assert "hunter2" not in str(caught.value)
