@@ -45,7 +45,8 @@ from nemotron_kit.launch.plan import build_plan, not_submitted
 from nemotron_kit.masking import mask
 from nemotron_kit.quoting import hydra_text
 from nemotron_kit.runs.folder import RunFolder, create_run
-from nemotron_kit.runs.job import TERMINAL, run_state
+from nemotron_kit.runs.job import TERMINAL, JobFolder, run_state
+from nemotron_kit.runs.process_facts import process_facts
 from nemotron_kit.sweep.objective import objective_problem, quiet_alembic
 from nemotron_kit.sweep.recipe_task import REFUSED, SAFE_PATH, RecipeTask, set_run
 from nemotron_kit.sweep.sweep_job import Settings
@@ -62,7 +63,7 @@ def create_sweep(run_id: str, request: Job, argv: Sequence[str], hydra: Sequence
         wait_for(None, request.after)
     plan = {"recipe": request.recipe, "stage": request.stage, "kind": "sweep", "after": list(request.after),
             "command_line": shlex.join(masked_overrides(argv)), "hydra": masked_overrides(hydra),
-            "code": code_facts()}  # fmt: skip
+            "code": code_facts(), "launcher": process_facts()}  # fmt: skip
     plan |= {name: value for name, value in more.items() if value is not None}
     return create_run(run_id, plan, [], labels=request.labels.to_dict())
 
@@ -304,13 +305,21 @@ def _sweep(
     try:
         with hangup_ignored(), _translated(prepared), _importable(tree):
             _hydra_main(task, [*overrides, *request.flags])
-    except Exception as error:
-        # No job has started, and nobody was told of the run.
-        if not task.begun and all((job.exit_record() or {}).get(REFUSED) for job in run.jobs()):
+    # Ctrl-C and TERM among them.
+    except BaseException as error:
+        # No job has started, and nobody was told of the run. Hydra makes a job's folder before it calls the task.
+        if not task.begun and all(_is_refused(job) for job in run.jobs()):
             shutil.rmtree(run.path)
+            raise
+        if not isinstance(error, Exception):
             raise
         _failed(run, error, request.json)
     return report_sweep(run, request.json)
+
+
+def _is_refused(job: JobFolder) -> bool:
+    record = job.exit_record()
+    return not job.history() if record is None else bool(record.get(REFUSED))
 
 
 @contextmanager

@@ -55,7 +55,8 @@ def sweep_record(config: Any, task: Callable[..., Any]) -> RunFolder:
     if isinstance(task, RecipeTask):
         return RunFolder(task.folder)
     name = str(config.hydra.job.name)
-    plan = {"kind": "sweep", "recipe": name, "stage": "", "command_line": shlex.join(masked_overrides(_command_line()))}
+    plan = {"kind": "sweep", "recipe": name, "stage": "", "command_line": shlex.join(masked_overrides(_command_line())),
+            "launcher": process_facts()}  # fmt: skip
     return create_run(new_run_id(name, ""), {**plan, **objective_facts(config.hydra)}, [])
 
 

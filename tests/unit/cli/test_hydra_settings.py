@@ -1,9 +1,14 @@
 """Hydra's settings for sweeps say what to type when there is no sweep."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
+from nemotron_kit.cli import sweep
 from nemotron_kit.cli.request import Job
 from nemotron_kit.cli.run_job import asks_hydra, normalized
+from nemotron_kit.discovery import Tree
 from nemotron_kit.errors import UserError
 
 SWEEPS = ["hydra/launcher=nemo_run", "hydra/sweeper=optuna", "hydra.launcher.profile=C", "hydra.sweep.dir=/x"]
@@ -30,3 +35,17 @@ def test_what_is_about_a_sweep_needs_one(override: str) -> None:
 def test_options_that_would_have_no_effect(job: Job, message: str) -> None:
     with pytest.raises(UserError, match=message):
         asks_hydra(job)
+
+
+def test_a_sweep_interrupted_before_its_first_job_leaves_no_run(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def stop(task: Any, _: object) -> None:
+        (task.folder / "jobs" / "0").mkdir()  # as Hydra does for its log
+        seen.append(task.folder)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweep, "_hydra_main", stop)
+    with pytest.raises(KeyboardInterrupt):
+        sweep._sweep(Job("r", "go", flags=("--multirun",)), [], ["nemotron"], Tree(), None)
+    assert seen and not seen[0].exists()
