@@ -184,7 +184,8 @@ def record(job: JobFolder, spec: JobSpec, node: Node, outcome: Outcome, received
         value = _read(job.path / VALUE) or {}
         skipped = {"skipped": outcome.skipped} if outcome.skipped else {}
         facts = {**unexplained, **value, **_written(job, spec), **skipped, **summary(job.path)}
-        job.finish(outcome.recorded, outcome.state, error=outcome.error, **facts)
+        asked_to_stop = outcome.state == "cancelled" and job.cancel_requested
+        job.finish(outcome.recorded, outcome.state, error="cancelled" if asked_to_stop else outcome.error, **facts)
 
 
 def _written(job: JobFolder, spec: JobSpec) -> dict[str, Any]:

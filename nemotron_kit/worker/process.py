@@ -295,6 +295,11 @@ def run_child(command: Sequence[str], cwd: str, job: JobFolder) -> Outcome:
             raise
     if outcome.signal is not None:
         stop_orphans()
+    return _terminated(outcome, received)
+
+
+def _terminated(outcome: Outcome, received: set[str]) -> Outcome:
+    """`outcome`, or, of a job that has failed as TERM told it to stop, that it was cancelled."""
     if "TERM" in received and outcome.state == "failed":
         return Outcome(TERMINATED, "cancelled", "terminated", job_exit_code=outcome.job_exit_code)
     return outcome
@@ -313,7 +318,8 @@ def supervise(command: Sequence[str], cwd: str, received: set[str], *, slurm: bo
     )
     names = (signal.SIGTERM, signal.SIGUSR1)
     with noted(names, received) if slurm else forwarded(child, names, received):
-        return from_exit_code(child.wait())
+        outcome = from_exit_code(child.wait())
+    return outcome if slurm else _terminated(outcome, received)  # Slurm itself tells why it sent a signal
 
 
 def ignore_usr1() -> None:

@@ -25,7 +25,8 @@ _SLURM = re.compile(r"(?:srun|slurmstepd(?:-([^\s:]+))?|pyxis): (?:fatal: |error
 _AROUND = re.compile(
     r"\[INFO\]|warning: |cluster configuration lacks|spank: |Failed to invoke spank|printing enroot log|child \d+ |"
     r"import(?:ing|ed) docker image|created \d+ |Parallel unsquashfs|\d+ inodes|couldn't create enroot start|"
-    r"container was not started|\[ERROR\] \S+ exited|(?:\S+: )?tasks? [\d,-]+: |Terminating|\*\*\* |launch/slurm|\Z"
+    r"container was not started|\[ERROR\] \S+ exited|(?:\S+: )?tasks? [\d,-]+: |Terminating|\*\*\* |launch/slurm|"
+    r"Force Terminated|Job \d+ step creation|Step created|\Z"
 )
 # Printed by the script: srun names its output by a number that differs from an array task's id.
 _NUMBER = re.compile(r"^nemotron: job (\d+) ", re.MULTILINE)

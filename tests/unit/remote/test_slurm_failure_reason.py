@@ -49,6 +49,8 @@ slurmstepd-n1: error: pyxis:     curl: (6) Could not resolve host: nvcr.io
         ("Fatal Python error: x\nModuleNotFoundError: No module named 'encodings'\n<no Python frame>\n",
          ["ModuleNotFoundError: No module named 'encodings'"]),
         ("error: /usr/bin/python3 is Python 3.9.2\n", ["/usr/bin/python3 is Python 3.9.2"]),
+        ("srun: Job 65 step creation temporarily disabled, retrying (Requested nodes are busy)\n"
+         "srun: Step created for job 65\nsrun: Force Terminated StepId=65.1\n", []),
         ("srun: warning: can't run 1 processes on 2 nodes\n", []),
         ("", []),
     ],

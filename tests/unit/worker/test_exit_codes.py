@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from typing import Any
 
 import pytest
 
 from nemotron_kit.errors import NemotronError
-from nemotron_kit.worker.process import exit_code, from_exit_code
+from nemotron_kit.worker.process import exit_code, from_exit_code, noted, supervise
 from nemotron_kit.worker.run import call_handler
 
 
@@ -89,3 +90,21 @@ def test_one_that_has_saved_is_preempted() -> None:
 def test_a_signal_without_a_name_ends_a_job_as_any_other() -> None:
     outcome = from_exit_code(-40)
     assert (outcome.state, outcome.error, outcome.recorded) == ("failed", "killed by signal 40 (exit code 168)", 168)
+
+
+@pytest.mark.parametrize(
+    ("slurm", "trap", "outcome"),
+    [
+        (False, "", ("cancelled", "terminated", 143)),
+        (False, "trap 'exit 5' TERM", ("cancelled", "terminated", 5)),
+        (False, "trap 'exit 0' TERM", ("succeeded", None, 0)),
+        (True, "kill -TERM $PPID; exit 143", ("failed", "exit code 143", 143)),
+    ],
+    ids=["dies of it", "ends in order", "has done its work", "Slurm knows why"],
+)
+def test_a_job_in_a_container_that_term_stops_is_cancelled(slurm: bool, trap: str, outcome: tuple[Any, ...]) -> None:
+    """As a job of this machine: `docker stop` is no failure of its program."""
+    program = f"{trap}\nwhile true; do kill -TERM $PPID; sleep 0.05; done"
+    with noted((signal.SIGTERM,), set()):  # one that comes before the worker expects it
+        found = supervise(["sh", "-c", program], ".", set(), slurm=slurm)
+    assert (found.state, found.error, found.recorded) == outcome
