@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,7 @@ class RecipeTask:
 
         hydra = HydraConfig.get()
         try:
+            refuse_several_tasks(hydra.launcher)
             composed = composed_by_hydra(config, hydra)
             plan = self.plan(composed, int(hydra.job.num))
             refuse_problems(plan)
@@ -96,8 +97,9 @@ class RecipeTask:
                 raise UserError("A sweep with --batch needs hydra/launcher=nemo_run.")
         except NemotronError as error:
             # Hydra has created the job's folder for its log; the exit record says why it contains nothing else.
-            refused = RunFolder(self.folder).add_job(int(hydra.job.num), {})
-            refused.finish(error.exit_code, "failed", error=error.message, **{REFUSED: True})
+            with suppress(NemotronError):  # another process of the job has written it
+                refused = RunFolder(self.folder).add_job(int(hydra.job.num), {})
+                refused.finish(error.exit_code, "failed", error=error.message, **{REFUSED: True})
             raise
         job = RunFolder(self.folder).add_job(
             plan.job,
@@ -150,6 +152,17 @@ class RecipeTask:
             transports=transport_for,
             single=False,
             labels=self.labels,
+        )
+
+
+def refuse_several_tasks(launcher: Mapping[str, Any]) -> None:
+    """Raise UserError for a launcher that runs the task function of one job in several processes, as submitit does."""
+    count = int(launcher.get("nodes") or 1) * int(launcher.get("tasks_per_node") or 1)
+    if count > 1:
+        raise UserError(
+            f"hydra.launcher.nodes and tasks_per_node: this launcher would run each job of a recipe {count} times.",
+            hint="A job of several processes: hydra/launcher=nemo_run hydra.launcher.profile=NAME, with nodes and "
+            "nproc_per_node in the profile.",
         )
 
 
