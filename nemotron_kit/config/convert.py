@@ -140,7 +140,7 @@ def same_values(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 def type_name(annotation: Any) -> str:
     """An annotation as messages have it: `int | None`, `list[str]`, `one of 'a', 'b'`."""
     if get_origin(annotation) is Literal:
-        return "one of " + ", ".join(repr(a) for a in get_args(annotation))
+        return "one of " + ", ".join(a.name if isinstance(a, enum.Enum) else repr(a) for a in get_args(annotation))
     if isinstance(annotation, type) and issubclass(annotation, enum.Enum):
         return "one of " + ", ".join(annotation.__members__)
     if get_origin(annotation) in (Union, types.UnionType):
@@ -170,7 +170,7 @@ def means_text(cls: Any, parts: Iterable[str | int]) -> bool:
 
 def _is_text(annotation: Any) -> bool:
     if get_origin(annotation) is Literal:
-        return all(isinstance(choice, str) for choice in get_args(annotation))
+        return all(isinstance(choice, str | enum.Enum) for choice in get_args(annotation))
     return isinstance(annotation, type) and issubclass(annotation, str | Path | enum.Enum)
 
 
@@ -372,7 +372,7 @@ def _literal(value: Any, annotation: Any, where: str) -> Any:
     for choice in get_args(annotation):
         if value == choice and type(value) is type(choice):
             return choice
-    same_text = [c for c in get_args(annotation) if str(c) == str(value)]
+    same_text = [c for c in get_args(annotation) if (c.name if isinstance(c, enum.Enum) else str(c)) == str(value)]
     if same_text:
         return same_text[0]
     raise _Mismatch(where, value, type_name(annotation))

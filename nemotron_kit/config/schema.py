@@ -37,6 +37,8 @@ _BARE: dict[str, Any] = {
     "namespace": {"__doc__": "A command's config."},
 }
 _CONFIG_VALUES = (*PRIMITIVES, enum.Enum, type(None))
+# The dataclasses whose fields are being translated, the outermost first.
+_above: list[type] = []
 PLAIN = (*PRIMITIVES, *(kind | None for kind in PRIMITIVES))
 
 
@@ -133,13 +135,20 @@ def _check_mappings(command: Command, cls: type, mapped: dict[str, str]) -> None
 
 
 def _translate(cls: type, where: str) -> type:
-    """A nested dataclass with annotations that OmegaConf takes: the class itself, where all of them are plain."""
+    """A nested dataclass with annotations that OmegaConf takes: the class itself, where all of them are plain. Inside
+    of itself (a tree's node) it is Any, of which only the job makes the class."""
+    if cls in _above:
+        return Any  # type: ignore[return-value]
     hints, params = type_hints(cls), cls.__dataclass_params__  # type: ignore[attr-defined]
     inputs = list(input_fields(cls)) == [f.name for f in dataclasses.fields(cls)]
     # A frozen one would be read-only in the config.
     if inputs and not params.frozen and all(hints[f.name] in PLAIN for f in dataclasses.fields(cls)):
         return cls
-    return dataclasses.make_dataclass(cls.__name__, _fields(cls, where), init=False, **_BARE)
+    _above.append(cls)
+    try:
+        return dataclasses.make_dataclass(cls.__name__, _fields(cls, where), init=False, **_BARE)
+    finally:
+        _above.pop()
 
 
 def _fields(cls: type, where: str, mapped: dict[str, str] | None = None) -> list[tuple[str, Any, Any]]:
@@ -277,7 +286,7 @@ def _union(args: tuple[Any, ...], where: str) -> Any:
     members = [_annotation(a, where) for a in args if a is not type(None)]
     if float in members and int not in members and len(members) > 1:
         members.append(int)  # in Python a whole number is a float as well; the job gets 5.0 for 5
-    plain = len(members) == 1 or all(m in (int, float, bool, str, bytes) for m in members)
+    plain = (len(members) == 1 and members != [Any]) or all(m in (int, float, bool, str, bytes) for m in members)
     result: Any = Any
     if plain:
         result = Union[tuple(members)]  # noqa: UP007

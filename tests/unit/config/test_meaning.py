@@ -434,7 +434,16 @@ Name = NewType("Name", str)
 
 
 @dataclass
+class Branch:
+    value: int = 0
+    below: "Branch | None" = None
+    more: "dict[str, Branch]" = field(default_factory=dict)
+
+
+@dataclass
 class Wrapped:
+    tree: Branch | None = None
+    side: Literal[Switch.on, Switch.off] = Switch.on
     raw: bytes = b"ab"
     final: Final[int] = 4
     name: Name = Name("n")
@@ -449,6 +458,10 @@ class Wrapped:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
+        ("tree: {below: {value: 2, more: {a: {value: 3}}}}", ("tree", Branch(below=Branch(2, more={"a": Branch(3)})))),
+        ("tree: {below: {value: x}}", r"^tree\.below\.value: expected int, got 'x'"),
+        ("side: off", ("side", Switch.off)),
+        ("side: up", r"^side: expected one of on, off, got 'up'"),
         ("raw: !!binary YWJj", ("raw", b"abc")),
         ("final: 7", ("final", 7)),
         ("name: 1.10", ("name", "1.10")),
@@ -472,7 +485,7 @@ def test_wrapped_and_mixed_types(tmp_path: Path, text: str, expected: Any) -> No
 
     if isinstance(expected, str):
         with pytest.raises(UserError, match=expected):
-            frozen()
+            typed(frozen(), Wrapped)
     else:
         value = getattr(typed(frozen(), Wrapped), expected[0])
         assert (value, type(value)) == (expected[1], type(expected[1]))
