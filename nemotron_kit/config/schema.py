@@ -138,7 +138,7 @@ def _translate(cls: type, where: str) -> type:
     """A nested dataclass with annotations that OmegaConf takes: the class itself, where all of them are plain. Inside
     of itself (a tree's node) it is Any, of which only the job makes the class."""
     if cls in _above:
-        return Any  # type: ignore[return-value]
+        return Any
     hints, params = type_hints(cls), cls.__dataclass_params__  # type: ignore[attr-defined]
     inputs = list(input_fields(cls)) == [f.name for f in dataclasses.fields(cls)]
     # A frozen one would be read-only in the config.
