@@ -208,11 +208,18 @@ def _start(launch: Launch, request: Job) -> int:
         how = f"{ran} ran, {len(progress.rows) - ran} skipped" if ran else "nothing to do"
         print_status(f"{launch.id}: {launch.request.pipeline.full_name}: {how}, in {seconds:.1f} s")
     else:
-        print_status(
-            f"{launch.id}: stopped at {progress.rows[-1]['stage'].replace('/', ' ')}; the same command continues there"
-        )
+        print_status(f"{launch.id}: {_stopped(launch, len(progress.rows) - 1)}")
     _end(launch, request, progress, outcome.state, outcome.code)
     return outcome.code
+
+
+def _stopped(launch: Launch, at: int) -> str:
+    """Where a pipeline has stopped, and what the same command does next: what is never skipped is not done yet."""
+    *before, stage = launch.stages[: at + 1]
+    again = [each.label for each in before if not each.produces or each.number in launch.request.forced]
+    if not again:
+        return f"stopped at {stage.label}; the same command continues there"
+    return f"stopped at {stage.label}; the same command first runs {', '.join(again)} again, which is never skipped"
 
 
 def _submit(launch: Launch, request: Job, progress: _Progress) -> int:

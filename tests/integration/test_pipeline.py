@@ -190,12 +190,14 @@ def test_a_stage_runs_again_for_what_has_changed_and_says_what(world: World) -> 
 
 def test_the_first_failure_ends_it_and_the_same_line_goes_on_there(world: World) -> None:
     code, _, err = world.run("sum.fail=true")
-    assert code == 1 and "stopped at sum" in err
+    assert code == 1 and "stopped at sum; the same command continues there\n" in err
     assert world.newest.summary().state == "failed" and world.newest.summary().error == "sum: ValueError: asked to fail"
     assert world.decisions() == [("data/make-it", False), ("sum", False)]
     code, out, err = world.run()
     assert (code, out) == (0, "the total is 6\n") and "sum runs: it did not succeed in" in err
     assert [skipped for _, skipped in world.decisions()] == [True, False, False]
+    code, _, err = world.run("sum.fail=true", "--force", "data.make-it")
+    assert code == 1 and "stopped at sum; the same command first runs data make-it again" in err
 
 
 def test_who_saves_the_same_name_meanwhile_changes_nothing(world: World) -> None:
