@@ -247,6 +247,7 @@ hydra.main(version_base="1.3", config_path=None)(functools.partial(job, "a"))()
 """}, code=1),
     "groups": Program("app.py -m db=a,b n=2", _GROUPS),
     "a glob": Program("app.py -m db=glob(*)", _GROUPS),
+    "a glob of nothing": Program("app.py -m db=glob(z*)", _GROUPS),
     "own sweep folders": Program("app.py -m n=1,2 hydra.sweep.subdir=${hydra.job.override_dirname}", _GROUPS),
     "chdir": Program("app.py -m n=1,2 hydra.job.chdir=true", _GROUPS),
     "no .hydra": Program("app.py -m n=1,2 hydra.output_subdir=null", _GROUPS),
@@ -289,7 +290,8 @@ import warnings
 # The jobs come back as basic's do, in the time that one has in CI.
 SHARE = (
     "all kinds of tasks", "own arguments", "a sub-command", "a module", "a folder", "changes its folder",
-    "the same task twice", "groups", "chdir", "an interpreter's options", "callbacks", "variables", "an exit",
+    "the same task twice", "groups", "chdir", "an interpreter's options", "a glob of nothing",
+    "callbacks", "variables", "an exit",
 )  # fmt: skip
 _TIME = re.compile(r"\[\d{4}-\d\d-\d\d [\d:,]+\]")
 

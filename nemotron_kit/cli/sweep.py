@@ -314,6 +314,9 @@ def _sweep(
         if not isinstance(error, Exception):
             raise
         _failed(run, error, request.json)
+    if not run.jobs():
+        shutil.rmtree(run.path)
+        raise UserError("The sweep has no jobs.", hint="A range or a glob among its values has none.")
     return report_sweep(run, request.json)
 
 

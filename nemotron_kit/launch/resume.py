@@ -77,14 +77,16 @@ def resume_levels(run: RunFolder) -> list[JobFolder]:
 def _state(run: RunFolder, job: JobFolder) -> JobState:
     """The job's state now. Raises UserError, or Unreachable, if no other attempt may begin."""
     state = effective_state(job, refresh([run]).get(run.id))
-    _refuse(job, state, not is_local(stored_plan(run).executor))
+    _refuse(job, state, stored_plan(run))
     return state
 
 
-def _refuse(job: JobFolder, state: JobState, is_remote: bool) -> None:
-    name, run_id = job.reference, job.run_id
+def _refuse(job: JobFolder, state: JobState, plan: Plan) -> None:
+    name, run_id, is_remote = job.reference, job.run_id, not is_local(plan.executor)
     if state.state == "succeeded":
-        raise UserError(f"{name} has succeeded.", hint=f"To run it anew: nemotron runs rerun {name}")
+        # Only the program composes its jobs' configs, which `rerun` would have to.
+        anew = plan.command_line if job.spec().get("module") else f"nemotron runs rerun {name}"
+        raise UserError(f"{name} has succeeded.", hint=f"To run it anew: {anew}")
     if state.state == "running":
         why = f": {state.error}" if state.error else ""
         hint = f"nemotron runs attach {run_id} follows it; nemotron runs cancel {run_id} ends it."

@@ -42,7 +42,7 @@ from nemotron_kit.worker.payload import IMPORTED, PROGRAM, SENT, JobPayload, nam
 PLUGINS = "hydra_plugins."
 
 
-def _interpreter_options() -> list[str]:
+def interpreter_options() -> list[str]:
     """The options of this process's interpreter (`-O`, `-W error`, `-X utf8`), as multiprocessing hands them on. Those
     about where modules come from are left out: a job has the launch's import path."""
     options: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
@@ -87,7 +87,7 @@ class PayloadBuilder:
             earlier=self._earlier,
             started_in=move(program.started_in) if program and program.started_in else None,
             literals=literals,
-            options=_interpreter_options() if program else [],
+            options=interpreter_options() if program else [],
         )
 
     @contextmanager

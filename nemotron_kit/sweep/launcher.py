@@ -32,7 +32,7 @@ from nemotron_kit.runs.process_facts import process_facts
 from nemotron_kit.spec.plan import is_local
 from nemotron_kit.spec.profiles import effective_profile
 from nemotron_kit.sweep.compose_jobs import install
-from nemotron_kit.sweep.hydra_app import ProgramPlanner, drop_copied
+from nemotron_kit.sweep.hydra_app import ProgramPlanner, drop_copied, interpreter_options
 from nemotron_kit.sweep.objective import learns, objective_facts, refuse_nan, value_for
 from nemotron_kit.sweep.recipe_task import RecipePlanner, RecipeTask
 from nemotron_kit.sweep.scheduler_client import LocalSchedulerClient
@@ -64,7 +64,7 @@ def _command_line() -> list[str]:
     """This process's command line, quoted for a shell."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     program = ["-m", spec.name.removesuffix(".__main__")] if spec else sys.argv[:1]
-    return ["python", *program, *sys.argv[1:]]
+    return ["python", *interpreter_options(), *program, *sys.argv[1:]]
 
 
 def write_plan(run: RunFolder, sweep_job: SweepJob, hydra: Sequence[str]) -> None:
@@ -408,6 +408,9 @@ class Sweep:
 
     def launch(self, job_overrides: Sequence[Sequence[str]], first: int) -> list[Any]:
         """Run a batch of jobs; returns Hydra's JobReturn for each, in order."""
+        if not job_overrides:  # a glob that matches nothing
+            log.info("launching 0 jobs")
+            return []
         with hydra_errors(self.task):
             with self._environment():
                 written = self.jobs.run_all(self._sweep_jobs(job_overrides, first), len(job_overrides))

@@ -49,3 +49,11 @@ def test_a_sweep_interrupted_before_its_first_job_leaves_no_run(home: Path, monk
     with pytest.raises(KeyboardInterrupt):
         sweep._sweep(Job("r", "go", flags=("--multirun",)), [], ["nemotron"], Tree(), None)
     assert seen and not seen[0].exists()
+
+
+def test_a_sweep_of_no_jobs_leaves_no_run(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a range that is empty: Hydra's sweepers launch none, without a word."""
+    monkeypatch.setattr(sweep, "_hydra_main", lambda *_: None)
+    with pytest.raises(UserError, match="has no jobs"):
+        sweep._sweep(Job("r", "go", flags=("--multirun",)), [], ["nemotron"], Tree(), None)
+    assert not list((home / "runs").iterdir())

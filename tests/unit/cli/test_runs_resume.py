@@ -40,6 +40,14 @@ def test_what_is_not_over_or_all_done_is_refused(state: str, said: str, hint: st
     assert hint in str(raised.value.hint) and job.state().state == state
 
 
+def test_a_programs_job_is_run_anew_by_its_program() -> None:
+    plan = {"executor": "local", "command_line": "python app.py -m x=1"}
+    create_run(new_run_id("app", ""), plan, [{"job.json": '{"module": "m"}'}]).job().finish(0)
+    with pytest.raises(UserError, match="has succeeded") as raised:
+        run_tool("runs", ["resume", "latest"])
+    assert raised.value.hint == "To run it anew: python app.py -m x=1"
+
+
 def test_of_a_sweep_one_job_is_named() -> None:
     run = create_run(new_run_id("nano3", "pretrain"), {"executor": "local", "kind": "sweep"}, [{}, {}, {}])
     for number, code in enumerate((0, 1, 75)):
