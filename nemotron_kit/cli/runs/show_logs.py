@@ -207,7 +207,12 @@ def _follow_all(run: RunFolder, jobs: list[JobFolder], options: Any) -> int:
         names = [name for name in _log(plan, job, "job").names() if not name.startswith(SKIPPED)]
         begins[job.number] = {name: _log(plan, job, name).tail(options.tail) for name in names}
     outcome = follow_jobs(run, executor_for(plan.settings), submitted, offsets=LogOffsets(None, begins))
-    return outcome.code if outcome.state == "detached" else 0
+    if outcome.state == "detached":
+        return outcome.code
+    if outcome.state not in TERMINAL:
+        check_followed(run)
+        raise Unreachable(f"{run.id}: its state is not known: {outcome.error or outcome.state}")
+    return 0
 
 
 def _plan(run: RunFolder) -> Plan:

@@ -63,7 +63,10 @@ class Fake(Executor):
     def plan(self, context: PlanContext) -> ExecutorPlan:
         raise NotImplementedError
 
-    submit = cancel = read_logs = plan  # type: ignore[assignment]
+    submit = cancel = plan  # type: ignore[assignment]
+
+    def read_logs(self, *_: object, **__: object) -> list[Any]:
+        return []
 
 
 @pytest.fixture
