@@ -56,7 +56,8 @@ def _asked_for(command: Command, asked: list[str], open_slots: list[str], notes:
         inputs = ((slot, command.artifacts[slot]) for slot in asked)
         return [f"run.{slot}={'null' if a.optional else hydra_quoted(a.default_name)}" for slot, a in inputs]
     if sys.stdin is None or sys.stdin.isatty():
-        raise UserError(f"--art.{asked[0]} -: standard input is a terminal.", hint="Pipe a step's output into it.")
+        what = "closed" if sys.stdin is None else "a terminal"
+        raise UserError(f"--art.{asked[0]} -: standard input is {what}.", hint="Pipe a step's output into it.")
     artifacts = _parsed(pipe.read_all())
     for slot in asked:
         if not _match(slot, command, artifacts):

@@ -189,6 +189,12 @@ def test_a_step_that_brings_nothing_is_told(pipe: Pipe, command: Command) -> Non
     assert notes == ["Nothing came through the pipe; inputs are read as without one."]
 
 
+def test_a_closed_standard_input_is_asked_for(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(UserError, match=r"--art\.data -: standard input is closed"):
+        piped_overrides(command, ["run.data='-'"], [])
+
+
 def test_what_a_step_writes_must_be_artifacts(pipe: Pipe, command: Command) -> None:
     threading.Timer(0.2, lambda: pipe.put("Traceback\n", end=True)).start()
     pipe.step()
