@@ -98,17 +98,26 @@ def execute(plan: Plan, composed: Composed) -> Outcome:
 
 
 def _submit(plan: Plan, run: RunFolder) -> Outcome:
-    """Submit to the plan's executor, now or later; with --run, follow the job to its end."""
+    """Submit to the plan's executor, now or later; with --run, follow the job to its end. SIGTERM is as Ctrl-C."""
+    from nemotron_kit.launch.attach import DETACHED as LEFT_RUNNING
     from nemotron_kit.launch.attach import attach
 
     backend, job = executor_for(plan.settings), run.job(plan.job)
+    cancels, following = bool(plan.settings.cancel_on_interrupt), False
     try:
-        submitted(run, job, backend, plan)
+        with term_raises():
+            submitted(run, job, backend, plan)
+            if plan.mode != "run":
+                return Outcome(0, "pending")
+            following = True
+            return attach(run, backend, [job], cancel_on_interrupt=cancels)
     except KeyboardInterrupt:
         return Outcome(INTERRUPTED, "detached", "interrupted while submitting")
-    if plan.mode != "run":
-        return Outcome(0, "pending")
-    return attach(run, backend, [job], cancel_on_interrupt=bool(plan.settings.cancel_on_interrupt))
+    except Terminated:
+        if following and cancels:
+            backend.cancel(run, [job])
+            return replace(attach(run, backend, [job]), code=TERMINATED)
+        return replace(LEFT_RUNNING, code=TERMINATED)
 
 
 def submitted(run: RunFolder, job: JobFolder, backend: Executor, plan: Plan) -> None:

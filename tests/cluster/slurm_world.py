@@ -185,10 +185,10 @@ def log(job: JobFolder) -> str:
     return path.read_text() if path.exists() else ""
 
 
-def interrupt(process: subprocess.Popen[str]) -> float:
-    """Ctrl-C; the seconds until it had ended."""
+def interrupt(process: subprocess.Popen[str], sent: signal.Signals = signal.SIGINT) -> float:
+    """Ctrl-C, or another signal; the seconds until it had ended."""
     began = time.monotonic()
-    process.send_signal(signal.SIGINT)
+    process.send_signal(sent)
     process.wait(30)
     return time.monotonic() - began
 

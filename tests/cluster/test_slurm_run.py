@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import platform
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -76,12 +77,13 @@ def test_batch_returns_at_once_with_the_commands(world: World) -> None:
     ]
 
 
-def test_ctrl_c_leaves_the_job_alone(world: World) -> None:
-    process = world.start("speak", "lines=30", "sleep=0.2", "--run", "C")
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ctrl_c_and_term_leave_the_job_alone(world: World, sent: signal.Signals, code: int) -> None:
+    process = world.start("speak", "lines=15", "sleep=0.2", "--run", "C")
     assert process.stdout is not None and process.stderr is not None
     assert process.stdout.readline().startswith("line 0")
-    assert interrupt(process) <= 2.0
-    assert process.returncode == 130
+    assert interrupt(process, sent) <= 2.0
+    assert process.returncode == code
     said = process.stderr.read()
     run = world.only_run()
     assert f"nemotron runs attach {run.id}" in said and f"nemotron runs cancel {run.id}" in said
