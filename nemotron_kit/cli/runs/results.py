@@ -42,9 +42,11 @@ class JobResult:
         return max((each.step for each in self.metrics.values() if isinstance(each.step, int)), default=None)
 
     def number_of(self, name: str) -> float | None:
-        """The last value of a metric, or the returned value; None if it is NaN or not a number."""
+        """The last value of a metric, or the returned value; None if it is NaN or not a number, and for what a job
+        that did not succeed returned: that is an exit code."""
         metric = self.metrics.get(name)
-        found = metric.last if metric is not None else self.value if name == VALUE else None
+        returned = self.value if name == VALUE and self.state == "succeeded" else None
+        found = metric.last if metric is not None else returned
         if isinstance(found, bool) or not isinstance(found, int | float) or found != found:
             return None
         return found

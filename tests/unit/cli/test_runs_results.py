@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from nemotron_kit.cli.output import aligned, fold, print_csv
-from nemotron_kit.cli.runs.results import sparkline
+from nemotron_kit.cli.runs.results import JobResult, sparkline
 from nemotron_kit.cli.runs.results_table import print_sweep_end
 from nemotron_kit.cli.tools import run as run_tool
 from nemotron_kit.errors import UserError
@@ -113,6 +113,11 @@ def test_the_returned_value_comes_first_and_its_sweeper_says_which_is_best(
         ("0", "5.0", "0", "succeeded"),
         ("1", "4.0", "1", "succeeded"),
     }
+
+
+@pytest.mark.parametrize(("state", "number"), [("succeeded", 3), ("failed", None), ("preempted", None)])
+def test_an_exit_code_is_no_result(state: str, number: float | None) -> None:
+    assert JobResult(0, state, None, [], 3, {}).number_of("value") == number
 
 
 def test_in_csv_no_text_is_a_formula(capsys) -> None:
