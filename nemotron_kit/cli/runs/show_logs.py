@@ -122,9 +122,7 @@ def logs(argv: list[str]) -> int:
     if name not in names and (not options.follow or over()):
         raise _no_log(run, log.job, options, names)
     if options.follow and options.rank is None and (plan.settings.nodes or 1) > 1:
-        code = _follow_all(run, jobs, options)
-        over()  # how it ended
-        return code or _exit_code_of(watch)
+        return _follow_all(run, jobs, options)
     offset = 0 if options.tail is None else log.tail(options.tail)
     others = _of_other_nodes(plan, log, names)
     _write(log.follow(over, offset) if options.follow else chain(log.read(offset), _below(others, options.tail)))
