@@ -333,6 +333,8 @@ class Group:
                 raise ValueError(f"{where}: {each_name!r} is registered already.")
         for slot, artifact in (artifacts or {}).items():
             _check_slot(slot, where)
+            if not isinstance(artifact, ArtifactInput):
+                raise TypeError(f"{where}: artifacts[{slot!r}] is {artifact!r}, not an ArtifactInput(default_name=…).")
             if artifact.optional and artifact.mappings:
                 raise TypeError(f"{where}: {slot!r} is optional, and a mapped field would have no value without it.")
         if resources is not None:

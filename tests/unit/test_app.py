@@ -38,6 +38,8 @@ def test_the_older_keyword_for_the_config_class() -> None:
 def test_a_command_that_is_one_process() -> None:
     assert App("a").command("x", Config, handler, distributed=False).torchrun is False
     assert App("a").command("x", Config, handler).torchrun is None
+    with pytest.raises(TypeError, match=r"artifacts\['data'\] is 'Data', not an ArtifactInput"):
+        App("demo").command("read", dict, print, artifacts={"data": "Data"})  # type: ignore[dict-item]
     with pytest.raises(TypeError, match="distributed=False is one process"):
         App("a").command("x", Config, handler, distributed=False, torchrun=True)
 
