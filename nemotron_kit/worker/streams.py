@@ -195,8 +195,8 @@ def captured(
 
     `shown`: and to the streams as they were before. `job` is the job's folder, for the secrets that it has used.
     `until_exit`: until this process exits. `if_left`: if the block has left threads or exit functions behind (or an
-    earlier one has), until this process exits or captures again; what the main thread itself prints after the block is
-    not captured.
+    earlier one has), until this process exits or captures again; what this thread itself prints after the block is not
+    captured.
     """
     left_before = bool(_left)
     _end_captures()
@@ -211,19 +211,19 @@ def captured(
     for end, fd in zip(ends, (_OUT, _ERR), strict=True):
         os.dup2(end, fd)
     channels.close_ends()
-    sys.stdout = _python_stream(before[0], _OUT, log, channels if several else None)
-    sys.stderr = _python_stream(before[1], _ERR, log, channels if several else None)
-    streams = sys.stdout, sys.stderr
+    in_order = channels if several else None
+    streams = _python_stream(before[0], _OUT, log, in_order), _python_stream(before[1], _ERR, log, in_order)
+    sys.stdout, sys.stderr = streams
     try:
         yield
     finally:
-        _flush()
+        _flush(*streams)  # the handler may have replaced them
         more = left_before or atexit._ncallbacks() > functions or not threads.issuperset(threading.enumerate())
         if until_exit or (if_left and more):
-            channels.drain()
-            _left.extend((functools.partial(_restore, before, saved), channels.finish))
             if not until_exit:
-                _set_main_thread_aside(streams, saved)
+                _left.append(_set_this_thread_aside(streams, saved))
+            _left.extend((functools.partial(_restore, before, saved), channels.finish))
+            channels.drain()
         else:
             _restore(before, saved)
             channels.finish()
@@ -235,18 +235,27 @@ def _end_captures() -> None:
         _left.pop(0)()
 
 
-def _set_main_thread_aside(streams: Sequence[TextIO], saved: Sequence[int]) -> None:
-    """Print to `saved` what the main thread writes to `streams`, until its exit functions run."""
+def _set_this_thread_aside(streams: Sequence[TextIO], saved: Sequence[int]) -> Callable[[], None]:
+    """Make `streams` sys.stdout and sys.stderr again, and print to `saved` what this thread writes to them, until its
+    exit functions run or the function that this returns is called."""
+    ending = contextlib.ExitStack()
+    ending.callback(_set_streams, sys.stdout, sys.stderr)  # perhaps the handler's own, which it means for the others
+    _set_streams(*streams)
     for stream, fd in zip(streams, saved, strict=True):
-        if isinstance(stream, Stream):
-            stream.aside = open(fd, "w", encoding=stream.encoding, errors=stream.errors, closefd=False, buffering=1)  # noqa: SIM115
-            atexit.register(setattr, stream, "aside", None)  # of exit functions the last one registered runs first
+        if isinstance(stream, Stream | Tee):
+            ending.enter_context(stream.aside(fd))
+    atexit.register(ending.close)  # of exit functions the last one registered runs first
+    return ending.close
+
+
+def _set_streams(stdout: TextIO, stderr: TextIO) -> None:
+    sys.stdout, sys.stderr = stdout, stderr
 
 
 def _restore(before: tuple[TextIO, TextIO], saved: Sequence[int]) -> None:
     """Give the process the streams and descriptors back that it had."""
     _flush()
-    sys.stdout, sys.stderr = before
+    _set_streams(*before)
     for kept, fd in zip(saved, (_OUT, _ERR), strict=True):
         os.dup2(kept, fd)
         os.close(kept)
@@ -262,24 +271,42 @@ def masked_streams() -> None:
 class Stream(io.TextIOWrapper):
     """A stream that masks the text that Python writes: only this process knows the secrets that it has looked up."""
 
-    aside: TextIO | None = None  # where the main thread's text goes instead
+    # A thread's id, and where its text goes instead.
+    _aside: tuple[int, TextIO] | None = None
 
     def write(self, text: str) -> int:
         """Write `text` masked. Returns the length of the unmasked text, as callers expect."""
-        aside = self.aside
-        if aside is not None and threading.current_thread() is threading.main_thread():
-            with unless_gone(aside):
-                aside.write(mask(text))
-        else:
+        if (other := self._other()) is None:
             super().write(mask(text))
+        else:
+            with unless_gone(other):
+                other.write(mask(text))
         return len(text)
 
     def flush(self) -> None:
-        """Flush this stream, and where the main thread's text goes."""
-        super().flush()
-        if (aside := self.aside) is not None:
-            with unless_gone(aside):
-                aside.flush()
+        """Flush what this thread has written."""
+        if (other := self._other()) is None:
+            super().flush()
+        else:
+            with unless_gone(other):
+                other.flush()
+
+    @contextlib.contextmanager
+    def aside(self, fd: int) -> Iterator[None]:
+        """Within the block what this thread writes goes to `fd`."""
+        other = open(fd, "w", encoding=self.encoding, errors=self.errors, closefd=False, buffering=1)  # noqa: SIM115
+        self._aside = threading.get_ident(), other
+        try:
+            yield
+        finally:
+            self._aside = None
+            with contextlib.suppress(OSError):
+                other.close()
+
+    def _other(self) -> TextIO | None:
+        aside = self._aside
+        # Not the main thread: in a process that another thread forks, that one is the main thread.
+        return aside[1] if aside is not None and threading.get_ident() == aside[0] else None
 
 
 @contextlib.contextmanager
@@ -301,12 +328,15 @@ class Tee:
     def __init__(self, stream: TextIO, log: io.FileIO) -> None:
         self._stream = stream
         self._log = log
+        self._aside: int | None = None  # the id of a thread whose text is not logged
 
     def write(self, text: str) -> int:
-        """Write `text` masked to both. A log that can't be written, as on a full disk, is no reason to stop a job."""
+        """Write `text` masked to both. A log that can't be written is no reason to stop a job: the disk is full, or the
+        job has ended, and its logging still uses this stream."""
         shown = mask(text)
-        with contextlib.suppress(OSError):
-            self._log.write(shown.encode("utf-8", "replace"))
+        if self._aside != threading.get_ident():
+            with contextlib.suppress(OSError, ValueError):
+                self._log.write(shown.encode("utf-8", "replace"))
         with unless_gone(self._stream):
             self._stream.write(shown)
         return len(text)
@@ -315,6 +345,16 @@ class Tee:
         """Flush the stream; the log has no buffer."""
         with unless_gone(self._stream):
             self._stream.flush()
+
+    @contextlib.contextmanager
+    def aside(self, _fd: int) -> Iterator[None]:
+        """Within the block what this thread writes is not logged, and the log may be closed by its owner."""
+        with io.FileIO(os.dup(self._log.fileno()), "a") as self._log:
+            self._aside = threading.get_ident()
+            try:
+                yield
+            finally:
+                self._aside = None
 
     def writelines(self, lines: Any) -> None:
         """`write` each of `lines`."""
@@ -399,9 +439,9 @@ def _saved(fd: int) -> int:
         return nowhere
 
 
-def _flush() -> None:
-    """Flush the buffers of Python's and C's stdout and stderr."""
-    for stream in (sys.stdout, sys.stderr):
+def _flush(*streams: TextIO) -> None:
+    """Flush the buffers of Python's and C's stdout and stderr, and `streams`."""
+    for stream in (sys.stdout, sys.stderr, *streams):
         with contextlib.suppress(OSError, ValueError, AttributeError):
             stream.flush()
     ctypes.CDLL(None).fflush(None)

@@ -133,6 +133,42 @@ def test_in_the_launching_process_it_is_logged_and_the_launchs_own_lines_are_not
     assert "succeeded in" in done.stderr
 
 
+def test_what_a_job_has_left_writes_into_its_log_even_with_replaced_streams_and_the_launch_does_not(
+    tmp_path: Path,
+) -> None:
+    program = f"""{START}
+import atexit, threading
+class Replaced(io.StringIO):
+    def __init__(self, stream): super().__init__(); self.stream = stream
+    def write(self, text): return self.stream.write("replaced " + text if text.strip() else text)
+def thread():
+    time.sleep(0.1)
+    os.fork() or (print("fork", flush=True), os._exit(0))
+    os.wait()
+    print("thread")
+os.chdir({str(tmp_path)!r})
+with log("1.log") as file, captured(file, if_left=True):
+    atexit.register(lambda: print("exit function"))
+    logging.basicConfig(level="INFO", format="%(message)s", stream=sys.stdout)
+    sys.stdout = Replaced(sys.stdout)
+    print("one")
+print("between")
+with log("2.log") as file, captured(file, if_left=True):
+    logging.info("logging of the first")
+    left = threading.Thread(target=thread)
+    left.start()
+    sys.stdout = Replaced(sys.stdout)
+print("after", flush=True)
+left.join()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stderr) == (0, "")
+    second = ["logging of the first", "fork", "thread", "replaced exit function"]
+    assert (tmp_path / "1.log").read_text().splitlines() == ["replaced one"]
+    assert (tmp_path / "2.log").read_text().splitlines() == second
+    assert done.stdout.splitlines() == ["replaced one", "between", second[0], "after", *second[1:]]
+
+
 def test_a_terminal_stays_one_and_may_be_closed(tmp_path: Path) -> None:
     log, (ours, theirs) = tmp_path / "job.log", os.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, b"\x2a\0\x64\0\0\0\0\0")  # 42 lines of 100

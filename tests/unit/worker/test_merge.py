@@ -1,11 +1,12 @@
-"""Many ranks' logs as one."""
+"""Many ranks' logs as one; and a stream that is no descriptor."""
 
 from __future__ import annotations
 
+import io
 import threading
 from pathlib import Path
 
-from nemotron_kit.worker.streams import Merged
+from nemotron_kit.worker.streams import Merged, Tee
 
 from ...conftest import until
 
@@ -53,3 +54,18 @@ def test_what_an_earlier_attempt_wrote_is_not_shown_again(tmp_path: Path) -> Non
     with Merged({"rank 0": path, "rank 1": tmp_path / "never"}, out.append), path.open("ab") as file:
         file.write(b"after\n")
     assert b"".join(out) == b"[rank 0] after\n"
+
+
+def test_a_stream_that_is_no_descriptor_outlives_the_job_and_its_log(tmp_path: Path) -> None:
+    path, shown = tmp_path / "job.log", io.StringIO()
+    log = io.FileIO(path, "a")
+    tee = Tee(shown, log)
+    with tee.aside(1):
+        log.close()
+        print("the launch's", file=tee)
+        thread = threading.Thread(target=lambda: print("the thread's", file=tee))
+        thread.start()
+        thread.join()
+    print("of its logging", file=tee)
+    assert path.read_text() == "the thread's\n"
+    assert shown.getvalue() == "the launch's\nthe thread's\nof its logging\n"
