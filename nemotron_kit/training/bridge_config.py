@@ -137,7 +137,8 @@ def model_values(model: Mapping[str, Any]) -> dict[str, Any]:
         found["|".join(MODEL_NAMES.get(name, (name,)))] = value
     pattern = model.get("hybrid_override_pattern")
     if isinstance(pattern, str) and not unknown(pattern):
-        found.setdefault("num_layers", len(pattern.replace("-", "") if "|" in pattern else pattern))
+        # Megatron's pattern may have | between pipeline stages, and the layers that predict more tokens behind a /.
+        found.setdefault("num_layers", len(pattern.partition("/")[0].replace("|", "")))
     if "moe_intermediate_size" in model:
         found.setdefault("ffn_hidden_size", model["moe_intermediate_size"])
     return found

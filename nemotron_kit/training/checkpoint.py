@@ -68,7 +68,14 @@ class TrainingProgress:
     before: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
+        """The fields by name, as a checkpoint's record has them."""
         return asdict(self)
+
+    def forget_held_out(self) -> None:
+        """Drop the held-out values, where this run has no held-out data, or other data than they were measured on: they
+        would be reported as those of its last weights."""
+        self.valid_loss, self.valid_on = None, None
+        self.held_out, self.held_out_step, self.before = {}, 0, {}
 
 
 def export_model(model: Any, folder: Path) -> None:

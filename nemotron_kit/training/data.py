@@ -311,7 +311,8 @@ class BlendSamples:
     A window is seq_length + 1 consecutive tokens of one shard, [seq_length + 1] in the shard's type; neighbours share
     one token, so that every token is predicted once. A shard's windows come in a shuffled order that is new in each
     of its epochs. Everything is a function of (weights, seed, n): nothing has to be saved to resume at any sample.
-    Raises UserError when no shard holds a single window.
+    Shards that hold no window have no share, whatever their weight: `too_short` names them. Raises UserError when no
+    shard holds a single window.
     """
 
     def __init__(self, sources: Sequence[BlendSource], seq_length: int, seed: int) -> None:
@@ -323,6 +324,7 @@ class BlendSamples:
         self.shards = [shards[number] for number in self._numbers]
         self.counts = [counts[number] for number in self._numbers]
         _require_windows(self.counts, sources, seq_length)
+        self.too_short = [source.prefix for source, count in zip(sources, counts, strict=True) if not count]
         self._shares = _weights([sources[number] for number in self._numbers], self.counts)
         self._interleave = Interleave(self._shares)
         self._seed = seed
@@ -448,8 +450,10 @@ def collate(samples: Samples, positions: range, vocab_size: int) -> dict[str, An
     import torch
 
     windows = np.stack([samples[position] for position in positions]).astype(np.int64, copy=False)
-    largest = int(windows.max())
-    if largest >= vocab_size or int(windows.min()) < 0:
+    smallest, largest = int(windows.min()), int(windows.max())
+    if smallest < 0:
+        raise UserError(f"The data holds token {smallest}; tokens are numbers from 0.", hint=_MADE_BY)
+    if largest >= vocab_size:
         raise UserError(
             f"The data holds token {largest}, but the model's vocabulary has {vocab_size} (model.vocab_size).",
             hint=f"Set model.vocab_size={largest + 1} or more, or train on data made with the model's tokenizer.",

@@ -129,7 +129,17 @@ def _start(config: PretrainConfig, data: TrainingData, folder: Path) -> Starting
     done = start.progress.step if start.progress else 0
     if done < config.train.train_iters:
         require_place(model_folder(folder, config.train.train_iters), portable(start.identity))
-    return replace(start, notes=(contents.summary, *start.notes), valid_on=_held_out_content(data.held_out, contents))
+    notes = (contents.summary, *_too_short(data.train), *start.notes)
+    return replace(start, notes=notes, valid_on=_held_out_content(data.held_out, contents))
+
+
+def _too_short(samples: BlendSamples) -> list[str]:
+    """A note on the shards of the blend that nothing is read from."""
+    names = samples.too_short
+    if not names:
+        return []
+    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return [f"Not trained on, as it is shorter than {samples.seq_length + 1} tokens, whatever its weight: {shown}."]
 
 
 def _held_out_content(held_out: HeldOutSamples | None, contents: ShardContents) -> str | None:
@@ -145,6 +155,8 @@ def _train(
     quiet()
     keep_freed_memory()
     progress = start.progress or TrainingProgress()
+    if data.held_out is None:
+        progress.forget_held_out()
     args = trainer_arguments(config.train, folder, max(1, config.train.train_iters - progress.step))
     model, optimizer = _build(config, data, start, args.device)
     silent = processes.rank() != 0

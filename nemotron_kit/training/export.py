@@ -141,7 +141,12 @@ def _take_place(aside: Path, path: Path, files: Mapping[str, Any]) -> None:
             if _is_same(path, files):
                 return
             path.rename(old)
-        aside.rename(path)
+        try:
+            aside.rename(path)
+        except OSError:
+            if old.exists():
+                old.rename(path)
+            raise
         fsync_dir(path.parent)
     finally:
         if old.exists():

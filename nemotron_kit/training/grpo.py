@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.artifacts.manifest import sha256_files
 from nemotron_kit.errors import UserError
+from nemotron_kit.files import sha256_of
 from nemotron_kit.training import checkpoint, processes
 from nemotron_kit.training.checkpoint import TrainingProgress
 from nemotron_kit.training.engine import (
@@ -170,12 +171,21 @@ class _Run:
             tokenizer = Path(config.tokenizer) if config.tokenizer else self.base
             same["policy"]["tokenizer"] = sha256_files([tokenizer / "tokenizer.json"], 0)[0]
             same |= given_weights(config.checkpoint)
-            start = find_start(config, same)
+            start = replace(find_start(config, same), valid_on=self._held_out_content())
             if (start.progress.step if start.progress else 0) < self.steps:
                 require_place(model_folder(self.folder, self.steps), portable(start.identity))
         except UserError as error:
             raise renamed(error) from None
         return start
+
+    def _held_out_content(self) -> str | None:
+        """The digest of what a validation measures on; None without one."""
+        given, grpo = self.config.data.validation_jsonl_fpath, self.config.grpo
+        if given is None:
+            return None
+        rows = Path(given)
+        content = sha256_files([rows], rows.stat().st_size)[0]
+        return sha256_of([content, grpo.max_val_samples, grpo.num_val_generations_per_prompt])
 
     def load(self, folder: Path) -> Any:
         """The model in a folder, in the run's layout."""
@@ -188,6 +198,19 @@ class _Run:
         assert start.weights is not None  # noqa: S101  (a model's, or a checkpoint's)
         progress = start.progress or TrainingProgress()
         model = self.load(start.weights)
+        for prompts, key in ((self.train, "data.train_jsonl_fpath"), (self.valid, "data.validation_jsonl_fpath")):
+            largest = max(map(max, prompts.ids)) if prompts is not None else -1
+            if largest >= model.config.vocab_size:
+                raise UserError(
+                    f"{key}: a prompt has token {largest}, but the vocabulary of {start.weights} has "
+                    f"{model.config.vocab_size}.",
+                    hint="policy.tokenizer must be the tokenizer that the model was trained with; null is its own.",
+                )
+        # Values of other rows are not compared with what this run measures. Records of earlier versions don't say.
+        changed = progress.valid_on is not None and progress.valid_on != start.valid_on and processes.rank() == 0
+        if self.valid is None or processes.any_rank(changed, processes.device()):
+            progress.forget_held_out()
+        progress.valid_on = start.valid_on
         prepare(model, activation_checkpointing=config.train.activation_checkpointing)
         optimizer = build_optimizer(self._optimizer_settings(), model)
         load_optimizer_state(optimizer, model, start)
@@ -215,11 +238,12 @@ class _Run:
             identity=start.identity,
             reporter=reporter,
             stop=stop,
-            keep=_Keep(config),
+            keep=_Keep(config, start.valid_on),
         )
         return _Work(self, model, loop)
 
     def go(self, stop: StopRequest) -> RLOutcome:
+        """Train, validate and export the model; what it raises is what `grpo` does."""
         work = self.begin(stop)
         model, loop, config = work.model, work.loop, self.config
         progress, reporter = loop.progress, loop.reporter
@@ -314,33 +338,38 @@ def _comparison(before: Mapping[str, float], after: Mapping[str, float], prompts
 
 @dataclass(frozen=True)
 class _Keep:
-    """Decides which checkpoints are kept: the newest ones, and the best by a held-out value."""
+    """Decides which checkpoints are kept: the newest ones, and the best by a held-out value. `valid_on`: the digest of
+    the held-out data."""
 
     config: GRPOConfig
+    valid_on: str | None = None
 
     def __call__(self, folder: Path) -> list[str]:
+        """Remove the others; returns a sentence for each that can't be removed."""
         block = self.config.checkpointing
         column = METRICS[block.metric_name] if block.metric_name else None
         if column is None or self.config.data.validation_jsonl_fpath is None:
             return checkpoint.prune(folder, block.keep_top_k)
         sign = 1.0 if block.higher_is_better else -1.0
         values = {
-            path: (sign * _measured(path, column, -sign * math.inf), path.name) for path in checkpoint.all_in(folder)
+            path: (sign * _measured(path, column, -sign * math.inf, self.valid_on), path.name)
+            for path in checkpoint.all_in(folder)
         }
         best = sorted(values, key=lambda path: values[path], reverse=True)[: block.keep_top_k]
         return checkpoint.prune(folder, 1, also=best)
 
 
-def _measured(path: Path, column: str, unknown: float) -> float:
-    """The held-out value of the weights in a checkpoint; `unknown` where they were not validated at its step, or its
-    record can't be read."""
+def _measured(path: Path, column: str, unknown: float, valid_on: str | None) -> float:
+    """The held-out value of the weights in a checkpoint; `unknown` where they were not validated at its step, or on
+    other data than `valid_on`, or where its record can't be read."""
     try:
         progress = checkpoint.read(path, verify=False, allow_unchecked=True)["progress"]
     except UserError:
         return unknown
-    # Records of earlier versions don't say when it was measured.
-    at_its_step = progress.get("held_out_step", progress["step"]) == progress["step"]
-    return float((progress.get("held_out") or {}).get(column, unknown)) if at_its_step else unknown
+    # Records of earlier versions don't say when, and on what, it was measured.
+    comparable = progress.get("held_out_step", progress["step"]) == progress["step"]
+    comparable = comparable and progress.get("valid_on") in (None, valid_on)
+    return float((progress.get("held_out") or {}).get(column, unknown)) if comparable else unknown
 
 
 class _Loop(StepLoop):
@@ -351,6 +380,7 @@ class _Loop(StepLoop):
         self._keep = keep
 
     def save(self) -> None:
+        """Save a checkpoint, and remove those that `keep` does not keep."""
         super().save()
         folder = self.settings.checkpoint.save
         if folder and processes.rank() == 0:

@@ -465,6 +465,7 @@ class TrainingRun:
         self.progress.valid_loss = held_out_loss(
             self.model, self.held_out, train.micro_batch_size, train.tokens_per_chunk
         )
+        require_finite("The held-out loss", self.progress.valid_loss, step)
         self.progress.valid_on = self.valid_on
         self.reporter.row({"step": step, "valid_loss": self.progress.valid_loss, "elapsed": self._elapsed()})
         self._window += time.monotonic() - began  # training's tokens a second, without the evaluation's time

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.errors import UserError
+from nemotron_kit.training.checkpoint import disk_errors
 
 if TYPE_CHECKING:
     import torch
@@ -59,10 +60,12 @@ def add_adapters(model: torch.nn.Module, config: PeftConfig, seed: int) -> int:
 
 
 def save_adapters(model: torch.nn.Module, path: Path) -> None:
-    """Write the adapters, which are all that is trained, by the names of their layers."""
+    """Write the adapters, which are all that is trained, by the names of their layers. Raises OSError if the disk
+    refuses."""
     from safetensors.torch import save_file
 
-    save_file({name: value.detach().contiguous() for name, value in _adapters(model).items()}, path)
+    with disk_errors():
+        save_file({name: value.detach().contiguous() for name, value in _adapters(model).items()}, path)
 
 
 def load_adapters(model: torch.nn.Module, path: Path) -> None:

@@ -386,7 +386,8 @@ def _parts(text: str, divider: str) -> list[str]:
 
 
 def _highlights(text: str) -> int:
-    return len(re.findall(r"\*\*[^\n*]+\*\*|(?<!\*)\*[^\n*]+\*(?!\*)", text))
+    """Parts between stars that hold more than spaces: a line `* * *` highlights nothing."""
+    return len(re.findall(r"\*\*[^\n*]*[^\s*][^\n*]*\*\*|(?<!\*)\*[^\n*]*[^\s*][^\n*]*\*(?!\*)", text))
 
 
 # IFEval's instructions (Zhou et al., arXiv 2311.07911), by their ids; those that need a language model's or another

@@ -153,6 +153,8 @@ class _Run:
         keep_freed_memory()
         config, start = self.config, self.start
         progress = start.progress or TrainingProgress()
+        if self.held_out is None:
+            progress.forget_held_out()
         model: Any = self.model()
         if not is_on_ranks(model):
             model = model.to(processes.device())

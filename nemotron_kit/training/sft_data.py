@@ -195,7 +195,9 @@ class PackedRows:
                 f"{file}: loss_mask is not of 0 and 1, shifted left within each sequence (the last of each 0).",
                 hint=_MADE_BY,
             )
-        if ids.min() < 0 or (self.vocab_size is not None and ids.max() >= self.vocab_size):
+        if ids.min() < 0:
+            raise UserError(f"{file}: the data holds token {int(ids.min())}; tokens are numbers from 0.", hint=_MADE_BY)
+        if self.vocab_size is not None and ids.max() >= self.vocab_size:
             raise UserError(
                 f"{file}: the data holds token {int(ids.max())}, but the model's vocabulary has {self.vocab_size}.",
                 hint="Prepare the data with the model's own tokenizer.",

@@ -156,8 +156,10 @@ class StepLoop:
         with torch.no_grad():
             values = dict(evaluate(self.progress.step))
         self.model.train()
+        for name, value in values.items():
+            require_finite(f"The held-out {name}", value, self.progress.step, self.settings.lr_setting)
         self.progress.held_out, self.progress.held_out_step = values, self.progress.step
-        self.progress.valid_loss = values.get("valid_loss", self.progress.valid_loss)
+        self.progress.valid_loss = values.get("valid_loss")  # none of an earlier step, if there was nothing to measure
         if values:
             self.reporter.row({"step": self.progress.step, **values, "elapsed": self._elapsed()})
         self._since += time.monotonic() - began

@@ -143,6 +143,7 @@ def test_only_its_answers_are_learned(config: SFTConfig, packed_data: Path) -> N
     for path in (packed_data / "valid").iterdir():
         path.unlink()
     assert sft(into(config, "no-valid")).valid_loss is None
+    assert sft(config).valid_loss is None  # its checkpoint has that of the rows that are gone
 
 
 def test_what_can_not_be_is_refused_before_anything_is_written(config: SFTConfig, packed_data: Path) -> None:

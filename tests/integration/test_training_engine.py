@@ -155,6 +155,9 @@ def test_the_held_out_loss_is_that_of_the_data_given(config: PretrainConfig, tin
     shard.write_bytes(shard.read_bytes()[:2] * (shard.stat().st_size // 2))  # one token over and over
     again = pretrain(config)
     assert again.step == 4 and abs(again.valid_loss - first.valid_loss) > 0.05
+    blend = config.blend_path
+    blend.write_text(json.dumps({"train": json.loads(blend.read_text())["train"]}))
+    assert pretrain(config).valid_loss is None
     assert capsys.readouterr().err.count("held-out loss") == 1
 
 

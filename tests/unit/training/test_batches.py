@@ -2,10 +2,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from nemotron_kit.errors import UserError
-from nemotron_kit.training.data import BatchSampler, BlendSamples, read_blend
+from nemotron_kit.training.data import BatchSampler, BlendSamples, collate, read_blend
 
 
 def batches(samples: BlendSamples, **changes: int) -> BatchSampler:
@@ -47,3 +48,5 @@ def test_labels_are_the_next_tokens(samples: BlendSamples) -> None:
 def test_a_token_that_the_model_lacks_is_an_error(samples: BlendSamples) -> None:
     with pytest.raises(UserError, match=r"The data holds token \d+, but the model's vocabulary has 40"):
         list(batches(samples, vocab_size=40))
+    with pytest.raises(UserError, match=r"The data holds token -3; tokens are numbers from 0"):
+        collate({0: np.array([1, -3, 5])}, range(1), 40)  # type: ignore[arg-type]

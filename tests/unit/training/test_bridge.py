@@ -203,6 +203,11 @@ def test_what_a_config_says_is_what_bridge_gets(package: ModuleType, tmp_path: P
     assert cfg.mixed_precision == "bf16_mixed"
 
 
+def test_layers_are_counted_as_megatron_counts_its_pattern() -> None:
+    for pattern, layers in (("MEM*E", 5), ("M-M-|M-M*-", 9), ("M-M*/MM/MM", 4)):
+        assert model_values({"hybrid_override_pattern": pattern})["num_layers"] == layers
+
+
 def test_a_recipe_that_takes_the_blend_gets_it(package: ModuleType, tmp_path: Path) -> None:
     recipe = {"_target_": TARGET.replace("small", "old"), "peft": "dora"}
     cfg = bridge.build(config(tmp_path, recipe=recipe), "")

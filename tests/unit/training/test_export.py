@@ -11,7 +11,7 @@ import pytest
 
 from nemotron_kit.artifacts import Pin
 from nemotron_kit.artifacts.lineage import given_inputs
-from nemotron_kit.errors import UserError
+from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.training.export import ChatTokens, export, model_card, require_place
 from nemotron_kit.training.model import load_model, model_config, new_model
 
@@ -48,6 +48,25 @@ def test_an_equal_model_stays_and_any_other_is_replaced(tmp_path: Path, models: 
         assert (path / "model.safetensors").read_bytes() == weights
         assert json.loads((path / "training.json").read_text())["step"] == 4
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["data", "model-00000004"]
+
+
+def test_a_model_that_cant_take_its_place_leaves_the_one_that_is_there(
+    tmp_path: Path, models: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "model-00000004"
+    export(models[0], path, tmp_path, RECORD)
+    rename = Path.rename
+
+    def refuse(self: Path, to: Path) -> Path:
+        if to == path and self.name.endswith(".tmp") and ".old" not in self.name:
+            raise OSError(28, "No space left on device")
+        return rename(self, to)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(NemotronError, match=r"can't be written: No space left"):
+        export(models[1], path, tmp_path, RECORD)
+    assert load_model(path).lm_head.weight.equal(models[0].lm_head.weight)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model-00000004"]
 
 
 def test_another_runs_model_is_not_replaced(tmp_path: Path, models: list) -> None:

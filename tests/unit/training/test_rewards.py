@@ -77,6 +77,18 @@ def follows(*instructions: tuple[str, dict[str, Any] | None]) -> dict[str, Any]:
         ),
         ("instruction_following", '```json\n{"a": 1}\n```', follows(("detectable_format:json_format", None)), 1),
         ("instruction_following", "* a\n* b", follows((f"{FORM}:number_bullet_lists", {"num_bullets": 2})), 1),
+        (
+            "instruction_following",
+            "*a* and **b c**",
+            follows((f"{FORM}:number_highlighted_sections", {"num_highlights": 2})),
+            1,
+        ),
+        (
+            "instruction_following",
+            "* * *\n** **",
+            follows((f"{FORM}:number_highlighted_sections", {"num_highlights": 1})),
+            0,
+        ),
         ("instruction_following", "<<T>> x", follows(("detectable_format:title", None)), 1),
         ("instruction_following", "a *** b", follows((f"{LENGTH}:number_paragraphs", {"num_paragraphs": 2})), 1),
         ("instruction_following", "[" * 100_000, follows(("detectable_format:json_format", None)), 0),

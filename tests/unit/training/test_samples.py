@@ -8,6 +8,7 @@ import pytest
 
 from nemotron_kit.errors import UserError
 from nemotron_kit.training.data import BlendSamples, BlendSource, HeldOutSamples, read_blend
+from nemotron_kit.training.engine import _too_short
 
 
 def source(write_shard, path: Path, first: int, tokens: int, weight: float | None = 1.0) -> BlendSource:
@@ -59,6 +60,8 @@ def test_a_shard_too_small_for_a_window_is_passed_over(tmp_path: Path, write_sha
     sources = [source(write_shard, tmp_path / "a", 0, 5), source(write_shard, tmp_path / "b", 5000, 101)]
     samples = BlendSamples(sources, 10, seed=1)
     assert all(samples[n][0] >= 5000 for n in range(20))
+    assert samples.too_short == [str(tmp_path / "a")]
+    assert _too_short(samples)[0].startswith("Not trained on, as it is shorter than 11 tokens, whatever its weight: ")
     with pytest.raises(UserError, match=r"No shard of the train split holds 11 tokens \(.*/a\)[\s\S]*seq_length"):
         BlendSamples(sources[:1], 10, seed=1)
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from nemotron_kit.errors import UserError
 from nemotron_kit.training.checkpoint import export_model, load_optimizer, save_optimizer
 from nemotron_kit.training.loop import build_optimizer
+from nemotron_kit.training.lora import save_adapters
 from nemotron_kit.training.model import load_model, model_config, new_model
 from nemotron_kit.training.pretrain_config import TrainConfig
 
@@ -61,6 +63,17 @@ def test_what_is_saved_is_safe_to_open(tmp_path: Path) -> None:
     export_model(model, tmp_path)
     assert {path.suffix for path in tmp_path.iterdir()} <= {".json", ".safetensors"}
     assert not model.config.use_cache or load_model(tmp_path).config.use_cache
+
+
+def test_a_disk_that_refuses_is_an_os_error_whatever_is_written(tmp_path: Path) -> None:
+    """The other processes hear of an OSError, and of nothing else (processes.on_all_ranks)."""
+    model = new_model(model_config(BLOCK), seed=1)
+    optimizer = build_optimizer(TrainConfig(), model)
+    stepped(model, optimizer)
+    gone = tmp_path / "gone" / "file"
+    for write in (partial(save_optimizer, optimizer, model), partial(save_adapters, model)):
+        with pytest.raises(OSError, match="No such file"):
+            write(gone)
 
 
 def test_another_models_state_is_refused(tmp_path: Path) -> None:

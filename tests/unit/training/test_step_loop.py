@@ -161,6 +161,20 @@ def test_what_is_no_number_ends_the_run_before_it_is_saved(tmp_path: Path) -> No
     with pytest.raises(NemotronError, match=r"The step's loss is nan at step 2: training has diverged"):
         run.loop.run(lambda number: {**run.step(number), "loss": float("nan") if number == 2 else 0.0})
     assert checkpoint.latest(tmp_path) is None
+    # Nor do weights whose held-out loss is none take the place of earlier ones.
+    with pytest.raises(NemotronError, match=r"The held-out valid_loss is nan at step 6: training has diverged"):
+        other = Run(tmp_path / "other")
+        other.loop.run(other.step, lambda step: {"valid_loss": float("nan") if step == 6 else 1.0})
+    assert checkpoint.latest(tmp_path / "other") == tmp_path / "other" / checkpoint.name(4)
+
+
+def test_a_held_out_loss_that_was_not_measured_is_not_the_one_of_an_earlier_step(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.loop.run(run.step, lambda step: {"valid_loss": 1.0} if step == 3 else {})
+    assert (run.progress.valid_loss, run.progress.held_out_step) == (None, 6)
+    run.progress.valid_loss, run.progress.before = 1.0, {"val_reward": 0.5}
+    run.progress.forget_held_out()
+    assert (run.progress.valid_loss, run.progress.before, run.progress.held_out_step) == (None, {}, 0)
 
 
 def test_each_part_of_a_step_has_the_time_after_which_a_run_hangs(
