@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import posixpath
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -142,6 +143,7 @@ class _Jobs:
             single=False,
             connect=self.connect,
             transports=transport_to if self.connect else None,
+            labels=self.first.labels,
         )
         return sweep_job_of(_without_nodes(plan), composed, overrides)
 
@@ -169,17 +171,22 @@ def _record(jobs: _Jobs, after: After | None, composed: Composed) -> RunFolder:
         if held_back.wait_first:
             wait_for(None, held_back.wait_first)
         facts["after"] = list(held_back.after)
-    run = create_run(first.run_id, {**shared, **facts}, [])
+    labels = first.labels.to_dict() if first.labels else None
+    run = create_run(first.run_id, {**shared, **facts}, [], labels=labels)
     numbers = range(jobs.count + 2)
-    with JobWriter(run, len(numbers)) as writer:
-        for number in numbers:
-            sweep_job = jobs.planned(number)
-            refuse_problems(sweep_job.plan)
-            if number == 0 and after is not None:
-                sweep_job = replace(sweep_job, plan=after.apply(sweep_job.plan, composed.command))
-            writer.add(sweep_job, attached=False)
-        writer.done()
-    SweepQueue(run).add(list(numbers), jobs.levels)
+    try:
+        with JobWriter(run, len(numbers)) as writer:
+            for number in numbers:
+                sweep_job = jobs.planned(number)
+                refuse_problems(sweep_job.plan)
+                if number == 0 and after is not None:
+                    sweep_job = replace(sweep_job, plan=after.apply(sweep_job.plan, composed.command))
+                writer.add(sweep_job, attached=False)
+            writer.done()
+        SweepQueue(run).add(list(numbers), jobs.levels)
+    except BaseException:  # nothing was submitted, and an array without all of its jobs can't be resumed
+        shutil.rmtree(run.path, ignore_errors=True)
+        raise
     return run
 
 

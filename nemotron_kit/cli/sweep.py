@@ -46,7 +46,7 @@ from nemotron_kit.masking import mask
 from nemotron_kit.quoting import hydra_text
 from nemotron_kit.runs.folder import RunFolder, create_run
 from nemotron_kit.runs.job import TERMINAL, JobFolder, run_state
-from nemotron_kit.runs.process_facts import process_facts
+from nemotron_kit.runs.process_facts import is_on_this_host, process_facts
 from nemotron_kit.sweep.objective import objective_problem, quiet_alembic
 from nemotron_kit.sweep.recipe_task import REFUSED, SAFE_PATH, RecipeTask, set_run
 from nemotron_kit.sweep.sweep_job import Settings
@@ -58,14 +58,14 @@ from nemotron_kit.worker.streams import unless_gone
 def create_sweep(run_id: str, request: Job, argv: Sequence[str], hydra: Sequence[str], **more: str | None) -> RunFolder:
     """Create the record of a sweep and return it. Waits first for the runs named by --after, unless the sweep's jobs
     are detached and wait themselves. `hydra` is the request in Hydra's spelling, `more` further facts for the
-    record."""
+    record. Once the sweep has all of its jobs, the caller calls `all_jobs_added`."""
     if request.after and request.mode != "batch":
         wait_for(None, request.after)
     plan = {"recipe": request.recipe, "stage": request.stage, "kind": "sweep", "after": list(request.after),
             "command_line": shlex.join(masked_overrides(argv)), "hydra": masked_overrides(hydra),
             "code": code_facts(), "launcher": process_facts()}  # fmt: skip
     plan |= {name: value for name, value in more.items() if value is not None}
-    return create_run(run_id, plan, [], labels=request.labels.to_dict())
+    return create_run(run_id, plan, [], labels=request.labels.to_dict(), more_jobs=True)
 
 
 def report_sweep(run: RunFolder, as_json: bool) -> int:
@@ -87,7 +87,7 @@ def report_sweep(run: RunFolder, as_json: bool) -> int:
 
 def sweep_failures(run: RunFolder, why: object, as_json: bool) -> NemotronError | None:
     """The error of a sweep some of whose jobs did not succeed; None where all did."""
-    states = {job.number: job.state().state for job in run.jobs()}
+    states = {job.number: _state_at_end(job) for job in run.jobs()}
     failed = [number for number, state in states.items() if state != "succeeded"]
     if not failed:
         return None
@@ -105,6 +105,15 @@ def sweep_failures(run: RunFolder, why: object, as_json: bool) -> NemotronError 
         if kind is NemotronError
         else f"Its record: nemotron runs show {run.id}",
     )
+
+
+def _state_at_end(job: JobFolder) -> str:
+    """A job's state as it is once this process has ended. A job of this process whose end could not be recorded, on a
+    full disk, has failed then."""
+    state = job.state()
+    process = state.facts.get("process") or {}
+    is_ours = process.get("pid") == os.getpid() and is_on_this_host(process)
+    return "failed" if is_ours and not state.terminal else state.state
 
 
 def _print_results(run: RunFolder) -> None:
@@ -303,7 +312,7 @@ def _sweep(
     task = RecipeTask(run.path, argv, after, request.labels, lambda: print_status(title))
     quiet_alembic()
     try:
-        with hangup_ignored(), _translated(prepared), _importable(tree):
+        with hangup_ignored(), _translated(prepared), _importable(tree), task.counted():
             _hydra_main(task, [*overrides, *request.flags])
     # Ctrl-C and TERM among them.
     except BaseException as error:
@@ -313,7 +322,8 @@ def _sweep(
             raise
         if not isinstance(error, Exception):
             raise
-        _failed(run, error, request.json)
+        _failed(run, error, request.json, task.count)
+    run.all_jobs_added()
     if not run.jobs():
         shutil.rmtree(run.path)
         raise UserError("The sweep has no jobs.", hint="A range or a glob among its values has none.")
@@ -343,11 +353,23 @@ def _importable(tree: Tree) -> Iterator[None]:
             _set_variable(name, value)
 
 
-def _failed(run: RunFolder, error: Exception, as_json: bool) -> NoReturn:
+def _failed(run: RunFolder, error: Exception, as_json: bool, count: int | None) -> NoReturn:
+    """Raise the error of a sweep that has failed. `count`: the number of its jobs, if it is known."""
     failures = sweep_failures(run, error, as_json)
-    if failures is None:
-        raise error
-    raise failures from error
+    if failures is not None and count in (None, len(run.jobs())):
+        run.all_jobs_added()
+        raise failures from error
+    why = error.message if isinstance(error, NemotronError) else str(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        why = f"{os.fsdecode(error.filename)}: {error.strerror}"
+    run.launch_failed(why)
+    if failures is not None:
+        raise failures from error
+    if as_json:
+        ended = Counter(job.state().state for job in run.jobs())
+        code = error.exit_code if isinstance(error, NemotronError) else 1
+        print_end(run.id, "failed", code, jobs=dict(ended), error=why, folder=str(run.path))
+    raise error
 
 
 def _dry_sweep(

@@ -343,7 +343,7 @@ def effective_state(job: JobFolder, snapshot: StatusSnapshot | None) -> JobState
 
 def effective_run_state(run: RunFolder, snapshot: StatusSnapshot | None) -> str:
     """The state of a run, out of the effective states of its jobs."""
-    return run_state(effective_state(job, snapshot).state for job in run.jobs())
+    return run.state_of(effective_state(job, snapshot).state for job in run.jobs())
 
 
 def last_known(job: JobFolder) -> Mapping[str, Any] | None:

@@ -3,6 +3,7 @@
     <run id>/                   date, time, recipe, stage and six random digits: 20261130-005212-nano3-pretrain-5e2af8
     ├── plan.json               how the launch was made: its command line, config, profile, pinned inputs, job files
     ├── labels.json             name, tags and note, as `nemotron runs rename|tag|note` set them
+    ├── unfinished              while a sweep's launch may add jobs; it stays, with the error, if the launch has failed
     └── jobs/0/, jobs/1/, …     a folder for each job
 
 A pipeline's run has no jobs: the records of its stages, which are runs, are in `stages/`.
@@ -16,7 +17,7 @@ import fcntl
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -25,7 +26,7 @@ from nemotron_kit import files
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.home import home_in, home_names, is_run_id, located, moved, runs_root, started_at
 from nemotron_kit.lazy import Value
-from nemotron_kit.masking import masked
+from nemotron_kit.masking import mask, masked
 from nemotron_kit.runs.job import (
     DAMAGED,
     STARTER,
@@ -76,6 +77,7 @@ _STAGES = "stages"
 # The key of the error in the record that replaces an unreadable stage's.
 DAMAGE = "damage"
 _LABELS = "labels.json"
+_UNFINISHED = "unfinished"
 _STAGE_SHAPE: dict[str, Any] = {
     **dict.fromkeys(("stage", "run", "why", "producer", "state"), str),
     "skipped": bool,
@@ -232,10 +234,41 @@ class RunFolder(Value):
         exists = os.path.isdir(folder)  # noqa: PTH112 — pathlib's raises for a name that is too long
         return RunFolder(folder) if record.get("run") and exists else None
 
+    def all_jobs_added(self) -> None:
+        """Record that the run has all of its jobs (see `create_run`). This removes a file, as a full disk allows."""
+        (self.path / _UNFINISHED).unlink(missing_ok=True)
+
+    def launch_failed(self, error: str) -> None:
+        """Record that the launch has failed, and jobs may be missing, though those that exist have succeeded."""
+        with contextlib.suppress(OSError):
+            files.write_text(self.path / _UNFINISHED, mask(error))
+
+    def state_of(self, states: Iterable[str]) -> str:
+        """The run's state from those of all of its jobs. If these have succeeded and the launch may still add jobs, it
+        is running, or failed once the launch has ended."""
+        state = run_state(states)
+        failure = self._launch_failure() if state == "succeeded" else None
+        if failure is None:
+            return state
+        try:
+            return "failed" if failure or is_gone(self.plan().get("launcher") or {}) else "running"
+        except DamagedRecord:
+            return DAMAGED
+
+    def _launch_failure(self) -> str | None:
+        """None for a run that has all of its jobs, else why its launch failed; "" if it has not, or could not record
+        why."""
+        try:
+            return (self.path / _UNFINISHED).read_text(encoding="utf-8", errors="replace").strip()
+        except FileNotFoundError:
+            return None
+        except OSError:
+            return ""
+
     def state(self) -> str:
         """The run's state from those of its jobs; without jobs (a pipeline, a damaged run) that of its summary."""
         jobs = self.jobs()
-        return run_state(job.state().state for job in jobs) if jobs else self.summary().state
+        return self.state_of(job.state().state for job in jobs) if jobs else self.summary().state
 
     def summary(self, known: Sequence[JobState] | None = None) -> RunSummary:
         """The run's summary. Never raises for the folder's content: an unreadable run is `damaged`, with the reason.
@@ -250,11 +283,13 @@ class RunFolder(Value):
         if plan.get("kind") == PIPELINE:
             return self._of_stages(plan, created)
         jobs = list(known) if known is not None else [job.state() for job in self.jobs()]
-        state, lacks = run_state(job.state for job in jobs), None
+        state, lacks = self.state_of(job.state for job in jobs), None
         # A run is made with its jobs; only those of a sweep come later, from its launch.
         launcher = plan.get("launcher") or {}
         if not jobs and (not (launcher or plan.get("kind")) or is_gone(launcher)):
             state, lacks = DAMAGED, "jobs: there are none, and its launch has ended."
+        elif state == "failed" and all(job.state == "succeeded" for job in jobs):
+            lacks = self._launch_failure() or "its launch was interrupted, and jobs may be missing"
         ended = [job.finished for job in jobs if job.finished is not None]
         return RunSummary(
             id=self.id,
@@ -265,7 +300,7 @@ class RunFolder(Value):
             profile=_text(plan.get("profile")),
             created=parse_time(plan.get("created_at")) or created,
             started=min((job.started for job in jobs if job.started is not None), default=None),
-            finished=max(ended, default=None) if len(ended) == len(jobs) else None,
+            finished=max(ended, default=None) if len(ended) == len(jobs) and state != "running" else None,
             code=next((job.code for job in jobs if job.code), 0 if state == "succeeded" else None),
             jobs=len(jobs),
             error=lacks or next((str(job.error) for job in jobs if job.error), None),
@@ -346,13 +381,15 @@ def create_run(
     starts_here: bool = False,
     root: Path | None = None,
     labels: Mapping[str, Any] | None = None,
+    more_jobs: bool = False,
 ) -> RunFolder:
     """Make a run's folder with its plan and one `pending` job for each of `jobs`.
 
     `plan` is JSON data; listings read `recipe`, `stage`, `created_at` (by default now), and `runs show` also
     `command_line`, `hydra`, `profile`, `inputs`. A job is `{relative file name: text}`, `config.yaml` among them.
     `attached`: the jobs run in this process, so they have failed if it ends before they do. `starts_here`: this process
-    starts them on this machine, so they have failed if it ends before their workers have started.
+    starts them on this machine, so they have failed if it ends before their workers have started. `more_jobs`: this
+    process will add jobs; unless it calls `all_jobs_added` before it ends, the run has failed.
     """
     if not is_run_id(run_id):
         raise UserError(f"{run_id!r} is not a run id.", hint="Make one with new_run_id(recipe, stage).")
@@ -373,6 +410,8 @@ def create_run(
         _fill(building, stored, jobs, _starts(attached, starts_here))
         if labels:
             files.write_json(building / _LABELS, masked(labels))
+        if more_jobs:
+            files.write_text(building / _UNFINISHED, "")
         _rename_new(building, final)
     except BaseException:
         shutil.rmtree(building, ignore_errors=True)

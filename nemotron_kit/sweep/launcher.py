@@ -373,6 +373,13 @@ def hydra_errors(task: Callable[..., Any]) -> Iterator[None]:
         sys.exit(error.exit_code)
 
 
+def _begin(task: RecipeTask, run: RunFolder, *, more: bool) -> None:
+    """Announce a batch of jobs, which are all that the run has unless the sweeper adds `more` by their results."""
+    task.begin()
+    if not more:
+        run.all_jobs_added()
+
+
 class Sweep:
     """The launcher's state between the batches of one sweep."""
 
@@ -401,7 +408,8 @@ class Sweep:
             task = self.task if isinstance(self.task, RecipeTask) else None
             overrides = [*overrides_of(self.config.hydra, "hydra"), *overrides_of(self.config.hydra)]
             run = sweep_record(self.config, self.task)
-            self._jobs = Jobs(run, self.settings, overrides, ours=task is not None, begun=task.begin if task else None)
+            begun = None if task is None else partial(_begin, task, run, more=learns(self.config.hydra))
+            self._jobs = Jobs(run, self.settings, overrides, ours=task is not None, begun=begun)
             if self._expected is not None and is_local(self._expected):
                 self._jobs.scheduler()
         return self._jobs

@@ -52,6 +52,8 @@ class RecipeTask:
         """`after`: the runs that a detached sweep starts after. `labels`: the run's. `announce` prints the run's id; it
         is called once, by `begin`."""
         self.begun, self._announce = False, announce
+        # The number of the sweep's jobs; None while a sweeper such as Optuna's may add more.
+        self.count: int | None = None
         self.labels = labels
         self.folder, self.argv = folder, tuple(argv)
         self._after = SweepAfter(after) if after else None
@@ -101,12 +103,15 @@ class RecipeTask:
                 refused = RunFolder(self.folder).add_job(int(hydra.job.num), {})
                 refused.finish(error.exit_code, "failed", error=error.message, **{REFUSED: True})
             raise
-        job = RunFolder(self.folder).add_job(
+        run = RunFolder(self.folder)
+        job = run.add_job(
             plan.job,
             {**plan.files, **hydra_files(composed)},
             attached=plan.launch == IN_PROCESS,
             starts_here=is_local(plan.executor),
         )
+        if plan.job + 1 == self.count == len(run.jobs()):
+            run.all_jobs_added()
         self.begin()
         with self.users_environment():
             outcome = run_planned(plan, composed.command, job)
@@ -115,6 +120,24 @@ class RecipeTask:
         if isinstance(outcome.exception, Exception):
             raise outcome.exception
         raise JobFailed(outcome.error or outcome.state, outcome.code)
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """Within the block, `count` is set once Hydra's own sweeper has listed the sweep's jobs."""
+        from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+        theirs = BasicSweeper.split_arguments
+
+        def split(*arguments: Any, **named: Any) -> Any:
+            batches = theirs(*arguments, **named)
+            self.count = sum(map(len, batches))
+            return batches
+
+        BasicSweeper.split_arguments = staticmethod(split)
+        try:
+            yield
+        finally:
+            BasicSweeper.split_arguments = staticmethod(theirs)
 
     @contextmanager
     def users_environment(self) -> Iterator[None]:

@@ -80,8 +80,9 @@ class ComparingPages:
         chosen: list[tuple[str, RunFolder, JobFolder]] = []
         for reference in dict.fromkeys(references):
             run, jobs = chosen_jobs(reference)
-            job = (jobs or run.jobs() or [run.job()])[0]
-            chosen.append((f"{run.id}/{job.number}" if jobs or len(run.jobs()) > 1 else run.id, run, job))
+            named = bool(jobs) or len(run.jobs()) > 1
+            for job in jobs or (run.jobs() or [run.job()])[:1]:
+                chosen.append((f"{run.id}/{job.number}" if named else run.id, run, job))
         if not 2 <= len(chosen) <= _RUNS:
             raise UserError("A difference is of two to ten runs.", hint="Choose them on the page of runs.")
         every = [{**facts(run, job), "results": self._numbers(job)} for _, run, job in chosen]

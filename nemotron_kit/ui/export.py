@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from nemotron_kit import files
@@ -26,17 +26,19 @@ _JOBS, _VERSIONS, _MOST = 5, 40, 100
 def export(file: Path, references: Sequence[str]) -> list[str]:
     """Write the pages of these runs, jobs and sweeps, and return their titles. Raises UserError."""
     chosen = [chosen_jobs(reference) for reference in dict.fromkeys(references)]
-    if len(chosen) > _MOST:
-        raise UserError(f"{len(chosen)} runs are too many for one file: {_MOST} are the most.")
     if file.is_dir():
         raise UserError(f"{file} is a folder, not a file to write.", hint=f"--export {file}/runs.html")
-    names = [run.id if jobs is None else f"{run.id}/{jobs[0].number}" for run, jobs in chosen]
+    named: dict[str, RunFolder] = {}
+    for run, jobs in chosen:
+        named |= {run.id: run} if jobs is None else {f"{run.id}/{job.number}": run for job in jobs}
+    if len(named) > _MOST:
+        raise UserError(f"{len(named)} runs and jobs are too many for one file: {_MOST} are the most.")
     reader = RecordReader()
     try:
         # Twice: only pages of the first pass are linked to in the second.
         anchors: set[str] = set()
         for _ in range(2):
-            pages = _pages(reader, ExportLinks(anchors), names, [run for run, _ in chosen])
+            pages = _pages(reader, ExportLinks(anchors), named)
             anchors = {page.anchor for page in pages}
     finally:
         reader.close()
@@ -49,18 +51,19 @@ def export(file: Path, references: Sequence[str]) -> list[str]:
     return [page.title for page in pages]
 
 
-def _pages(reader: RecordReader, links: ExportLinks, names: Sequence[str], runs: Sequence[RunFolder]) -> list[WebPage]:
+def _pages(reader: RecordReader, links: ExportLinks, named: Mapping[str, RunFolder]) -> list[WebPage]:
+    """The pages of the runs and jobs in `named` (reference → its run), and those that they lead to."""
     make, several, registry = RunPages(reader, links, export=True), ComparingPages(reader, links), ArtifactPages(links)
     found: dict[str, WebPage] = {}
 
     def add(page: WebPage) -> WebPage:
         return found.setdefault(page.anchor, page)
 
-    if len(names) > 1:
-        add(several.compare(names))
-        if len(names) <= 10 and not any(run.is_pipeline for run in runs):
-            add(several.diff(names))
-    for name in names:
+    if len(named) > 1:
+        add(several.compare(list(named)))
+        if len(named) <= 10 and not any(run.is_pipeline for run in named.values()):
+            add(several.diff(list(named)))
+    for name in named:
         page = add(make.run(name, {}))
         if page.template == "sweep.html":
             for row in page.data["rows"][:_JOBS]:

@@ -313,7 +313,12 @@ def rerun_sweep(run: RunFolder, chosen: Sequence[JobFolder], again: Rerun) -> in
     # One that Hydra's own launcher ran in its process, one job after another, has no settings on record.
     settings = Settings(max_parallel=None if "settings" in run.plan() else 1)
     title = f"{again.run_id}: {count} jobs of {run.id}, launched again"
-    jobs = Jobs(record, settings, overrides, ours=True, begun=lambda: print_status(title))
+
+    def begun() -> None:
+        record.all_jobs_added()
+        print_status(title)
+
+    jobs = Jobs(record, settings, overrides, ours=True, begun=begun)
     try:
         (first, _), *_ = jobs.run_all(again.sweep_jobs(run, chosen), count)
     except BaseException:

@@ -166,8 +166,8 @@ def sweep_table(results: Sequence[JobResult], sort: str | None = None, goal: Goa
     if sort is not None and sort not in names and not (sort == VALUE and returned):
         known = [*names, *([VALUE] if returned else [])]
         raise UserError(
-            f"--sort {sort}: no job of this run has this metric.",
-            hint=near(sort, known) if known else "None of its jobs logged a metric or returned a number.",
+            f"--sort {sort}: none of these jobs has this metric.",
+            hint=near(sort, known) if known else "None of them logged a metric or returned a number.",
         )
     given = goal.metric if goal.metric in names else VALUE if returned else None
     chosen = sort or given or next((name for name in names if "loss" in name.lower()), None)

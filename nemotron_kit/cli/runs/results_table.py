@@ -43,7 +43,7 @@ class LaunchTable:
         self.results = results_of_runs(root, runs, run_ids(root))
         nothing = JobResult(0, "", None, [], None, {})
         found = [replace(self.results.get(run.id, nothing), number=at) for at, run in enumerate(runs)]
-        self.table = sweep_table(found, sort) if sort else SweepTable(found, None, lower_is_better=True)
+        self.table = sweep_table(found, sort) if sort and found else SweepTable(found, None, lower_is_better=True)
         self.runs = [runs[result.number] for result in self.table.jobs]
         self.sort = sort
         self.columns = self._checked(columns) if columns else self.table.columns()

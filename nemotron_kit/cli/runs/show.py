@@ -36,7 +36,7 @@ from nemotron_kit.launch.queue import SweepQueue
 from nemotron_kit.launch.status import effective_state, is_mirrored, mirror, refresh, refresh_stages
 from nemotron_kit.remote.agent.code import registered_folders, written_since
 from nemotron_kit.runs.folder import DAMAGE, RunFolder, RunSummary
-from nemotron_kit.runs.job import DAMAGED, EXIT_CODES, DamagedRecord, JobFolder, JobState, read_object, run_state
+from nemotron_kit.runs.job import DAMAGED, EXIT_CODES, DamagedRecord, JobFolder, JobState, read_object
 from nemotron_kit.runs.metrics import measured_by_rank, series
 from nemotron_kit.runs.progress import short_span
 from nemotron_kit.spec.plan import Plan, is_local, stored_plan
@@ -68,8 +68,8 @@ class RunView:
         if self.plan is None or self.summary.state == DAMAGED:
             return DAMAGED
         if len(self.jobs) == self.summary.jobs:
-            return run_state(state.state for state in self.states.values())
-        return run_state(self._job_state(job).state for job in self.run.jobs())
+            return self.run.state_of(state.state for state in self.states.values())
+        return self.run.state_of(self._job_state(job).state for job in self.run.jobs())
 
     def _refresh(self) -> None:
         self.snapshot = refresh([self.run]).get(self.run.id)

@@ -11,6 +11,7 @@ import pytest
 from nemotron_kit.cli import run_array
 from nemotron_kit.cli.main import nemotron
 from nemotron_kit.executors.slurm import client
+from nemotron_kit.home import nemotron_home
 from nemotron_kit.remote import ssh
 
 ENV = """
@@ -41,18 +42,32 @@ def test_an_array_behind_ssh_is_planned_without_a_connection(
     def connected(*_: Any) -> Any:
         raise AssertionError("a dry-run connects to nothing")
 
+    def no_room(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
     monkeypatch.setattr(run_array, "_Jobs", Kept)
     monkeypatch.setattr(ssh, "transport_for", connected)
     words = ["nano3", "data", "prep", "pretrain", "-c", "tiny", "--batch", "far", "tasks=4", "output_dir=out"]
     assert nemotron([*words, "--dry-run", "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
     assert any("6 jobs of one run" in line for line in shown["array"]), shown["array"]
-    (jobs,) = made
+    jobs = made[0]
     plans = [jobs.planned(number).plan for number in range(6)]
     folder = f"/lustre/me/runs/{plans[0].run_id}"
     assert [plan.config["step"] for plan in plans] == ["plan", *["shards"] * 4, "finish"]
     assert [plan.config["task"] for plan in plans[1:5]] == [0, 1, 2, 3]
     assert {plan.config["output_dir"] for plan in plans} == {f"{folder}/jobs/0/code/out"}
+    assert not (home := nemotron_home() / "runs").exists()
+    words = [*words, "--name", "base", "--tag", "kept"]
+    assert nemotron([*words, "--dry-run", "--json"]) == 0
+    jobs = made.pop()
+    run = run_array._record(jobs, None, jobs.composed)
+    assert (run.labels(), len(run.jobs())) == ({"name": "base", "tags": ["kept"], "note": None}, 6)
+    jobs = made.pop()
+    monkeypatch.setattr(run_array.SweepQueue, "add", no_room)
+    with pytest.raises(OSError, match="No space left"):
+        run_array._record(jobs, None, jobs.composed)
+    assert [each.name for each in home.iterdir()] == [run.id]
     (call,) = client._calls(plans[1:5], 1000)
     lines = call.text.splitlines()
     assert "#SBATCH --array=0-3%3" in lines and "#SBATCH --nodes=1" in lines

@@ -94,7 +94,7 @@ def test_sorted_by_another_metric_and_only_the_first(capsys) -> None:
         "sorted by the last acc, highest first; * is the best",
         "and 2 more: --top 3 prints all",
     ]
-    with pytest.raises(UserError, match="--sort los: no job of this run has this metric") as wrong:
+    with pytest.raises(UserError, match="--sort los: none of these jobs has this metric") as wrong:
         said(capsys, "show", run.id, "--sort", "los")
     assert "loss" in str(wrong.value.hint)
 

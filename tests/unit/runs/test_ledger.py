@@ -323,6 +323,34 @@ def test_a_sweep_grows(home: Path) -> None:
     assert sorted(path.name for path in (run.path / "jobs").iterdir()) == ["0", "1"] and run.state() == "succeeded"
 
 
+@pytest.mark.parametrize(
+    ("ended", "failure", "state", "why"),
+    [
+        (False, None, "running", None),
+        (True, None, "failed", "its launch was interrupted, and jobs may be missing"),
+        (False, "/h/jobs/1: No space left on device", "failed", "/h/jobs/1: No space left on device"),
+    ],
+)
+def test_a_sweep_has_not_succeeded_before_it_has_all_of_its_jobs(
+    home: Path, ended: bool, failure: str | None, state: str, why: str | None
+) -> None:
+    """The folder of its second job could not be made, or its launch was killed between two jobs."""
+    launcher = {**process_facts(), **({"started": 0} if ended else {})}
+    run = create_run(new_run_id("nano3", "sweep"), {"kind": "sweep", "launcher": launcher}, [], more_jobs=True)
+    job = run.add_job(0, {"config.yaml": "a: 0\n"}, attached=True)
+    job.transition("running")
+    assert run.state() == "running"
+    job.finish(0)
+    if failure:
+        run.launch_failed(failure)
+    watch = Watch(run)
+    watch.update(None)
+    assert (run.state(), watch.state, watch.over) == (state, state, state == "failed")
+    assert (run.summary().state, run.summary().error) == (state, why)
+    run.all_jobs_added()
+    assert run.state() == "succeeded" and run.summary().error is None
+
+
 def test_what_killed_launches_and_removals_left_is_collected(make_run: MakeRun, home: Path) -> None:
     root = home / "runs"
     kept, gone = make_run(codes=(0,)), make_run(codes=(0,))

@@ -113,6 +113,12 @@ def test_an_export_of_a_pipeline_whose_stages_runs_were_removed(home: Path, tmp_
     assert pages == [run.id] and "removed" in (tmp_path / "out.html").read_text()
 
 
+def test_an_export_of_some_jobs_has_all_of_them(home: Path, tmp_path: Path) -> None:
+    run = create_run(new_run_id("demo", "train"), {"kind": "sweep"}, [{"config.yaml": f"a: {at}\n"} for at in range(4)])
+    pages = export(tmp_path / "out.html", [f"{run.id}/1-3"])
+    assert pages == ["Curves", "Difference", *(f"{run.id}/{number}" for number in (1, 2, 3))]
+
+
 def test_a_curve_is_the_lowest_ranks_and_a_repeated_step_counts_once(tmp_path: Path) -> None:
     rows = [
         {"step": 1, "loss": 3.0, "free": 1},

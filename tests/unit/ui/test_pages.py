@@ -220,7 +220,7 @@ def test_a_sweep_marks_its_best(browser: TestClient, runs: dict[str, RunFolder])
     assert drawn["data"][-1]["y"][1:] == [1.0, 0.0]
     assert len(figures(page)["metric-loss"]["data"]) == 10
     assert ids(text(browser, f"/runs/{run}?sort=tokens_per_s"))[0] == f"{run}/0"  # all alike: by number
-    assert "no job of this run has this metric" in text(browser, f"/runs/{run}?sort=los", 404)
+    assert "none of these jobs has this metric" in text(browser, f"/runs/{run}?sort=los", 404)
 
 
 def test_curves_lie_over_each_other(browser: TestClient, runs: dict[str, RunFolder]) -> None:
