@@ -307,8 +307,8 @@ def from_json(value: Any, where: str) -> Any:
 
 
 def _user_turns(messages: Messages) -> Iterator[tuple[int, int]]:
-    """(first message after a user's, first of the next user's) of each user's turn."""
-    starts = [number + 1 for number, message in enumerate(messages) if message["role"] == "user"]
+    """(first message after a user's, first of the next user's) of each user's turn; without any user all is one."""
+    starts = [number + 1 for number, message in enumerate(messages) if message["role"] == "user"] or [0]
     yield from zip(starts, [*(start - 1 for start in starts[1:]), len(messages)], strict=True)
 
 

@@ -187,6 +187,9 @@ def _conversations(
             except UserError as error:
                 rows.refuse(place, error)
                 continue
+            except RecursionError:
+                rows.refuse(place, UserError("its values are nested too deeply."))
+                continue
             if why is None:
                 yield _Conversation(_split(identity, chat), sequences)
             else:

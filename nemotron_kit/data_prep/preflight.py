@@ -89,7 +89,7 @@ def _template_problems(config: DataPrepConfig) -> Iterator[str]:
 
 def _missing(blend: DataBlend) -> Iterator[str]:
     for dataset in blend.datasets:
-        if not is_remote(dataset.path):
+        if dataset.weight and not is_remote(dataset.path):
             path = Path(find_local(dataset.path, blend.folder))
             mode = path.stat().st_mode if path.exists() else None
             if mode is not None and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):

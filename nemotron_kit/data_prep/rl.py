@@ -26,6 +26,7 @@ from nemotron_kit.data_prep.config import FINISH, PLAN, SHARDS, DataBlend, RLPre
 from nemotron_kit.data_prep.indexed import HashedFile
 from nemotron_kit.data_prep.placeholders import Restorer, identity_of, rows_of_file
 from nemotron_kit.data_prep.prepare import check_packages
+from nemotron_kit.data_prep.shard_plan import ALL
 from nemotron_kit.data_prep.sources import FoundFile
 from nemotron_kit.data_prep.stored import publish, store_of, working_folder
 from nemotron_kit.errors import NemotronError, UserError
@@ -37,6 +38,7 @@ INPUTS = "inputs.json"
 REPORT = "report.json"
 SPLITS = ("train", "val", "test")
 _VERSION = 1
+_NAMED_VERSION = 2  # of blends that name the splits: version 1 cut these sources by the ratios, too
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,8 @@ def prepare_rl(config: RLPrepConfig) -> artifacts.SplitJsonlDataArtifact:
     frozen = config.step == SHARDS or (config.step == FINISH and not (output / MANIFEST).exists())
     inputs = _planned(output) if frozen else _inputs(blend, output / "sources")
     restorer = Restorer(blend, output / "sources")
-    run_hash = _run_hash(config, inputs, restorer)
+    named = ALL not in blend.splits
+    run_hash = _run_hash(config, inputs, restorer, named=named)
     if config.force and config.step in (None, PLAN):
         _clear(output)
     found = _finished(output, run_hash)
@@ -94,7 +97,7 @@ def prepare_rl(config: RLPrepConfig) -> artifacts.SplitJsonlDataArtifact:
     if found is None:
         if config.step is None:
             _require_free(output, run_hash)
-        found = _make(config, inputs, restorer, output, run_hash)
+        found = _make(config, inputs, restorer, output, run_hash, named=named)
     else:
         _print("data prep: everything is there already")
     (output / INPUTS).unlink(missing_ok=True)  # no part of the data
@@ -141,7 +144,7 @@ def _read_some(mine: list[_Input], inputs: list[_Input], restorer: Restorer, wor
 
 
 def _make(
-    config: RLPrepConfig, inputs: list[_Input], restorer: Restorer, output: Path, run_hash: str
+    config: RLPrepConfig, inputs: list[_Input], restorer: Restorer, output: Path, run_hash: str, *, named: bool
 ) -> dict[str, Any]:
     """Read every file, then write the splits, the report and finally the manifest; returns the report."""
     work = output / f".parts-{run_hash}"
@@ -154,7 +157,7 @@ def _make(
             part = _read(one, work / f"{number:05d}.jsonl", limit, restorer)
             left[one.dataset, one.split] = None if limit is None else limit - part.rows
             parts.append(part)
-        places = _assigned(config, inputs, parts)
+        places = _assigned(config, inputs, parts, named=named)
         report = _written(config, inputs, parts, places, output, run_hash)
         for path in sorted(work.iterdir()):
             path.unlink()
@@ -173,18 +176,32 @@ def _inputs(blend: DataBlend, corpora: Path) -> list[_Input]:
             if not dataset.weight:
                 continue
             splits = sources.list_splits(dataset, folder=blend.folder, corpora=corpora)
+            if given != ALL and len(splits) > 1:
+                splits = _of_split(given, splits, dataset.name)
             for split, files in splits.items():
                 for file in files:
-                    own = split if given == "all" else given
+                    own = split if given == ALL else given
                     found.append(_Input(dataset.name, own, file, identity_of(file)))
     return found
 
 
-def _run_hash(config: RLPrepConfig, inputs: list[_Input], restorer: Restorer) -> str:
-    """A digest of everything that determines the output."""
+def _of_split(split: str, splits: dict[str, list[FoundFile]], dataset: str) -> dict[str, list[FoundFile]]:
+    """Of a dataset with splits of its own the one for which the blend names it."""
+    mine = {name: files for name, files in splits.items() if _OWN.get(name) == _OWN[split]}
+    if not mine:
+        known = ", ".join(repr(name) for name in splits if name)
+        raise UserError(
+            f"dataset {dataset!r}: the blend has it under {split!r}, and its own splits are {known}.",
+            hint='Name the one to read in the blend file, as "split": "…".',
+        )
+    return mine
+
+
+def _run_hash(config: RLPrepConfig, inputs: list[_Input], restorer: Restorer, *, named: bool) -> str:
+    """A digest of everything that determines the output; `named` is whether the blend names the splits."""
     settings = {name: getattr(config, name) for name in ("train_ratio", "valid_ratio", "test_ratio", "seed", "sample")}
     read = [[one.dataset, one.split, one.identity] for one in inputs]
-    text = json.dumps([_VERSION, settings, read, restorer.identity], sort_keys=True)
+    text = json.dumps([_NAMED_VERSION if named else _VERSION, settings, read, restorer.identity], sort_keys=True)
     return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
 
 
@@ -321,17 +338,17 @@ def _key(row: Mapping[str, Any]) -> int:
 _OWN = {"": "train", "train": "train", "valid": "val", "validation": "val", "val": "val", "dev": "val", "test": "test"}
 
 
-def _assigned(config: RLPrepConfig, inputs: list[_Input], parts: list[_Part]) -> list[list[str] | str]:
+def _assigned(config: RLPrepConfig, inputs: list[_Input], parts: list[_Part], *, named: bool) -> list[list[str] | str]:
     """For each file the split of its rows: one for all, or one for each row.
 
-    A dataset that has splits of its own keeps them; any other is cut by the ratios, with all rows of a prompt in one
-    split.
+    A dataset that has splits of its own, or whose split the blend names (`named`), keeps them; any other is cut by the
+    ratios, with all rows of a prompt in one split.
     """
     places: list[list[str] | str] = ["train"] * len(parts)
     for dataset in dict.fromkeys(one.dataset for one in inputs):
         mine = [number for number, one in enumerate(inputs) if one.dataset == dataset]
         own = {inputs[number].split for number in mine}
-        if len(own) > 1:
+        if named or len(own) > 1:
             for number in mine:
                 places[number] = _own_split(inputs[number])
             continue

@@ -28,7 +28,7 @@ from nemotron_kit.masking import LEAST_NOTED, note_used
 BUFFER = 1 << 20
 # What a remote store says about content, the strongest first; a time stamp is the last resort.
 _IDENTITIES = ("sha256", "lfs", "blob_id", "md5Hash", "ETag", "etag", "checksum", "content_md5", "crc32c", "generation")
-_TIMES = ("LastModified", "last_modified", "updated", "mtime", "created")
+_TIMES = ("LastModified", "last_modified", "updated", "mtime", "created", "modify", "modificationTime")
 # In a URL: the environment variable that holds a password or token.
 _REFERENCE = re.compile(r"\$\{secret:([A-Za-z_]\w*)\}")
 
@@ -109,20 +109,28 @@ def _without_secrets(path: str, url: str) -> str:
 def files_below(fs: Any, inner: str, left: Omissions) -> dict[str, FoundFile]:
     """Relative path → file, of every file below `inner` (or `inner` itself); hidden ones are left out."""
     below = {}
-    for path, listed in fs.find(inner, detail=True).items():
-        info = listed if "type" in listed else fs.info(path)  # over http(s) the listing has names alone
+    found = fs.find(inner, detail=True)
+    if list(found) == [f"{inner}/{inner.rsplit('/', 1)[-1]}"] and (info := fs.info(inner))["type"] == "file":
+        found = {inner: info}  # ftp lists a file as if it were in a folder of its name
+    for path, info in found.items():
         relative = path[len(inner) :].strip("/") or path.rsplit("/", 1)[-1]
         if any(part.startswith(".") for part in relative.split("/")):
             left.add(relative, "hidden")
-        elif info["type"] != "file":
+        elif info.get("type", "file") != "file":
             left.add(relative, f"a {info['type']}, not a file")
+        elif info.get("size") is None and kind_of(relative) is None:  # such as a web page's links; each would be asked
+            left.add(relative, "no known ending")
         else:
             below[relative] = found_at(fs, path, info)
     return below
 
 
 def found_at(fs: Any, path: str, info: dict[str, Any]) -> FoundFile:
-    """The file at a path of an fsspec file system; `info` is what that lists of it."""
+    """The file at a path of an fsspec file system; `info` is what that lists of it. Over http(s) a listing has names
+    alone, so the file itself is asked. Raises ValueError for a file of unknown size."""
+    info = info if info.get("size") is not None else fs.info(path)
+    if info.get("size") is None:
+        raise ValueError(f"the server does not tell the size of {path.rsplit('/', 1)[-1]}")
     return FoundFile(fs.unstrip_protocol(path), int(info["size"]), _remote_identity(info))
 
 
@@ -251,7 +259,7 @@ def list_splits(dataset: Dataset, *, folder: Path, corpora: Path) -> dict[str, l
     files = list_files(dataset, folder=folder, corpora=corpora)
     if dataset.split is not None:
         return {"": files}
-    root = os.path.commonpath([os.path.dirname(file.path) for file in files])  # noqa: PTH120  (of URLs, too)
+    root = _common_folder([file.path for file in files])
     found: dict[str, list[FoundFile]] = {}
     for file in files:
         found.setdefault(_split_word(file.path.removeprefix(root)) or "", []).append(file)
@@ -306,6 +314,7 @@ def _remote(dataset: Dataset, where: str, left: Omissions) -> list[FoundFile]:
         below = remote_files(fs, inner, left)
     except Exception as error:  # each store raises its own
         raise unlistable(dataset.path, where, error) from error
+    below = {name: replace(file, path=_with_host(fs, file.path, dataset.path)) for name, file in below.items()}
     if _REFERENCE.search(dataset.path):
         below = {
             _without_secrets(name, dataset.path): replace(file, path=_without_secrets(file.path, dataset.path))
@@ -319,6 +328,21 @@ def _remote(dataset: Dataset, where: str, left: Omissions) -> list[FoundFile]:
         _leave(below, inside, f"not of subset {dataset.subset}", left)
         below = {name.removeprefix(folder): file for name, file in inside.items()}
     return chosen(below, dataset, where, left)
+
+
+def _with_host(fs: Any, path: str, url: str) -> str:
+    """The address of a file that was listed below `url`. File systems that connect to a host (ftp, sftp, hdfs) list
+    paths without it, and one without a host can't be opened."""
+    if not fs._get_kwargs_from_urls(url):
+        return path
+    inner = fs._strip_protocol(path)
+    scheme, _, rest = url.partition("://")
+    _, _, below = inner.lstrip("/").partition("/")  # abfs keeps the container, which stands before the @ of its host
+    for tail in (inner.lstrip("/"), below):
+        address = f"{scheme}://{rest.partition('/')[0]}/{tail}"
+        if fs._strip_protocol(address) == inner:
+            return address
+    return path
 
 
 def remote_files(fs: Any, inner: str, left: Omissions) -> dict[str, FoundFile]:
@@ -381,7 +405,7 @@ def by_split(
     """
     if split is None or not paths:
         return paths
-    root = os.path.commonpath([os.path.dirname(path) for path in paths]) if by_pattern else ""  # noqa: PTH120
+    root = _common_folder(paths) if by_pattern else ""
     words = {path: _split_word(path.removeprefix(root)) for path in paths}
     wanted = _SPLIT_WORDS.get(split, split)
     if by_pattern or len(paths) == 1:
@@ -404,6 +428,13 @@ def by_split(
         if word != wanted:
             left.add(path, f"not of split {split}")
     return chosen
+
+
+def _common_folder(paths: Sequence[str]) -> str:
+    """The folder that all paths or URLs have in common, with its final slash. (os.path.commonpath takes one of a URL's
+    two slashes away, and then is no beginning of it.)"""
+    same = os.path.commonprefix([path[: path.rfind("/") + 1] for path in paths])  # noqa: RUF071  (cut to a folder below)
+    return same[: same.rfind("/") + 1]
 
 
 def _split_word(path: str) -> str | None:

@@ -144,6 +144,8 @@ def test_with_reasoning_a_sequence_for_each_turn_of_the_user() -> None:
     assert second[1][1] == "d<|im_end|>\n"
     assert second[0] == render(messages)
     assert "why b" not in second[0]
+    ((_, alone),) = answers([{"role": "system", "content": "s"}, says("b", "why")])  # no user at all
+    assert alone == ["why\n</think>\nb<|im_end|>\n"]
 
 
 @pytest.mark.parametrize("blank", [None, "", " \n", 7])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, ClassVar
 
 import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from nemotron_kit.data_prep import DataBlend, Dataset, sources
 from nemotron_kit.data_prep.local_files import Omissions
@@ -189,9 +191,60 @@ def test_a_secret_in_a_url_is_read_and_stays_a_reference(tmp_path: Path, monkeyp
     assert "hunter3" not in str(caught.value)
 
 
-def test_a_listing_of_names_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As fsspec's over http: without types and sizes."""
+@pytest.mark.parametrize("facts", [{}, {"type": "file", "size": None}])
+def test_a_listing_of_names_alone(monkeypatch: pytest.MonkeyPatch, facts: dict[str, Any]) -> None:
+    """As fsspec's over http: of a file without type and size, of a folder without sizes."""
     store = fsspec.filesystem("memory")
     store.pipe("/names/x.jsonl", b"{}\n")
-    monkeypatch.setattr(store, "find", lambda path, detail: {"/names/x.jsonl": {}})
+    page = {"/names/?C=N": facts}  # a page's link, which is not asked for its size
+    monkeypatch.setattr(store, "find", lambda path, detail: {"/names/x.jsonl": facts, **page})
     assert [file.size for file in files_below(store, "/names", Omissions()).values()] == [3]
+    monkeypatch.setattr(store, "info", lambda path: {"type": "file", "size": None})
+    with pytest.raises(ValueError, match=r"does not tell the size of x\.jsonl"):
+        files_below(store, "/names", Omissions())
+
+
+class _Hosts(MemoryFileSystem):
+    """Paths without their host, as of ftp, sftp and hdfs."""
+
+    protocol = "hosts"
+    store: ClassVar[dict[str, Any]] = {}
+    cachable = False
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return "/" + path.partition("://")[2].partition("/")[2] if "://" in path else path.rstrip("/")
+
+    @staticmethod
+    def _get_kwargs_from_urls(path: str) -> dict[str, str]:
+        return {"host": path.partition("://")[2].partition("/")[0]}
+
+    def __init__(self, host: str, **options: Any) -> None:
+        assert host == "me:hunter2@there:22"
+        super().__init__(**options)
+
+    def find(self, path: str, **options: Any) -> Any:
+        found = super().find(path, **options)
+        # ftp's finds a file in a folder of its own name
+        return {f"{path}/{path.rpartition('/')[2]}": found[path]} if path in found else found
+
+
+def test_a_listed_file_keeps_its_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fsspec.register_implementation("hosts", _Hosts, clobber=True)
+    monkeypatch.setenv("STORE_WORD", "hunter2")
+    store = _Hosts("me:hunter2@there:22")
+    for name in ("train", "validation"):
+        store.pipe(f"/dev/{name}.jsonl", b"{}\n")
+    root = "hosts://me:${secret:STORE_WORD}@there:22/dev"
+    for path, expected in ((root, 2), (f"{root}/*.jsonl", 2), (f"{root}/train.jsonl", 1)):
+        files = list_files(Dataset("d", path), folder=tmp_path, corpora=tmp_path)
+        assert [file.path for file in files] == [f"{root}/train.jsonl", f"{root}/validation.jsonl"][:expected]
+        assert open_binary(files[0].path).read() == b"{}\n"
+
+
+def test_a_remote_files_split_is_not_told_by_what_the_whole_source_is_called(tmp_path: Path) -> None:
+    store = fsspec.filesystem("memory")
+    for name in ("train", "validation"):
+        store.pipe(f"/test-bucket/dev/{name}.jsonl", b"{}\n")
+    splits = sources.list_splits(Dataset("d", "memory://test-bucket/dev"), folder=tmp_path, corpora=tmp_path)
+    assert {split: len(files) for split, files in splits.items()} == {"train": 1, "valid": 1}

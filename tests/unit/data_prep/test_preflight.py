@@ -90,6 +90,10 @@ def test_a_tokenizer_in_the_hubs_cache_needs_no_network(
     assert preflight(config, connect=True) == []
 
 
+def test_a_dataset_of_weight_0_is_not_read(write_jsonl: Callable[..., Path], make_config: Config) -> None:
+    assert preflight(make_config([(write_jsonl("a.jsonl", ["a"]), 1.0), ("gone.jsonl", 0.0)]), connect=False) == []
+
+
 def test_missing_inputs_and_bad_settings(make_config: Config, tmp_path: Path) -> None:
     assert "there is no gone.jsonl" in preflight(make_config([("gone.jsonl", 1.0)]), connect=False)[0]
     assert "exclude each other" in preflight(make_config([("a", 1.0)], shard_size="1MB"), connect=False)[0]

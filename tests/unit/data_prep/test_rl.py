@@ -10,7 +10,7 @@ import pytest
 
 from nemotron_kit.data_prep.config import DataBlend, RLPrepConfig
 from nemotron_kit.data_prep.placeholders import PLACEHOLDERS, answer_of, filled
-from nemotron_kit.data_prep.rl import prepare_rl
+from nemotron_kit.data_prep.rl import SPLITS, prepare_rl
 from nemotron_kit.errors import UserError
 
 AGENT = {"type": "responses_api_agents", "name": "exact_match"}
@@ -141,6 +141,29 @@ def test_splits_are_the_sources_own(tmp_path: Path) -> None:
     assert made.metadata["rows"] == {"train": 5, "val": 2, "test": 1}
     sampled = prepared(tmp_path, "data", sample=1, force=True)
     assert sampled.metadata["rows"] == {"train": 1, "val": 1, "test": 1}
+
+
+def test_a_blend_that_names_the_splits_decides_them(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        write_rows(tmp_path / f"{name}.jsonl", [row(f"{name} {n}") for n in range(20)])
+    for name in ("train", "dev"):
+        write_rows(tmp_path / "both" / f"{name}.jsonl", [row(name)])
+    named = {
+        split: [{"name": name, "path": f"{name}.jsonl"}] for split, name in zip(("train", "test"), "ac", strict=True)
+    }
+    named["valid"] = [{"name": "b", "path": "b.jsonl"}, {"name": "both", "path": "both"}]
+    file = tmp_path / "blend.json"
+    file.write_text(json.dumps(named), encoding="utf-8")
+    made = prepare_rl(RLPrepConfig(blend_path=file, output_dir=tmp_path / "out"))
+    asked = [
+        [one["responses_create_params"]["input"][0]["content"] for one in rows_of(getattr(made, split))]
+        for split in SPLITS
+    ]
+    assert [{text[0] for text in texts} for texts in asked] == [{"a"}, {"b", "d"}, {"c"}]
+    assert list(map(len, asked)) == [20, 21, 20]
+    file.write_text(json.dumps({**named, "test": [{"name": "both", "path": "both"}]}), encoding="utf-8")
+    with pytest.raises(UserError, match="has it under 'test', and its own splits are 'valid', 'train'"):
+        prepare_rl(RLPrepConfig(blend_path=file, output_dir=tmp_path / "other"))
 
 
 def test_ratios_split_prompts_and_not_rows(tmp_path: Path) -> None:

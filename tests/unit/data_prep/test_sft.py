@@ -294,15 +294,20 @@ def test_sample_takes_the_first_rows_into_a_folder_of_its_own(prep: Prep, capsys
 
 
 def test_bad_rows_are_named_and_may_be_skipped(prep: Prep, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [asks(1), {"messages": [{"role": 7}]}, *(asks(n) for n in range(2, 9))]
+    deep: dict[str, Any] = {}
+    for _ in range(600):
+        deep = {"a": deep}
+    nested = {"role": "assistant", "content": "", "tool_calls": [{"name": "f", "arguments": deep}]}
+    rows = [asks(1), {"messages": [{"role": 7}]}, *(asks(n) for n in range(2, 9)), {"messages": [nested]}]
     config = prep(rows, num_shards=1)
     with pytest.raises(UserError, match=r"source-0.jsonl, line 2: messages\[0\].role is 7, not text"):
         run_sft_data_prep(config)
     config.on_bad_row = "skip"
     run_sft_data_prep(config)
     assert len(sequences_in(config.output_dir)) == 8
-    assert report_of(config.output_dir)["datasets"][0]["bad_rows"][0].endswith("role is 7, not text.")
-    assert "1 bad rows, the first" in capsys.readouterr().err
+    first, second = report_of(config.output_dir)["datasets"][0]["bad_rows"]
+    assert first.endswith("role is 7, not text.") and second.endswith("line 10: its values are nested too deeply.")
+    assert "2 bad rows, the first" in capsys.readouterr().err
 
 
 WRONG = [
