@@ -62,6 +62,7 @@ class BridgeBlocks:
 
     @property
     def on_bridge(self) -> bool:
+        """Whether Megatron-Bridge trains, and not the hf engine."""
         return self.engine == BRIDGE
 
     def check_engine(self) -> None:

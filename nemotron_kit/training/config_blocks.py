@@ -329,6 +329,8 @@ def unknown(value: Any) -> bool:
 
 
 def whole_number(name: str, value: Any, *, least: int) -> None:
+    """Raises UserError if the setting `name` is no whole number of `least` or more; a reference that only the job can
+    resolve passes."""
     if unknown(value):
         return
     if isinstance(value, bool) or not isinstance(value, int) or value < least:

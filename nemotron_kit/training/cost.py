@@ -42,13 +42,21 @@ class JobFacts(Protocol):
     its last checkpoint, None for any number."""
 
     @property
-    def home(self) -> str | None: ...
+    def home(self) -> str | None:
+        """The home folder where the job runs; None if that is not known."""
+
     @property
-    def root(self) -> str | None: ...
+    def root(self) -> str | None:
+        """The folder of the job's profile for jobs, where it runs; None if that is not known."""
+
     @property
-    def seconds(self) -> float | None: ...
+    def seconds(self) -> float | None:
+        """The time limit in seconds; None without one."""
+
     @property
-    def segments(self) -> int | None: ...
+    def segments(self) -> int | None:
+        """How many times over the job gets that limit; None for any number."""
+
     def free(self, folder: str) -> int | None:
         """The bytes that are free in a folder there; None where that is not known."""
 

@@ -236,6 +236,7 @@ class TokenShard:
 
     @property
     def token_count(self) -> int:
+        """The number of tokens of all documents together."""
         return len(self.tokens)
 
 

@@ -123,6 +123,7 @@ class PolicyOptimizer:
     )
 
     def value(self, name: str) -> Any:
+        """A setting of AdamW's: that of `kwargs`, else its default. KeyError for a name that AdamW does not have."""
         return {**PolicyOptimizer().kwargs, **self.kwargs}[name]
 
 
@@ -278,6 +279,7 @@ class GRPOConfig:
 
     @property
     def on_nemo_rl(self) -> bool:
+        """Whether NeMo-RL trains, and not the hf engine."""
         return self.engine == nemo_rl.NEMO_RL
 
     @property
@@ -303,11 +305,13 @@ class GRPOConfig:
 
     @property
     def peak_lr(self) -> float:
+        """The peak learning rate: grpo.learning_rate, else policy.optimizer.kwargs.lr."""
         given = self.grpo.learning_rate
         return float(self.optimizer.value("lr")) if given is None else given
 
     @property
     def scheduler(self) -> SchedulerConfig:
+        """The block `policy.scheduler`; null stands for a constant learning rate."""
         return self.policy.scheduler or _constant()
 
     @property
@@ -319,11 +323,13 @@ class GRPOConfig:
 
     @property
     def template_settings(self) -> dict[str, Any]:
+        """The chat template's variables: policy.tokenizer.chat_template_kwargs, such as enable_thinking."""
         given = self.policy.tokenizer
         return dict((given.get("chat_template_kwargs") if isinstance(given, Mapping) else None) or {})
 
     @property
     def precision(self) -> str:
+        """policy.precision by the other stages' names: auto, bf16 or fp32."""
         return PRECISIONS[self.policy.precision]
 
     @property
@@ -355,6 +361,7 @@ class GRPOConfig:
 
     @property
     def metrics(self) -> LoggerConfig:
+        """Where and how often rows of metrics are written, as the other stages' LoggerConfig."""
         folder = self.logger.log_dir
         return LoggerConfig(
             log_interval=self.logger.log_interval, metrics_file=str(Path(folder) / "metrics.jsonl") if folder else None

@@ -71,7 +71,8 @@ class Hooks(Protocol):
 
     first_step: int
 
-    def before_step(self, step: int) -> None: ...
+    def before_step(self, step: int) -> None:
+        """Called before the first micro-batch of `step`."""
 
     def add_loss(self, nll: torch.Tensor) -> None:
         """A micro-batch's summed negative log likelihood, detached."""
@@ -213,15 +214,24 @@ class AdamSettings(Protocol):
     """AdamW's settings, by Megatron's names: a `train` block, or an `optimizer` block."""
 
     @property
-    def lr(self) -> float: ...
+    def lr(self) -> float:
+        """Peak learning rate."""
+
     @property
-    def weight_decay(self) -> float: ...
+    def weight_decay(self) -> float:
+        """Decoupled from the gradients."""
+
     @property
-    def adam_beta1(self) -> float: ...
+    def adam_beta1(self) -> float:
+        """Decay of the mean of the gradients."""
+
     @property
-    def adam_beta2(self) -> float: ...
+    def adam_beta2(self) -> float:
+        """Decay of the mean of their squares."""
+
     @property
-    def adam_eps(self) -> float: ...
+    def adam_eps(self) -> float:
+        """Added to the denominator."""
 
 
 def build_optimizer(config: AdamSettings, model: torch.nn.Module) -> torch.optim.AdamW:
@@ -387,9 +397,12 @@ class TrainingRun:
         seed_step(self.config.train.seed, step)
 
     def add_loss(self, nll: torch.Tensor) -> None:
+        """Add a micro-batch's summed negative log likelihood (nats, float [], detached) to the loss of the next row."""
         self._nll += nll
 
     def after_step(self, step: int) -> bool:
+        """Record the step, move the experts' biases and look for a stop signal on any rank. Returns whether a row, an
+        evaluation, a checkpoint or the stop is due; all ranks return the same."""
         self.watch.beat()
         self.balance.update()
         self.progress.step = step
@@ -402,6 +415,8 @@ class TrainingRun:
         return bool(self.stopped) or self._logs(step) or self._evaluates(step) or self._saves(step)
 
     def report(self, step: int, grad_norm: float | None) -> bool:
+        """Write the row, evaluate and save what is due after `step`; returns whether to stop. `grad_norm` is the norm
+        before clipping. All ranks must call it. Raises NemotronError if the loss or the norm is no finite number."""
         require_finite("The gradients' norm", 0.0 if grad_norm is None else float(grad_norm), step)
         if self._logs(step):
             self._log(step, grad_norm)

@@ -62,6 +62,7 @@ class Step(Value):
 
     @property
     def shards(self) -> int:
+        """Over how many processes each tensor is divided."""
         return self.layout.fsdp_size
 
 
@@ -86,6 +87,7 @@ class Memory(Value):
 
     @property
     def states(self) -> int:
+        """Bytes of weights, gradients and the optimizer's moments together."""
         return self.weights + self.gradients + self.optimizer
 
     @property
@@ -275,13 +277,20 @@ class GpuFacts(Protocol):
     have, of which the largest is meant; `flops`: the peak of its dense bf16, operations a second, if that is known."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """What messages call it."""
+
     @property
-    def memory(self) -> int: ...
+    def memory(self) -> int:
+        """Bytes."""
+
     @property
-    def unsure(self) -> str | None: ...
+    def unsure(self) -> str | None:
+        """The sizes that it may have, of which `memory` is the largest; None where it has one."""
+
     @property
-    def flops(self) -> float | None: ...
+    def flops(self) -> float | None:
+        """Operations a second, at most, of dense matrices in bf16; None where that is not known."""
 
 
 def memory_notes(

@@ -98,6 +98,7 @@ class Layout(Value):
             )
 
     def sizes(self) -> dict[str, int]:
+        """The sizes by their names in `train.parallelism`."""
         return {name: value for name, value in asdict(self).items() if name != "sharded"}
 
     def __str__(self) -> str:

@@ -139,14 +139,17 @@ class PretrainConfig(BridgeBlocks):
 
     @property
     def peak_lr(self) -> float:
+        """The peak learning rate, train.lr: after `with_optimizer` that of the `optimizer` block, if it has one."""
         return self.train.lr
 
     @property
     def seq_length(self) -> int:
+        """Tokens that a window predicts; it has one more. 4096 unless dataset.seq_length is set."""
         return int(self.dataset.get("seq_length", 4096))
 
     @property
     def data_seed(self) -> int:
+        """The seed of the windows' order."""
         return int(self.dataset.get("seed", 1234))
 
     @property

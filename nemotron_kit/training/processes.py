@@ -25,6 +25,7 @@ def rank() -> int:
 
 
 def world_size() -> int:
+    """The number of processes that torchrun started; 1 without it."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 

@@ -85,6 +85,7 @@ class Prompts:
 
     @property
     def agents(self) -> list[str]:
+        """The verifiers' names, each once, in the rows' order."""
         return list(dict.fromkeys(map(agent_of, self.rows)))
 
 

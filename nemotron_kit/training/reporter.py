@@ -63,6 +63,7 @@ class Reporter:
             self.print(text)
 
     def close(self) -> None:
+        """Remove the progress bar. Rows are in the file already."""
         if self._bar is not None:
             self._bar.close()
 

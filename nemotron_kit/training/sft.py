@@ -149,6 +149,7 @@ class _Run:
         return model
 
     def go(self, stop: StopRequest) -> TrainingOutcome:
+        """Train, evaluate and export the model; what it raises is what `sft` does."""
         quiet()
         keep_freed_memory()
         config, start = self.config, self.start

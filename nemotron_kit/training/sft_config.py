@@ -147,16 +147,19 @@ class SFTConfig(BridgeBlocks):
 
     @property
     def peak_lr(self) -> float:
+        """The peak learning rate."""
         return self.optimizer.lr
 
     @property
     def seq_length(self) -> int:
+        """Tokens of the longest packed row: dataset.seq_length, else packed_sequence_size, model.seq_length or 4096."""
         packed = self.dataset.get("packed_sequence_specs") or {}
         given = self.dataset.get("seq_length") or packed.get("packed_sequence_size") or self.model.get("seq_length")
         return int(given or 4096)
 
     @property
     def data_seed(self) -> int:
+        """The seed of the rows' order."""
         return int(self.dataset.get("seed", 1234))
 
     @property

@@ -41,6 +41,7 @@ class Row(NamedTuple):
 
     @property
     def loss_tokens(self) -> int:
+        """The number of tokens whose prediction counts for the loss."""
         return int(self.mask.sum())
 
     def dummy(self) -> Row:
@@ -72,6 +73,7 @@ class Batch(NamedTuple):
     seq_idx: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
+        """The batch on a device."""
         return Batch(*(None if tensor is None else tensor.to(device) for tensor in self))
 
 

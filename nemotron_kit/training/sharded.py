@@ -113,11 +113,13 @@ class Save:
 
     @property
     def aside(self) -> Path:
+        """The temporary folder in which the files are written; `commit` renames it."""
         assert self._aside is not None  # noqa: S101 - begin() has set it
         return self._aside
 
     @property
     def written(self) -> bool:
+        """Whether this rank's file is written, or its writing has failed, which `commit` raises."""
         return self._thread is None or not self._thread.is_alive()
 
     def _write(self, values: dict[str, torch.Tensor]) -> None:

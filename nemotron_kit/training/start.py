@@ -48,13 +48,16 @@ class Resumable(Protocol):
     """The parts of a run's config that determine its starting point."""
 
     @property
-    def checkpoint(self) -> CheckpointConfig: ...
+    def checkpoint(self) -> CheckpointConfig:
+        """Where to look for checkpoints and weights."""
 
     @property
-    def scheduler(self) -> SchedulerConfig: ...
+    def scheduler(self) -> SchedulerConfig:
+        """The learning rate's course."""
 
     @property
-    def peak_lr(self) -> float: ...
+    def peak_lr(self) -> float:
+        """Its highest value."""
 
 
 class SettingDifference(NamedTuple):
@@ -209,6 +212,7 @@ class StartingPoint:
     valid_on: str | None = None
 
     def describe(self) -> str:
+        """A sentence on where the run starts, for its log."""
         if self.progress is not None and self.optimizer is not None:
             return f"Resuming from {self.optimizer.parent} (step {self.progress.step})."
         return f"Starting from the weights in {self.weights}." if self.weights else "Starting with fresh weights."
