@@ -44,7 +44,7 @@ FIELDS = [["--num-shards", "4"], ["--force"], ["--train.lr=2"], ["train.lr=1"], 
 GLOBALS = [["-c", "tiny"], ["--run", "C"], ["--dry-run"], ["--json"], ["-m"], ["--cfg=job"]]
 
 
-@settings(max_examples=examples(500), deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(LINES)
 def test_a_line_is_a_request_or_a_users_error(index: Index, line: list[str]) -> None:
     for read in (parse, parse_hydra):

@@ -33,13 +33,17 @@ def tokenizer() -> Any:
     return TokenizerConfig(model=str(Path(__file__).parents[3] / "recipes" / "nano3" / "tokenizers" / "tiny"))
 
 
-@pytest.mark.parametrize(("dtype", "code", "size"), [("int32", 4, 4), ("int64", 5, 8), ("uint16", 8, 2), (None, 8, 2)])
-def test_binidx(blend: Any, dtype: Any, code: int, size: int) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "code", "size", "workers"),
+    [("int32", 4, 4, 1), ("int64", 5, 8, 1), ("uint16", 8, 2, 1), (None, 8, 2, None)],
+)
+def test_binidx(blend: Any, dtype: Any, code: int, size: int, workers: int | None) -> None:
     from nemotron.data_prep import BinIdxOutputConfig, OutputConfig, PipelineConfig, PipelineResult, last_mile_process
 
     config = PipelineConfig(
         tokenizer=tokenizer(),
         output=OutputConfig(dir=Path("./tokenized"), format=BinIdxOutputConfig(num_shards=2, dtype=dtype)),
+        num_workers=workers,
     )
     result = last_mile_process(blend, config)
     assert isinstance(result, PipelineResult)
@@ -82,7 +86,8 @@ def test_into_an_object_store(blend: Any, tmp_path: Path) -> None:
 def test_splits_and_the_older_name(blend: Any) -> None:
     from nemotron.data_prep import OutputConfig, PerSplitConfig, PipelineConfig, tokenize
 
-    config = PipelineConfig(tokenizer=tokenizer(), output=OutputConfig(dir=Path("out")), per_split=PerSplitConfig())
+    output = OutputConfig(dir=Path("out"))
+    config = PipelineConfig(tokenizer=tokenizer(), output=output, per_split=PerSplitConfig(), num_workers=1)
     with pytest.warns(DeprecationWarning, match="last_mile_process"):
         result = tokenize(blend, config)
     assert (list(result.splits), result.is_per_split) == (["train", "valid", "test"], True)
@@ -281,8 +286,8 @@ def test_packed_documents_by_split_cut_and_refused(blend: Any, tmp_path: Path) -
     def made(**given: Any) -> Any:
         form = prep.PackedOutputConfig(num_shards=2, **given.pop("form", {}))
         output = prep.OutputConfig(dir=tmp_path / "x", format=form, max_doc_tokens=5)
-        config = prep.PipelineConfig(tokenizer=given.pop("tokenizer", tokenizer()), output=output, **given)
-        return prep.last_mile_process(blend, config)
+        given = {"tokenizer": tokenizer(), "num_workers": 1, **given}
+        return prep.last_mile_process(blend, prep.PipelineConfig(output=output, **given))
 
     for form, says in (
         ({"dtype": "uint16"}, "PackedOutputConfig.dtype='uint16': packed rows have int32"),
