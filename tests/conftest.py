@@ -33,15 +33,26 @@ def _freeze() -> None:
         _frozen = len(sys.modules)
 
 
+def _forget() -> None:
+    """Undo what a launch or a job in this process sets for the process's life: the next test's is another one."""
+    gc.enable()
+    if module := sys.modules.get("hydra.core.hydra_config"):
+        module.HydraConfig.instance().cfg = None
+    if module := sys.modules.get("nemotron_kit.discovery"):
+        module._in_use.clear()
+    if module := sys.modules.get("nemotron_kit.artifacts.tracking"):
+        module.reset()
+    if module := sys.modules.get("nemotron_kit.artifacts.lineage"):
+        module.forget_inputs()
+
+
 def pytest_collection_finish() -> None:
     _freeze()
 
 
 def pytest_runtest_logfinish() -> None:
     _freeze()
-    # A launch in this process sets it, as Hydra does, for the process's life; the next test's job is another one.
-    if (module := sys.modules.get("hydra.core.hydra_config")) is not None:
-        module.HydraConfig.instance().cfg = None
+    _forget()
 
 
 def examples(count: int) -> int:

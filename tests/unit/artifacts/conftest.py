@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from nemotron_kit.artifacts import lineage, manifest, tracking
+from nemotron_kit.artifacts import manifest
 from nemotron_kit.artifacts.registry import LocalRegistry
 from nemotron_kit.artifacts.store import Draft
 
@@ -21,7 +20,7 @@ VARIABLES = (
 
 
 @pytest.fixture(autouse=True)
-def alone(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def alone(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in VARIABLES.split():
         monkeypatch.delenv(name, raising=False)
     work = tmp_path / "work"
@@ -32,9 +31,6 @@ def alone(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     monkeypatch.setattr(manifest, "_SETTLE_NS", int((tick + 0.001) * 1e9))
     monkeypatch.setenv("HOME", str(tmp_path / "user"))
     monkeypatch.chdir(work)
-    yield
-    tracking.reset()
-    lineage.forget_inputs()
 
 
 @pytest.fixture

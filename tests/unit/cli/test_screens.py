@@ -25,7 +25,7 @@ from typing import Any
 import pytest
 import yaml
 
-from nemotron_kit.artifacts import PretrainBlendsArtifact, lineage, tracking
+from nemotron_kit.artifacts import PretrainBlendsArtifact
 from nemotron_kit.cli import doctor
 from nemotron_kit.cli.main import nemotron
 from nemotron_kit.home import runs_root
@@ -129,8 +129,6 @@ def project(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(socket, "gethostname", lambda: "node1")
     monkeypatch.chdir(folder)
     yield folder
-    tracking.reset()
-    lineage.forget_inputs()
     shutil.rmtree(folder)
 
 

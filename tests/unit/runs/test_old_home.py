@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -11,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from nemotron_kit.artifacts import Artifact, DataBlendsArtifact, tracking
+from nemotron_kit.artifacts import Artifact, DataBlendsArtifact
 from nemotron_kit.cli.main import nemotron
 from nemotron_kit.runs.folder import create_run
 from nemotron_kit.runs.ledger import open_run
@@ -53,9 +52,7 @@ def says(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
         return capsys.readouterr().out
 
     yield run
-    gc.enable()
     sys.modules.pop("letters", None)
-    tracking.reset()
 
 
 def test_the_list_of_runs(says: Says) -> None:

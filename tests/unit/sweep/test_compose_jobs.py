@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from nemotron_kit.app import App
-from nemotron_kit.cli.main import nemotron
+from nemotron_kit.app import App, ArtifactInput
+from nemotron_kit.cli.main import run_app
 from nemotron_kit.discovery import Tree
 from nemotron_kit.envfile import EnvFile
 from nemotron_kit.errors import UserError
@@ -101,13 +101,17 @@ def test_a_program_of_its_own_is_sent_to_no_process_that_would_not_find_it(
 
 
 @pytest.mark.parametrize("launcher", ["basic", "nemo_run"])
-@pytest.mark.parametrize("words", [["train.nope=1,2"], ["run.data=None:v1,None:v2"]], ids=" ".join)
+@pytest.mark.parametrize(
+    ("word", "why"), [("train.nope=1,2", "no such field"), ("run.data=None:v1,None:v2", "No artifact is called 'None'")]
+)
 def test_a_refused_sweep_names_no_run(
-    home: Path, launcher: str, words: list[str], capfd: pytest.CaptureFixture[str]
+    project: Path, launcher: str, word: str, why: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert nemotron(["nano3", "pretrain", "-c", "tiny", "-m", f"hydra/launcher={launcher}", *words]) == 2
+    app = App("demo")
+    app.command("train", Config, print, artifacts={"data": ArtifactInput("Data", mappings={"path": "out"})})
+    assert run_app(app, ["train", "-m", f"hydra/launcher={launcher}", word]) == 2
     said = "".join(capfd.readouterr())
-    assert "a sweep over" not in said and "nano3-pretrain-" not in said and not list(runs_root().glob("*"))
+    assert why in said and "a sweep over" not in said and "demo-train-" not in said and not list(runs_root().glob("*"))
 
 
 def test_a_sweep_is_announced_once_and_by_the_launching_process(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,8 @@ from ...shards import write_shard
 
 
 @pytest.fixture(autouse=True)
-def no_inputs(project: Path) -> Iterator[None]:
-    forget_inputs()
-    yield
-    forget_inputs()
+def in_project(project: Path) -> Path:
+    return project
 
 
 def _data(folder: Path, ids: list[int]) -> None:

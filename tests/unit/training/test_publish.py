@@ -25,7 +25,7 @@ TOKEN = "hf_aTokenThatMayWrite"  # noqa: S105 - nobody's
 
 
 @pytest.fixture(autouse=True)
-def model(chat_model: Path, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def model(chat_model: Path, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """`ModelArtifact-rl:v0`, made from `ModelArtifact-pretrain:v0`, which was made from data."""
     monkeypatch.delenv("HF_TOKEN", raising=False)
     (tmp_path / "data").mkdir()
@@ -40,8 +40,7 @@ def model(chat_model: Path, project: Path, tmp_path: Path, monkeypatch: pytest.M
         ModelArtifact(path=tmp_path / name, step=1).save(name=f"ModelArtifact-{name}")
         before = open_registry().resolve(_reference(f"ModelArtifact-{name}"))
     forget_inputs()
-    yield tmp_path / "rl"
-    forget_inputs()
+    return tmp_path / "rl"
 
 
 def export(to: str, path: Path | None = None, *, private: bool = True) -> int:
