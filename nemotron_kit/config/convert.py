@@ -147,6 +147,10 @@ def type_name(annotation: Any) -> str:
         return " | ".join("None" if a is type(None) else type_name(a) for a in get_args(annotation))
     if isinstance(annotation, type) and get_origin(annotation) is None:
         return annotation.__name__
+    origin, args = get_origin(annotation), get_args(annotation)
+    if args and (origin in MAPPINGS or origin in SEQUENCES):
+        inner = ", ".join("..." if each is Ellipsis else type_name(each) for each in args)
+        return f"{origin.__name__}[{inner}]"
     return str(annotation).replace("typing.", "")
 
 
@@ -290,6 +294,26 @@ def _field(
             with suppress(_Mismatch, UserError):
                 return _dataclass(value, made, where, None, field)
     return _value(value, annotation, where, extras)
+
+
+def other_class_values(
+    default: Mapping[str, Any], now: Mapping[str, Any], given: Mapping[str, Any], made: type, annotation: Any
+) -> dict[str, Any] | None:
+    """Of a block `now`, whose default is a `made`, what is kept where `given` chooses another dataclass of the union
+    `annotation`: what differs from the values `default` of that default. None where `given` chooses no other class."""
+    if fits_type(_merged(now, given), made):
+        return None
+    kept = {key: value for key, value in now.items() if key not in default or default[key] != value}
+    chosen = _merged(kept, given)
+    others = [each for each in get_args(annotation) if dataclasses.is_dataclass(each) and each is not made]
+    return kept if any(fits_type(chosen, each) for each in others) else None
+
+
+def _merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    both = {
+        k: _merged(one[k], v) for k, v in other.items() if isinstance(v, Mapping) and isinstance(one.get(k), Mapping)
+    }
+    return {**one, **other, **both}
 
 
 def _construct(cls: Any, known: dict[str, Any], where: str, made: Any, before: dict[str, Any]) -> Any:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from nemotron_kit.config.convert import other_class_values
 from nemotron_kit.errors import UserError
 
 MAX_DEPTH = 64
@@ -221,30 +222,79 @@ def _parsing(rule: Any) -> Any:
 
 @contextmanager
 def hydra_reading_fixes() -> Iterator[None]:
-    """Within the block, files that Hydra itself reads have no sexagesimal numbers either, and `block.key=value` or
-    `block={key: value}` fills an optional block that is null, or a new entry of a dict of dataclasses."""
+    """Within the block, files that Hydra itself reads have no sexagesimal numbers either; `block.key=value` or
+    `block={key: value}` fills an optional block that is null, or a new entry of a dict of dataclasses; and what chooses
+    another dataclass of a union than the default's takes the place of the default (see `note_union`)."""
     import omegaconf
 
-    utils = vars(omegaconf)["_utils"]
-    loader, update = utils.get_yaml_loader, omegaconf.OmegaConf.update
+    utils, containers = vars(omegaconf)["_utils"], vars(omegaconf)["basecontainer"].BaseContainer
+    loader, update, merge_maps = utils.get_yaml_loader, omegaconf.OmegaConf.update, containers._map_merge
+
+    def choose_and_merge(dest: Any, src: Any) -> None:
+        if _union_of(dest) and not (src._is_none() or src._is_missing() or src._is_interpolation()):
+            given: Any = omegaconf.OmegaConf.to_container(src, resolve=False)
+            _choose_class(dest, given)
+        merge_maps(dest, src)
 
     def fill_and_update(cfg: Any, key: str, value: Any = None, *, merge: bool = True, force_add: bool = False) -> None:
-        _fill(cfg, utils.split_key(key), merge and isinstance(value, Mapping))
+        _fill(cfg, utils.split_key(key), value, merge=merge)
         update(cfg, key, value, merge=merge, force_add=force_add)
 
     utils.get_yaml_loader = functools.cache(lambda: without_sexagesimal(loader()))
     omegaconf.OmegaConf.update = staticmethod(fill_and_update)  # type: ignore[method-assign]
+    containers._map_merge = staticmethod(choose_and_merge)
     try:
         yield
     finally:
+        containers._map_merge = staticmethod(merge_maps)
         utils.get_yaml_loader, omegaconf.OmegaConf.update = loader, staticmethod(update)  # type: ignore[method-assign]
 
 
-def _fill(node: Any, parts: list[str], last_too: bool) -> None:
+# The blocks that are one of several dataclasses by default, by a flag of their nodes: (the default's values, its class,
+# the union). A flag is copied with the node, and a process without this table ignores it.
+_unions: dict[str, tuple[dict[str, Any], type, Any]] = {}
+_UNION = "nemotron_union:"
+
+
+def note_union(node: Any, where: str, made: type, annotation: Any) -> None:
+    """Note that a block has the values of its default, a `made`, one dataclass of the union `annotation`: a merge with
+    keys that only another of them has drops these values. `where` is the field's name, which tells it from others."""
+    from omegaconf import OmegaConf
+
+    values: Any = OmegaConf.to_container(node, resolve=False)
+    _unions[f"{_UNION}{where}"] = values, made, annotation
+    node._set_flag(f"{_UNION}{where}", True)
+
+
+def _union_of(node: Any) -> tuple[dict[str, Any], type, Any] | None:
+    flags = node._metadata.flags
+    return next((_unions.get(flag) for flag in flags if flag.startswith(_UNION)), None) if flags else None
+
+
+def _choose_class(node: Any, given: Mapping[str, Any]) -> None:
+    """Drop the default's values from a block that `note_union` has noted, if `given` chooses another class."""
+    from omegaconf import OmegaConf, flag_override
+
+    union = _union_of(node)
+    if union is None or node._is_none() or node._is_missing() or node._is_interpolation():
+        return
+    default, made, annotation = union
+    now: Any = OmegaConf.to_container(node, resolve=False)
+    kept = other_class_values(default, now, given, made, annotation)
+    if kept is not None:
+        with flag_override(node, ["readonly", "struct"], [False, False]):
+            for key in now.keys() - kept.keys():
+                del node[key]
+        for flag in [each for each in node._metadata.flags if each.startswith(_UNION)]:
+            node._set_flag(flag, None)  # what is in the block now was given
+
+
+def _fill(node: Any, parts: list[str], value: Any, *, merge: bool) -> None:
     """Give every null block on the way to a key its type's defaults, and every new entry of an open `dict[str, T]` too,
-    where T is a dataclass. Raises UserError for an index past the end of a list."""
+    where T is a dataclass, a dict or a list; so too the key's own block, if `value` will be merged into it. Raises
+    UserError for an index past the end of a list."""
     from omegaconf import DictConfig, ListConfig, flag_override
-    from omegaconf._utils import _resolve_optional, is_dict_annotation, is_structured_config
+    from omegaconf._utils import _resolve_optional, is_dict_annotation, is_list_annotation, is_structured_config
 
     for depth, part in enumerate(parts):
         if not isinstance(node, DictConfig | ListConfig) or node._is_missing() or node._is_interpolation():
@@ -259,17 +309,27 @@ def _fill(node: Any, parts: list[str], last_too: bool) -> None:
                     f"{name} has {len(node)} item{'s' * (len(node) != 1)}: there is no {name}.{part}.",
                     hint=f"{first}To add one, give the whole list: {name}=[…]",
                 )
-        if depth == len(parts) - 1 and not last_too:
+        if isinstance(node, DictConfig) and _union_of(node):
+            given = value
+            for name in reversed(parts[depth:]):
+                given = {name: given}
+            _choose_class(node, given)
+        last = depth == len(parts) - 1
+        if last and not (merge and isinstance(value, Mapping | list)):
             return
         if isinstance(node, ListConfig):
             node = node._get_node(int(part))
         else:
             above, node = node, node._get_node(part, validate_access=False)
             element = _resolve_optional(above._metadata.element_type)[1]
-            if node is None and not above._get_flag("struct") and is_structured_config(element):
-                with flag_override(above, "readonly", False):
-                    above[part] = element
-                node = above._get_node(part)
+            if node is None and not above._get_flag("struct"):
+                is_list = is_list_annotation(element)
+                empty = element if is_structured_config(element) else [] if is_list else {}
+                known = is_list or is_structured_config(element) or is_dict_annotation(element)
+                if known and not (last and is_list is isinstance(value, Mapping)):
+                    with flag_override(above, "readonly", False):
+                        above[part] = empty
+                    node = above._get_node(part)
         if not (isinstance(node, DictConfig) and node._is_none()):
             continue
         kind = node._metadata.ref_type

@@ -17,11 +17,12 @@ from nemotron_kit.config.convert import (
     SEQUENCES,
     RecordedDefaults,
     input_fields,
+    other_class_values,
     type_hints,
     type_inside,
     type_name,
 )
-from nemotron_kit.config.limits import open_dicts
+from nemotron_kit.config.limits import note_union, open_dicts
 from nemotron_kit.errors import UserError
 from nemotron_kit.files import plain
 
@@ -73,10 +74,58 @@ def schema_node(command: Command, wandb: dict[str, Any]) -> DictConfig:
     for name, f in input_fields(cls).items():
         if f.metadata.get("open"):  # a block of known fields and others
             root._get_node(name)._set_flag("struct", False)  # type: ignore[union-attr]
+    _note_unions(root, cls)
     # An artifact that only the config file names (`run.X`, used as ${art:X}) is legitimate; the plan checks the rest.
     run: Any = root._get_node("run")
     run._set_flag("struct", False)
     return root
+
+
+def _note_unions(root: Any, cls: type) -> None:
+    """Note, for the merges of the composition, each block whose field takes one of several dataclasses."""
+    given, hints, inputs = RecordedDefaults(), type_hints(cls), input_fields(cls)
+    for name in _union_fields(cls):
+        default = given.default(inputs[name], hints[name])
+        _note_union(root._get_node(name), hints[name], default, f"{cls.__module__}.{cls.__qualname__}.{name}")
+
+
+@functools.cache
+def _union_fields(cls: type) -> tuple[str, ...]:
+    """The fields whose annotation, or that of a field below them, is a union of dataclasses."""
+    return tuple(name for name in input_fields(cls) if _takes_one_of_several(type_hints(cls)[name]))
+
+
+def _takes_one_of_several(annotation: Any) -> bool:
+    todo, visited = [annotation], set[type]()
+    while todo:
+        current: Any = todo.pop()
+        members = get_args(current)
+        if get_origin(current) in (Union, types.UnionType) and sum(map(dataclasses.is_dataclass, members)) > 1:
+            return True
+        todo += members
+        if isinstance(current, type) and dataclasses.is_dataclass(current) and current not in visited:
+            visited.add(current)
+            todo += type_hints(current).values()
+    return False
+
+
+def _note_union(node: Any, annotation: Any, default: Any, where: str) -> None:
+    if not hasattr(node, "keys") or node._is_none() or node._is_missing() or node._is_interpolation():
+        return
+    is_union = get_origin(annotation) in (Union, types.UnionType)
+    members = [each for each in get_args(annotation) if each is not type(None)] if is_union else [annotation]
+    made: Any = type(default)
+    if len(members) > 1:
+        if made in members and dataclasses.is_dataclass(default):
+            note_union(node, where, made, annotation)
+    elif dataclasses.is_dataclass(default):
+        for name, hint in type_hints(made).items():
+            child = node._get_node(name, validate_access=False)
+            _note_union(child, hint, getattr(default, name, None), f"{where}.{name}")
+    elif isinstance(default, Mapping):
+        for key, item in default.items():
+            child = node._get_node(key, validate_access=False)
+            _note_union(child, type_inside(members[0], str(key)), item, f"{where}.{key}")
 
 
 def contradictions(overrides: Iterable[str], values: Mapping[str, Any], cls: type) -> list[str]:
@@ -198,39 +247,54 @@ def _item(annotation: Any) -> Any:
     return get_args(annotation)[-1] if get_origin(annotation) in (dict, list) else Any
 
 
-def with_defaults(values: Mapping[str, Any], cls: Any, default: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def with_defaults(values: Mapping[str, Any], cls: Any) -> dict[str, Any]:
     """`values`, a config file's, over the defaults of the dataclass `cls`, merged as a composition merges them.
 
-    `default`: the values of the field that has this block, instead of the class's defaults. A default that no config
-    can hold is left out.
+    A default that no config can hold is left out.
     """
     given, hints = RecordedDefaults(), type_hints(cls)
-    result = dict(default or {})
-    if default is None:
-        for name, f in input_fields(cls).items():
-            made = _storable(_convert(given.default(f, hints[name]), Any, given))
-            if made is not dataclasses.MISSING:
-                result[name] = made
+    made = {name: given.default(f, hints[name]) for name, f in input_fields(cls).items()}
+    stored = {name: _storable(_convert(value, Any, given)) for name, value in made.items()}
+    return _fields_over({k: v for k, v in stored.items() if v is not dataclasses.MISSING}, values, cls, made)
+
+
+def _fields_over(
+    default: Mapping[str, Any], values: Mapping[str, Any], cls: Any, made: Mapping[str, Any]
+) -> dict[str, Any]:
+    result, hints = dict(default), type_hints(cls)
     for name, value in values.items():
         if value != "???" or name not in result:
-            result[name] = _over(result.get(name), value, hints.get(name))
+            result[name] = _over(result.get(name), value, hints.get(name), made.get(name))
     return result
 
 
-def _over(default: Any, value: Any, annotation: Any) -> Any:
+def _over(default: Any, value: Any, annotation: Any, made: Any) -> Any:
+    """`value`, of the type `annotation`, over the config values `default`, which are those of the object `made`."""
     members = [each for each in get_args(annotation) if each is not type(None)]
     kind = members[0] if get_origin(annotation) in (Union, types.UnionType) and len(members) == 1 else annotation
     if isinstance(value, Mapping):
         if isinstance(default, list) and value and all(str(k).isdecimal() and int(k) < len(default) for k in value):
-            given = {int(k): _over(default[int(k)], v, type_inside(kind, str(k))) for k, v in value.items()}
+            given = {int(k): _over(default[int(k)], v, type_inside(kind, str(k)), None) for k, v in value.items()}
             return [given.get(index, item) for index, item in enumerate(default)]  # `items.0=…` on a command line
         below = default if isinstance(default, Mapping) else {}
+        is_block = dataclasses.is_dataclass(made) and bool(below)
+        if is_block and len(members) > 1 and type(made) in members:
+            kept = other_class_values(below, below, value, type(made), kind)
+            below = below if kept is None else kept
         if isinstance(kind, type) and dataclasses.is_dataclass(kind):
             names = input_fields(kind)  # a default may be of a subclass
-            return with_defaults(value, kind, {k: v for k, v in below.items() if k in names} or None)
-        return {**below, **{k: _over(below.get(k), v, type_inside(kind, str(k))) for k, v in value.items()}}
+            below = {name: each for name, each in below.items() if name in names}
+            if not below:
+                return with_defaults(value, kind)
+            objects = {name: getattr(made, name, None) for name in names} if is_block else {}
+            return _fields_over(below, value, kind, objects)
+        inside = made if isinstance(made, Mapping) else {}
+        return {
+            **below,
+            **{k: _over(below.get(k), v, type_inside(kind, str(k)), inside.get(k)) for k, v in value.items()},
+        }
     if isinstance(value, list):
-        return [_over(None, each, type_inside(kind, str(index))) for index, each in enumerate(value)]
+        return [_over(None, each, type_inside(kind, str(index)), None) for index, each in enumerate(value)]
     return value
 
 

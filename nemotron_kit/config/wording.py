@@ -128,8 +128,8 @@ def translate(error: Exception, command: Command, files: dict[str, Path], typed:
         if unknown.startswith("hydra."):
             return _unknown_setting(unknown, given, getattr(origin, "parent_node", None))
         found = list(_unknown_keys(_given_values(str(error), files, unknown, typed), command.load_config_cls(), ""))
-        field = next(iter(found), unknown) if unknown in field_names(command) else unknown
-        return _unknown_key(_from_top(unknown, found) or field, given, command, typed)
+        inside = [each for each in found if each.startswith((f"{unknown}.", f"{unknown}["))]
+        return _unknown_key(_from_top(unknown, found) or next(iter(inside), unknown), given, command, typed)
     if isinstance(origin, KeyValidationError):
         return _wrong_key(key, given, command)
     if isinstance(origin, ValidationError):

@@ -20,7 +20,7 @@ from nemotron_kit.config.resolvers import pinned
 from nemotron_kit.config.schema import contradictions
 from nemotron_kit.envfile import EnvFile, read_env_file
 from nemotron_kit.errors import NemotronError, Note, Problem, UserError
-from nemotron_kit.executors.base import PlanContext, executor_for
+from nemotron_kit.executors.base import SHELL, PlanContext, executor_for
 from nemotron_kit.home import TENSORBOARD, nemotron_home
 from nemotron_kit.launch.inputs import ART, Inputs, field_of, look_up_for, remote_field, resolve_inputs
 from nemotron_kit.launch.job_facts import facts_of
@@ -33,7 +33,7 @@ from nemotron_kit.launch.placing import (
     resolve_job,
     unshipped_problems,
 )
-from nemotron_kit.masking import MASK, is_secret_name, secret_in, without_passwords
+from nemotron_kit.masking import MASK, is_literal, is_secret_name, secret_in, without_passwords
 from nemotron_kit.quoting import refers
 from nemotron_kit.spec.paths import RemotePaths
 from nemotron_kit.spec.plan import DETACHED, IN_PROCESS, INTERACTIVE, RAY, TORCHRUN, Labels, Plan, is_local
@@ -68,7 +68,7 @@ def job_environment(
     a password in the settings, and a wrong `run.wandb`."""
     # Unbuffered, so that the log has both streams in order, and all lines of a killed job.
     variables = {"PYTHONUNBUFFERED": "1", **_env_vars(settings)}
-    _refuse_passwords(settings)
+    _refuse_secrets(settings)
     check_run_wandb(run.get("wandb") or {})
     wandb = {key: value for key, value in (run.get("wandb") or {}).items() if value not in (None, "", [])}
     if wandb.get("project") and wandb.get("enabled", True):
@@ -101,8 +101,26 @@ def references(settings: RunConfig) -> list[str]:
     return [name for name, text in env_dict(settings).items() if refers(text)]
 
 
-def _refuse_passwords(settings: RunConfig) -> None:
-    for name, text in walk_strings(asdict(settings)):
+# `NAME=VALUE` of a shell command, VALUE without anything that the shell expands.
+_ASSIGNED = re.compile(r"""(?<![\w.$-])([A-Za-z_]\w*)=("[^"$`]*"|'[^']*'|[^\s;&|<>()"'$`]+)(?=[\s;&|<>()]|\Z)""")
+
+
+def _refuse_secrets(settings: RunConfig) -> None:
+    """Raise UserError for a field that holds the password of an address, the value of a secret variable of this
+    environment, or a shell command that gives a secret by its name a value."""
+    values = asdict(settings)
+    for name, text in walk_strings({key: value for key, value in values.items() if key != "env_vars"}):
+        assigned = _ASSIGNED.findall(text) if name.partition("[")[0] in SHELL else ()
+        by_name = [key for key, value in assigned if is_secret_name(key) and is_literal(value)]
+        if by_name or (variable := secret_in(text)):
+            what = f"gives {by_name[0]}, a secret by its name, a value" if by_name else f"holds the value of {variable}"
+            variable = by_name[0] if by_name else variable
+            refer = f", and refer to it as ${variable}" if name.partition("[")[0] in SHELL else ""
+            raise UserError(
+                f"{name}: {what}, which would be written into every record of the job.",
+                hint=f'Export it where you launch, name it in the profile, secrets = ["{variable}"]{refer}.',
+            )
+    for name, text in walk_strings(values):
         shown = without_passwords(text)
         if shown != text:
             raise UserError(

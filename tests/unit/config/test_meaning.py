@@ -331,7 +331,13 @@ def test_a_file_over_defaults_is_the_same_in_a_launch_and_in_a_script(
         ("numbered: {x: a}", [], r"^numbered: expected int as a key, got 'x' \(given in .*c\.yaml:1\)"),
         ("", ["free={1: a}"], r"^free: 1 is no text.*\nGive it by itself: free\.1=…"),
         ("", ["listed.0.rate=2"], r"^listed has 0 items.*\nTo add one"),
-        ("", ["listed=4"], r"^listed: expected list\[.*Part\] \(given in listed=4\)"),
+        ("", ["listed=4"], r"^listed: expected list\[Part\] \(given in listed=4\)"),
+        # A new entry whose type is a list or a dict.
+        ("", ["+lists.a=[{rate: 2}]", "lists.a.0.name=q"], {"a": [Part("q", 2)]}),
+        ("lists: {a: [{rate: 2}]}", ["lists.b=[]"], {"a": [Part(rate=2)], "b": []}),
+        ("", ["nested.a.b.rate=2", "nested.c={d: {rate: 3}}"], {"a": {"b": Part(rate=2)}, "c": {"d": Part(rate=3)}}),
+        ("", ["lists.a=[{rte: 2}]"], r"^lists\.a\[0\]\.rte: .* no such field .*\nDid you mean rate"),
+        ("", ["lists.a={b: 2}"], r"^lists\.a: expected list\[Part\] \(given in"),
         ("", ["part=null"], r"^part: expected Part: it can't be null \(given in part=null\)"),
         ("", ["numbered.1=a"], r"^numbered: expected int as a key.*\n.*: numbered=\{1: …\}"),
         ("part.rate: 3", [], r"^part\.rate: .*\nIn a file, a block has its keys below it: part: \{rate: …\}"),
@@ -345,6 +351,8 @@ def test_entries_of_tables_and_lists(tmp_path: Path, text: str, words: list[str]
         listed: list[Part] = field(default_factory=list)
         numbered: dict[int, str] = field(default_factory=dict)
         free: dict[str, Any] = field(default_factory=dict)
+        lists: dict[str, list[Part]] = field(default_factory=dict)
+        nested: dict[str, dict[str, Part]] = field(default_factory=dict)
 
     app = App("demo")
     app.command("go", Tables, print)
@@ -355,7 +363,7 @@ def test_entries_of_tables_and_lists(tmp_path: Path, text: str, words: list[str]
             compose(Tree(apps={"demo": app}), overrides, EnvFile())
         return
     made = typed(freeze(compose(Tree(apps={"demo": app}), overrides, EnvFile()).config, "/job"), Tables)
-    assert expected in (made.named, made.numbered)
+    assert expected in (made.named, made.numbered, made.lists, made.nested)
     path, given = parse_config_and_overrides(tmp_path / "c.yaml", words)
     script = omegaconf_to_dataclass(apply_hydra_overrides(load_omegaconf_yaml(path), given), Tables)
     assert script == made
@@ -380,12 +388,34 @@ class Same:
 
 
 @dataclass
+class KindA:
+    kind: Literal["a"] = "a"
+    rate: float = 1.0
+    only_a: int = 1
+
+
+@dataclass
+class KindB:
+    kind: Literal["b"] = "b"
+    rate: float = 5.0
+    size: int | None = None
+
+
+@dataclass
+class Holder:
+    one: KindA | KindB | None = field(default_factory=KindA)
+
+
+@dataclass
 class OneOf:
     first: Adam | Sgd = field(default_factory=Sgd)
     alike: Adam | Same = field(default_factory=Same)
     maybe: Adam | Sgd | None = None
     listed: list[Adam | Sgd] = field(default_factory=list)
     text: Adam | str = "x"
+    kind: KindA | KindB = field(default_factory=KindA)
+    table: dict[str, Adam | Sgd] = field(default_factory=lambda: {"a": Sgd()})
+    deep: Holder = field(default_factory=lambda: Holder())
 
 
 @pytest.mark.parametrize(
@@ -399,6 +429,16 @@ class OneOf:
             [],
             OneOf(listed=[Adam(beta=1), Sgd(momentum=2)], text=Adam(2)),
         ),
+        # Keys that only another class has: its defaults hold, not those of the default's class.
+        ("kind: {kind: b}", [], OneOf(kind=KindB())),
+        ("kind: {kind: b, rate: 1.0}", ["kind.size=3"], OneOf(kind=KindB(rate=1.0, size=3))),
+        ("", ["kind.kind=b"], OneOf(kind=KindB())),
+        ("kind: {rate: 2}", ["kind={kind: b}"], OneOf(kind=KindB(rate=2))),
+        ("kind: {kind: b}", ["kind.kind=a"], OneOf()),
+        ("table: {a: {beta: 1}}", [], OneOf(table={"a": Adam(beta=1)})),
+        ("deep: {one: {size: 2}}", ["deep.one.rate=3"], OneOf(deep=Holder(KindB(size=2, rate=3)))),
+        ("", ["deep.one.size=2"], OneOf(deep=Holder(KindB(size=2)))),
+        ("first: {beta: 1, momentum: 2}", [], r"^first: expected Adam \| Sgd, got"),
         ("maybe: {momentumm: 1}", [], r"^maybe: expected Adam \| Sgd \| None, got \{'momentumm': 1\}"),
         ("text: {lrr: 2}", [], r"^text\.lrr: no such field\.\nDid you mean lr\?$"),
         ("text: {lr: y}", [], r"^text\.lr: expected float, got 'y'"),

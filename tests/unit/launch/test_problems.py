@@ -95,6 +95,31 @@ def test_a_secret_that_the_job_would_look_for_in_vain(
     assert any(said in problem for problem in found) if said else not any("HUB_KEY" in problem for problem in found)
 
 
+@pytest.mark.parametrize(
+    ("setting", "refused"),
+    [
+        ("startup_commands = ['hf login --token s3cr3t-value']", "startup_commands[0]: holds the value of HUB_TOKEN"),
+        ("comment = 's3cr3t-value'", "comment: holds the value of HUB_TOKEN"),
+        ("setup = 'set -e; export HF_TOKEN=abcdefg; ls'", "setup: gives HF_TOKEN, a secret by its name, a value"),
+        ("setup = 'export HF_TOKEN=$(cat ~/.hf) OTHER_TOKEN=\"$HUB_TOKEN\" A_TOKEN='", None),
+        ("extra = {srun_args = ['--export=X=s3cr3t-value']}", "extra.srun_args[0]: holds the value of HUB_TOKEN"),
+    ],
+)
+def test_a_secret_in_any_field_of_a_profile_is_refused(
+    setting: str, refused: str | None, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HUB_TOKEN", "s3cr3t-value")
+    app = App("demo")
+    app.command("go", Config, print)
+    monkeypatch.setitem(globals(), "PROFILES", f"{PROFILES}[secret]\nextends = 'C'\n{setting}\n")
+    if refused is None:
+        planned(project, app, "secret")
+        return
+    with pytest.raises(UserError) as error:
+        planned(project, app, "secret")
+    assert error.value.message.startswith(refused) and "s3cr3t" not in str(error.value)
+
+
 @pytest.fixture
 def data(project: Path) -> Path:
     """A registered artifact, `D:v0`, in whose registry a job of this file system looks."""
