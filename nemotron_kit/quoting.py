@@ -121,6 +121,11 @@ def expanded(text: str, variables: Mapping[str, str]) -> str:
     )
 
 
+def shell_path(path: str) -> str:
+    """A path, quoted for a shell, which expands a `~/` at its beginning to the home folder there."""
+    return f'"$HOME"/{shlex.quote(path[2:])}' if path.startswith("~/") else shlex.quote(path)
+
+
 def shell_word(text: str) -> str:
     """`text` quoted as one word of a shell script, in which only references to variables are expanded."""
     words, end = [], 0

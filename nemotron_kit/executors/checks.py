@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ from typing import Any
 from nemotron_kit.errors import NemotronError, Unreachable
 from nemotron_kit.executors.base import executor_for
 from nemotron_kit.executors.slurm import apptainer, script
+from nemotron_kit.quoting import shell_path
 from nemotron_kit.remote.agent.inspect import ENGINES, OLDEST, PROBE
 from nemotron_kit.remote.ssh import Transport, transport_for
 from nemotron_kit.spec.paths import RemotePaths, with_folder
@@ -66,7 +66,7 @@ def python(target: Target) -> Iterator[Finding]:
     config = target.config
     if config.container_image:
         more = ": --node checks it" if config.executor == "slurm" else ""
-        yield Finding("python", OK, f"{config.python or 'python3'} of the image, not checked here{more}")
+        yield Finding("python", OK, f"{target.paths.python} of the image, not checked here{more}")
         return
     if config.conda and not config.python:
         yield Finding("python", WARNING, f"that of conda's {config.conda}, on the node: not checked (--node does)")
@@ -104,7 +104,7 @@ def node(target: Target) -> Iterator[Finding]:
     found_options = _options(asked, batch=False)
     options = [*(o for o in found_options if o.partition("=")[0] not in _SBATCH_ONLY), "--job-name=nemotron-check"]
     program = target.paths.python
-    text = script.check_text(config, shlex.quote(program), PROBE)
+    text = script.check_text(config, shell_path(program), PROBE)
     image = None
     if config.container_image and not apptainer.runs_in(config):
         mounted = [f"--container-mounts={','.join(config.mounts)}"] if config.mounts else []

@@ -49,7 +49,10 @@ class Local(Executor):
         if nodes > 1 and context.torchrun is not False:
             more = "Use nproc_per_node for more processes."
             problems = (Problem("the local executor has one node.", field=f"nodes={nodes}", hint=more),)
-        return ExecutorPlan(problems=problems, notes=context.resources.notes)
+        notes = list(context.resources.notes)
+        if self.settings.python and context.mode == "batch" and not context.single:
+            notes.append("python: no effect on a sweep of this machine, whose jobs the launch's Python runs.")
+        return ExecutorPlan(problems=problems, notes=tuple(notes))
 
     def without_effect(self, given: Collection[str], launch: str) -> Iterator[str]:
         yield from super().without_effect(given, launch)
@@ -103,7 +106,13 @@ class Local(Executor):
         from nemotron_kit.worker.process import start_worker
 
         # The worker sets variables that refer to others; set here, too, they would be expanded twice.
-        worker = start_worker(job, {name: text for name, text in plan.environment.items() if not refers(text)})
+        variables = {name: text for name, text in plan.environment.items() if not refers(text)}
+        try:
+            worker = start_worker(job, variables, plan.paths.python if plan.launch == DETACHED else "")
+        except OSError as failure:
+            error = f"the worker did not start: python: {plan.paths.python}: {failure.strerror}"
+            job.finish(1, "failed", error=error)
+            raise NemotronError(f"{job.run_id}: {error}.") from failure
         # A worker that dies before it records `running` would leave its job pending for ever.
         for _ in polls(0.02, within=START_SECONDS):
             ended = worker.poll()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_kit import files
-from nemotron_kit.errors import UserError
+from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.files import read_regular
 from nemotron_kit.home import located
 from nemotron_kit.runs.folder import PLAN_SHAPE, RunFolder
@@ -185,6 +185,12 @@ def run_lock(run: RunFolder, what: str = "sweep") -> Iterator[None]:
         os.close(lock)
         raise Busy(
             f"Another process is submitting the jobs of {run.id}.", hint="It goes on by itself; or stop it first."
+        ) from error
+    except OSError as error:
+        os.close(lock)
+        raise NemotronError(
+            f"{run.path} can't be locked ({error.strerror}), without which jobs could be submitted twice.",
+            hint="Put NEMOTRON_HOME on another file system.",
         ) from error
     try:
         yield

@@ -24,6 +24,7 @@ from typing import Any, Protocol
 from nemotron_kit import files
 from nemotron_kit.errors import NemotronError, NotSent, Unreachable, UserError, printable
 from nemotron_kit.home import expand_user, nemotron_home
+from nemotron_kit.quoting import shell_path
 from nemotron_kit.remote.agent.operations import QUICK_OPS, SLOW_OPS, error_from_dict, perform
 from nemotron_kit.spec.package import package_hash, package_zip
 from nemotron_kit.spec.paths import REMOTE_FOLDER
@@ -411,7 +412,7 @@ class Ssh:
         return self._pipe
 
     def _connect(self, *, is_retry: bool = False) -> Pipe:
-        python = f"{shlex.quote(self.python)} -I -c {shlex.quote(START)}"
+        python = f"{shell_path(self.python)} -I -c {shlex.quote(START)}"
         pipe = Pipe([*ssh_command(self.host, self.user, self.identity), python])
         try:
             self._start_agent(pipe)

@@ -234,7 +234,9 @@ def local_paths(settings: RunConfig, run_id: str, job: int, *, registry: str | N
     """The paths of a job that is a process of this machine."""
     root, cwd = str(nemotron_home()), _working_folder()
     run = f"{root}/runs/{run_id}"
-    named, python = settings.artifacts_root, settings.python or sys.executable
+    named, python = settings.artifacts_root, sys.executable
+    if settings.python:
+        python = str(expand_user(settings.python))
     artifacts = named or registry or f"{root}/artifacts"
     return RemotePaths(
         root, run, f"{run}/jobs/{job}", None, cwd, python, None, artifacts, separate_registry=named is not None

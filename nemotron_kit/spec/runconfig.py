@@ -215,6 +215,7 @@ _FLAG_PATTERNS = {
 _FLAG = r"#SBATCH --([a-z][a-z-]*)(?:=(.*))?\Z"
 _IMAGE = r"[A-Za-z0-9./][A-Za-z0-9._/:@#+-]{0,1023}\Z"
 _MOUNT = r"/?[A-Za-z0-9._/@+=-]{1,1023}(:/[A-Za-z0-9._/@+=-]{0,1023}(:[A-Za-z0-9+]{1,32})?)?\Z"
+_PYTHON = r"(~/)?[A-Za-z0-9./_][A-Za-z0-9._/+=@,-]{0,1023}\Z"
 _VARIABLE = r"[A-Za-z_][A-Za-z0-9_]{0,255}\Z"
 _ARGUMENT = r"--?[A-Za-z][A-Za-z-]*(=[A-Za-z0-9._,:@+=/%-]*)?\Z|[A-Za-z0-9._,:@+=/%-]+\Z"
 
@@ -239,9 +240,10 @@ def check_header(script: str) -> None:
 
 
 def check_srun_arguments(srun_args: Sequence[object], config: RunConfig) -> None:
-    """Check what is written unquoted into the srun line: a container's image, mounts and variables, and
+    """Check what is written unquoted into the srun line: the Python, a container's image, mounts and variables, and
     `extra = {srun_args = […]}`. Raises ProfileError."""
     for name, pattern, values in (
+        ("python", _PYTHON, [config.python] if config.python else []),
         ("container_image", _IMAGE, [config.container_image] if config.container_image else []),
         ("mounts", _MOUNT, config.mounts or []),
         ("extra.srun_args", _ARGUMENT, srun_args),

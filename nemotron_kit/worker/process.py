@@ -242,11 +242,14 @@ def start_detached(
     )
 
 
-def start_worker(job: JobFolder, environment: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
-    """Start the worker of a job on this machine, in its own session; what it prints outside of the job goes to
-    logs/worker.log."""
+def start_worker(
+    job: JobFolder, environment: Mapping[str, str] | None = None, python: str = ""
+) -> subprocess.Popen[bytes]:
+    """Start the worker of a job on this machine, by this Python or another, in its own session; what it prints outside
+    of the job goes to logs/worker.log."""
+    command = python_module("nemotron_kit.worker", str(job.path), python=python)
     with job.open_log("worker") as log:
-        return start_detached(python_module("nemotron_kit.worker", str(job.path)), log, environment=environment)
+        return start_detached(command, log, environment=environment)
 
 
 def collect_again() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
@@ -20,6 +22,7 @@ from nemotron_kit.quoting import (
     hydra_untyped,
     omegaconf_escaped,
     omegaconf_unescaped,
+    shell_path,
 )
 
 from ..conftest import examples
@@ -133,3 +136,16 @@ def test_untyped_values(text: str, read: object) -> None:
 @pytest.mark.parametrize("raw", ["a,b", "[a]", "f(x)", "'a','b'", r"a\,b", "a b", "'open", "'", ""])
 def test_unquoting_refuses_what_is_more_than_one_text(raw: str) -> None:
     assert hydra_unquoted(raw) is None
+
+
+def test_a_home_folder_is_expanded_by_the_shell_and_nothing_else() -> None:
+    for path, inside in (
+        ("~/my $x/py", "/home/me/my $x/py"),
+        ("/a b", "/a b"),
+        ("py~/", "py~/"),
+        ("~/$(id)", "/home/me/$(id)"),
+    ):
+        shown = subprocess.run(
+            ["sh", "-c", f"printf %s {shell_path(path)}"], env={"HOME": "/home/me"}, capture_output=True, text=True
+        )
+        assert shown.stdout == inside

@@ -193,7 +193,8 @@ class Slurm(Executor):
         self.prepare(run, plans)
         with _nothing_sent():
             limits, _ = self.transport.call("slurm_limits", partition=_partition(plans[0]) or "")
-        most = min(MOST_PER_ARRAY, int(limits["max_array_size"]) - 1)
+        # Where there are no arrays (0), sbatch says so.
+        most = max(1, min(MOST_PER_ARRAY, int(limits["max_array_size"]) - 1))
         for call in _calls(plans, most):
             scripts.check_syntax(call.text)
             self._submit(paths.run, call, limits["time"])

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import platform
-import pwd
 import re
 import shutil
 import socket
@@ -26,6 +25,7 @@ from nemotron_kit.artifacts.store import MODES, DamagedVersion, make_folder
 from nemotron_kit.errors import NemotronError, printable
 from nemotron_kit.files import open_regular
 from nemotron_kit.home import is_run_id
+from nemotron_kit.remote.agent.slurm_commands import user_name
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import DamagedRecord, JobFolder
 from nemotron_kit.runs.ledger import remove_unreferenced
@@ -52,7 +52,7 @@ def hello(payload: bytes) -> tuple[dict[str, Any], bytes]:
     tools = ("sbatch", "squeue", "sacct", "scancel", "srun", "docker")
     return {
         "host": socket.gethostname(),
-        "user": _user(),
+        "user": user_name(),
         "home": os.path.expanduser("~"),  # noqa: PTH111 — text, not a Path
         "python": platform.python_version(),
         "executable": sys.executable,
@@ -60,13 +60,6 @@ def hello(payload: bytes) -> tuple[dict[str, Any], bytes]:
         "time": time.time(),
         "tools": {tool: shutil.which(tool) for tool in tools},
     }, b""
-
-
-def _user() -> str:
-    try:
-        return pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:  # a container's user may have no name
-        return str(os.getuid())
 
 
 CODE = "code.json"

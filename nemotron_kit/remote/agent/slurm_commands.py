@@ -83,7 +83,7 @@ def _kill(child: subprocess.Popen[bytes]) -> None:
 def queued(name: str | None = None, *, ids: Collection[str] = (), clusters: str | None = None) -> dict[str, Entry]:
     """The jobs of this user that slurmctld still knows (including recently finished ones), with array tasks listed one
     by one: all, those with a name, or a few by id."""
-    arguments = ["squeue", "--noheader", "--array", "--states=all", f"--user={_user()}", "--format=%i|%T|%S|%j|%r"]
+    arguments = ["squeue", "--noheader", "--array", "--states=all", f"--user={user_name()}", "--format=%i|%T|%S|%j|%r"]
     arguments += [f"--name={name}"] if name else []
     arguments += [f"--jobs={','.join(sorted(ids))}"] if ids else []
     arguments += [f"--clusters={clusters}"] if clusters else []
@@ -100,7 +100,7 @@ def accounted(
     arguments = ["sacct", "--noheader", "--parsable2", "--allocations", f"--format={_ACCOUNT_FIELDS}"]
     if name is not None:
         start = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime((since or time.time()) - _DAY))
-        arguments += [f"--name={name}", f"--starttime={start}", f"--user={_user()}"]
+        arguments += [f"--name={name}", f"--starttime={start}", f"--user={user_name()}"]
     else:
         arguments.append("--jobs=" + ",".join(sorted(ids)))
     arguments += [f"--clusters={clusters}"] if clusters else []
@@ -129,7 +129,7 @@ def scancel(ids: Iterable[str], *, name: str | None = None, clusters: str | None
     """Request the cancellation of jobs. Jobs that have ended already are no error."""
     arguments = ["scancel", "--quiet"]
     arguments += [f"--clusters={clusters}"] if clusters else []
-    arguments += [f"--name={name}", f"--user={_user()}"] if name else sorted(ids)
+    arguments += [f"--name={name}", f"--user={user_name()}"] if name else sorted(ids)
     code, _, error = run(arguments, seconds=ASK_SECONDS)
     harmless = ("Invalid job id", "already completing or completed")
     if code != 0 and not any(text in error for text in harmless):
@@ -163,8 +163,12 @@ def _environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
 
 
-def _user() -> str:
-    return pwd.getpwuid(os.getuid()).pw_name
+def user_name() -> str:
+    """This user's name, or number where it has no name, as in a container; Slurm takes both."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
 
 
 def _queue_line(line: str) -> Entry | None:

@@ -79,8 +79,14 @@ def _text(path: Path, *, end: bool = False) -> str:
 
 JobStatus = dict[str, Any]
 
-_PENDING = frozenset({"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD"})
-_RUNNING = frozenset({"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"})
+# SPECIAL_EXIT: queued again and held by the site's epilog, which may do that to a job that failed.
+_PENDING = frozenset({
+    *("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"),
+    *("POWER_UP_NODE", "EXPEDITING"),
+})  # fmt: skip
+_RUNNING = frozenset({
+    *("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING", "UPDATE_DB"),
+})  # fmt: skip
 _REASONS = {
     "TIMEOUT": "stopped by Slurm at its time limit",
     "DEADLINE": "stopped by Slurm at its deadline",

@@ -17,6 +17,7 @@ from nemotron_kit.artifacts.reference import Pin
 from nemotron_kit.errors import Note, UserError
 from nemotron_kit.executors import checks, nemo_run
 from nemotron_kit.executors.base import PlanContext, executor_for
+from nemotron_kit.executors.slurm import client
 from nemotron_kit.executors.slurm import script as slurm_script
 from nemotron_kit.spec.paths import RemotePaths
 from nemotron_kit.spec.resources import Resources, resources_of
@@ -466,7 +467,13 @@ def test_a_comma_in_a_folder_of_a_container_is_refused() -> None:
         rendered(script(mounts=("/h/ru,ns/r",)), container_image="nvcr.io/x:1")
 
 
-@pytest.mark.parametrize("fields", [{"secrets": ["A $(x)"]}, {"extra": {"container_env": ["A;B"]}}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        *({"secrets": ["A $(x)"]}, {"extra": {"container_env": ["A;B"]}}, {"python": "python3; id"}),
+        *({"python": "$(id)"}, {"python": "~/a b/python"}),
+    ],
+)
 def test_a_name_that_a_shell_would_read_is_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(ProfileError, match="srun"):
         rendered(script(), container_image="nvcr.io/x:1", **fields)
@@ -603,3 +610,26 @@ def test_a_link_of_a_chain_takes_the_others_away_where_the_job_has_ended(
     if over:
         assert "--name=nk-x" in (tmp_path / "scancelled").read_text()
         assert (run().returncode, "link" in run().stdout) == (0, False), "what is left in the queue does nothing"
+
+
+@pytest.mark.parametrize(("size", "most"), [(1001, 1000), (5, 4), (1, 1), (0, 1)])
+def test_a_cluster_without_arrays_is_asked_all_the_same(size: int, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing at all was submitted where MaxArraySize is 0; sbatch gives the reason."""
+    asked: list[int] = []
+    slurm, plan = (
+        executor_for(config()),
+        SimpleNamespace(paths=SimpleNamespace(run="/r"), settings=config(), mode="run"),
+    )
+    slurm.__dict__["transport"] = SimpleNamespace(call=lambda *_, **__: ({"max_array_size": size, "time": None}, b""))
+    monkeypatch.setattr(slurm, "prepare", lambda *_: None)
+    monkeypatch.setattr(client, "_calls", lambda _, most: asked.append(most) or ())
+    slurm.submit(Any, [plan])  # type: ignore[arg-type, list-item]
+    assert asked == [most]
+
+
+@pytest.mark.parametrize(("tunnel", "python"), [("ssh", "python3"), ("local", "/opt/py")])
+def test_the_check_names_the_python_that_the_image_is_asked_for(tunnel: str, python: str) -> None:
+    fields = {"container_image": "nvcr.io/x:1", "python": "/opt/py", "remote_job_dir": "/r", "host": "h", "user": "u"}
+    found = config(tunnel=tunnel, **fields)
+    target = checks.Target(found, executor_for(found).paths("20261130-000000-a-b-000000", 0), Any)
+    assert next(checks.python(target)).detail.startswith(f"{python} of the image")

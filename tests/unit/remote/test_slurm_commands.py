@@ -96,3 +96,8 @@ def test_the_users_own_formats_do_not_count(program: object, monkeypatch: pytest
     program("squeue", 'echo "1|${SQUEUE_FORMAT:-clean}|N/A|n|None"')  # type: ignore[operator]
     monkeypatch.setenv("SQUEUE_FORMAT", "%A")
     assert commands.queued()["1"].state == "clean"
+
+
+def test_a_user_without_a_name_is_named_by_number(program: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getuid", lambda: 1 << 30)
+    assert commands.user_name() == str(1 << 30)

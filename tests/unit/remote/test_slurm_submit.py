@@ -196,6 +196,16 @@ def test_queue_then_accounting_in_one_call_each(submitted: Path, program: Progra
     assert (calls(submitted, "squeue"), calls(submitted, "sacct")) == (1, 1)
 
 
+@pytest.mark.parametrize(("shown", "state"), [("SPECIAL_EXIT", "pending"), ("POWER_UP_NODE", "pending"),
+                                              ("UPDATE_DB", "running")])  # fmt: skip
+def test_a_rare_state_of_a_live_job_is_no_unknown_one(
+    submitted: Path, program: Program, shown: str, state: str
+) -> None:
+    program("squeue", f'echo "42_0|{shown}|N/A|n|None"')
+    assert observe(submitted, 0)[0]["state"] == state
+    assert calls(submitted, "sacct") == 0
+
+
 def test_a_record_of_a_signal_is_explained_by_the_scheduler(submitted: Path, program: Program) -> None:
     exit_record(submitted, 0, state="failed", code=1, error="killed by SIGTERM", signalled=["TERM"])
     program("squeue", 'echo "42_0|COMPLETING|x|n|None"')
