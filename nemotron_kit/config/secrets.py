@@ -37,7 +37,7 @@ def refuse_literal_secrets(overrides: Iterable[str]) -> None:
                 )
             if isinstance(value, str) and without_passwords(value) != value:
                 raise UserError(
-                    f"{key}: a password must not stand on a command line, in an address neither: "
+                    f"{key}: a password must not stand on a command line, not even in an address: "
                     f"{without_passwords(value)}",
                     hint=_referring(key, value),
                 )

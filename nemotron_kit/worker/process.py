@@ -17,6 +17,7 @@ from typing import IO, Any, NoReturn
 
 from nemotron_kit.polling import until
 from nemotron_kit.runs.job import PREEMPTED, SLURM_STEP, JobFolder
+from nemotron_kit.runs.metrics import flush_metrics
 from nemotron_kit.runs.process_facts import descendants
 from nemotron_kit.worker import NODES_FOLDER, python_module
 from nemotron_kit.worker.streams import logging_to
@@ -34,7 +35,8 @@ def exit_code(number: int) -> int:
 
 def leave_fork(code: int) -> NoReturn:
     """End a child that a job's function forked and that came back from it: nothing of the launch is the child's to
-    do."""
+    do. What it printed and measured is written first."""
+    flush_metrics()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError, AttributeError):
             stream.flush()

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from nemotron_kit import log_metrics
 from nemotron_kit.errors import NemotronError
 from nemotron_kit.worker.process import exit_code, from_exit_code, noted, supervise
 from nemotron_kit.worker.run import call_handler
@@ -67,9 +69,13 @@ def test_whatever_is_raised_is_the_jobs_failure(error: BaseException, text: str)
     assert (outcome.code, outcome.state, outcome.error) == (1, "failed", text)
 
 
-def test_a_forked_child_that_comes_back_ends_with_its_own_code() -> None:
+def test_a_forked_child_that_comes_back_ends_with_its_own_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NEMO_RUN_DIR", str(tmp_path))
+
     def fork(_: Any) -> int:
         child = os.fork()
+        for step in range(2 if not child else 0):  # the first row is written at once
+            log_metrics({"loss": 1.0}, step=step)
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) + 1 if child else 5
 
     here = os.getpid()
@@ -77,6 +83,7 @@ def test_a_forked_child_that_comes_back_ends_with_its_own_code() -> None:
     if os.getpid() != here:
         os._exit(9)  # the test's, too, is not the child's
     assert outcome.code == 6
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
 
 
 def test_one_that_has_saved_is_preempted() -> None:
