@@ -48,9 +48,10 @@ class TrainingProgress:
     step: optimizer steps done. nll, steps_in_window: the loss summed since the last log line. elapsed: seconds of
     training, over all attempts. loss: the last logged training loss; valid_loss: the last held-out one. valid_on:
     digest of the held-out data. changes: settings that had changed when the run was resumed ({step, name, there,
-    here}), as checkpoint.may_differ permits. window, tokens and held_out belong to the step loop: the sums of a step's
-    values since the last row, the number of tokens trained on, the last row of held-out values with the step at which
-    they were measured, and those from before the first step.
+    here}), as checkpoint.may_differ permits. tokens: how many were trained on. samples: how many windows, rows or
+    prompts the steps took (0 in records of earlier versions). window and held_out belong to the step loop: the sums of
+    a step's values since the last row, the last row of held-out values with the step at which they were measured, and
+    those from before the first step.
     """
 
     step: int = 0
@@ -66,6 +67,7 @@ class TrainingProgress:
     held_out: dict[str, float] = field(default_factory=dict)
     held_out_step: int = 0
     before: dict[str, float] = field(default_factory=dict)
+    samples: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """The fields by name, as a checkpoint's record has them."""

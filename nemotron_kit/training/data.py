@@ -408,8 +408,9 @@ class Samples(Protocol):
 class BatchSampler:
     """This rank's micro-batches of the steps first_step, first_step + 1, … last_step (counted from 1).
 
-    Step s takes samples (s − 1)·global_batch_size … s·global_batch_size − 1, given to the ranks micro-batch by
-    micro-batch. Yields {"input_ids", "labels"}, both int64 [micro_batch_size, seq_length]; labels are the next tokens.
+    Each step takes the next global_batch_size samples, given to the ranks micro-batch by micro-batch; the first takes
+    those from `first_sample` on (None: all steps before took as many). Yields {"input_ids", "labels"}, both int64
+    [micro_batch_size, seq_length]; labels are the next tokens.
     """
 
     samples: Samples
@@ -420,6 +421,7 @@ class BatchSampler:
     vocab_size: int
     rank: int = 0
     world_size: int = 1
+    first_sample: int | None = None
 
     @property
     def per_step(self) -> int:
@@ -441,7 +443,10 @@ class BatchSampler:
 
     def positions(self, step: int, micro: int) -> range:
         """The samples of this rank's micro-batch number `micro` (from 0) of `step`."""
-        first = (step - 1) * self.global_batch_size + (micro * self.world_size + self.rank) * self.micro_batch_size
+        size = self.global_batch_size
+        before = (self.first_step - 1) * size if self.first_sample is None else self.first_sample
+        within = (micro * self.world_size + self.rank) * self.micro_batch_size
+        first = before + (step - self.first_step) * size + within
         return range(first, first + self.micro_batch_size)
 
 

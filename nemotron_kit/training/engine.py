@@ -220,6 +220,7 @@ def _loop(config: PretrainConfig, data: TrainingData, run: TrainingRun, args: An
         vocab_size=data.model["vocab_size"],
         rank=processes.rank(),
         world_size=processes.world_size(),
+        first_sample=run.first_sample,
     )
     schedule = build_schedule(config.train, config.scheduler, run.optimizer, run.progress.step)
     chunk = config.train.tokens_per_chunk
@@ -238,15 +239,15 @@ def _finish(config: PretrainConfig, run: TrainingRun, folder: Path) -> TrainingO
     record = {"step": step, "identity": portable(run.identity), "changes": changes}
     facts = {
         "steps": step,
-        "tokens": step * config.train.global_batch_size * config.seq_length,
+        "tokens": run.progress.tokens,
         "training loss, nats a token": run.progress.loss,
         "held-out loss, nats a token": run.progress.valid_loss,
     }
     given = {"data": config.blend_path.parent, "pretrained weights": config.checkpoint.pretrained_checkpoint}
     card = model_card("Nemotron-H, pretrained", given, facts, portable(run.identity))
     export(run.model, path, config.blend_path.parent, record, card=card)
-    tokens = step * config.train.global_batch_size * config.seq_length
-    return TrainingOutcome(path, step, run.progress.loss, run.progress.valid_loss, tokens, tuple(changes))
+    progress = run.progress
+    return TrainingOutcome(path, step, progress.loss, progress.valid_loss, progress.tokens, tuple(changes))
 
 
 # What mallopt takes is an int.

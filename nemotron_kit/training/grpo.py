@@ -421,7 +421,7 @@ class _Work:
         backward on their loss, divided by the number of tokens (or answers) of all ranks."""
         import torch
 
-        rows = self.run.order.take((number - 1) * self.config.prompts, self.config.prompts)
+        rows = self.run.order.take(self.loop.samples(number, self.config.prompts).start, self.config.prompts)
         asked = [(row, rows[:place].count(row)) for place, row in enumerate(rows)]
         with answering(self.model):
             rollouts = [self._rollout(number, [asked[index] for index in part]) for part in self.shares]

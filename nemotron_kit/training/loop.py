@@ -384,6 +384,10 @@ class TrainingRun:
         import torch
 
         self.first_step = self.progress.step + 1
+        size = self.config.train.global_batch_size
+        # Records of earlier versions do not have them.
+        self.first_sample = self.progress.samples or self.progress.step * size
+        self.progress.tokens = self.progress.tokens or self.progress.step * size * self.config.seq_length
         # Summed over the ranks only when it is needed; a resumed run's part is on rank 0.
         resumed = self.progress.nll if processes.rank() == 0 else 0.0
         self._nll = torch.tensor(resumed, dtype=torch.float64, device=self.model.device)
@@ -406,6 +410,9 @@ class TrainingRun:
         self.watch.beat()
         self.balance.update()
         self.progress.step = step
+        size = self.config.train.global_batch_size
+        self.progress.samples = self.first_sample + (step - self.first_step + 1) * size
+        self.progress.tokens += size * self.config.seq_length
         self.progress.steps_in_window += 1
         self._window_steps += 1
         self.reporter.advance()
@@ -464,7 +471,7 @@ class TrainingRun:
             "loss": self.progress.loss,
             "lr": learning_rate(self.config.scheduler, train.lr, step - 1, train.train_iters),
             "tokens_per_second": self._window_steps * tokens / (now - self._window),
-            "tokens": step * tokens,
+            "tokens": self.progress.tokens,
             "elapsed": self._elapsed(),
         }
         self.reporter.row(row if grad_norm is None else {**row, "grad_norm": float(grad_norm)})

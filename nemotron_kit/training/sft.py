@@ -266,7 +266,8 @@ class SFTWork:
     def step(self, number: int) -> dict[str, Any]:
         """Compute the gradients of a step: of the summed loss of this rank's rows, divided by the number of loss tokens
         of all ranks' rows."""
-        rows = self.rows.rows_at((number - 1) * self.per_step, number * self.per_step)
+        taken = self.loop.samples(number, self.per_step)
+        rows = self.rows.rows_at(taken.start, taken.stop)
         total = max(1, sum(row.loss_tokens for row in rows))
         nll: Any = 0.0
         tokens = counted = 0

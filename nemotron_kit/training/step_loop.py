@@ -77,6 +77,7 @@ class StepLoop:
         self.identity, self.reporter, self.stop = dict(identity), reporter, stop
         self.balance = balance or ExpertBalance(model, 0.0)
         self.first_step = progress.step + 1
+        self._samples_before = progress.samples
         self.stopped: str | None = None
         self.watch = HangWatch(None)
         self.saves = CheckpointWriter(settings.checkpoint, model, optimizer, reporter.print, write_model)
@@ -113,6 +114,14 @@ class StepLoop:
                 self._gradient.zero_()
         if halves > 1 and self._first_part is not None:
             self._gradient.add_(self._first_part)
+
+    def samples(self, number: int, count: int) -> range:
+        """The positions, in the order of the data, of the `count` samples that step `number` takes: behind those of all
+        steps before, also of those that took another number of them."""
+        before = self._samples_before or (self.first_step - 1) * count  # 0 in records of earlier versions
+        start = before + (number - self.first_step) * count
+        self.progress.samples = start + count
+        return range(start, start + count)
 
     @contextlib.contextmanager
     def autocast(self) -> Iterator[None]:

@@ -132,8 +132,13 @@ def test_a_model_is_never_another_runs(config: PretrainConfig, tiny_data: Path) 
     shard.write_bytes(tokens[2:] + tokens[:2])  # as many tokens, other ones
     with pytest.raises(UserError, match=r"another configuration: dataset\.content is .* there and .* here"):
         pretrain(config)
-    config.train.train_iters, config.checkpoint.may_differ = 5, ["dataset.content"]
-    assert [change["name"] for change in pretrain(config).changes] == ["dataset.content"]
+    size = config.train.global_batch_size
+    config.checkpoint.may_differ = ["dataset.content", "train.global_batch_size"]
+    config.train.train_iters, config.train.global_batch_size = 5, size // 2
+    longer = pretrain(config)
+    assert [change["name"] for change in longer.changes] == config.checkpoint.may_differ
+    assert longer.tokens == first.tokens * 9 // 8
+    config.train.global_batch_size = size
     shard.write_bytes(tokens)
     config.train.train_iters, config.checkpoint.may_differ = 4, []
     for path in save.glob("step-*"):

@@ -36,6 +36,8 @@ def test_a_resumed_run_goes_on_where_it_was(samples: BlendSamples) -> None:
     rest = [batch["input_ids"].tolist() for batch in batches(samples, first_step=4)]
     assert len(batches(samples)) == len(whole) == 20
     assert rest == whole[12:]
+    other = batches(samples, first_step=4, first_sample=12)  # three steps of 4 came before
+    assert [other.positions(step, 0) for step in (4, 5)] == [range(12, 14), range(20, 22)]
 
 
 def test_labels_are_the_next_tokens(samples: BlendSamples) -> None:

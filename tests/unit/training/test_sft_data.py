@@ -181,7 +181,12 @@ def test_a_process_whose_rows_have_no_loss_token_takes_part_in_the_others_passes
     monkeypatch.setattr(processes, "max_over_ranks", lambda own, _: max(own, 2))
     model = load_model(base_model)
     prepare(model)
-    loop = SimpleNamespace(parts=lambda count: [range(count)], autocast=nullcontext, balance=ExpertBalance(model, 0.1))
+    loop = SimpleNamespace(
+        samples=lambda _, count: range(count),
+        parts=lambda count: [range(count)],
+        autocast=nullcontext,
+        balance=ExpertBalance(model, 0.1),
+    )
     train = TrainConfig(global_batch_size=2)
     config = SimpleNamespace(train=train, seq_length=16)
     work = SFTWork(config, rows, None, model, loop)  # type: ignore[arg-type]

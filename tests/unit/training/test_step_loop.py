@@ -103,6 +103,23 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     assert kept[-2]["tokens"] == 24 and second.progress.held_out == {"valid_loss": second.progress.valid_loss}
 
 
+def test_a_step_takes_the_samples_behind_those_of_all_steps_before(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    assert (run.loop.samples(1, 4), run.loop.samples(2, 4), run.progress.samples) == (range(4), range(4, 8), 8)
+    for taken, found in ((6, range(10, 14)), (0, range(12, 16))):  # 0: a record of an earlier version
+        run.progress.step, run.progress.samples = 2, taken
+        other = StepLoop(
+            run.loop.settings,
+            run.model,
+            run.optimizer,
+            progress=run.progress,
+            identity={},
+            reporter=run.loop.reporter,
+            stop=run.stop,
+        )
+        assert other.samples(4, 4) == found and run.progress.samples == found.stop
+
+
 def test_a_run_that_is_stopped_in_its_last_step_is_saved_and_then_evaluated(tmp_path: Path) -> None:
     run = Run(tmp_path, steps=2)
     saved: list[Path | None] = []
