@@ -279,7 +279,8 @@ def _call(call: Any, where: str) -> dict[str, Any]:
     arguments = from_json(inner.get("arguments"), f"{where}.arguments")
     if arguments is not None and not isinstance(arguments, Mapping):
         raise UserError(f"{where}.arguments is a {type(arguments).__name__}, not an object.")
-    return {"type": "function", "function": {"name": inner["name"], "arguments": dict(arguments or {})}}
+    found = {"type": "function", "function": {"name": inner["name"], "arguments": dict(arguments or {})}}
+    return found if call.get("id") is None else {"id": call["id"], **found}
 
 
 def _tool(tool: Any, number: int) -> dict[str, Any]:

@@ -391,6 +391,8 @@ class SftPrepConfig(DataPrepConfig):
         for name, value in {name: getattr(self, name) for name in least}.items():
             if value < least[name]:
                 raise UserError(f"{name}={value}: must be at least {least[name]}.")
+        if self.seed >= 1 << 64:
+            raise UserError(f"seed={self.seed}: must be below 2^64.")
         named = {f"{split}_ratio": ratio for split, ratio in zip(SPLITS, self.ratios, strict=True)}
         for name, ratio in named.items():
             if not 0 <= ratio <= 1:

@@ -19,6 +19,7 @@ from nemotron_kit.data_prep.chat import ChatFormat, Chunk, encoded_sequences, fr
 from nemotron_kit.data_prep.config import SKIP, SPLITS, RowCounts
 from nemotron_kit.data_prep.indexed import write_errors
 from nemotron_kit.data_prep.packing import Ids, Mask, PackedWriter
+from nemotron_kit.data_prep.parquet import present
 from nemotron_kit.data_prep.shard import (
     BATCH,
     DocumentCounts,
@@ -249,14 +250,17 @@ def _filtered(record: dict[str, Any], messages: Any, tools: Any, chat: ChatSetti
 
 
 def _identity(messages: Any) -> bytes:
-    """A digest that is equal for equal conversations."""
+    """A text that is equal for equal conversations; a key that is null is as if it were not there, as it is to the
+    template, and in Parquet."""
     import json
 
     import orjson
 
     try:
-        return orjson.dumps(messages, option=orjson.OPT_SORT_KEYS)
+        text = orjson.dumps(messages, option=orjson.OPT_SORT_KEYS)
+        return orjson.dumps(present(messages), option=orjson.OPT_SORT_KEYS) if b":null" in text else text
     except TypeError:  # a huge integer, say
+        messages = present(messages)
         return json.dumps(messages, sort_keys=True, default=str).encode("utf-8", "replace")
 
 

@@ -56,6 +56,12 @@ def _whole(row: Any) -> Any:
     return row
 
 
+# An integer of more than 64 bits has at least 19 digits; orjson makes a float of it, such as of a tool call's argument.
+# (A regular expression would take forty times as long as the parser.)
+_DIGITS = bytes(ord("0") if chr(code).isdigit() and code < 128 else 32 for code in range(256))
+_LONG_INTEGER = b"0" * 19
+
+
 def _values(
     file: SourceFile, piece: FilePart, compression: str, field: str, rows: RowCounts, pick: Callable[[Any], Any]
 ) -> Iterator[tuple[Any, Place]]:
@@ -72,6 +78,8 @@ def _values(
         try:
             if any(line.count(key) > 1 and _is_doubled(key, line) for key in keys):
                 raise KeyError(field)  # the fast parser lets the last of two equal keys win in silence
+            if pick is _whole and _LONG_INTEGER in line.translate(_DIGITS):
+                raise TypeError
             value = pick(loads(line))
         except (malformed, KeyError, TypeError):
             try:

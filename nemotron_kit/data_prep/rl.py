@@ -159,9 +159,8 @@ def _make(
             parts.append(part)
         places = _assigned(config, inputs, parts, named=named)
         report = _written(config, inputs, parts, places, output, run_hash)
-        for path in sorted(work.iterdir()):
-            path.unlink()
-        work.rmdir()
+        for parts_folder in output.glob(".parts-*"):  # of runs with other settings, too, that were stopped
+            shutil.rmtree(parts_folder)
     except OSError as error:
         raise NemotronError(
             f"{error.filename or output}: {error.strerror or error}.", hint="What is finished is kept: run it again."
@@ -254,6 +253,8 @@ def _read(one: _Input, path: Path, limit: int | None, restorer: Restorer) -> _Pa
     kept = _kept(path, record, limit)
     if kept is not None:
         return kept
+    if identity_of(one.file) != one.identity:
+        raise UserError(f"{one.file.path}: it has changed since the plan was made.", hint="step=plan makes it again.")
     part = _Part(path)
     with _files([path]) as (out,):
         for where, line, row in rows_of_file(one.file.path):

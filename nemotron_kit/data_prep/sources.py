@@ -486,11 +486,19 @@ def hub_files(
     """
     subset = _card_subset(dataset, configs)
     if configs and subset in configs:
+        if not configs[subset]:  # it has a data_dir, which does not tell the splits
+            raise UserError(
+                f"{where}: the card of {dataset.path} lists no files for the subset {subset!r}.",
+                hint="Name its folder as the path: hf://owner/name/folder.",
+            )
         split = dataset.split or "train"
         patterns = [pattern for name, pattern in configs[subset] if name == split]
         if not patterns:
             raise UserError(f"{where}: no split {split!r}. {sentence(nearest(split, [s for s, _ in configs[subset]]))}")
-        matching = {name: file for name, file in below.items() if any(_matches(name, pattern) for pattern in patterns)}
+        parts = [pattern.removeprefix("./").split("/") for pattern in patterns]
+        matching = {
+            name: file for name, file in below.items() if any(_matches(name.split("/"), part) for part in parts)
+        }
         _leave(below, matching, f"not of subset {subset}, split {split}", left)
         return chosen(matching, Dataset(dataset.name, dataset.path), where, left)
     if configs:
@@ -506,15 +514,20 @@ def _leave(below: dict[str, FoundFile], taken: dict[str, FoundFile], why: str, l
             left.add(name, why)
 
 
-def _matches(name: str, pattern: str) -> bool:
-    return fnmatch.fnmatch(name, pattern.removeprefix("./").replace("**/", "*"))
+def _matches(name: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Whether the parts of a path match those of a pattern: `*` is within one part, `**` any number of them."""
+    if not pattern:
+        return not name
+    if pattern[0] == "**":
+        return any(_matches(name[n:], pattern[1:]) for n in range(len(name) + 1))
+    return bool(name) and fnmatch.fnmatchcase(name[0], pattern[0]) and _matches(name[1:], pattern[1:])
 
 
 def _card_configs(card: str) -> dict[str, list[tuple[str, str]]]:
     """subset → [(split, pattern)] from the YAML head of a dataset card."""
     import yaml
 
-    head = re.match(r"---\n(.*?)\n---", card, re.DOTALL)
+    head = re.match(r"\ufeff?---\r?\n(.*?)\n---", card, re.DOTALL)
     values = yaml.safe_load(head[1]) if head else None
     configs: dict[str, list[tuple[str, str]]] = {}
     for entry in (values or {}).get("configs") or []:

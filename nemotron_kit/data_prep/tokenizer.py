@@ -96,6 +96,8 @@ def describe(file: Path, model: str, *, add_bos: bool, add_eos: bool) -> Tokeniz
     names = _special_names(file.parent)
 
     def token(kind: str) -> int:
+        if names.get(kind, kind) not in {kind, *vocabulary}:  # another one in its place would be wrong in silence
+            raise UserError(f"tokenizer {model}: its {kind.upper()} token is {names[kind]!r}, which {file} lacks.")
         known = [name for name in (names.get(kind), *_USUAL[kind]) if name in vocabulary]
         if not known:
             hint = f"Set add_{kind}=false, or name it in {_SIDE[0]}."
@@ -164,6 +166,8 @@ def _special_names(folder: Path) -> dict[str, str]:
                 content = json.loads((folder / file).read_text(encoding="utf-8"))
             except ValueError as error:
                 raise UserError(f"{folder / file}: broken JSON: {error}.") from error
+            if not isinstance(content, dict):
+                raise UserError(f"{folder / file}: expected a JSON object.")
             for kind in ("bos", "eos"):
                 value = content.get(f"{kind}_token")
                 value = value.get("content") if isinstance(value, dict) else value

@@ -97,7 +97,8 @@ def import_rl_data(cfg: ImportRLData) -> Artifact:
         return _saved(SplitJsonlDataArtifact.load(folder), cfg)
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     named = manifest if isinstance(manifest, dict) else {}
-    files = {split: named[split] for split in ("train", "val", "test") if isinstance(named.get(split), str)}
+    splits = [split for split in ("train", "val", "test") if isinstance(named.get(split), str)]
+    files = {split: str(folder / named[split]) for split in splits}  # a relative path is one beside the manifest
     return _saved(SplitJsonlDataArtifact(path=folder / "manifest.json", **files), cfg)
 
 

@@ -175,6 +175,8 @@ def test_tools_and_calls_in_their_other_forms_are_the_same() -> None:
     ):
         assert answers([user("a"), says(None, tool_calls=calls)], tools) == plain
     assert "strict" not in plain[0][0]
+    named = "{% for message in messages %}{{ message.tool_calls[0].id }}{% endfor %}"  # as Mistral's template
+    assert render([says("", tool_calls=[{"id": "a1", "function": call}])], template=named) == "a1"
     assert answers([user([{"type": "text", "text": "a"}]), says(["b", {"text": "c"}])]) == answers(
         [user("a"), says("bc")]
     )

@@ -151,6 +151,19 @@ def test_a_hub_repository_is_read_as_its_card_says() -> None:
     assert hub("Low", None, {}) == ["Low/part-0.parquet"]  # without a card a subset is a folder
 
 
+def test_patterns_of_a_card_are_the_hubs() -> None:
+    def found(pattern: str) -> list[str]:
+        return hub("s", None, {"s": [("train", pattern)]})
+
+    with pytest.raises(UserError, match="nothing to read"):
+        found("*.parquet")  # none at the top
+    assert found("*/test.parquet") == found("**/test.parquet") == ["High/test.parquet"]
+    assert found("Low/**") == found("./**/Low/part*") == ["Low/part-0.parquet"]
+    card = "---\r\nconfigs:\r\n- config_name: s\r\n  data_dir: Low\r\n---\r\n"
+    with pytest.raises(UserError, match=r"lists no files for the subset 's'\.\nName its folder"):
+        hub("s", None, sources._card_configs(card))
+
+
 def test_the_splits_of_a_hub_repository_are_its_cards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "_hub_listing", lambda *_: (REPOSITORY, CARD))
 

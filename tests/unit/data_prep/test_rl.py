@@ -230,6 +230,14 @@ def test_manifest_artifact_round_trip(home: Path, tmp_path: Path) -> None:
     }
 
 
+def test_an_imported_manifest_may_name_files_beside_it(home: Path, tmp_path: Path) -> None:
+    from nemotron.recipes.nano3.import_export import ImportRLData, import_rl_data
+
+    (tmp_path / "manifest.json").write_text(json.dumps({"train": "train.jsonl", "val": f"{tmp_path}/val.jsonl"}))
+    found: Any = import_rl_data(ImportRLData(path=tmp_path))
+    assert (found.train, found.val) == (f"{tmp_path}/train.jsonl", f"{tmp_path}/val.jsonl")
+
+
 def test_blends_with_weights_and_other_stages_blends(tmp_path: Path) -> None:
     file = tmp_path / "blend.json"
     file.write_text(json.dumps({"datasets": [{"name": "a", "path": "a.jsonl", "weight": 2}]}), encoding="utf-8")
@@ -252,6 +260,12 @@ def test_steps_make_the_files_of_one_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"holds no inputs\.json"):
         prepared(tmp_path, "many", step="shards", task=0, tasks=2, **settings)
     assert prepared(tmp_path, "many", step="plan", **settings) is None
+    before = (tmp_path / "many" / "0.jsonl").read_bytes()
+    write_rows(tmp_path / "many" / "0.jsonl", [row("another")])
+    for seed in (42, 7):  # of another run, which leaves files behind
+        with pytest.raises(UserError, match=r"0\.jsonl: it has changed since the plan was made"):
+            prepared(tmp_path, "many", step="shards", task=0, tasks=5, **settings, seed=seed)
+    (tmp_path / "many" / "0.jsonl").write_bytes(before)
     for task in (1, 0):
         assert prepared(tmp_path, "many", step="shards", task=task, tasks=2, **settings) is None
     for path in (tmp_path / "many").iterdir():

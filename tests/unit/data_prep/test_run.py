@@ -234,6 +234,12 @@ def test_a_tokenizer_without_eos_and_one_that_is_none(tmp_path: Path, write_json
     with pytest.raises(UserError, match=r"names no EOS token.\nSet add_eos=false"):
         run_data_prep(make_config(source, tokenizer_model=str(bare)))
     assert run_data_prep(make_config(source, tokenizer_model=str(bare), add_eos=False)).total_sequences == 60
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|end|>"}')
+    with pytest.raises(UserError, match=r"its EOS token is '<\|end\|>', which .*bare.json lacks"):
+        run_data_prep(make_config(source, tokenizer_model=str(bare)))
+    (tmp_path / "tokenizer_config.json").write_text("[]")
+    with pytest.raises(UserError, match=r"tokenizer_config.json: expected a JSON object"):
+        run_data_prep(make_config(source, tokenizer_model=str(bare)))
     bare.write_text("{}")
     with pytest.raises(UserError, match="not a tokenizer"):
         run_data_prep(make_config(source, tokenizer_model=str(bare), force=True))

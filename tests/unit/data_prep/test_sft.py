@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -148,7 +149,10 @@ def test_all_of_one_record_is_in_one_split_and_so_is_its_copy(prep: Prep) -> Non
             turns.append({"role": "assistant", "content": "yes", "reasoning_content": f"since {number}"})
         return {"messages": turns}
 
-    config = prep([talk(n) for n in range(40)], [talk(n) for n in range(40)])
+    def with_nulls(number: int) -> dict[str, Any]:  # as a table's rows are written
+        return {"messages": [{**message, "tool_calls": None} for message in talk(number)["messages"]]}
+
+    config = prep([talk(n) for n in range(40)], [with_nulls(n) for n in range(40)])
     run_sft_data_prep(config)
     found: dict[str, list[str]] = {}
     for split in ("train", "valid", "test"):
@@ -157,6 +161,14 @@ def test_all_of_one_record_is_in_one_split_and_so_is_its_copy(prep: Prep) -> Non
     assert {len(splits) for splits in found.values()} == {6}  # three turns, in two sources
     assert {len(set(splits)) for splits in found.values()} == {1}
     assert {split for splits in found.values() for split in splits} == {"train", "valid", "test"}
+
+
+def test_a_large_integer_of_a_call_stays_as_it_is(prep: Prep) -> None:
+    call = {"name": "f", "arguments": {"n": 123456789012345678901234567890}}
+    rows = [asks(1), {"messages": [{"role": "assistant", "content": "", "tool_calls": [call]}]}]
+    config = prep(rows, train_ratio=1, valid_ratio=0, test_ratio=0)
+    run_sft_data_prep(config)
+    assert any("\n123456789012345678901234567890\n" in said for _, said in sequences_in(config.output_dir))
 
 
 def test_what_is_left_out_is_counted_by_reason(prep: Prep, capsys: pytest.CaptureFixture[str]) -> None:
@@ -316,6 +328,7 @@ WRONG = [
     ({"algorithm": "first_fit"}, "algorithm='first_fit'"),
     ({"parquet_compression": "lzma"}, "parquet_compression='lzma'"),
     ({"pack_size": 1}, "pack_size=1: must be at least 2"),
+    ({"seed": 1 << 64}, "must be below 2^64"),
     ({"chat_template": "nano2"}, "no template 'nano2'"),
     ({"chat_template": "{% if %}"}, "chat_template, line 1"),
 ]
@@ -327,7 +340,7 @@ def test_settings_that_make_no_sense_stop_before_anything_is_written(
 ) -> None:
     config = prep([asks(1)], **values)
     assert why in " ".join(preflight(config, connect=False))
-    with pytest.raises(UserError, match=why.replace("{", r"\{")):
+    with pytest.raises(UserError, match=re.escape(why)):
         run_sft_data_prep(config)
     assert not config.output_dir.exists()
 

@@ -104,6 +104,22 @@ def test_mistakes_are_one_error(
     assert "a sweep over" not in captured.err
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [(None, "Standard input is closed: there is nobody to chat with."), (b"caf\xe9\n", "Standard input is not UTF-8")],
+)
+def test_what_can_not_be_chatted_with(
+    given: bytes | None,
+    said: str,
+    chat_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "stdin", given and io.TextIOWrapper(io.BytesIO(given), encoding="utf-8"))
+    assert nemotron(["nano3", "chat", "--art.model", str(chat_model)]) == 2
+    assert said in capsys.readouterr().err
+
+
 def test_without_a_model_given_the_last_stage_answers(
     chat_model: Path, asked: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
