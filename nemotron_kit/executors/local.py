@@ -108,7 +108,7 @@ class Local(Executor):
         # The worker sets variables that refer to others; set here, too, they would be expanded twice.
         variables = {name: text for name, text in plan.environment.items() if not refers(text)}
         try:
-            worker = start_worker(job, variables, plan.paths.python if plan.launch == DETACHED else "")
+            worker = start_worker(job, variables, plan.paths.python if plan.mode == "batch" else "")
         except OSError as failure:
             error = f"the worker did not start: python: {plan.paths.python}: {failure.strerror}"
             job.finish(1, "failed", error=error)

@@ -20,7 +20,7 @@ from nemotron_kit.executors.nemo_run import import_partially
 from nemotron_kit.polling import Pace, until
 from nemotron_kit.runs.cancel import cancel_jobs
 from nemotron_kit.runs.folder import RunFolder, open_job
-from nemotron_kit.runs.job import JobFolder
+from nemotron_kit.runs.job import ORPHANED, JobFolder
 from nemotron_kit.worker.process import start_worker
 
 
@@ -153,12 +153,19 @@ class LocalScheduler:
             self._report(job.number)
 
     def _is_over(self, job: JobFolder) -> bool:
-        """Whether the job has ended; writes the exit record of a job whose process ended without one."""
+        """Whether the job has ended; writes the exit record of a job whose worker ended without one. Its program may
+        outlive the worker, and has recorded its own exit code."""
         if (job.path / "exit.json").exists():
             return True
         if self.starter.alive(job) or (job.path / "exit.json").exists():
             return False
-        job.finish(1, "failed", error=f"its process ended without a record: see {job.log_path('worker')}")
+        state = job.state()
+        if state.error == ORPHANED:
+            return False
+        if state.terminal and state.code is not None:
+            job.finish(state.code, state.state, error=state.error)
+        else:
+            job.finish(1, "failed", error=f"its process ended without a record: see {job.log_path('worker')}")
         return True
 
     def _report(self, number: int) -> None:

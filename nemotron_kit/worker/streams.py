@@ -322,10 +322,10 @@ def unless_gone(stream: TextIO) -> Iterator[None]:
 
 
 class Tee:
-    """A stream that is no descriptor of this process (a notebook's, a test's): what is printed goes there and to a log.
-    Everything else (isatty, fileno, encoding) is that stream's."""
+    """A stream that is no descriptor of this process (a notebook's, a test's): what is printed goes there and to a log
+    (None: it gets there by itself). Everything else (isatty, fileno, encoding) is that stream's."""
 
-    def __init__(self, stream: TextIO, log: io.FileIO) -> None:
+    def __init__(self, stream: TextIO, log: io.FileIO | None) -> None:
         self._stream = stream
         self._log = log
         self._aside: int | None = None  # the id of a thread whose text is not logged
@@ -334,7 +334,7 @@ class Tee:
         """Write `text` masked to both. A log that can't be written is no reason to stop a job: the disk is full, or the
         job has ended, and its logging still uses this stream."""
         shown = mask(text)
-        if self._aside != threading.get_ident():
+        if self._log is not None and self._aside != threading.get_ident():
             with contextlib.suppress(OSError, ValueError):
                 self._log.write(shown.encode("utf-8", "replace"))
         with unless_gone(self._stream):
@@ -349,8 +349,8 @@ class Tee:
     @contextlib.contextmanager
     def aside(self, _fd: int) -> Iterator[None]:
         """Within the block what this thread writes is not logged, and the log may be closed by its owner."""
-        with io.FileIO(os.dup(self._log.fileno()), "a") as self._log:
-            self._aside = threading.get_ident()
+        self._aside = threading.get_ident()
+        with io.FileIO(os.dup(self._log.fileno()), "a") if self._log else contextlib.nullcontext() as self._log:
             try:
                 yield
             finally:
@@ -398,7 +398,12 @@ def _python_stream(stream: TextIO | None, fd: int, log: io.FileIO | None, channe
     except (OSError, ValueError, AttributeError):
         is_ours = False
     if not is_ours:
-        return cast("TextIO", Tee(cast("TextIO", stream), log)) if log is not None else cast("TextIO", stream)
+        # A program's own stream often writes to the one that it replaces, which is captured.
+        wraps = any(
+            each is sys.__stdout__ or each is sys.__stderr__ for each in getattr(stream, "__dict__", {}).values()
+        )
+        tee = Tee(cast("TextIO", stream), None if wraps else log)
+        return cast("TextIO", tee if log is not None else stream)
     raw = _InOrder(fd, channels) if channels else io.FileIO(fd, "w", closefd=False)
     encoding, errors = getattr(stream, "encoding", "utf-8"), getattr(stream, "errors", "backslashreplace")
     return Stream(io.BufferedWriter(raw), encoding, errors, line_buffering=True)

@@ -46,6 +46,12 @@ def run(code: str, log: Path, **kinds: object) -> subprocess.Popen[bytes]:
                      id="a fork writes nothing twice"),
         pytest.param("print('one')\nwith log(os.environ['INNER']) as inner, captured(inner): print('two')\n"
                      "print('three')", "one two three", "one two three", "", id="one capture in another"),
+        pytest.param("class Wrapper:\n    def __init__(self, stream): self.stream = stream\n"
+                     "    def write(self, text): self.stream.write(text)\n    def flush(self): self.stream.flush()\n"
+                     "sys.stdout = Wrapper(sys.__stdout__)\n"
+                     "with log(os.environ['INNER']) as inner, captured(inner): print('once')\n"
+                     "print(open(os.environ['INNER']).read())", "once once", "once once", "",
+                     id="a program's stream that writes to the captured one"),
         pytest.param("text = os.environ['SAID_TOKEN'] + '\\n'\nos.write(1, text[:6].encode()); time.sleep(0.02)\n"
                      "os.write(1, text[6:].encode())", "***", "***", "", id="a secret in two parts"),
         pytest.param("os.environ['LATE_TOKEN'] = 'looked-up-later'; print('looked-up-later')", "***", "***", "",

@@ -11,7 +11,6 @@ import pytest
 from nemotron_kit.errors import NemotronError
 from nemotron_kit.executors.base import PlanContext, executor_for
 from nemotron_kit.runs.folder import create_run
-from nemotron_kit.spec.plan import DETACHED
 from nemotron_kit.spec.runconfig import RunConfig
 
 
@@ -19,7 +18,7 @@ def test_a_detached_job_is_run_by_the_profiles_python(home: Path, monkeypatch: p
     monkeypatch.setenv("HOME", str(home))
     local = executor_for(RunConfig(python="~/there/python"))
     run = create_run("20261130-000000-a-b-000000", {}, [{"config.yaml": ""}], starts_here=True)
-    plan: Any = SimpleNamespace(job=0, environment={}, launch=DETACHED, paths=local.paths(run.id, 0))
+    plan: Any = SimpleNamespace(job=0, environment={}, mode="batch", paths=local.paths(run.id, 0))
     with pytest.raises(NemotronError, match=f"python: {home}/there/python: No such file"):
         local.submit(run, [plan])
     state = run.job().state()
