@@ -39,6 +39,9 @@ def environment(values: Mapping[str, str], expand: Collection[str] = ()) -> Iter
 DEFERRED = ("art", "secret")
 _ART = re.compile(r"\$\{art:\s*([A-Za-z_]\w*)")
 _SECRET = re.compile(r"(?<!\\)\$\{secret:\s*([A-Za-z_]\w*)\s*\}")
+# What the resolvers take: any other text would be an error in the job.
+_DEFERRED = {"art": re.compile(r"\$\{art:[^,]+(,[^,]+)?\}"), "secret": re.compile(r"\$\{secret:[A-Za-z_]\w*\}")}
+_WRITTEN = {"art": "${art:SLOT} or ${art:SLOT,FIELD}", "secret": "${secret:NAME}, NAME an environment variable"}
 _FOLDED = frozenset("\x85\u2028\u2029\ufeff\r")
 _OC_ENV = re.compile(r"\$\{oc\.env:\s*['\"]?([A-Za-z_]\w*)")
 
@@ -219,7 +222,13 @@ def deferring(kept: list[str], names: Collection[str]) -> Iterator[None]:
     from omegaconf import OmegaConf
 
     def mark(name: str) -> Any:
-        return lambda *arguments: _placeholder(kept, f"${{{name}:{','.join(map(str, arguments))}}}")
+        def keep(*arguments: Any) -> str:
+            text = f"${{{name}:{','.join(map(str, arguments))}}}"
+            if not _DEFERRED[name].fullmatch(text):
+                raise UserError(f"{text}: that can't be resolved.", hint=f"It is {_WRITTEN[name]}.")
+            return _placeholder(kept, text)
+
+        return keep
 
     for name in names:
         OmegaConf.register_new_resolver(name, mark(name), replace=True)

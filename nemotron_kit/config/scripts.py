@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -69,7 +70,8 @@ def _flag(argument: str, arguments: list[str]) -> str:
     key = name.replace("-", "_")
     if joined:
         return f"{key}={_hydra_value(value)}"
-    if arguments and not arguments[0].startswith("-") and not _is_override(arguments[0]):
+    is_value = bool(arguments) and re.fullmatch(r"-[0-9.].*|[^-].*|", arguments[0], re.DOTALL) is not None
+    if is_value and not _is_override(arguments[0]):
         return f"{key}={_hydra_value(arguments.pop(0))}"
     return f"{key[3:]}=false" if key.startswith("no_") else f"{key}=true"
 

@@ -453,5 +453,8 @@ def _wrong_type(error: Any, key: str, given: str, command: Command) -> UserError
 
 def _expected(command: Command, key: str) -> str:
     """The declared type of `a.b[0].c`; "" where it is not known."""
-    found = type_at(command.load_config_cls(), re.findall(r"[^.\[\]]+", key))
+    parts = re.findall(r"[^.\[\]]+", key)
+    if parts[:1] == ["run"]:  # the launcher's section
+        return "a block" if parts[1:] in ([], ["env"], ["recipe"], ["wandb"]) else "a text"
+    found = type_at(command.load_config_cls(), parts)
     return type_name(found) if found is not None else ""

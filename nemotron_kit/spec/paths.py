@@ -234,7 +234,7 @@ def local_paths(settings: RunConfig, run_id: str, job: int, *, registry: str | N
     """The paths of a job that is a process of this machine."""
     root, cwd = str(nemotron_home()), _working_folder()
     run = f"{root}/runs/{run_id}"
-    named, python = settings.artifacts_root, sys.executable
+    named, python = _here(settings.artifacts_root), sys.executable
     if settings.python:
         python = str(expand_user(settings.python))
     artifacts = named or registry or f"{root}/artifacts"
@@ -262,7 +262,9 @@ def sent_paths(
     root = _root(settings, is_remote)
     run = f"{root}/runs/{run_id}"
     folder = f"{run}/jobs/{job}"
-    artifacts = settings.artifacts_root or (f"{root}/artifacts" if is_remote else registry or f"{root}/artifacts")
+    registry_there = settings.artifacts_root if is_remote else _here(settings.artifacts_root)
+    artifacts = registry_there or (f"{root}/artifacts" if is_remote else registry or f"{root}/artifacts")
+    workdir = settings.workdir if is_remote or image else _here(settings.workdir)
     tree = code_tree(settings)
     code = f"{folder}/code" if tree else None
     package = f"{root}/kit/{package_hash()}" if is_remote or image or other_python else None
@@ -274,7 +276,7 @@ def sent_paths(
         run=run,
         job=folder,
         code=code,
-        cwd=settings.workdir or inside or (folder if package else cwd),
+        cwd=workdir or inside or (folder if package else cwd),
         python=named or ("python3" if package else sys.executable),
         package=package,
         artifacts=artifacts,
@@ -324,10 +326,15 @@ def below(text: str, folder: str) -> bool:
     return text == folder or text.startswith(folder.rstrip("/") + "/")
 
 
+def _here(path: str | None) -> str | None:
+    """A path that a profile gives for this machine, absolute."""
+    return str(expand_user(path).absolute()) if path else None
+
+
 def _root(settings: RunConfig, is_remote: bool) -> str:
     named = settings.remote_job_dir
     if not is_remote:
-        return str(expand_user(named).absolute()) if named else str(nemotron_home())
+        return _here(named) or str(nemotron_home())
     for field in ("host", "user"):
         if not getattr(settings, field):
             raise UserError(f"tunnel 'ssh' needs {field}.", hint="Set it in the profile.")

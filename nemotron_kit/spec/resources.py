@@ -30,14 +30,14 @@ def effective_settings(
         option = "--run" if mode == "run" else "--batch"
         raise UserError(f"run.mode={mode} needs a profile.", hint=f"Give run.profile=NAME, or {option} NAME.")
     environment = {key: _unescaped(value) for key, value in (run.get("env") or {}).items()}
+    given = {key for key in environment if _on_command_line(key, overrides)}
     if recorded is not None:
-        typed = {key: value for key, value in environment.items() if _on_command_line(key, overrides)}
+        typed = {key: value for key, value in environment.items() if key in given}
         return with_overrides(recorded, typed, prefix="run.env.")
     if not profile and not environment:
         return RunConfig()
     from nemotron_kit.spec.profiles import effective_profile
 
-    given = {key for key in environment if _on_command_line(key, overrides)}
     return effective_profile(
         profile,
         file_env={key: value for key, value in environment.items() if key not in given},
@@ -58,7 +58,14 @@ def _unescaped(value: Any) -> Any:
 
 
 def _on_command_line(key: str, overrides: Sequence[str]) -> bool:
-    return any(o.lstrip("+").startswith((f"run.env.{key}=", f"run.env.{key}.")) for o in overrides)
+    given = (override.lstrip("+") for override in overrides)
+    # A block (`run.env={nodes: 2}`) has its keys in Hydra's grammar, in which a name is followed by a colon.
+    name = re.compile(rf"[{{,]\s*['\"]?{re.escape(key)}['\"]?\s*:")
+    return any(
+        each.startswith((f"run.env.{key}=", f"run.env.{key}."))
+        or (each.startswith(("run.env={", "run={")) and name.search(each) is not None)
+        for each in given
+    )
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -61,6 +61,12 @@ def load(default: Path, *argv: str, twice: bool = False) -> Config:
     return omegaconf_to_dataclass(config, Config)
 
 
+def test_a_flags_value_may_be_a_negative_number(default: Path) -> None:
+    assert load(default, "--shards", "-4", "--out", "-.5x").shards == -4
+    with pytest.raises(UserError, match="'-x' is neither an option nor an override"):
+        load(default, "--shards", "-x")
+
+
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.text(alphabet=st.one_of(st.sampled_from("'\"\\ \n,[]{}=a1"), st.characters(exclude_categories=["Cs"]))))
 @example("a\\\n")

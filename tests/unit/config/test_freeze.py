@@ -66,6 +66,14 @@ def test_a_secret_by_its_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
         frozen(a="${oc.env:WANDB_API_KEY}")
 
 
+@pytest.mark.parametrize("text", ["secret:", "secret:A,b", "secret:a-b", "art:", "art:x,path,3"])
+def test_an_interpolation_that_the_job_could_not_resolve_is_refused(text: str) -> None:
+    from omegaconf import OmegaConf
+
+    with pytest.raises(UserError, match=r"^key: \$\{.*\}: that can't be resolved"):
+        freeze(OmegaConf.create({"key": f"${{{text}}}"}), "/job")
+
+
 def test_total_tokens_is_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOTAL_TOKENS", "5")
     assert frozen(a="${oc.env:TOTAL_TOKENS}") == {"a": "5"}

@@ -137,6 +137,19 @@ def test_a_profile_names_its_places(launch: Path) -> None:
     assert (there.code, there.environment["PWD"]) == (None, "/scratch")
 
 
+@pytest.mark.parametrize("executor", ["local", "slurm", "docker"])
+def test_a_profiles_folders_of_this_machine_are_absolute(
+    launch: Path, monkeypatch: pytest.MonkeyPatch, executor: str
+) -> None:
+    """The launch and its job, in another folder, must mean the same registry."""
+    monkeypatch.setenv("HOME", "/home/me")
+    image = {"container_image": "i"} if executor == "docker" else {}
+    assert place(executor=executor, artifacts_root="registry", **image).artifacts == f"{launch}/registry"
+    assert place(executor=executor, artifacts_root="~/registry", **image).artifacts == "/home/me/registry"
+    if executor == "slurm":
+        assert place(executor=executor, workdir="~/x").cwd == "/home/me/x"
+
+
 def test_the_kits_own_files_are_found_in_the_kit(launch: Path) -> None:
     there = place(**SSH)
     package = Path(str(nemotron_kit.__file__)).parent

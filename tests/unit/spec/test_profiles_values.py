@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nemotron_kit.spec.resources import gpu_of
+from nemotron_kit.spec.resources import effective_settings, gpu_of
 from nemotron_kit.spec.runconfig import _SBATCH, CHOICES, FIELDS, ProfileError, RunConfig, check_value, with_overrides
 
 PATTERNED = ("job_name", "gpu_memory", "host", "user", "conda")
@@ -21,6 +22,25 @@ TEXTS = [
 ]
 BOOLS = [name for name, kind in TYPES.items() if kind.startswith("bool")]
 PRINTABLE = st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1, max_size=40)
+
+
+@pytest.mark.parametrize(
+    ("override", "nodes"),
+    [
+        ("run.env.nodes=3", 3),
+        ("run.env={nodes: 3}", 3),
+        ("+run={env: {mem: 1G, 'nodes': 3}}", 3),
+        ("run.env={mem: 1G}", 2),
+        ("other={nodes: 3}", 2),
+    ],
+)
+def test_a_block_on_the_command_line_overrides_the_profile(
+    override: str, nodes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "env.toml").write_text("[C]\nnodes = 2\n")
+    monkeypatch.setenv("NEMOTRON_ENV_FILE", str(tmp_path / "env.toml"))
+    run = {"mode": "run", "profile": "C", "env": {"nodes": 3}}
+    assert effective_settings(run, [override]).nodes == nodes
 
 
 @pytest.mark.parametrize(
