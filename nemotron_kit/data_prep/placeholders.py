@@ -106,12 +106,14 @@ class Restorer:
         if not isinstance(question, str) or answer is None:
             raise UserError(f"{at}: row {number} of {self._sources[name].path} has no question, or no answer.")
         template = given.get("question_template")
+        params = row.get("responses_create_params")
+        params = params if isinstance(params, dict) else {}  # such as its tools and temperature
         asked = filled(question, template)
         return {
             **{key: value for key, value in row.items() if key != "_hf_placeholder"},
             "question": question if isinstance(template, str) else asked,
             "expected_answer": answer_of(answer),
-            "responses_create_params": {"input": [{"role": "user", "content": asked}]},
+            "responses_create_params": {**params, "input": [{"role": "user", "content": asked}]},
         }
 
     def _files(self, source: Dataset) -> list[FoundFile]:

@@ -46,7 +46,6 @@ from nemotron_kit.data_prep.shard_plan import (
 from nemotron_kit.data_prep.sources import FoundFile, compression_of, content_identity, is_remote, kind_of, list_files
 from nemotron_kit.data_prep.stored import store_of, working_folder
 from nemotron_kit.errors import UserError
-from nemotron_kit.files import write_text
 from nemotron_kit.objects import ObjectFolder
 
 # Cells in the smallest shard. Ranges cost nothing to cut; a compressed stream, and CSV, is read from its start by every
@@ -323,11 +322,8 @@ def freeze_plan(
         clear(output)
     else:
         _check_folder(output, plan, there)
-    tokenizer.copy_tokenizer(found, output)
-    if chat:  # the copy inside is the artifact's, whose folder is splits/
-        tokenizer.copy_tokenizer(found, output / "splits")
-        for folder in (output, output / "splits") if chat.template is not None else ():
-            write_text(folder / tokenizer.FOLDER / tokenizer.CHAT_TEMPLATE, str(chat.template), mode=0o666)
+    for folder in (output, output / "splits") if chat else (output,):  # splits/ is the folder of packed rows' artifact
+        tokenizer.copy_tokenizer(found, folder, chat.template if chat else None)
     plan.save(output)
     return plan
 

@@ -56,7 +56,9 @@ def publish(folder: Path, artifact: Any) -> None:
     if store is None:
         return
     artifact.metadata["uri"] = store.url
-    for path in sorted({path for pattern in _PUBLISHED for path in folder.glob(pattern) if path.is_file()}):
+    found = {path for pattern in _PUBLISHED for path in folder.glob(pattern) if path.is_file()}
+    # blend.json and manifest.json last: whoever finds one takes the files that it names for complete.
+    for path in sorted(found, key=lambda path: (path.parent == folder and path.suffix == ".json", path)):
         name = str(path.relative_to(folder))
         if name in _KEPT_HERE:
             continue

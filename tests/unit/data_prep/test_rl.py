@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from nemotron_kit.data_prep import stored
 from nemotron_kit.data_prep.config import DataBlend, RLPrepConfig
 from nemotron_kit.data_prep.placeholders import PLACEHOLDERS, answer_of, filled
 from nemotron_kit.data_prep.rl import SPLITS, prepare_rl
@@ -99,7 +101,7 @@ def test_placeholders_are_restored_and_all_else_of_a_row_is_kept(tmp_path: Path)
     pq.write_table(pa.Table.from_pylist(dapo), tmp_path / "dapo.parquet")
     write_rows(tmp_path / "sky.jsonl", [{"prompt": [{"content": "1+1"}], "reward_model": {"ground_truth": '["2"]'}}])
     rows = [
-        {"dataset": "d", "pass_rate": 0.5, **refers(3, {"prefix": "P: "})},
+        {"dataset": "d", "pass_rate": 0.5, **refers(3, {"prefix": "P: "}), "responses_create_params": {"tools": []}},
         {"dataset": "s", **refers(0, "Think: {question}")},
         row("plain", verifier_metadata={"unit_tests": [1, 2]}, options=[{"A": "x"}], big=2**70),
     ]
@@ -107,6 +109,7 @@ def test_placeholders_are_restored_and_all_else_of_a_row_is_kept(tmp_path: Path)
     places = {"d": {"path": "dapo.parquet"}, "s": {"path": "sky.jsonl"}}
     made = prepared(tmp_path, "rows.jsonl", blend={"placeholders": places}, train_ratio=1, valid_ratio=0, test_ratio=0)
     first, second, third = rows_of(made.train_path)
+    assert first["responses_create_params"].pop("tools") == []
     assert first == row("P: What is 3?", dataset="d", pass_rate=0.5, question="P: What is 3?", expected_answer="3")
     assert second == row("Think: 1+1", dataset="s", question="1+1", expected_answer="2")
     assert third == rows[2]
@@ -228,6 +231,25 @@ def test_manifest_artifact_round_trip(home: Path, tmp_path: Path) -> None:
         "valid_path": files["val"],
         "metadata.rows.val": 1,
     }
+
+
+def test_in_a_store_the_manifest_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+
+    class Store:
+        url = "s3://b/x"
+
+        def put(self, path: Path, name: str) -> None:
+            order.append(name)
+
+        def put_text(self, text: str, name: str) -> None:
+            order.append(name)
+
+    for name in ("train.jsonl", "manifest.json", "val.jsonl", "report.json", "store.json"):
+        (tmp_path / name).write_text("{}")
+    monkeypatch.setattr(stored, "store_of", lambda _: Store())
+    stored.publish(tmp_path, SimpleNamespace(metadata={}))
+    assert order == ["train.jsonl", "val.jsonl", "manifest.json", "report.json"]
 
 
 def test_an_imported_manifest_may_name_files_beside_it(home: Path, tmp_path: Path) -> None:

@@ -245,6 +245,16 @@ def test_a_tokenizer_without_eos_and_one_that_is_none(tmp_path: Path, write_json
         run_data_prep(make_config(source, tokenizer_model=str(bare), force=True))
 
 
+def test_no_file_of_another_tokenizer_stays(tmp_path: Path, write_jsonl: Writer, make_config: Config) -> None:
+    config = make_config([(write_jsonl("a.jsonl", WORDS), 1.0)], num_shards=1)
+    copy = config.output_dir / "tokenizer"
+    copy.mkdir(parents=True)
+    for name in ("special_tokens_map.json", "chat_template.jinja"):
+        (copy / name).write_text("{}")
+    run_data_prep(config)
+    assert sorted(path.name for path in copy.iterdir()) == ["tokenizer.json", "tokenizer_config.json"]
+
+
 def test_per_split_config_sets_the_held_out_share(write_jsonl: Writer, make_config: Config) -> None:
     per_split = PerSplitConfig(valid_shards=2, test_shards=0)
     artifact = run_data_prep(make_config([(write_jsonl("a.jsonl", WORDS * 10), 1.0)], per_split=per_split))
