@@ -86,7 +86,8 @@ class ParallelBlock:
         default=None,
         metadata={
             "help": "After so long without a step each process prints its stacks, and the run ends with exit code 70 "
-            "(null: it waits forever). Steps, evaluations and checkpoints must each take less"
+            "(null: torch's own limit, 10 minutes with NCCL and 30 with Gloo, ends processes that wait for another). "
+            "Steps, evaluations and checkpoints must each take less"
         },
     )
 
@@ -328,10 +329,12 @@ def unknown(value: Any) -> bool:
     return isinstance(value, str) and "${" in value
 
 
-def whole_number(name: str, value: Any, *, least: int) -> None:
-    """Raises UserError if the setting `name` is no whole number of `least` or more; a reference that only the job can
-    resolve passes."""
+def whole_number(name: str, value: Any, *, least: int, most: int = (1 << 63) - 1) -> None:
+    """Raises UserError if the setting `name` is no whole number from `least` to `most`; a reference that only the job
+    can resolve passes."""
     if unknown(value):
         return
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise UserError(f"{name} is {value!r}; it must be a whole number, {least} or more.")
+    if value > most:
+        raise UserError(f"{name} is {value}; it must be {most} at most.")

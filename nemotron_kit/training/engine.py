@@ -90,7 +90,9 @@ def pretrain(config: PretrainConfig) -> TrainingOutcome:
     start = _start(config, data, folder)
     if processes.rank() == 0:
         prepare_output(folder)
-    processes.join()  # before signals are caught: who waits for a peer that never comes can still be stopped
+    processes.join(
+        config.train.hang_minutes
+    )  # before signals are caught: who waits for a peer that never comes can still be stopped
     try:
         require_agreement(start)
         with StopRequest() as stop:

@@ -82,7 +82,9 @@ def grpo(config: GRPOConfig) -> RLOutcome:
     quiet()
     keep_freed_memory()
     run = _Run(config, began)
-    processes.join()  # before signals are caught: who waits for a peer that never comes can still be stopped
+    processes.join(
+        config.train.hang_minutes
+    )  # before signals are caught: who waits for a peer that never comes can still be stopped
     try:
         require_agreement(run.start)
         with StopRequest() as stop:

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -40,8 +41,9 @@ def device() -> torch.device:
     return own
 
 
-def join() -> None:
-    """Open the process group, if torchrun started more than one process.
+def join(hang_minutes: float | None = None) -> None:
+    """Open the process group, if torchrun started more than one process. `hang_minutes`: how long one process may let
+    the others wait (train.hang_minutes); None: torch's own limit, 10 minutes with NCCL and 30 with Gloo.
 
     torchrun keeps one store for all its restarts, in which a process that starts early can still find its peers'
     addresses from before the restart, and wait for processes that have ended. So a restart uses a key prefix of its own
@@ -57,7 +59,9 @@ def join() -> None:
     if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
         store = dist.PrefixStore(f"restart-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     backend = "nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, store=store, rank=number, world_size=size)
+    # Longer than HangWatch's: that one prints where each process is, before it ends it.
+    limit = None if hang_minutes is None else timedelta(minutes=hang_minutes + 1)
+    dist.init_process_group(backend, timeout=limit, store=store, rank=number, world_size=size)
 
 
 def _joined() -> bool:

@@ -165,10 +165,13 @@ _NUMBER = re.compile(
     r"((?:(?<![\w)\]}])[-+])?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?)(?:/(0*[1-9]\d*))?"
 )
 _MINUS = "\u2212"
+# LaTeX's fraction of two whole numbers; behind a digit it is a part of a mixed number.
+_FRACTION = re.compile(r"(?<!\d)\\[dt]?frac\s*\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}")
 
 
 def numeric(text: str, row: Row) -> float:
-    """1 if the last number of the answer equals that of `expected_answer`; a fraction, 3/4, is a number."""
+    """1 if the last number of the answer equals that of `expected_answer`; a fraction, 3/4 or \\frac{3}{4}, is a
+    number."""
     expected, found = _last_number(str(_field(row, "expected_answer"))), _last_number(text)
     if expected is None or not math.isfinite(expected):
         raise UserError(f"expected_answer {row['expected_answer']!r} is no number, which the verifier numeric needs.")
@@ -176,7 +179,7 @@ def numeric(text: str, row: Row) -> float:
 
 
 def _last_number(text: str) -> float | None:
-    found = _NUMBER.findall(text.replace(_MINUS, "-"))
+    found = _NUMBER.findall(_FRACTION.sub(r"\1/\2", text.replace(_MINUS, "-")))
     if not found:
         return None
     number, divisor = found[-1]

@@ -59,7 +59,9 @@ def sft(config: SFTConfig) -> TrainingOutcome:
     config.train.check_split(processes.world_size())
     run = _Run(config)
     run.prepare()
-    processes.join()  # before signals are caught: who waits for a peer that never comes can still be stopped
+    processes.join(
+        config.train.hang_minutes
+    )  # before signals are caught: who waits for a peer that never comes can still be stopped
     try:
         require_agreement(run.start)
         with StopRequest() as stop:

@@ -48,6 +48,7 @@ def test_the_blocks_have_the_contracts_names() -> None:
         (PretrainConfig(dataset={"seq_length": "long"}), r"dataset\.seq_length is 'long'; it must be a whole number"),
         (PretrainConfig(dataset={"seq_length": 0}), r"dataset\.seq_length is 0"),
         (PretrainConfig(dataset={"seed": -1}), r"dataset\.seed is -1"),
+        (PretrainConfig(dataset={"seed": 1 << 64}), r"dataset\.seed is 18446744073709551616; it must be \d+ at most"),
         (PretrainConfig(recipe={"_target_": "os.system"}), r"recipe\._target_ is 'os\.system', which this recipe"),
         (PretrainConfig(train=TrainConfig(train_iters=0)), r"train\.train_iters is 0"),
         (PretrainConfig(train=TrainConfig(lr=float("nan"))), r"train\.lr is nan"),

@@ -38,6 +38,8 @@ def follows(*instructions: tuple[str, dict[str, Any] | None]) -> dict[str, Any]:
         ("numeric", "x=-4, or \u22124", {"expected_answer": "-4"}, 1),
         ("numeric", "0.5", {"expected_answer": "1/2"}, 1),
         ("numeric", "2", {"expected_answer": "1/2"}, 0),
+        ("numeric", "2", {"expected_answer": r"\frac{1}{2}"}, 0),
+        ("numeric", r"so $-\dfrac{ 1 }{2}$", {"expected_answer": "-0.5"}, 1),
         ("mcqa", r"It is \boxed{B}.", MCQA, 1),
         ("mcqa_simple_agent", r"\boxed{A}, no: \boxed{b}", MCQA, 1),
         ("mcqa", "B", MCQA, 0),

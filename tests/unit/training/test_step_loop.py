@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -221,6 +223,17 @@ def test_a_checkpoint_that_one_process_cant_write_ends_all_of_them(
     monkeypatch.setattr(processes, "_all_gather_json", lambda own: [told[1], own])
     with pytest.raises(NemotronError, match=r"with the weights of another one\. \(process 0 of 1\)"):
         saves.save(2, {"identity": {"seed": 3}}, last=False)
+
+
+def test_the_processes_wait_for_one_another_as_long_as_a_step_may_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    module = importlib.import_module("torch.distributed.rendezvous")
+    monkeypatch.setattr(module, "rendezvous", lambda _: iter([(None, 0, 2)]))
+    limits: list[object] = []
+    monkeypatch.setattr("torch.distributed.init_process_group", lambda _, timeout, **__: limits.append(timeout))
+    for minutes in (45, None):
+        processes.join(minutes)
+    assert limits == [timedelta(minutes=46), None]
 
 
 HANGS = """
