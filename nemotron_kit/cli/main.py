@@ -76,7 +76,7 @@ def run_app(app: App, argv: Sequence[str]) -> int:
 def guarded(action: Callable[[], int]) -> int:
     """Run a command. A user's mistake gives one error message and an exit code; a traceback only with
     HYDRA_FULL_ERROR=1."""
-    if sys.stdout is None or sys.stderr is None:
+    if None in (sys.stdin, sys.stdout, sys.stderr):
         _open_streams()
     try:
         _set_pwd()
@@ -129,13 +129,15 @@ def _report_os_error(error: OSError) -> int:
 
 def _open_streams() -> None:
     """Open standard streams that were closed at the start (`>&-`) on /dev/null, so that none of our files gets their
-    numbers."""
+    numbers: a job's log with number 0 would not reach the process that writes it. sys.stdin stays None, by which it is
+    known to be closed."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
-            descriptor = os.open(os.devnull, os.O_RDWR)
-            os.dup2(descriptor, number)
-            setattr(sys, name, open(number, "r" if number == 0 else "w", encoding="utf-8"))  # noqa: PTH123, SIM115
-            if descriptor > 2:
+            descriptor = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+            if number > 0:
+                os.dup2(descriptor, number)
+                setattr(sys, name, open(number, "w", encoding="utf-8"))  # noqa: PTH123, SIM115
+            if descriptor > number:
                 os.close(descriptor)
 
 

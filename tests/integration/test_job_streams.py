@@ -130,8 +130,9 @@ def test_in_the_launching_process_it_is_logged_and_the_launchs_own_lines_are_not
     (tmp_path / "leaves.py").write_text(LEAVES)
     env = {**os.environ, "NEMOTRON_HOME": str(tmp_path / "home")}
     value = f"first.leaves={leaves}" if command == "both" else f"leaves={leaves}"
-    done = subprocess.run([sys.executable, "leaves.py", command, value], cwd=tmp_path, env=env, capture_output=True,
-                          text=True, timeout=60)  # fmt: skip
+    stdin = "" if leaves else "<&-"  # closed, its number is free for another file
+    line = ["sh", "-c", f'exec "$@" {stdin}', "sh", sys.executable, "leaves.py", command, value]
+    done = subprocess.run(line, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     log = max((tmp_path / "home" / "runs").glob("*/jobs/0/logs/*.log"), key=lambda path: path.stat().st_mtime)
     assert [line.rstrip() for line in log.read_text().splitlines()] == logged
