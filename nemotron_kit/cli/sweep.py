@@ -10,7 +10,7 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
@@ -51,7 +51,7 @@ from nemotron_kit.sweep.objective import objective_problem, quiet_alembic
 from nemotron_kit.sweep.recipe_task import REFUSED, SAFE_PATH, RecipeTask, set_run
 from nemotron_kit.sweep.sweep_job import Settings
 from nemotron_kit.worker.hydra import plain
-from nemotron_kit.worker.process import hangup_ignored
+from nemotron_kit.worker.process import INTERRUPTED, TERMINATED, Terminated, hangup_ignored, term_raises
 from nemotron_kit.worker.streams import unless_gone
 
 
@@ -312,22 +312,39 @@ def _sweep(
     task = RecipeTask(run.path, argv, after, request.labels, lambda: print_status(title))
     quiet_alembic()
     try:
-        with hangup_ignored(), _translated(prepared), _importable(tree), task.counted():
+        with term_raises(), hangup_ignored(), _translated(prepared), _importable(tree), task.counted():
             _hydra_main(task, [*overrides, *request.flags])
     # Ctrl-C and TERM among them.
     except BaseException as error:
         # No job has started, and nobody was told of the run. Hydra makes a job's folder before it calls the task.
         if not task.begun and all(_is_refused(job) for job in run.jobs()):
             shutil.rmtree(run.path)
+            if isinstance(error, Terminated):
+                raise SystemExit(TERMINATED) from None
             raise
         if not isinstance(error, Exception):
-            raise
+            raise _stopped(run, error, request.json) from None
         _failed(run, error, request.json, task.count)
     run.all_jobs_added()
     if not run.jobs():
         shutil.rmtree(run.path)
         raise UserError("The sweep has no jobs.", hint="A range or a glob among its values has none.")
     return report_sweep(run, request.json)
+
+
+def _stopped(run: RunFolder, error: BaseException, as_json: bool) -> BaseException:
+    """Print how a sweep ended that Ctrl-C or SIGTERM has stopped; returns the exception that ends this process."""
+    if isinstance(error, Terminated):
+        error = SystemExit(TERMINATED)
+    ended = Counter(_state_at_end(job) for job in run.jobs())
+    with suppress(OSError):
+        print_status(f"{run.id}: stopped · nemotron runs show {run.id}")
+        if as_json:
+            code = error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else INTERRUPTED
+            state = run_state(ended)
+            state = "failed" if state == "succeeded" else state  # jobs may be missing
+            print_end(run.id, state, code, jobs=dict(ended), folder=str(run.path))
+    return error
 
 
 def _is_refused(job: JobFolder) -> bool:

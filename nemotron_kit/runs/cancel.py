@@ -9,6 +9,7 @@ from typing import Any
 
 from nemotron_kit.errors import UserError
 from nemotron_kit.polling import until
+from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import JobFolder, JobState
 from nemotron_kit.runs.process_facts import descendants, is_gone, is_on_this_host
 
@@ -31,6 +32,26 @@ def cancel_jobs(jobs: Sequence[JobFolder], *, grace: float = GRACE) -> list[JobS
         if job.exit_record() is None:  # killed, or never started
             job.finish(128 + code, "cancelled", error="cancelled by `nemotron runs cancel`")
     return [job.state() for job in jobs]
+
+
+def stop_launch(run: RunFolder, *, grace: float = GRACE) -> bool:
+    """Stop the process that still adds jobs to a run of this machine, and ends its job; False if there is none. Its
+    jobs are marked as cancelled. Raises UserError for a process of another machine."""
+    launcher = run.launcher_at_work()
+    if launcher is None:
+        return False
+    if not is_on_this_host(launcher):
+        raise UserError(
+            f"{run.id} is launched on {launcher.get('host')}, and can't be stopped from this machine.",
+            hint=f"On that machine: nemotron runs cancel {run.id}.",
+        )
+    for job in run.jobs():
+        if not job.state().terminal:
+            job.request_cancel()
+    run.launch_failed("stopped by `nemotron runs cancel`, and jobs may be missing")
+    os.kill(launcher["pid"], signal.SIGTERM)  # not its group: it ends its job itself
+    _wait_gone(launcher, grace)
+    return True
 
 
 def terminate(job: JobFolder) -> bool:

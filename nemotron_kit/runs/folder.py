@@ -255,6 +255,12 @@ class RunFolder(Value):
         except DamagedRecord:
             return DAMAGED
 
+    def launcher_at_work(self) -> dict[str, Any] | None:
+        """The facts of the process that may still add jobs; None if the run has all of them, or its launch has
+        ended."""
+        launcher = self.plan().get("launcher") if self._launch_failure() == "" else None
+        return launcher if launcher and not is_gone(launcher) else None
+
     def _launch_failure(self) -> str | None:
         """None for a run that has all of its jobs, else why its launch failed; "" if it has not, or could not record
         why."""

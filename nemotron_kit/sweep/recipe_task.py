@@ -25,6 +25,7 @@ from nemotron_kit.sweep.objective import check_objective, objective_of, record_o
 from nemotron_kit.sweep.sweep_job import Settings, SweepJob
 from nemotron_kit.worker import hydra as hydra_module
 from nemotron_kit.worker.hydra import hydra_files, mask_multirun
+from nemotron_kit.worker.process import INTERRUPTED, TERMINATED, Outcome
 from nemotron_kit.worker.result import JobFailed
 
 # What the command line sets for a sweep: Hydra's errors as exceptions; and no modules from the working folder, in the
@@ -115,6 +116,8 @@ class RecipeTask:
         self.begin()
         with self.users_environment():
             outcome = run_planned(plan, composed.command, job)
+        if self._announce is not None:  # the launch's own process
+            _end_if_stopped(outcome)
         if outcome.state == "succeeded":
             return value_for(hydra, job, objective_of(hydra, composed.command), outcome.value)
         if isinstance(outcome.exception, Exception):
@@ -176,6 +179,15 @@ class RecipeTask:
             single=False,
             labels=self.labels,
         )
+
+
+def _end_if_stopped(outcome: Outcome) -> None:
+    """Raise KeyboardInterrupt or SystemExit for a job that ended because this process got Ctrl-C or SIGTERM: the launch
+    ends as well, where Hydra's basic launcher would go on with the next job."""
+    if outcome.state in ("cancelled", "detached") and outcome.code == INTERRUPTED:
+        raise KeyboardInterrupt
+    if outcome.state == "preempted" or (outcome.state in ("cancelled", "detached") and outcome.code == TERMINATED):
+        raise SystemExit(outcome.code)
 
 
 def refuse_several_tasks(launcher: Mapping[str, Any]) -> None:

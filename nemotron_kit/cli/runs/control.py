@@ -22,7 +22,7 @@ from nemotron_kit.launch.resume import resume_levels
 from nemotron_kit.launch.status import Watch, ask, effective_state, refresh
 from nemotron_kit.launch.submission import drop_waiting, submit_waiting
 from nemotron_kit.polling import Pace, until
-from nemotron_kit.runs.cancel import GRACE, cancel_jobs
+from nemotron_kit.runs.cancel import GRACE, cancel_jobs, stop_launch
 from nemotron_kit.runs.folder import DAMAGE, RunFolder, RunSummary
 from nemotron_kit.runs.job import DAMAGED, EXIT_CODES, TERMINAL, JobFolder, JobState, run_state
 from nemotron_kit.spec.plan import is_local, stored_plan
@@ -107,12 +107,17 @@ def cancel(argv: list[str]) -> int:
         return _cancel_stages(run, options.grace)
     jobs = run.jobs() if chosen is None else chosen
     remote = not is_local(run.summary().executor)
-    if not remote and all(job.state().terminal for job in jobs):
-        _print_ended(run, chosen)
-        return 0
     if remote:
         return _cancel_remote(run, jobs, chosen, options.grace)
-    cancel_jobs(jobs, grace=options.grace)
+    # The launch first: it would start the next job of a sweep.
+    stopped = chosen is None and stop_launch(run, grace=options.grace)
+    if stopped and not run.path.exists():
+        write_lines([f"{run.id}: its launch was stopped before its first job; it leaves no record"])
+        return 0
+    if not stopped and all(job.state().terminal for job in jobs):
+        _print_ended(run, chosen)
+        return 0
+    cancel_jobs(run.jobs() if chosen is None else jobs, grace=options.grace)
     print_end(run, _state(run, chosen), chosen)
     return 0
 

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from nemotron_kit.cli.runs.control import cancel
 from nemotron_kit.errors import UserError
+from nemotron_kit.home import new_run_id
 from nemotron_kit.runs.cancel import cancel_jobs
-from nemotron_kit.runs.folder import RunFolder
+from nemotron_kit.runs.folder import RunFolder, create_run
 from nemotron_kit.runs.process_facts import process_facts
 
 from ...conftest import until
@@ -116,3 +118,14 @@ def test_the_jobs_of_one_process_end_together(make_run: MakeRun, started: Starte
     for job in jobs[:2]:
         job.transition("running", process=process_facts(process.pid))
     assert [state.state for state in cancel_jobs(jobs)] == ["cancelled", "cancelled", "succeeded"]
+
+
+def test_cancelling_a_sweep_between_two_jobs_stops_its_launch(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its next job would run: the launch is no job's process now."""
+    with subprocess.Popen(["sleep", "60"]) as launch:
+        plan = {"kind": "sweep", "launcher": process_facts(launch.pid)}
+        run = create_run(new_run_id("demo", "train"), plan, [], more_jobs=True)
+        run.add_job(0, {"config.yaml": "a: 0\n"}).finish(0)
+        assert cancel([run.id]) == 0 and launch.wait(10) == -signal.SIGTERM
+    assert "failed: stopped by `nemotron runs cancel`" in capsys.readouterr().out
+    assert cancel([run.id]) == 0 and "has ended already: failed" in capsys.readouterr().out
