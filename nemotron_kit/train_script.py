@@ -237,4 +237,11 @@ def _apply(config: Any, override: Any, added: set[str]) -> None:
             return
         if override.is_add() or override.is_force_add():
             added.add(key)
-        OmegaConf.update(config, key, override.value(), merge=True, force_add=True)
+        value = override.value()
+        spelled = config.__dict__.setdefault("_spelled", {})
+        spot = tuple(int(part) if part.isdecimal() else part for part in key.split("."))
+        spelled.pop(spot, None)
+        text = override.input_line.partition("=")[2]
+        if isinstance(value, bool | int | float) and str(value) != text:
+            spelled[spot] = (value, text)
+        OmegaConf.update(config, key, value, merge=True, force_add=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +19,7 @@ from nemotron_kit.config.registration import (
     RegisteredCommand,
     add_file,
     conf_dir,
+    means_text_of,
     register,
     register_empty,
     register_group,
@@ -29,7 +30,7 @@ from nemotron_kit.config.wording import translated, unreadable
 from nemotron_kit.discovery import Tree
 from nemotron_kit.envfile import EnvFile
 from nemotron_kit.errors import UserError, nearest, sentence
-from nemotron_kit.quoting import hydra_text, hydra_unquoted
+from nemotron_kit.quoting import hydra_quoted, hydra_text, hydra_unquoted
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -145,6 +146,7 @@ def prepare(tree: Tree, overrides: Sequence[str], env: EnvFile, *, sweep: bool =
     rewritten = [f"config={','.join(map(hydra_text, names))}" if o.startswith("config=") else o for o in overrides]
     rewritten = _with_groups(command, siblings, rewritten, names or ["default"], registered)
     refuse_deleted_fields(command, rewritten, {each for named in registered.named_groups.values() for each in named})
+    rewritten = keep_texts(command, rewritten, sweep=sweep)
     return PreparedCommand(command, list(overrides), rewritten, registered, ",".join(names) or "default", env)
 
 
@@ -156,6 +158,39 @@ def prepare_without_files(tree: Tree, recipe: str, stage: str, name: str, env: E
     register_empty(command, stage, name)
     overrides = [f"recipe={hydra_text(recipe)}", f"stage={hydra_text(stage)}", f"config={hydra_text(name)}"]
     return PreparedCommand(command, overrides, overrides, registered, name, env)
+
+
+_ASSIGNED = re.compile(r"(\+{0,2}([A-Za-z_][\w.]*)=)([\w.+-]+(?:,[\w.+-]+)*)", re.ASCII)
+
+
+def keep_texts(command: Command, overrides: Sequence[str], *, sweep: bool = False) -> list[str]:
+    """The overrides with quotes around what Hydra's grammar would read as a number or boolean whose text is another,
+    for fields that are texts: `name=1.10` is not "1.1". In a `sweep`, each of several values is quoted."""
+    return [_with_quotes(command, override, sweep) for override in overrides]
+
+
+def _with_quotes(command: Command, override: str, sweep: bool) -> str:
+    match = _ASSIGNED.fullmatch(override)
+    if match is None or ("," in match[3] and not sweep) or match[2] in CHOICES:
+        return override
+    values = match[3].split(",")
+    read_otherwise = [_changes_as_number(value) for value in values]
+    spot = tuple(match[2].split("."))
+    if not any(read_otherwise) or spot[:3] == ("run", "env", "extra") or not means_text_of(command, spot):
+        return override
+    pairs = zip(values, read_otherwise, strict=True)
+    return match[1] + ",".join(hydra_quoted(value) if changes else value for value, changes in pairs)
+
+
+def _changes_as_number(text: str) -> bool:
+    """Whether a value is a number or a boolean in Hydra's grammar, and becomes another text when it is made text."""
+    if text.lower() in ("true", "false"):
+        return True
+    with suppress(ValueError):
+        return str(int(text)) != text
+    with suppress(ValueError):
+        return str(float(text)) != text
+    return False
 
 
 def find_command(tree: Tree, recipe: str | None, stage: str | None) -> Command:

@@ -439,6 +439,8 @@ def _scalar(value: Any, annotation: Any, where: str) -> Any:
     if value is None or isinstance(value, abc.Mapping | list):
         raise _Mismatch(where, value, type_name(annotation))
     is_enum = isinstance(annotation, type) and issubclass(annotation, enum.Enum)
+    if isinstance(annotation, type) and issubclass(annotation, Path) and type(value) in (int, float):
+        value = str(value)  # a file may be called 2024
     try:
         if is_enum:
             return EnumNode(annotation, value=value)._value()

@@ -222,13 +222,20 @@ def _parsing(rule: Any) -> Any:
 
 @contextmanager
 def hydra_reading_fixes() -> Iterator[None]:
-    """Within the block, files that Hydra itself reads have no sexagesimal numbers either; `block.key=value` or
-    `block={key: value}` fills an optional block that is null, or a new entry of a dict of dataclasses; and what chooses
-    another dataclass of a union than the default's takes the place of the default (see `note_union`)."""
+    """Within the block, files that Hydra itself reads have no sexagesimal numbers either; a path may be a number;
+    `block.key=value` or `block={key: value}` fills an optional block that is null, or a new entry of a dict; and what
+    chooses another dataclass of a union than the default's takes the place of the default (see `note_union`)."""
     import omegaconf
 
     utils, containers = vars(omegaconf)["_utils"], vars(omegaconf)["basecontainer"].BaseContainer
     loader, update, merge_maps = utils.get_yaml_loader, omegaconf.OmegaConf.update, containers._map_merge
+
+    path_node: Any = omegaconf.PathNode
+    to_path = path_node._validate_and_convert_impl
+
+    def to_path_of_number(self: Any, value: Any) -> Path:
+        path: Path = to_path(self, str(value) if type(value) in (int, float) else value)
+        return path
 
     def choose_and_merge(dest: Any, src: Any) -> None:
         if _union_of(dest) and not (src._is_none() or src._is_missing() or src._is_interpolation()):
@@ -243,10 +250,12 @@ def hydra_reading_fixes() -> Iterator[None]:
     utils.get_yaml_loader = functools.cache(lambda: without_sexagesimal(loader()))
     omegaconf.OmegaConf.update = staticmethod(fill_and_update)  # type: ignore[method-assign]
     containers._map_merge = staticmethod(choose_and_merge)
+    path_node._validate_and_convert_impl = to_path_of_number
     try:
         yield
     finally:
         containers._map_merge = staticmethod(merge_maps)
+        path_node._validate_and_convert_impl = to_path
         utils.get_yaml_loader, omegaconf.OmegaConf.update = loader, staticmethod(update)  # type: ignore[method-assign]
 
 

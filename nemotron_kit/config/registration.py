@@ -187,7 +187,7 @@ def _register_file(
     foreign.check_file(path, found.values, command)
     foreign.note_file(path, command, name)
     try:
-        _store(group, name, keep_text_spelling(found.values, found.spelled, partial(_means_text, command)))
+        _store(group, name, keep_text_spelling(found.values, found.spelled, partial(means_text_of, command)))
     except OmegaConfBaseException as error:
         key = str(getattr(error, "full_key", "") or "")
         raise UserError(f"{key_location(path, key)}: {key}: {str(error).splitlines()[0]}.") from error
@@ -201,7 +201,7 @@ def _register_file(
         named |= result.named_groups.get(sibling.stem, set())
 
 
-def _means_text(command: Command, spot: Spot, above: Sequence[str] = ()) -> bool:
+def means_text_of(command: Command, spot: Spot, above: Sequence[str] = ()) -> bool:
     """Whether a config's value is a text: by the command's dataclass, and below `run` everything that is no boolean
     there. `above` is the package of the file in which it is at `spot`."""
     spot = (*above, *spot)
@@ -225,7 +225,7 @@ def register_group(name: str, folder: Path, command: Command | None = None) -> d
             values, package, spelled = _broken_option(error), None, None
         if command is not None and spelled is not None:
             names = [] if package == "_global_" else (package or group.replace("/", ".")).split(".")
-            values = keep_text_spelling(values, spelled, partial(_means_text, command, above=names))
+            values = keep_text_spelling(values, spelled, partial(means_text_of, command, above=names))
         ConfigStore.instance().store(group=group, name=option, node=values, package=package, provider=PROVIDER)
         files[f"{group}/{option}"] = path
     return files

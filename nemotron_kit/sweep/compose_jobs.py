@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nemotron_kit.config.compose import Composed, PreparedCommand, compose_prepared, prepare_without_files
+from nemotron_kit.config.compose import Composed, PreparedCommand, compose_prepared, keep_texts, prepare_without_files
 from nemotron_kit.config.limits import faster_omegaconf
 from nemotron_kit.config.secrets import refuse_literal_secrets
 from nemotron_kit.config.wording import translated
@@ -204,7 +204,9 @@ class RecordComposer:
         prepared.registered.files[record.name] = record.file
         with translated(prepared), faster_omegaconf():
             config, hydra = copies.make()
-            parsed = OverridesParser.create().parse_overrides([*record.deleted, *overrides])
+            parsed = OverridesParser.create().parse_overrides(
+                [*record.deleted, *keep_texts(prepared.command, overrides)]
+            )
             ConfigLoaderImpl.validate_sweep_overrides_legal(parsed, run_mode=RunMode.RUN, from_shell=True)
             _merge(config, record)
             ConfigLoaderImpl._apply_overrides_to_config(parsed, config)

@@ -124,7 +124,7 @@ def test_an_added_key_becomes_an_attribute(default: Path) -> None:
 def test_a_flags_value_arrives_exactly(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     default = tmp_path_factory.getbasetemp() / "flag.yaml"
     default.write_text("out: /o\n")
-    if "${" in text or text == "null" or text[:1] in "[{":
+    if "${" in text or text in ("null", "...") or text[:1] in "[{":
         return
     assert load(default, f"--name={text}").name == text
 

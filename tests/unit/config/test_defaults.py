@@ -180,7 +180,7 @@ def test_what_no_group_holds_is_named(tree: Tree, tmp_path: Path) -> None:
         composed(tree, "config=other/base.yaml", "+optimizer=sgd")
     (tmp_path / "config" / "run").mkdir()
     (tmp_path / "config" / "run" / "one.yaml").write_text("a: 1\n")
-    with pytest.raises(UserError, match=r"^run: expected another type"):  # the launcher's section is no group
+    with pytest.raises(UserError, match=r"^run: expected a block"):  # the launcher's section is no group
         composed(tree, "run=one")
     (tmp_path / "config" / "limit").mkdir()
     (tmp_path / "config" / "limit" / "low.yaml").write_text("a: 1\n")

@@ -12,7 +12,7 @@ import pytest
 
 from nemotron_kit.app import App
 from nemotron_kit.cli.indexing import rows
-from nemotron_kit.config.compose import compose
+from nemotron_kit.config.compose import compose, prepare
 from nemotron_kit.config.config_files import load_mapping
 from nemotron_kit.config.freeze import freeze, typed
 from nemotron_kit.discovery import Tree
@@ -367,6 +367,48 @@ def test_entries_of_tables_and_lists(tmp_path: Path, text: str, words: list[str]
     path, given = parse_config_and_overrides(tmp_path / "c.yaml", words)
     script = omegaconf_to_dataclass(apply_hydra_overrides(load_omegaconf_yaml(path), given), Tables)
     assert script == made
+
+
+@dataclass
+class Texts:
+    name: str = ""
+    path: Path = Path()
+    maybe: str | None = None
+    table: dict[str, str] = field(default_factory=dict)
+    number: float = 0.0
+    flag: bool = False
+    free: Any = None
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "expected"),
+    [
+        ("", ["name=1.10", "maybe=true", "table.a=1_000"], Texts("1.10", maybe="true", table={"a": "1_000"})),
+        ("", ["name=1e3", "path=2024", "number=1e3", "flag=true"], Texts("1e3", Path("2024"), number=1000, flag=True)),
+        ("", ["free=1.10", "path=1.10"], Texts(path=Path("1.10"), free=1.1)),
+        ("path: 2024\nname: 1.10", ["name=1.1"], Texts("1.1", Path("2024"))),
+        ("path: 1.5", ["maybe=null"], Texts(path=Path("1.5"))),
+    ],
+)
+def test_a_text_on_the_command_line_is_what_was_written(
+    tmp_path: Path, text: str, words: list[str], expected: Texts
+) -> None:
+    app = App("demo")
+    app.command("go", Texts, print)
+    (tmp_path / "c.yaml").write_text(text)
+    overrides = ["recipe=demo", "stage=go", f"config={tmp_path}/c.yaml", *words]
+    composed = compose(Tree(apps={"demo": app}), overrides, EnvFile())
+    assert typed(freeze(composed.config, "/job"), Texts) == expected and composed.overrides == overrides
+    path, given = parse_config_and_overrides(tmp_path / "c.yaml", words)
+    assert omegaconf_to_dataclass(apply_hydra_overrides(load_omegaconf_yaml(path), given), Texts) == expected
+
+
+def test_each_of_a_sweeps_texts_is_what_was_written() -> None:
+    app = App("demo")
+    app.command("go", Texts, print)
+    words = ["recipe=demo", "stage=go", "name=1.10,1.2,x", "number=1.10,2"]
+    prepared = prepare(Tree(apps={"demo": app}), words, EnvFile(), sweep=True)
+    assert prepared.overrides[2:] == ["name='1.10',1.2,x", "number=1.10,2"]
 
 
 @dataclass
