@@ -14,6 +14,10 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from nemotron_kit.artifacts import tracking
+
 WAS = "/home/ada/lab"
 
 
@@ -39,3 +43,13 @@ def _sealed(text: str) -> str:
         return text
     body = json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
     return json.dumps({**document, "sha256": hashlib.sha256(body).hexdigest()}, indent=1)
+
+
+def move_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: str = "elsewhere/home") -> Path:
+    """Rename the home of `tmp_path`; where it is now is $NEMOTRON_HOME."""
+    new = tmp_path / to
+    new.parent.mkdir(exist_ok=True)
+    (tmp_path / "home").rename(new)
+    monkeypatch.setenv("NEMOTRON_HOME", str(new))
+    tracking.reset()
+    return new
