@@ -43,7 +43,15 @@ from nemotron_kit.data_prep.shard_plan import (
     SourceFile,
     TokenizerRecord,
 )
-from nemotron_kit.data_prep.sources import FoundFile, compression_of, content_identity, is_remote, kind_of, list_files
+from nemotron_kit.data_prep.sources import (
+    FoundFile,
+    compression_of,
+    content_identity,
+    find_local,
+    is_remote,
+    kind_of,
+    list_files,
+)
 from nemotron_kit.data_prep.stored import store_of, working_folder
 from nemotron_kit.errors import UserError
 from nemotron_kit.objects import ObjectFolder
@@ -431,7 +439,8 @@ def _sources(
     return tuple(
         PlannedSource(
             name=dataset.name,
-            uri=dataset.path,
+            # What a relative path denotes, here, from the blend's folder: a later step may run in another folder.
+            uri=dataset.path if "://" in dataset.path else find_local(dataset.path, blend.folder),
             split=split,
             weight=dataset.weight,
             text_field=dataset.text_field or config.text_field,

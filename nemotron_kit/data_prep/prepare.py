@@ -215,7 +215,7 @@ def source_info(plan: ShardPlan, records: Mapping[int, SavedRecord], number: int
     """Source `number` of the plan as an artifact's InputDatasetInfo."""
     source = plan.sources[number]
     return InputDatasetInfo(
-        uri=_source_uri(source),
+        uri=source.uri,
         name=source.name,
         weight=source.weight,
         split=source.from_split,
@@ -224,10 +224,6 @@ def source_info(plan: ShardPlan, records: Mapping[int, SavedRecord], number: int
         num_rows=total(plan, records, "documents", source=number),
         size_bytes=source.size,
     )
-
-
-def _source_uri(source: PlannedSource) -> str:
-    return source.uri if "://" in source.uri else str(expand_user(source.uri).absolute())
 
 
 def tokenizer_address(plan: ShardPlan, output: Path) -> str:

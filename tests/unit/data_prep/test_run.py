@@ -245,6 +245,16 @@ def test_a_tokenizer_without_eos_and_one_that_is_none(tmp_path: Path, write_json
         run_data_prep(make_config(source, tokenizer_model=str(bare), force=True))
 
 
+def test_a_source_beside_the_blend_is_recorded_as_there(
+    tmp_path: Path, write_jsonl: Writer, make_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config([(write_jsonl("a.jsonl", WORDS).name, 1.0)], num_shards=1)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    (source,) = run_data_prep(config).source_datasets
+    assert source.uri == str(config.blend_path.parent / "a.jsonl") and Path(source.uri).is_file()
+
+
 def test_no_file_of_another_tokenizer_stays(tmp_path: Path, write_jsonl: Writer, make_config: Config) -> None:
     config = make_config([(write_jsonl("a.jsonl", WORDS), 1.0)], num_shards=1)
     copy = config.output_dir / "tokenizer"
