@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_kit.app import Command
+from nemotron_kit.errors import UserError
 from nemotron_kit.executors.base import Executor
 from nemotron_kit.launch.placing import ResolvedJob, TransportFactory
 from nemotron_kit.lazy import Value
@@ -61,7 +62,7 @@ class PlannedJob(Value):
         for run in list_runs(recipe=command.recipe, stage=command.stage, limit=_EARLIER_RUNS):
             if run.profile != config["run"]["profile"]:
                 continue
-            with contextlib.suppress(DamagedRecord):
+            with contextlib.suppress(DamagedRecord, UserError):  # removed meanwhile, or its jobs are lost
                 folder = open_run(run.id)
                 plan = folder.plan()
                 given = plan.get("resources") or {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,7 @@ def test_a_check_gets_the_jobs_time_and_the_speed_of_a_run_like_it(project: Path
         )
         (made.job().path / "metrics.jsonl").write_text(rows)
         alike.extend([made.id] if len(rates) == 3 else [])
+    shutil.rmtree(made.path / "jobs" / "0")  # the newest one is damaged
     planned(project, app, "C", "size=3")
     assert got == [(4 * 3600.0, None, (500.0, alike[0]))]
     planned(project, app, "here", "size=3")
