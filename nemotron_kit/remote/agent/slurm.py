@@ -154,6 +154,7 @@ _SETTLE_SECONDS = 2.0
 _FOREIGN = re.compile(r"(SBATCH|SLURM|SRUN|SALLOC|PMIX?|OMPI|TORCHELASTIC)_(?!CONF\Z)|(RANK|LOCAL_RANK|WORLD_SIZE)\Z")
 # The controller has answered sbatch with a refusal. Other "submission failed" errors may be a lost reply.
 _REFUSED = re.compile(r"Batch job submission failed: (.+)")
+_LIMIT = re.compile(r"([0-9]+-)?[0-9]+(:[0-9]+){0,2}\Z")
 _UNCONFIGURED = re.compile(r"configuration source|fetch_config|slurm\.conf.*No such file", re.IGNORECASE)
 _LOST = re.compile(
     r"timed out|unable to contact|zero bytes|transport endpoint|connection|communication|unexpected message|"
@@ -268,7 +269,8 @@ def _request_cancel(job: Path) -> None:
 
 def limits(payload: bytes, *, partition: str | None = None, count: bool = False) -> Response:
     """The limits of an array and of the controller, with `count` the current number of jobs (each task of an array is
-    one), and the partition's time limit in Slurm's format (None: no limit, or unknown; partition "": the default one).
+    one), and the partition's time limit in Slurm's format (None: no limit, or unknown; partition "": the default one;
+    of several, `a,b`, the longest).
     Raises Unreachable if the controller does not answer; nothing has been submitted then."""
     del payload
     code, out, errors = commands.run(["scontrol", "show", "config"], seconds=commands.ASK_SECONDS)
@@ -301,8 +303,17 @@ def _time_limit(partition: str) -> str | None:
         seconds=commands.ASK_SECONDS,
     )
     lines = [line.split() for line in out.splitlines() if partition or line.rstrip().endswith("*")]
-    text = lines[0][0] if code == 0 and lines and lines[0] else "infinite"
-    return None if text == "infinite" else text
+    limits = [line[0] for line in lines if line] if code == 0 else []
+    if not limits or any(not _LIMIT.match(limit) for limit in limits):  # infinite, or n/a
+        return None
+    return max(limits, key=_limit_order)  # of several partitions the job gets one that allows what it asks for
+
+
+def _limit_order(limit: str) -> tuple[int, int, list[int]]:
+    """A sort key of time limits as sinfo prints them: `30:00`, `2:00:00`, `1-00:00:00`."""
+    days, _, rest = limit.rpartition("-")
+    parts = rest.split(":")
+    return int(days or 0), len(parts), [int(part) for part in parts]
 
 
 def _settled(run: Path, record: Submission) -> Submission:

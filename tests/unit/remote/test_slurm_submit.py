@@ -285,7 +285,13 @@ def test_a_job_never_submitted_is_unknown(run: Path, program: Program) -> None:
     assert os.environ["PATH"].endswith("/usr/bin:/bin")
 
 
-@pytest.mark.parametrize(("partition", "limit"), [("", "2:00:00"), ("debug", "30:00"), ("long", None), (None, None)])
+@pytest.mark.parametrize(
+    ("partition", "limit"),
+    [
+        *(("", "2:00:00"), ("debug", "30:00"), ("long", None), (None, None)),
+        *(("a,b,c", "1-00:00:00"), ("a,long", None), ("b,a", "2:00:00")),
+    ],
+)
 def test_the_limit_of_a_partition_or_of_the_default_one(
     run: Path, program: Program, partition: str | None, limit: str | None
 ) -> None:
@@ -293,7 +299,10 @@ def test_the_limit_of_a_partition_or_of_the_default_one(
     every = "30:00 debug\\n2:00:00 batch*\\ninfinite long\\n"
     program(
         "sinfo",
-        f'case "$*" in *=debug*) echo "30:00 debug";; *=long*) echo "infinite long";; *) printf "{every}";; esac',
+        'case "$*" in *=a,b,c*) printf "30:00 a\\n1-00:00:00 c\\n2:00:00 b\\n";; '
+        '*=b,a*) printf "30:00 a\\n2:00:00 b*\\n";; '
+        '*=a,long*) printf "30:00 a\\ninfinite long\\n";; '
+        f'*=debug*) echo "30:00 debug";; *=long*) echo "infinite long";; *) printf "{every}";; esac',
     )
     assert slurm.limits(b"", partition=partition)[0]["time"] == limit
 
