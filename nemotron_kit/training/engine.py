@@ -21,7 +21,7 @@ from nemotron_kit.files import sha256_of
 from nemotron_kit.training import processes, sharded
 from nemotron_kit.training.checkpoint import TrainingProgress, load_optimizer
 from nemotron_kit.training.content import ShardContents, registered_as, shard_contents
-from nemotron_kit.training.data import BatchSampler, BlendSamples, HeldOutSamples, read_blend
+from nemotron_kit.training.data import BatchSampler, BlendSamples, HeldOutSamples, collate, read_blend
 from nemotron_kit.training.export import (
     export,
     model_card,
@@ -131,6 +131,10 @@ def _start(config: PretrainConfig, data: TrainingData, folder: Path) -> Starting
     done = start.progress.step if start.progress else 0
     if done < config.train.train_iters:
         require_place(model_folder(folder, config.train.train_iters), portable(start.identity))
+    if (held_out := data.held_out) is not None:
+        # Each token is checked: an evaluation at the end of the training must not be the first to read them.
+        for first in range(0, len(held_out), 64):
+            collate(held_out, range(first, min(first + 64, len(held_out))), data.model["vocab_size"])
     notes = (contents.summary, *_too_short(data.train), *start.notes)
     return replace(start, notes=notes, valid_on=_held_out_content(data.held_out, contents))
 

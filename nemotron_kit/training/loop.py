@@ -484,9 +484,15 @@ class TrainingRun:
         assert self.held_out is not None  # noqa: S101 - the caller has seen to it
         began = time.monotonic()
         train = self.config.train
-        self.progress.valid_loss = held_out_loss(
-            self.model, self.held_out, train.micro_batch_size, train.tokens_per_chunk
-        )
+        try:
+            loss = held_out_loss(self.model, self.held_out, train.micro_batch_size, train.tokens_per_chunk)
+        except Exception:
+            # The steps are done, and must not be lost. Other ranks may wait in this evaluation: they can't save.
+            if self._saves(step) and processes.world_size() == 1:
+                self.progress.valid_on = None  # not measured
+                self.save()
+            raise
+        self.progress.valid_loss = loss
         require_finite("The held-out loss", self.progress.valid_loss, step)
         self.progress.valid_on = self.valid_on
         self.reporter.row({"step": step, "valid_loss": self.progress.valid_loss, "elapsed": self._elapsed()})

@@ -199,6 +199,8 @@ class _Run:
         try:
             for line in (*start.notes, *self._notes(model), self._described(), *placement(train.layout, model)):
                 reporter.print(line)
+            for _ in work.held_out_rows():
+                pass  # each is checked: an evaluation at the end of the training must not be the first to read them
             evaluate = work.evaluate if self.held_out is not None else None
             known = start.valid_on == progress.valid_on and progress.held_out_step == progress.step
             progress.valid_on = start.valid_on
@@ -282,14 +284,18 @@ class SFTWork:
             counted += sum(row.loss_tokens for row in own)
         return {"loss": nll / total, "loss_tokens": counted, "tokens": tokens}
 
+    def held_out_rows(self) -> Iterator[Row]:
+        """The rows that an evaluation reads. Raises UserError for an invalid one."""
+        limit = self.eval_iters
+        return iter(()) if self.held_out is None else self.held_out.in_order(limit * self.per_step if limit else None)
+
     def evaluate(self, _step: int) -> dict[str, float]:
         """The mean held-out loss in nats per token; the rows are divided among the ranks."""
         import torch
 
         assert self.held_out is not None  # noqa: S101 - the caller has seen to it
-        limit = self.eval_iters
         sums = torch.zeros(2, dtype=torch.float64, device=self.model.device)
-        rows = list(self.held_out.in_order(limit * self.per_step if limit else None))
+        rows = list(self.held_out_rows())
         # The ranks take turns; in the last round some may have no rows.
         for turn in range(0, len(rows), self.per_step * processes.world_size()):
             start = turn + processes.rank() * self.per_step

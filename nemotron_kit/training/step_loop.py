@@ -162,8 +162,15 @@ class StepLoop:
 
         began = time.monotonic()
         self.model.eval()
-        with torch.no_grad():
-            values = dict(evaluate(self.progress.step))
+        try:
+            with torch.no_grad():
+                values = dict(evaluate(self.progress.step))
+        except Exception:
+            # The steps are done, and must not be lost. Other ranks may wait in this evaluation: they can't save.
+            step = self.progress.step
+            if step and self._due(step, self.settings.checkpoint.save_interval) and processes.world_size() == 1:
+                self.save()
+            raise
         self.model.train()
         for name, value in values.items():
             require_finite(f"The held-out {name}", value, self.progress.step, self.settings.lr_setting)

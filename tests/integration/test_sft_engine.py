@@ -22,6 +22,7 @@ from nemotron_kit.training.reporter import Reporter
 from nemotron_kit.training.sft import sft
 from nemotron_kit.training.sft_config import PeftConfig, SFTConfig, SFTOptimizerConfig, SFTTrainConfig
 
+from ..packed import write_rows
 from ..project import environment, run
 
 
@@ -140,6 +141,11 @@ def test_only_its_answers_are_learned(config: SFTConfig, packed_data: Path) -> N
     counted = sum(row for row in (row["loss_tokens"] for row in rows(config) if "loss" in row))
     tokens = next(row["tokens"] for row in rows(config) if "loss" in row)
     assert 0.4 * tokens < counted < 0.6 * tokens
+    for path in (packed_data / "valid").iterdir():
+        write_rows(path, [[([7, 99], [1, 0])]])
+    with pytest.raises(UserError, match="the data holds token 99, but the model's vocabulary has 64"):
+        sft(into(config, "wrong"))
+    assert not list((Path(str(config.checkpoint.save)).parent / "wrong").rglob("step-*"))  # found before the first step
     for path in (packed_data / "valid").iterdir():
         path.unlink()
     assert sft(into(config, "no-valid")).valid_loss is None

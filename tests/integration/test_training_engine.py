@@ -160,6 +160,13 @@ def test_the_held_out_loss_is_that_of_the_data_given(config: PretrainConfig, tin
     shard.write_bytes(shard.read_bytes()[:2] * (shard.stat().st_size // 2))  # one token over and over
     again = pretrain(config)
     assert again.step == 4 and abs(again.valid_loss - first.valid_loss) > 0.05
+    whole = shard.read_bytes()
+    shard.write_bytes(b"\xff\xff" * (len(whole) // 2))
+    other = into(config, "other")
+    with pytest.raises(UserError, match="The data holds token 65535"):  # before the first step
+        pretrain(other)
+    assert not Path(str(other.checkpoint.save)).exists()
+    shard.write_bytes(whole)
     blend = config.blend_path
     blend.write_text(json.dumps({"train": json.loads(blend.read_text())["train"]}))
     assert pretrain(config).valid_loss is None

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from nemotron_kit.errors import NemotronError
+from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.home import new_run_id
 from nemotron_kit.runs.folder import create_run
 from nemotron_kit.runs.job import SLURM_STEP
@@ -194,6 +194,36 @@ def test_a_held_out_loss_that_was_not_measured_is_not_the_one_of_an_earlier_step
     run.progress.valid_loss, run.progress.before = 1.0, {"val_reward": 0.5}
     run.progress.forget_held_out()
     assert (run.progress.valid_loss, run.progress.before, run.progress.held_out_step) == (None, {}, 0)
+
+
+def test_an_evaluation_that_fails_does_not_lose_the_steps_that_are_done(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+
+    def broken(step: int) -> dict[str, float]:
+        if step == 6:
+            raise UserError("a row can't be read")
+        return {"valid_loss": 1.0}
+
+    with pytest.raises(UserError, match="a row can't be read"):
+        run.loop.run(run.step, broken)
+    saved = checkpoint.read(tmp_path / checkpoint.name(6), verify=True)["progress"]
+    assert (saved["step"], saved["held_out_step"]) == (6, 3)  # the same command measures, and exports the model
+    with pytest.raises(UserError):
+        Run(tmp_path / "first").loop.evaluate(lambda _: broken(6))  # before the first step there is nothing to save
+    assert checkpoint.latest(tmp_path / "first") is None
+    order: list[object] = []
+    pretraining = SimpleNamespace(
+        held_out=None,
+        model=None,
+        progress=SimpleNamespace(valid_on="a"),
+        config=SimpleNamespace(train=TrainConfig()),
+        _saves=lambda _: True,
+        save=lambda: order.append(pretraining.progress.valid_on),
+    )
+    pretraining.held_out = SimpleNamespace()  # it has no length
+    with pytest.raises(AttributeError):
+        TrainingRun.evaluate(pretraining, 6)  # type: ignore[arg-type]
+    assert order == [None]
 
 
 def test_each_part_of_a_step_has_the_time_after_which_a_run_hangs(
