@@ -39,6 +39,7 @@ class Chunk:
 
     @property
     def text(self) -> str:
+        """The pieces as one text."""
         return "".join(self.pieces)
 
 

@@ -386,6 +386,7 @@ class SftPrepConfig(DataPrepConfig):
         return self.train_ratio, self.valid_ratio, self.test_ratio
 
     def check(self) -> None:
+        """Raise UserError, naming the field, for invalid values, also of the fields that packing has."""
         super().check()
         least = {"pack_size": 2, "parquet_row_group_size": 1, "seed": 0}
         for name, value in {name: getattr(self, name) for name in least}.items():
@@ -428,6 +429,7 @@ class RLPrepConfig(StepConfig):
 
     @property
     def ratios(self) -> dict[str, float]:
+        """Of train, val and test, by the names of the files."""
         return {"train": self.train_ratio, "val": self.valid_ratio, "test": self.test_ratio}
 
     def check(self) -> None:

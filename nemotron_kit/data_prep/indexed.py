@@ -63,6 +63,7 @@ class ShardWriter:
 
     @property
     def tokens(self) -> int:
+        """How many were added so far."""
         return self._bin.size // self.dtype.itemsize
 
     def add(self, ids: Sequence[int], lengths: Sequence[int]) -> None:
@@ -103,6 +104,7 @@ class HashedFile:
             self._file = self.path.open("xb", buffering=1 << 20)
 
     def write(self, data: bytes | memoryview) -> None:
+        """Append data. Raises NemotronError, naming the final path, if it can't be written."""
         with write_errors(self.final):
             self._file.write(data)
         self._digest.update(data)

@@ -61,10 +61,12 @@ class PipelineResult:
 
     @property
     def total_tokens(self) -> int:
+        """Of all splits; 0 for JSON lines."""
         return sum(split.total_tokens for split in self.splits.values())
 
     @property
     def total_sequences(self) -> int:
+        """Documents, sequences of packed rows, or records of all splits."""
         return sum(split.total_sequences for split in self.splits.values())
 
 

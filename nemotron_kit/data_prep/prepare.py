@@ -334,6 +334,12 @@ def _one_step(
     if index is None:
         raise UserError(f"{output} holds no {PLAN_FILE}.", hint=f"step={PLAN} makes it, before the other steps.")
     plan = index.head
+    changed = [name for name in ("on_bad_row", "max_bad_rows") if getattr(config, name) != getattr(plan, name)]
+    if changed:
+        have = ", ".join(f"{name}={getattr(plan, name)}" for name in changed)
+        with PrepProgress(plan, total=0) as progress:
+            progress.print(f"data prep: {have}, as the plan has it: step={PLAN} with another value changes that")
+            progress.quiet()
     if config.step == SHARDS:
         records, kept = _make(plan, config, output, outputs, part=index.part)
         return PreparedData(plan, records, None, time.monotonic() - began, kept, len(records))

@@ -29,7 +29,7 @@ from nemotron_kit.data_prep.prepare import check_packages
 from nemotron_kit.data_prep.shard_plan import ALL
 from nemotron_kit.data_prep.sources import FoundFile
 from nemotron_kit.data_prep.stored import publish, store_of, working_folder
-from nemotron_kit.errors import NemotronError, UserError
+from nemotron_kit.errors import NemotronError, UserError, printable
 from nemotron_kit.files import fsync_dir, write_json
 from nemotron_kit.runs.metrics import log_metrics
 
@@ -460,7 +460,7 @@ def _print_summary(report: Mapping[str, Any]) -> None:
 
 
 def _print(line: str) -> None:
-    print(line, file=sys.stderr)  # noqa: T201
+    print(printable(line), file=sys.stderr)  # noqa: T201  (names in data may hold a terminal's commands)
 
 
 def _artifact(

@@ -94,6 +94,7 @@ class PlannedShard:
 
     @property
     def name(self) -> str:
+        """The path of its files in the output folder, without their endings."""
         folder = MIXED if self.split == ALL else self.split
         return f"{folder}/shard_{self.index:06d}"
 

@@ -53,6 +53,17 @@ def test_steps_make_the_bytes_of_one_run_and_hash_no_shard_again(
     assert (artifact.total_tokens, artifact.uri) == (whole.total_tokens, "art://PretrainBlendsArtifact-steps:v0")
 
 
+def test_what_the_plan_has_decided_about_bad_rows_is_told(
+    write_jsonl: Writer, make_config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make_config([(write_jsonl("a.jsonl", WORDS), 1.0)], num_shards=1)
+    run_data_prep(replace(config, step="plan"))
+    run_data_prep(replace(config, step="shards", task=0, tasks=1, on_bad_row="skip"))
+    assert "data prep: on_bad_row=error, as the plan has it: step=plan with another" in capsys.readouterr().err
+    run_data_prep(replace(config, step="finish"))
+    assert "as the plan has it" not in capsys.readouterr().err
+
+
 def test_a_shard_that_is_cut_off_is_seen_at_the_end(write_jsonl: Writer, make_config: Config) -> None:
     config = make_config([(write_jsonl("a.jsonl", WORDS), 1.0)])
     run_data_prep(config)
