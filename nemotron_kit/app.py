@@ -521,7 +521,8 @@ def _check_fields(config_cls: type, where: str) -> None:
     for name, annotation in getattr(config_cls, "__annotations__", {}).items():
         if name == "run":
             raise ValueError(f"{where}: a config field can't be called 'run': that section is the launcher's.")
-        single = annotation in (int, float, str, bool, Path) or (
+        plain = (int, float, str, bool, Path)
+        single = annotation in (*plain, *(kind | None for kind in plain)) or (
             isinstance(annotation, str) and annotation.split("|")[0].strip() in {"int", "float", "str", "bool", "Path"}
         )
         if name in SINGLE_VALUE_CLASHES and single:

@@ -90,6 +90,8 @@ def _make_importable(folder: Path) -> str | None:
     """Put the parent of a recipe's folder on the import path. Returns why that can't be done, None where it was."""
     if not folder.is_dir():
         return f"{folder} is no folder (named in env.toml, [cli] recipes)"
+    if odd := {".", ":"} & set(folder.name):
+        return f"{folder}: Python can't import a folder with a {odd.pop()!r} in its name: rename it"
     # Importing a folder runs its code, and its parent is then on the import path.
     if strange := untrusted_code_reason(folder):
         return f"{strange}, so {folder} (env.toml, [cli] recipes) is not imported"

@@ -205,7 +205,7 @@ def _fields(cls: type, where: str, mapped: dict[str, str] | None = None) -> list
     hints, given = type_hints(cls), RecordedDefaults()
     fields: list[tuple[str, Any, Any]] = []
     for f in input_fields(cls).values():
-        if mapped is not None and f.name in SINGLE_VALUE_CLASHES and hints[f.name] in PRIMITIVES:
+        if mapped is not None and f.name in SINGLE_VALUE_CLASHES and hints[f.name] in PLAIN:
             raise UserError(f"{where}: a single value can't be called {f.name!r} (`{f.name}=…` selects a {f.name}).")
         annotation = _annotation(hints[f.name], f"{where}: {cls.__name__}.{f.name}")
         interpolation = (mapped or {}).get(f.name)

@@ -410,9 +410,9 @@ def effective_profile(
         config = replace(profile.config, **{key: value for key, (value, _) in wanted.items()})
         origins = {**profile.origins, **{key: origin for key, (_, origin) in wanted.items()}}
         profile = replace(profile, config=config, origins=origins)
-    from_file = {field_name(key, f"run.env.{key}"): value for key, value in (file_env or {}).items()}
+    from_file = _fields(file_env or {})
     from_file = {key: value for key, value in from_file.items() if key not in profile.origins and value is not None}
-    given = {field_name(key, f"run.env.{key}"): value for key, value in (command_line or {}).items()}
+    given = _fields(command_line or {})
     config = with_overrides(profile.config, from_file, prefix="run.env.")
     config = with_overrides(config, given, prefix="run.env.")
     origins = {
@@ -421,6 +421,17 @@ def effective_profile(
         **dict.fromkeys(given, "command line"),
     }
     return replace(profile, config=config, origins=origins)
+
+
+def _fields(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a `run.env` by field. Raises ProfileError for an unknown key, and for two keys of one field."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        name = field_name(key, f"run.env.{key}")
+        if name in found:
+            raise ProfileError(f"run.env.{key}: {name} is given twice.")
+        found[name] = value
+    return found
 
 
 def _profile(name: str | None, config_path: str | Path | None) -> Profile:

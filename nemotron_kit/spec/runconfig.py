@@ -388,7 +388,11 @@ def _refuse(name: str, value: Any, where: str) -> NoReturn:
     shown = repr(value) if len(repr(value)) <= 80 else f"{repr(value)[:77]}..."
     if name == "app_secret":
         shown = "a value"
-    raise ProfileError(f"{where}: expected {_EXPECTED[_KINDS[name]]}, got {shown} ({type(value).__name__}).")
+    quotable = _KINDS[name] == "str" and isinstance(value, int | float) and not isinstance(value, bool)
+    hint = f'Quote it: "{value}".' if quotable and name != "app_secret" else None
+    if _KINDS[name].startswith("list") and isinstance(value, str):
+        hint = f"Write a list: [{json.dumps(value, ensure_ascii=False)}]."
+    raise ProfileError(f"{where}: expected {_EXPECTED[_KINDS[name]]}, got {shown} ({type(value).__name__}).", hint=hint)
 
 
 # --- checks and clean-up by kind

@@ -5,10 +5,12 @@ import sys
 import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from nemotron_kit.app import App, ArtifactInput
+from nemotron_kit.app import App, ArtifactInput, Command
+from nemotron_kit.config.schema import schema_node
 from nemotron_kit.errors import UserError
 
 
@@ -103,11 +105,15 @@ def test_an_artifact_may_not_take_a_word_of_the_launchers(slot: str) -> None:
         App("a").command("x", Config, handler, artifacts={slot: ArtifactInput("D")})
 
 
-@pytest.mark.parametrize("name", ["batch", "config", "recipe", "stage"])
-def test_a_single_value_may_not_take_a_choices_name(name: str) -> None:
-    clashing = dataclass(type("Clash", (), {"__annotations__": {name: int}, name: 1}))
+@pytest.mark.parametrize(
+    ("name", "kind"), [("batch", int), ("config", str | None), ("recipe", "Path | None"), ("stage", Path)]
+)
+def test_a_single_value_may_not_take_a_choices_name(name: str, kind: Any) -> None:
+    clashing = dataclass(type("Clash", (), {"__annotations__": {name: kind}, "__module__": __name__, name: None}))
     with pytest.raises(ValueError, match="a block can"):
         App("a").command("x", clashing, handler)
+    with pytest.raises(UserError, match="a single value can't be called"):
+        schema_node(Command(("a", "x"), clashing, handler), {})
 
 
 def test_a_block_called_recipe_is_fine_and_a_field_called_run_is_not() -> None:

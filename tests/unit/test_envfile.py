@@ -98,7 +98,13 @@ def test_recipes_are_a_list_of_folders(recipes: str, env_toml: Path) -> None:
 
 def test_recipes_whose_names_are_taken_are_listed_as_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", list(sys.path))
-    folders = {"a/mine_of_two": "first", "b/mine_of_two": "second", "c/own_nano3": "nano3", "c/json": "js"}
+    folders = {
+        "a/mine_of_two": "first",
+        "b/mine_of_two": "second",
+        "c/own_nano3": "nano3",
+        "c/json": "js",
+        "my.rec": "r",
+    }
     for name, app in folders.items():
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "__init__.py").write_text(f"from nemotron_kit import App\napp = App({app!r})\n")
@@ -106,6 +112,7 @@ def test_recipes_whose_names_are_taken_are_listed_as_broken(tmp_path: Path, monk
     assert found.apps["nano3"].children and {"first"} == found.apps.keys() & {"first", "second", "js"}
     assert f"rename the folder {tmp_path / 'b/mine_of_two'}" in found.broken["mine_of_two"]
     assert "another module is called json" in found.broken["json"]
+    assert "can't import a folder with a '.' in its name" in found.broken["my.rec"]
     assert "a recipe called nano3 exists already" in found.broken["own_nano3"]
 
 

@@ -24,6 +24,12 @@ BOOLS = [name for name, kind in TYPES.items() if kind.startswith("bool")]
 PRINTABLE = st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1, max_size=40)
 
 
+def test_two_keys_of_one_field_in_a_config_are_refused() -> None:
+    run = {"mode": "local", "env": {"gpus-per-node": 3, "gpus_per_node": 4}}
+    with pytest.raises(ProfileError, match=r"run\.env\.gpus_per_node: gpus_per_node is given twice"):
+        effective_settings(run, [])
+
+
 @pytest.mark.parametrize(
     ("override", "nodes"),
     [
