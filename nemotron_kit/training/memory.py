@@ -7,6 +7,7 @@ The terms were compared with torch's FSDPMemTracker for the published model and 
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -72,7 +73,7 @@ class Memory(Value):
 
     `activations` are what the backward pass waits for; `block`: those of one block, computed again or with their
     gradients. `copies`: weights gathered or cast to be computed with, and gradients on their way to the other processes
-    (`head`: of these what the loss needs).
+    (`head`: of these what the loss needs). `held`: of whole logits what is there until the step ends.
     """
 
     weights: int
@@ -81,6 +82,7 @@ class Memory(Value):
     activations: int
     block: int
     logits: int
+    held: int
     copies: int
     head: int
     accumulates: bool
@@ -97,8 +99,8 @@ class Memory(Value):
         gradients of earlier ones are there at each."""
         before = 0 if self.accumulates else self.gradients
         loss = self.states - before + self.activations + self.head + self.logits
-        begun = self.states - before + self.activations + self.block + self.copies
-        return max(loss, begun, self.states + self.block + self.copies)
+        passing = self.block + self.copies + self.held
+        return max(loss, self.states - before + self.activations + passing, self.states + passing)
 
     def __str__(self) -> str:
         parts = {
@@ -124,37 +126,63 @@ def memory_of(step: Step) -> Memory:
     m = numbers(step.model)
     kinds, element, tokens, shards = layer_types(step.model), step.element, step.tokens, step.shards
     total = count_parameters(step.model)
+    own = _own_parameters(step)
     a_token = {kind: _kept(kind, m, step) for kind in set(kinds)}
     block = max(a_token.values(), default=0) * tokens
     kept = sum(element * m["hidden_size"] if step.activation_checkpointing else a_token[kind] for kind in kinds)
     head = m["vocab_size"] * m["hidden_size"]
     chunk = min(tokens, step.loss_chunk or tokens)
     if shards > 1:
-        largest = max(head, *(_gathered(size, kind, m, step) for size, kind in block_parameters(step.model)))
-        # This block's weights and the next one's, its gradients, and these in float32 for their reduction.
-        copies = largest * (2 * element + element + 4)
+        copies = max(
+            _copied(head, "head", m, step), *(_copied(*each, m, step) for each in block_parameters(step.model))
+        )
         whole = element * head * (2 if step.loss_chunk else 1)
     else:
         # DDP reduces gradients in buckets beside them; autocast keeps a copy of each weight that it has cast.
         copies = (4 * total if step.processes > 1 else 0) + (2 * total if step.bf16 else 0)
         whole = copies + (element * head if step.loss_chunk else 0)  # the head's gradient so far
     return Memory(
-        weights=_WEIGHTS * total * (1 + step.reference) // shards,
-        gradients=_GRADIENTS * total // shards,
-        optimizer=_MOMENTS * total // shards,
+        weights=_WEIGHTS * own * (1 + step.reference),
+        gradients=_GRADIENTS * own,
+        optimizer=_MOMENTS * own,
         activations=kept * tokens,
         block=block,
         # Logits, in float32 too if they are not; log-probabilities; and the gradients of each but these.
         logits=chunk * m["vocab_size"] * (16 if step.bf16 else 12),
+        held=4 * tokens * m["vocab_size"] if shards > 1 and not step.loss_chunk else 0,
         copies=copies,
         head=whole,
         accumulates=step.micro_batches > 1,
     )
 
 
-def _gathered(size: int, kind: str, m: Mapping[str, Any], step: Step) -> int:
-    """How many parameters of a block one process has while it computes with it: of dealt-out experts its own."""
-    return size - (routed_parameters(m) * (step.layout.ep_size - 1) // step.layout.ep_size if kind == "moe" else 0)
+def _own_parameters(step: Step) -> int:
+    """How many parameters the process has that has most: experts are cut between each other, and no further."""
+    m, total = numbers(step.model), count_parameters(step.model)
+    experts = _experts(m, step)
+    return int(total + experts * (_padding(m, step.layout) - 1)) // step.shards if experts else total // step.shards
+
+
+def _experts(m: Mapping[str, Any], step: Step) -> int:
+    """The parameters of the routed experts of all layers."""
+    return routed_parameters(m) * sum(kind == "moe" for kind in layer_types(step.model))
+
+
+def _padding(m: Mapping[str, Any], layout: Layout) -> float:
+    """How many times the size of a layer's experts their equal parts have together: where processes are left over,
+    or experts, some parts are not full."""
+    each, around = m["n_routed_experts"] / layout.ep_size, layout.fsdp_size // layout.ep_size
+    return math.ceil(each / around) * around / each
+
+
+def _copied(size: int, kind: str, m: Mapping[str, Any], step: Step) -> int:
+    """Bytes beside its own part that a process has of a block, of dealt-out experts its own: its gradients, with its
+    weights, or once these are freed, with the gradients in float32 for their reduction. What is sent is of equal
+    parts. (The next block's weights come early, and are few: a block of experts is followed by one without.)"""
+    routed = routed_parameters(m) if kind == "moe" else 0
+    held = size - routed + routed // step.layout.ep_size
+    parts = held + (int(routed * (_padding(m, step.layout) - 1)) // step.layout.ep_size if routed else 0)
+    return held * step.element + parts * max(step.element, 4)
 
 
 def _kept(kind: str, m: Mapping[str, Any], step: Step) -> int:
@@ -188,10 +216,10 @@ def network_bytes(step: Step) -> int:
     total = count_parameters(step.model)
     if step.shards <= 1:
         return int(_part(step.processes) * 2 * _GRADIENTS * total)
-    experts = sum(routed_parameters(m) for kind in layer_types(step.model) if kind == "moe")
-    dealt = experts if layout.ep_size > 1 else 0
-    around = layout.fsdp_size // layout.ep_size
-    gathered = _part(step.shards) * (total - dealt) + _part(around) * dealt / layout.ep_size
+    experts = _experts(m, step)
+    gathered = _part(step.shards) * (total - experts)
+    if experts:
+        gathered += _part(layout.fsdp_size // layout.ep_size) * experts * _padding(m, layout) / layout.ep_size
     replicas = _part(layout.dp_replicate_size) * 2 * _GRADIENTS * total / step.shards
     passes = 4 + 2 * step.activation_checkpointing  # there and back, forward and backward
     layers = sum(kind == "moe" for kind in layer_types(step.model))
@@ -235,14 +263,12 @@ def _layouts(step: Step, ranks: int) -> Iterator[Step]:
     base = replace(step, processes=ranks, micro_batches=max(1, batch // ranks), layout=Layout())
     for checkpointing in dict.fromkeys((same, True)):
         yield replace(base, activation_checkpointing=checkpointing)
-    for size in (size for size in _powers() if size > 1 and ranks % size == 0):
+    for size in (size for size in range(2, ranks + 1) if ranks % size == 0):
+        in_node = max(each for each in range(1, 9) if size % each == 0 and experts % each == 0) if experts else 1
         for checkpointing in dict.fromkeys((same, True)):
-            for ep_size in (1, 8):
-                if size % ep_size or (ep_size > 1 and (not experts or experts % ep_size)):
-                    continue
-                layout = Layout(size, ep_size, ranks // size, sharded=True)
-                chunk = step.loss_chunk or LOSS_CHUNK
-                yield replace(base, layout=layout, activation_checkpointing=checkpointing, loss_chunk=chunk)
+            layouts = [Layout(size, ep_size, ranks // size, sharded=True) for ep_size in dict.fromkeys((1, in_node))]
+            chosen = {"activation_checkpointing": checkpointing, "loss_chunk": step.loss_chunk or LOSS_CHUNK}
+            yield from sorted((replace(base, layout=each, **chosen) for each in layouts), key=network_bytes)
 
 
 def settings_of(step: Step) -> str:
