@@ -267,8 +267,8 @@ def _layouts(step: Step, ranks: int) -> Iterator[Step]:
         in_node = max(each for each in range(1, 9) if size % each == 0 and experts % each == 0) if experts else 1
         for checkpointing in dict.fromkeys((same, True)):
             layouts = [Layout(size, ep_size, ranks // size, sharded=True) for ep_size in dict.fromkeys((1, in_node))]
-            chosen = {"activation_checkpointing": checkpointing, "loss_chunk": step.loss_chunk or LOSS_CHUNK}
-            yield from sorted((replace(base, layout=each, **chosen) for each in layouts), key=network_bytes)
+            chosen = replace(base, activation_checkpointing=checkpointing, loss_chunk=step.loss_chunk or LOSS_CHUNK)
+            yield from sorted((replace(chosen, layout=each) for each in layouts), key=network_bytes)
 
 
 def settings_of(step: Step) -> str:

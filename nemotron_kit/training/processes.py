@@ -194,19 +194,22 @@ class StopRequest:
 HUNG = 70
 # A rank that finds the run hung leaves the others so long to find it too, and to print where they are.
 _OTHERS_SECONDS = 10.0
+# A node's ranks print one after the other, so far apart: they may have one log.
+_APART_SECONDS = 0.5
 _STDERR = 2
 
 
 class HangWatch:
     """`with HangWatch(minutes) as watch:` ends this process with exit code 70 when `watch.beat()` is not called for so
-    long. Before that the stacks of all its threads are on standard error, a rank's log: printed by faulthandler's own
-    thread, as what hangs may hold Python's lock. With None it does nothing.
+    long. Before that the stacks of all its threads are on standard error, a rank's log, below a line that names the
+    rank: printed by faulthandler's own thread, as what hangs may hold Python's lock. With None it does nothing.
     """
 
     def __init__(self, minutes: float | None) -> None:
         self._seconds = None if minutes is None else minutes * 60
         self._last = time.monotonic()
         self._done = threading.Event()
+        self._turn = _APART_SECONDS * min(int(os.environ.get("LOCAL_RANK", "0")), 16)
 
     def __enter__(self) -> HangWatch:
         if self._seconds is not None:
@@ -223,12 +226,21 @@ class HangWatch:
         """A step, or what follows on one, is done."""
         if self._seconds is not None:
             self._last = time.monotonic()
-            faulthandler.dump_traceback_later(self._seconds, file=_STDERR)
+            faulthandler.dump_traceback_later(self._seconds + self._turn + _APART_SECONDS / 4, file=_STDERR)
 
     def _watch(self, seconds: float) -> None:
-        while (left := self._last + seconds + _OTHERS_SECONDS - time.monotonic()) > 0:
-            if self._done.wait(left):
-                return
-        text = f"error: rank {rank()}: no step for {seconds / 60:g} minutes (train.hang_minutes); the stacks are above."
-        print(text, file=sys.stderr, flush=True)  # noqa: T201
+        said = f"rank {rank()}: no step for {seconds / 60:g} minutes (train.hang_minutes)"
+        named = 0.0  # the beat after which the rank was named
+        while True:
+            last = self._last
+            due = last + seconds + (_OTHERS_SECONDS if named == last else self._turn)
+            if (left := due - time.monotonic()) > 0:
+                if self._done.wait(left):
+                    return
+            elif named != last:
+                print(f"{said}; its stacks:", file=sys.stderr, flush=True)  # noqa: T201
+                named = last
+            else:
+                break
+        print(f"error: {said}; its stacks are above.", file=sys.stderr, flush=True)  # noqa: T201
         os._exit(HUNG)

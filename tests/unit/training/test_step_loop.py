@@ -294,3 +294,5 @@ def test_a_run_without_a_step_prints_its_stacks_and_ends() -> None:
         said, hangs = process.communicate(timeout=60)[1], how == "hang"
         assert process.returncode == (70 if hangs else 0), said
         assert (" in stuck" in said, "no step for" in said) == (hangs, hangs)
+        # Ranks of one machine have one log: each says which one it is before its stacks.
+        assert not hangs or said.index("rank 0: no step for") < said.index(" in stuck")
