@@ -171,7 +171,7 @@ def _experts(m: Mapping[str, Any], step: Step) -> int:
 def _padding(m: Mapping[str, Any], layout: Layout) -> float:
     """How many times the size of a layer's experts their equal parts have together: where processes are left over,
     or experts, some parts are not full."""
-    each, around = m["n_routed_experts"] / layout.ep_size, layout.fsdp_size // layout.ep_size
+    each, around = int(m["n_routed_experts"]) / layout.ep_size, layout.fsdp_size // layout.ep_size
     return math.ceil(each / around) * around / each
 
 
