@@ -89,7 +89,8 @@ def _guarded(check: Callable[[], Iterator[Diagnosis]]) -> Iterator[Diagnosis]:
         path = error.filename or "the working folder"
         yield Diagnosis(check.__name__, FAIL, f"{path} does not exist", "" if error.filename else "cd to another one.")
     except OSError as error:
-        yield Diagnosis(check.__name__, FAIL, f"{error.filename}: {error.strerror}")
+        where = f"{error.filename}: " if error.filename is not None else ""  # none for a full disk
+        yield Diagnosis(check.__name__, FAIL, f"{where}{error.strerror or error}")
 
 
 def python() -> Iterator[Diagnosis]:

@@ -4,6 +4,7 @@ differences between two configs."""
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -95,7 +96,7 @@ def explain(argv: list[str]) -> int:
         return 0
     _print(explained)
     if not options.fields:
-        hint = f"These fields differ from their defaults. For another one: nemotron explain FIELD {' '.join(line)}"
+        hint = f"These fields differ from their defaults. For another one: nemotron explain FIELD {shlex.join(line)}"
         write_lines(["", hint])
     return 0
 
@@ -124,7 +125,7 @@ def _compose(line: list[str], tree: Tree, run_id: str) -> _Composition:
     index = live(tree)
     request = parse(line, index)
     if not isinstance(request, Job):
-        raise UserError(f"nemotron {' '.join(line)}: starts no job.", hint=_EXAMPLE)
+        raise UserError(f"nemotron {shlex.join(line)}: starts no job.", hint=_EXAMPLE)
     if (pipeline := find_pipeline(tree, request)) is not None:
         stage = " ".join(pipeline.stages[0].path)
         raise UserError(

@@ -88,7 +88,7 @@ def _recipe(name: str) -> int:
         text = Template(template.read_text(encoding="utf-8")).substitute(name=name, title=_title(name))
         write_text(target, text, mode=0o644)
     if env_text is not None:
-        write_text(Path("env.toml"), env_text, mode=0o600)
+        _write_env(env_text)
     write_lines([*_next_steps(name, test, listed=env_text is not None)])
     return 0
 
@@ -133,6 +133,12 @@ def _env_text() -> str:
     return text
 
 
+def _write_env(text: str) -> None:
+    """Write env.toml: a new one for this user only; an existing one keeps its mode, and stays behind its link."""
+    path = Path("env.toml").resolve()
+    write_text(path, text, mode=path.stat().st_mode & 0o777 if path.exists() else 0o600)
+
+
 def _separator(text: str) -> str:
     return "" if not text else "\n" if text.endswith("\n") else "\n\n"
 
@@ -167,7 +173,7 @@ def _profile(name: str, given: Sequence[str], *, checked: bool) -> int:
     )
     text = f"{text}{_separator(text)}[{name}]\n{table}"
     _check_profile(text, name)
-    write_text(Path("env.toml"), text, mode=0o600)
+    _write_env(text)
     write_lines([f"[{name}] is written to env.toml:", *(f"  {line}" for line in table.splitlines())])
     if not checked:
         return 0

@@ -283,6 +283,11 @@ def print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(finite(value), indent=2) + "\n")
 
 
+def escaped() -> bool:
+    """Whether JSON for standard output needs escapes for other characters than ASCII: its encoding is not UTF-8."""
+    return (sys.stdout.encoding or "utf-8").lower().replace("-", "") != "utf8"
+
+
 def terminal_width() -> int:
     """Columns of the terminal; a large number if standard output is no terminal, so that no column is left out."""
     import shutil

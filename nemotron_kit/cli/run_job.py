@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from nemotron_kit import worker
 from nemotron_kit.artifacts.registry import open_registry
-from nemotron_kit.cli.output import colour, print_status
+from nemotron_kit.cli.output import colour, escaped, print_status
 from nemotron_kit.cli.request import Job, hydra_overrides
 from nemotron_kit.config.freeze import resolve, to_yaml, typed
 from nemotron_kit.config.resolvers import pinned
@@ -94,7 +94,7 @@ def show_plan(plan: Plan, *, as_json: bool, theme: str | None = None, array: Seq
     """
     if as_json:
         more = {"array": list(array)} if array else {}
-        print(json.dumps(finite({**plan.to_dict(), **more}), indent=2, ensure_ascii=False), flush=True)  # noqa: T201
+        print(json.dumps(finite({**plan.to_dict(), **more}), indent=2, ensure_ascii=escaped()), flush=True)  # noqa: T201
         return 0
     coloured = colour(sys.stdout)
     for title, lines in [*_sections(plan), *([("Array", list(array))] if array else [])]:
@@ -375,7 +375,8 @@ def _resume_hint(plan: Plan, outcome: Outcome) -> str:
 
 def print_end(run_id: str, state: str, code: int, **facts: object) -> None:
     """Print how a launch ended as one line of JSON on standard output; `code` is the command's exit code."""
-    print(json.dumps(finite({"run_id": run_id, "state": state, "exit_code": code, **facts}), ensure_ascii=False))  # noqa: T201
+    facts = {"run_id": run_id, "state": state, "exit_code": code, **facts}
+    print(json.dumps(finite(facts), ensure_ascii=escaped()))  # noqa: T201
 
 
 def _detached(plan: Plan, outcome: Outcome) -> None:

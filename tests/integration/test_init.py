@@ -67,7 +67,10 @@ def test_what_is_in_the_way_of_one_file_leaves_none(folder: Path) -> None:
 
 
 def test_a_profile_with_its_values_typed_and_the_file_kept(folder: Path) -> None:
-    (folder / "env.toml").write_text("# mine\n[cli]\nrecipes = []")
+    shared = folder / "shared.toml"  # of a group, say: it stays the file that the link leads to, with its mode
+    shared.write_text("# mine\n[cli]\nrecipes = []")
+    shared.chmod(0o640)
+    (folder / "env.toml").symlink_to(shared)
     arguments = ["executor=slurm", "account=lab", "nodes=2", "mounts=[/a:/a,/b:/b]", "exclusive=true"]
     assert run("init", ["--profile", "cluster", *arguments, "--no-check"]) == 0
     text = (folder / "env.toml").read_text()
@@ -76,6 +79,7 @@ def test_a_profile_with_its_values_typed_and_the_file_kept(folder: Path) -> None
     assert tomllib.loads(text)["cluster"] == expected
     assert run("init", ["--profile", "away", "host=login", "user=me", "executor=slurm", "--no-check"]) == 0
     assert tomllib.loads((folder / "env.toml").read_text())["away"]["tunnel"] == "ssh"
+    assert (folder / "env.toml").is_symlink() and shared.stat().st_mode & 0o777 == 0o640
 
 
 @pytest.mark.parametrize(

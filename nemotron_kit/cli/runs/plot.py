@@ -32,7 +32,7 @@ def plot(argv: list[str]) -> int:
         "--metric", metavar="NAME", help="the metric (by default the first loss, else the first metric)"
     )
     parser.add_argument("--x", choices=tuple(_AXES), default="step", help="the horizontal axis (step)")
-    parser.add_argument("--height", type=at_least(5), default=20, metavar="N", help="the height in lines (20)")
+    parser.add_argument("--height", type=at_least(5), default=20, metavar="N", help="lines, at most 200 (20)")
     options = parser.parse(argv)
     if options is None:
         return 0
@@ -113,7 +113,8 @@ def _drawn(curves: dict[str, tuple[list[float], list[float]]], metric: str, axis
     drawing: Any = plotext
     drawing.clear_figure()
     width = shutil.get_terminal_size((80, 24)).columns
-    drawing.plotsize(min(width, 200), height)
+    drawing.limit_size(False, False)  # else --height would have no effect beyond the terminal's
+    drawing.plotsize(min(width, 200), min(height, 200))
     drawing.theme("pro" if colour(sys.stdout) else "clear")
     for name, (x, y) in curves.items():
         drawing.plot(x, y, label=clean(name), marker="braille" if _has_braille() else "*")

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pty
+import sys
+from pathlib import Path
 
 import pytest
 
+from nemotron_kit.cli.main import nemotron
 from nemotron_kit.cli.output import Paint, colour, table, width, wrap
 
 
@@ -65,3 +69,15 @@ def test_table() -> None:
         "  b",
     ]
     assert table([("a", "b")], 40, Paint(True)) == ["  \x1b[36ma\x1b[0m  b"]
+
+
+def test_a_character_that_the_locale_lacks_is_no_error(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["nano3", "pretrain", "-c", "tiny", "--wandb.notes", "é→日"]
+    shown = {}
+    for command in (["--dry-run"], ["--dry-run", "--json"]):
+        stream = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert nemotron([*words, *command]) == 0
+        shown[command[-1]] = stream.detach().getvalue().decode("latin-1")  # type: ignore[attr-defined]
+    assert "notes: é??" in shown["--dry-run"]
+    assert json.loads(shown["--json"])["config"]["run"]["wandb"]["notes"] == "é→日"
