@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
@@ -16,7 +15,7 @@ from nemotron_kit.files import read_regular
 from nemotron_kit.home import expand_user
 from nemotron_kit.masking import MASK, without_passwords
 
-_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGTP]?)I?B?\s*\Z", re.IGNORECASE)
+_SIZE = re.compile(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*([KMGTP]?)I?B?\s*\Z", re.IGNORECASE)
 _FACTORS = {unit: 1024**power for power, unit in enumerate(("", "K", "M", "G", "T", "P"))}
 
 
@@ -217,7 +216,7 @@ def _dataset(entry: Any, where: str) -> Dataset:
             raise UserError(f"{where}.{key}: expected text, got {entry[key]!r}.")
     weight = entry.get("weight", 1.0)
     numeric = isinstance(weight, int | float) and not isinstance(weight, bool)
-    if not numeric or not math.isfinite(weight) or weight < 0:
+    if not numeric or not 0 <= weight <= 1e300:
         raise UserError(f"{where}.weight: expected a number of 0 or more, got {weight!r}.")
     return Dataset(**{**{key: entry[key] for key in entry if key in known}, "weight": float(weight)})
 

@@ -220,7 +220,8 @@ def _sequence_fit(limit: int, counts: _Counts) -> Fit:
 
 
 def _document_fit(plan: ShardPlan, pack_size: int, counts: _Counts) -> Fit:
-    """Adds BOS and EOS, and divides what is longer than a row: nothing of a document is lost."""
+    """Adds BOS and EOS, and divides what is longer than a row. A last part of one token is left out later: there is no
+    token in it that could be predicted."""
 
     def fit(tokens: Ids, mask: Mask) -> Iterator[tuple[Ids, Mask]]:
         whole = np.asarray(document_tokens(plan, tokens.tolist(), counts), dtype=np.int32)

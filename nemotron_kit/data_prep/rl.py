@@ -343,17 +343,22 @@ def _assigned(config: RLPrepConfig, inputs: list[_Input], parts: list[_Part], *,
     """For each file the split of its rows: one for all, or one for each row.
 
     A dataset that has splits of its own, or whose split the blend names (`named`), keeps them; any other is cut by the
-    ratios, with all rows of a prompt in one split.
+    ratios, with all rows of a prompt in one split, also where another dataset has that prompt.
     """
     places: list[list[str] | str] = ["train"] * len(parts)
+    known: dict[int, str] = {}
+    to_cut = []
     for dataset in dict.fromkeys(one.dataset for one in inputs):
         mine = [number for number, one in enumerate(inputs) if one.dataset == dataset]
-        own = {inputs[number].split for number in mine}
-        if named or len(own) > 1:
-            for number in mine:
-                places[number] = _own_split(inputs[number])
+        if not named and len({inputs[number].split for number in mine}) == 1:
+            to_cut.append(mine)
             continue
-        split_of = _cut(config, [key for number in mine for key in parts[number].keys])
+        for number in mine:
+            places[number] = split = _own_split(inputs[number])
+            known |= {key: split for key in parts[number].keys if known.get(key, "train") == "train"}
+    for mine in to_cut:
+        split_of = _cut(config, [key for number in mine for key in parts[number].keys], known)
+        known |= split_of
         for number in mine:
             places[number] = [split_of[key] for key in parts[number].keys]
     return places
@@ -368,16 +373,20 @@ def _own_split(one: _Input) -> str:
     return _OWN[one.split]
 
 
-def _cut(config: RLPrepConfig, keys: list[int]) -> dict[int, str]:
-    """The split of each key, in an order that depends on the seed only; val and test get a row each if there are
-    three."""
+def _cut(config: RLPrepConfig, keys: list[int], known: Mapping[int, str]) -> dict[int, str]:
+    """The split of each key: that of `known`, others in an order that depends on the seed only; val and test get a row
+    each if there are three."""
     count = Counter(keys)
-    split_of = dict.fromkeys(count, "train")
+    split_of = {key: known.get(key, "train") for key in count}
     salt = str(config.seed).encode("ascii")
-    order = sorted(count, key=lambda key: hashlib.blake2b(key.to_bytes(8, "big"), key=salt, digest_size=16).digest())
+    order = sorted(
+        count.keys() - known.keys(),
+        key=lambda key: hashlib.blake2b(key.to_bytes(8, "big"), key=salt, digest_size=16).digest(),
+    )
     for split in ("test", "val"):
         wanted = round(len(keys) * config.ratios[split])
         wanted = max(wanted, 1) if config.ratios[split] and len(count) >= len(SPLITS) else wanted
+        wanted -= sum(count[key] for key in count.keys() & known.keys() if known[key] == split)
         while wanted > 0 and len(order) > 1:
             key = order.pop()
             split_of[key] = split

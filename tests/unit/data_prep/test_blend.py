@@ -50,6 +50,7 @@ BAD = [
     ('{"datasets": [{"name": "a", "path": "a", "weight": "1"}]}', "datasets[0].weight: expected a number"),
     ('{"datasets": [{"name": "a", "path": "a", "weight": -1}]}', "datasets[0].weight: expected a number of 0 or more"),
     ('{"datasets": [{"name": "a", "path": "a", "weight": NaN}]}', "datasets[0].weight: expected a number"),
+    (f'{{"datasets": [{{"name": "a", "path": "a", "weight": {10**400}}}]}}', "datasets[0].weight: expected a number"),
     ('{"datasets": [{"name": "a", "path": "a", "weight": 0}]}', "every weight is 0"),
     ('{"datasets": [{"name": "a", "path": "a"}, {"name": "a", "path": "b"}]}', "two datasets are called 'a'"),
     ('{"datasets": [{"name": "a", "path": "a", "path": "b"}]}', "the key 'path' stands twice"),

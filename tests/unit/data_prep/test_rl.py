@@ -179,6 +179,22 @@ def test_ratios_split_prompts_and_not_rows(tmp_path: Path) -> None:
     assert prepared(tmp_path, "rows.jsonl", sample=10, force=True).metadata["rows"] == {"train": 8, "val": 1, "test": 1}
 
 
+def test_a_prompt_of_two_sources_is_in_one_split(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_rows(tmp_path / f"{name}.jsonl", [row(f"prompt {n}", n=name) for n in range(20)] + [row(name)] * 30)
+    for name in ("train", "test"):
+        write_rows(tmp_path / "own" / f"{name}.jsonl", [row(f"prompt {n}") for n in range(18, 20)])
+    file = tmp_path / "blend.json"
+    sources = [{"name": name, "path": path} for name, path in (("a", "a.jsonl"), ("b", "b.jsonl"), ("c", "own"))]
+    ratios = {"train_ratio": 0.6, "valid_ratio": 0.2, "test_ratio": 0.2}
+    for count in (2, 3):
+        file.write_text(json.dumps({"datasets": sources[:count]}), encoding="utf-8")
+        made = prepare_rl(RLPrepConfig(blend_path=file, output_dir=tmp_path / f"out{count}", **ratios))
+        held = {str(one["responses_create_params"]) for path in (made.val, made.test) for one in rows_of(path)}
+        both = [one for one in rows_of(made.train) if str(one["responses_create_params"]) in held]
+        assert len(held) > 4 and len(both) == (2 if count == 3 else 0)  # the source's own
+
+
 def test_what_is_whole_is_kept_and_what_differs_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_rows(tmp_path / "rows.jsonl", [row(f"prompt {n}") for n in range(30)])
     made = prepared(tmp_path, "rows.jsonl")
