@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import threading
 import time
@@ -33,7 +34,7 @@ BASE, TOKEN = "http://127.0.0.1:8321", "s3cret"
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, RunFolder]]:
-    """A home with something of everything, which the tests of this file only read or add to."""
+    """A home with something of everything, for all the tests of this file."""
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("ui")
         patch.setenv("NEMOTRON_HOME", str(folder / "home"))
@@ -41,6 +42,16 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, RunFold
         patch.setattr(files, "fsync_dir", lambda _: None)
         (folder / "env.toml").write_text("")
         yield fill()
+
+
+@pytest.fixture(autouse=True)
+def added_runs_go(runs: dict[str, RunFolder]) -> Iterator[None]:
+    """A run that a test adds is none of the next test's."""
+    yield
+    names = {run.id for run in runs.values()}
+    for path in runs["sft"].path.parent.glob("2*"):
+        if path.name not in names:
+            shutil.rmtree(path)
 
 
 @pytest.fixture(scope="module")

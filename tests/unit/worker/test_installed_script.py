@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ SSH = RunConfig(executor="slurm", tunnel="ssh", host="far", user="me", remote_jo
 
 
 @pytest.fixture
-def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The package `installed_recipe`, in a folder that no launch sends."""
     package = tmp_path / "site-packages" / "installed_recipe"
     package.mkdir(parents=True)
@@ -26,7 +27,8 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "launch").mkdir()
     monkeypatch.chdir(tmp_path / "launch")
     monkeypatch.setattr(sys, "path", [str(package.parent), *sys.path])
-    return package
+    yield package
+    sys.modules.pop("installed_recipe", None)  # looking for a module in it imports it
 
 
 def test_a_package_is_found_by_its_module(installed: Path, tmp_path: Path) -> None:
