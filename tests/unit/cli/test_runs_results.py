@@ -326,7 +326,7 @@ def test_curves_are_drawn_over_steps_seconds_or_tokens(capsys) -> None:
     shown = said(capsys, "plot", run.id, "--height", "12")
     assert "loss" in shown and f"{run.id[-6:]}/0" in shown and "step" in shown
     assert f"without loss, or with NaN only: {run.id[-6:]}/1" in shown and "4.0" in shown and "1.0" in shown
-    assert len(said(capsys, "plot", run.id, "--height", "60").splitlines()) == 60
+    assert len(said(capsys, "plot", run.id, "--height", "60").splitlines()) == 61  # and a line on job 1
     over = said(capsys, "plot", f"{run.id}/0", "--x", "time")
     assert "300" in over and "seconds" in over
     timed = sweep({"metrics": [{"step": n, "loss": 4.0 - n, "_timestamp": 1e9 + n * 50.0} for n in range(4)]})
