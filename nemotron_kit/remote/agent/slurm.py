@@ -155,6 +155,8 @@ _FOREIGN = re.compile(r"(SBATCH|SLURM|SRUN|SALLOC|PMIX?|OMPI|TORCHELASTIC)_(?!CO
 # The controller has answered sbatch with a refusal. Other "submission failed" errors may be a lost reply.
 _REFUSED = re.compile(r"Batch job submission failed: (.+)")
 _LIMIT = re.compile(r"([0-9]+-)?[0-9]+(:[0-9]+){0,2}\Z")
+# A cluster that takes no job that one of its partitions would not take.
+_ALL_APPLY = re.compile(r"^EnforcePartLimits\s*=\s*(ALL|YES)\b", re.MULTILINE)
 _UNCONFIGURED = re.compile(r"configuration source|fetch_config|slurm\.conf.*No such file", re.IGNORECASE)
 _LOST = re.compile(
     r"timed out|unable to contact|zero bytes|transport endpoint|connection|communication|unexpected message|"
@@ -270,7 +272,7 @@ def _request_cancel(job: Path) -> None:
 def limits(payload: bytes, *, partition: str | None = None, count: bool = False) -> Response:
     """The limits of an array and of the controller, with `count` the current number of jobs (each task of an array is
     one), and the partition's time limit in Slurm's format (None: no limit, or unknown; partition "": the default one;
-    of several, `a,b`, the longest).
+    of several, `a,b`, the longest, or the shortest where Slurm enforces all of them).
     Raises Unreachable if the controller does not answer; nothing has been submitted then."""
     del payload
     code, out, errors = commands.run(["scontrol", "show", "config"], seconds=commands.ASK_SECONDS)
@@ -286,7 +288,7 @@ def limits(payload: bytes, *, partition: str | None = None, count: bool = False)
         "max_array_size": int(found.get("MaxArraySize", 1001)),
         "max_job_count": int(found.get("MaxJobCount", 10000)),
         "queued": _queued() if count else None,
-        "time": None if partition is None else _time_limit(partition),
+        "time": None if partition is None else _time_limit(partition, all_apply=_ALL_APPLY.search(out) is not None),
     }, b""
 
 
@@ -297,16 +299,19 @@ def _queued() -> int:
     return out.count("x") if code == 0 else 0
 
 
-def _time_limit(partition: str) -> str | None:
+def _time_limit(partition: str, *, all_apply: bool) -> str | None:
+    """The limit of a partition; of several the longest, as a job gets one that allows what it asks for, or the shortest
+    if `all_apply`."""
     code, out, _ = commands.run(
         ["sinfo", "--noheader", *([f"--partition={partition}"] if partition else []), "--format=%l %P"],
         seconds=commands.ASK_SECONDS,
     )
     lines = [line.split() for line in out.splitlines() if partition or line.rstrip().endswith("*")]
     limits = [line[0] for line in lines if line] if code == 0 else []
-    if not limits or any(not _LIMIT.match(limit) for limit in limits):  # infinite, or n/a
+    known = sorted(filter(_LIMIT.match, limits), key=_limit_order)  # others are infinite, or n/a
+    if not known or (len(known) < len(limits) and not all_apply):
         return None
-    return max(limits, key=_limit_order)  # of several partitions the job gets one that allows what it asks for
+    return known[0] if all_apply else known[-1]
 
 
 def _limit_order(limit: str) -> tuple[int, int, list[int]]:

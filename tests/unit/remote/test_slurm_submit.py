@@ -305,6 +305,9 @@ def test_the_limit_of_a_partition_or_of_the_default_one(
         f'*=debug*) echo "30:00 debug";; *=long*) echo "infinite long";; *) printf "{every}";; esac',
     )
     assert slurm.limits(b"", partition=partition)[0]["time"] == limit
+    program("scontrol", "echo 'EnforcePartLimits       = ALL'")
+    all_apply = {"a,b,c": "30:00", "a,long": "30:00", "b,a": "30:00"}.get(str(partition), limit)
+    assert slurm.limits(b"", partition=partition)[0]["time"] == all_apply
 
 
 NEXT = "n=$(cat {0}/n 2>/dev/null || echo 40); n=$((n + 1)); echo $n >{0}/n; "
