@@ -150,7 +150,7 @@ class Command(_Leaf):
             return self.script_path
         try:
             return self.script_path if b"__main__" in self.script_path.read_bytes() else None
-        except OSError:  # who runs it says so
+        except OSError:  # an error of the job that runs it
             return self.script_path
 
     def handler_file(self) -> Path | None:

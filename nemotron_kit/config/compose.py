@@ -219,7 +219,7 @@ def stages_of(tree: Tree, recipe: str) -> dict[str, Command]:
 
 
 def _choice(overrides: Sequence[str], name: str, *, quoted: bool = False) -> str | None:
-    """The last value given for one of the primary config's choices, as it stands on the command line."""
+    """The last value given for one of the primary config's choices, as it is written on the command line."""
     found = [o.partition("=")[2] for o in overrides if o.startswith(f"{name}=")]
     return None if not found else found[-1] if quoted else _plain(found[-1])
 

@@ -189,7 +189,7 @@ def _load_json(path: Path, text: str) -> Any:
         if len(mapping) < len(pairs):
             names = [key for key, _ in pairs]
             double = next(key for key in names if names.count(key) > 1)
-            raise UserError(f"{path}: key {double!r} stands twice in one object.")
+            raise UserError(f"{path}: key {double!r} is given twice in one object.")
         return mapping
 
     try:
@@ -422,7 +422,8 @@ def _group(text: str, path: Path, result: JobFile) -> str:
     match = _ENTRY.match(text.strip())
     if match is None or {"", ".", ".."} & set(match["group"].removeprefix("/").split("/")):
         raise UserError(
-            f"{path}: defaults: {text!r} is no group, nor a config in one.", hint="Groups lie beside the file."
+            f"{path}: defaults: {text!r} is no group, nor a config in one.",
+            hint="The folders of groups lie beside the file.",
         )
     if "override" in match["keywords"]:
         # Hydra refuses it below an interpolated group, and the job's config is chosen by one.

@@ -53,7 +53,7 @@ class _Counter:
 
         if isinstance(event, yaml.AliasEvent):
             if any(anchor == event.anchor for anchor, _ in self.open):
-                return f"the alias *{event.anchor} stands inside of what it stands for"
+                return f"the alias *{event.anchor} is inside of the value that it refers to"
             self._add(self.size.get(event.anchor or "", 1))
         elif isinstance(event, yaml.ScalarEvent):
             self._add(1)

@@ -32,12 +32,12 @@ def refuse_literal_secrets(overrides: Iterable[str]) -> None:
         for key, value in _given(override):
             if is_secret_name(key) and is_literal(value):
                 raise UserError(
-                    f"{key}: a secret must not stand on a command line.",
+                    f"{key}: a secret must not be given on a command line.",
                     hint=f"Put it in the environment and refer to it: {key}='${{secret:{_variable(key)}}}'.",
                 )
             if isinstance(value, str) and without_passwords(value) != value:
                 raise UserError(
-                    f"{key}: a password must not stand on a command line, not even in an address: "
+                    f"{key}: a password must not be given on a command line, not even in an address: "
                     f"{without_passwords(value)}",
                     hint=_referring(key, value),
                 )

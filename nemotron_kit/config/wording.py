@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from nemotron_kit.config.compose import PreparedCommand
 
 
+_RUN_BLOCKS = ("env", "recipe", "wandb")
 UNIONS = (Union, types.UnionType)
 # Names that other launchers have for a field of the profile.
 _PROFILE_FIELDS = {
@@ -202,7 +203,10 @@ def _no_such_choice(
         return UserError(
             f"{where}: there is no config {choice!r}.", hint=f"It comes with a package: pip install '{package}'."
         )
-    nothing = f"There is no folder {group} of configs. What it has can stand in the file itself, without that default."
+    nothing = (
+        f"There is no folder {group} of configs. Leave that entry out of the defaults list, and set the values in the "
+        "file itself."
+    )
     return UserError(
         f"{where}: there is no config {choice!r}.", hint=sentence(nearest(name, options)) if options else nothing
     )
@@ -217,13 +221,24 @@ def _misfit(text: str, whole: str, files: dict[str, Path], command: Command) -> 
     reference."""
     found = re.search(r"full_key: *(\S+)", text)
     path = files.get(named[1]) if (named := re.search(r"'job/[^']*?([^/']+)'", whole)) else None
-    key = found[1] if found else _other_shape(load_mapping(path), command.load_config_cls()) if path else None
+    values = load_mapping(path) if path and not found else {}
+    key = found[1] if found else _run_of_other_shape(values) or _other_shape(values, command.load_config_cls())
     given = _given(whole, key or "", files)
     expected = _expected(command, key) if key else ""
+    if expected and re.match(r"Cannot merge|Merge error", text):
+        return UserError(f"{key}: expected {expected} (given in {given or 'the config'}).")
     return UserError(
         f"{key or 'config'}: {omegaconf_message(text).rstrip('.')}{f' (given in {given})' if given else ''}.",
         hint=f"Expected is {expected}." if expected else None,
     )
+
+
+def _run_of_other_shape(values: Mapping[str, Any]) -> str | None:
+    """The key of the launcher's section, or of one of its blocks, that has another value in a config; else None."""
+    run = values.get("run") or {}
+    if not isinstance(run, Mapping):
+        return "run"
+    return next((f"run.{key}" for key in _RUN_BLOCKS if not isinstance(run.get(key) or {}, Mapping)), None)
 
 
 def _other_shape(values: Mapping[str, Any], cls: Any, above: tuple[str, ...] = ()) -> str | None:
@@ -433,7 +448,7 @@ def _wrong_key(key: str, given: str, command: Command) -> UserError:
     whole = f"On a command line the whole block gives a key that is no text: {above}={{{leaf}: …}}"
     return UserError(
         f"{above}: expected {type_name(of)} as a key, got {leaf!r} {where}.",
-        hint=whole if typed.startswith(f"{above}.") else None,
+        hint=whole if typed.startswith(f"{above}.") and of in (int, float, bool) else None,
     )
 
 
@@ -443,7 +458,7 @@ def _wrong_type(error: Any, key: str, given: str, command: Command) -> UserError
         return UserError(
             f"{key}: expected {_expected(command, key) or 'another type'} (given in {given or 'the config'})."
         )
-    first = re.sub(r"field '.*' is not Optional", "it can't be null", first)
+    first = re.sub(r"field '.*' is not Optional|Incompatible value 'None'.*", "it can't be null", first)
     value = re.search(r"[Vv]alue '(.*?)'", first, re.DOTALL)
     expected = _expected(command, key)
     shown = f", got {value[1]!r}" if value else f": {first}"
@@ -455,6 +470,6 @@ def _expected(command: Command, key: str) -> str:
     """The declared type of `a.b[0].c`; "" where it is not known."""
     parts = re.findall(r"[^.\[\]]+", key)
     if parts[:1] == ["run"]:  # the launcher's section
-        return "a block" if parts[1:] in ([], ["env"], ["recipe"], ["wandb"]) else "a text"
+        return "a block" if not parts[1:] or ".".join(parts[1:]) in _RUN_BLOCKS else "a text"
     found = type_at(command.load_config_cls(), parts)
     return type_name(found) if found is not None else ""

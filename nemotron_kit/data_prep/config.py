@@ -230,7 +230,7 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     seen = dict(pairs)
     if len(seen) < len(pairs):
         key = next(key for number, (key, _) in enumerate(pairs) if key in dict(pairs[:number]))
-        raise _Duplicate(f"the key {key!r} stands twice in one object")
+        raise _Duplicate(f"the key {key!r} is given twice in one object")
     return seen
 
 

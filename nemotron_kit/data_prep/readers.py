@@ -151,7 +151,7 @@ def _careful(line: bytes, pick: Callable[[Any], Any], rows: RowCounts, field: st
         if len(row) < len(pairs):
             names = [name for name, _ in pairs]
             if twice := next((name for name in names if name in path and names.count(name) > 1), None):
-                raise UserError(f"the key {twice!r} stands twice in one object.")
+                raise UserError(f"the key {twice!r} is given twice in one object.")
         return row
 
     try:

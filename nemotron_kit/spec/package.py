@@ -27,7 +27,7 @@ def package_roots() -> list[tuple[Path, str]]:
     """Pairs (folder on this machine, its path in the package); of two that hold a path, the longer one counts."""
     package = Path(__file__).resolve().parents[1]
     checkout, toplevel = package.parent, package / "toplevel"
-    if toplevel.is_dir():  # a checkout, installed as it stands
+    if toplevel.is_dir():  # an editable checkout
         return [
             (package, "nemotron_kit"),
             (toplevel / "nemotron", "nemotron"),

@@ -305,7 +305,7 @@ _TARGET_FIELDS = frozenset(
 
 
 def _classes(env: EnvFile, table: str, lines: Lines) -> Iterator[tuple[str, str, Any, str]]:
-    """(class, field, value, where it stands) of the resource classes that one table has, checked."""
+    """(class, field, value, its origin) of the resource classes that one table has, checked."""
     classes = env.tables[table].get(_RESOURCES, {})
     if not isinstance(classes, dict):
         what = f"expected tables [{table}.resources.CLASS], got {classes!r}."

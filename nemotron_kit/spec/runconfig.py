@@ -85,7 +85,9 @@ class RunConfig:
     comment: str | None = _field("sbatch --comment")
     mail_user: str | None = _field("sbatch --mail-user")
     mail_type: str | None = _field("sbatch --mail-type")
-    signal_lead: int | None = _field("seconds before its limit at which a job is told to save (default: 300 at most)")
+    signal_lead: int | None = _field(
+        "seconds before its limit at which a signal has the job save (default: 300 at most)"
+    )
     # the target: connection and folders
     tunnel: str = _field("how the cluster is reached: its commands are on this machine, or ssh", "local")
     host: str | None = _field("the login node, for tunnel ssh")
@@ -254,7 +256,7 @@ def check_srun_arguments(srun_args: Sequence[object], config: RunConfig) -> None
         for value in values:
             if not isinstance(value, str) or not re.match(pattern, value):
                 raise ProfileError(
-                    f"{name}: {value!r} can't stand on srun's command line, where nothing is quoted.",
+                    f"{name}: {value!r} can't be written on srun's command line, where nothing is quoted.",
                     hint="Letters, digits and ._/:@+=- can.",
                 )
 

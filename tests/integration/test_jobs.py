@@ -238,7 +238,7 @@ def test_exit_codes(shell: Project) -> None:
         (["demo", "data", "write", "--run", "two", "--batch", "two"], "--batch"),
         (["demo", "data", "write", "--run", "far"], "skypilot"),
         (["demo", "data", "write", "n=1,2"], "Ambiguous value"),
-        (["demo", "data", "write", "hf_token=abc"], "a secret must not stand on a command line"),
+        (["demo", "data", "write", "hf_token=abc"], "a secret must not be given on a command line"),
         (["demo", "read"], "No artifact is called 'Made'"),
         (["demo", "read", "--art.data", "Ma de:v3"], "Ma de"),
         (["demo", "read", "--art.dta", "Made"], "data"),

@@ -105,7 +105,7 @@ def test_command_lines(default: Path, argv: list[str], expected: Config, twice: 
         (["~nothing"], "the config has no nothing"),
         (["+word=abc", "~word.b"], "~word.b: the config has no word.b"),
         (["+list=[1,2]", "list.x=3"], "list.x=3: invalid literal"),
-        (["hf_token=abc"], "a secret must not stand on a command line"),
+        (["hf_token=abc"], "a secret must not be given on a command line"),
         (["a=[1"], "Hydra's grammar can't read"),
     ],
 )

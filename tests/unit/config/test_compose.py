@@ -125,7 +125,7 @@ def test_run_env_takes_any_key(tree: Tree) -> None:
         (["config=./nope.yaml"], "-c ./nope.yaml: no such config file."),
         (["train.train_iters=x"], "train.train_iters: expected int, got 'x' (given in train.train_iters=x)"),
         (["limit=1,2"], "Ambiguous value for argument 'limit=1,2'"),
-        (["hf_token=abc", ], "a secret must not stand on a command line"),
+        (["hf_token=abc", ], "a secret must not be given on a command line"),
     ],
 )  # fmt: skip
 def test_mistakes_are_worded(tree: Tree, words: list[str], text: str) -> None:

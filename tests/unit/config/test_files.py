@@ -40,7 +40,7 @@ def test_three_formats_one_mapping(tmp_path: Path, name: str, text: str) -> None
         ("c.yaml", "x: " + "[" * 100 + "]" * 100, "nested deeper than 64 levels"),
         ("c.toml", "a = \n", "c.toml: not valid TOML: Invalid value (at line 1"),
         ("c.json", '{"a": 1,\n "b" 2}', "c.json:2:6: not valid JSON"),
-        ("c.json", '{"a": 1, "a": 2}', "'a' stands twice"),
+        ("c.json", '{"a": 1, "a": 2}', "'a' is given twice"),
         ("c.ini", "a=1", "unknown ending '.ini'"),
     ],
 )
@@ -56,7 +56,7 @@ def test_a_broken_file_says_where(tmp_path: Path, name: str, text: str, message:
         ("a: &a [" + "x," * 1000 + "]\nb: [" + "*a," * 200 + "]\n", "unfold to more than 100000 values"),
         ("a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n"
          + "".join(f"a{n}: &a{n} [{','.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 9)), r"bomb\.yaml:5: its"),
-        ("a: &a {b: [*a]}\n", r"bomb\.yaml:1: the alias \*a stands inside of what it stands for"),
+        ("a: &a {b: [*a]}\n", r"bomb\.yaml:1: the alias \*a is inside of the value that it refers to"),
     ],
 )  # fmt: skip
 def test_an_alias_bomb_is_refused(text: str, said: str, tmp_path: Path) -> None:

@@ -144,8 +144,10 @@ def test_a_value_of_yaml(given: Handler, tmp_path: Path, text: str, name: str, e
         # libyaml takes the TAB, Python's own parser does not.
         ("text\t: x\nflag: maybe", r"flag: expected bool, got 'maybe' \(given in .*c.yaml:2\)"),
         ("total: 1", r"total: `demo go` has no such field"),
-        ("texts: {a: 1}", r"texts: Cannot merge .* \(given in .*c.yaml:1\).\nExpected is list\[str\]"),
-        ("free: {}\nplain: on", r"plain: .* \(given in .*c.yaml:2\).\nExpected is Steps"),
+        ("texts: {a: 1}", r"texts: expected list\[str\] \(given in .*c.yaml:1\)"),
+        ("run: {env: [1]}", r"^run\.env: expected a block \(given in .*c.yaml:1\)"),
+        ("run: 3", r"^run: expected a block \(given in .*c.yaml:1\)"),
+        ("free: {}\nplain: on", r"plain: expected Steps \(given in .*c.yaml:2\)"),
         ("outer: {inner: [1]}", r"outer.inner: .* \(given in .*c.yaml:1\)"),
         ("maybe: '${nothing}'", r"maybe: Interpolation key 'nothing' not found \(given in .*c.yaml:1\)"),
         ("text: '${oc.env:NOT_THERE_AT_ALL}'", r"text: Environment variable 'NOT_THERE_AT_ALL' not found"),
@@ -340,6 +342,8 @@ def test_a_file_over_defaults_is_the_same_in_a_launch_and_in_a_script(
         ("", ["lists.a={b: 2}"], r"^lists\.a: expected list\[Part\] \(given in"),
         ("", ["part=null"], r"^part: expected Part: it can't be null \(given in part=null\)"),
         ("", ["numbered.1=a"], r"^numbered: expected int as a key.*\n.*: numbered=\{1: …\}"),
+        ("part: {rate: null}", [], r"^part\.rate: expected float: it can't be null"),
+        ("", ["colours.PINK=2"], r"^colours: expected one of .* as a key, got 'PINK' \(given in colours\.PINK=2\)\.$"),
         ("part.rate: 3", [], r"^part\.rate: .*\nIn a file, a block has its keys below it: part: \{rate: …\}"),
     ],
 )
@@ -350,6 +354,7 @@ def test_entries_of_tables_and_lists(tmp_path: Path, text: str, words: list[str]
         named: dict[str, Part] = field(default_factory=dict)
         listed: list[Part] = field(default_factory=list)
         numbered: dict[int, str] = field(default_factory=dict)
+        colours: dict[Switch, int] = field(default_factory=dict)
         free: dict[str, Any] = field(default_factory=dict)
         lists: dict[str, list[Part]] = field(default_factory=dict)
         nested: dict[str, dict[str, Part]] = field(default_factory=dict)

@@ -59,7 +59,7 @@ def test_a_quoted_name_of_another_variable_is_on_record(monkeypatch: pytest.Monk
 def test_a_literal_on_a_command_line_is_refused(word: str, key: str) -> None:
     with pytest.raises(UserError) as caught:
         refuse_literal_secrets([word])
-    assert caught.value.message == f"{key}: a secret must not stand on a command line."
+    assert caught.value.message == f"{key}: a secret must not be given on a command line."
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_a_frozen_config_with_a_secret_is_refused_and_masked(values: dict[str, A
 def test_a_password_in_an_address_is_refused() -> None:
     address, said = "https://me:hunter2@host/x", "https://me:${secret:URL_PASSWORD}@host/x"
     for word in (f"data.url={address}", f"+f={{a: ['{address}']}}", f"url={address},b"):
-        with pytest.raises(UserError, match="a password must not stand on a command line") as caught:
+        with pytest.raises(UserError, match="a password must not be given on a command line") as caught:
             refuse_literal_secrets([word])
         assert "hunter2" not in str(caught.value) and "hunter2" not in masked_overrides([word])[0]
     with pytest.raises(UserError, match=r"file:3: a\.url: this address holds a password") as caught:

@@ -53,7 +53,7 @@ BAD = [
     (f'{{"datasets": [{{"name": "a", "path": "a", "weight": {10**400}}}]}}', "datasets[0].weight: expected a number"),
     ('{"datasets": [{"name": "a", "path": "a", "weight": 0}]}', "every weight is 0"),
     ('{"datasets": [{"name": "a", "path": "a"}, {"name": "a", "path": "b"}]}', "two datasets are called 'a'"),
-    ('{"datasets": [{"name": "a", "path": "a", "path": "b"}]}', "the key 'path' stands twice"),
+    ('{"datasets": [{"name": "a", "path": "a", "path": "b"}]}', "the key 'path' is given twice"),
     ('{"datasets": [\n  {"name": "a",\n   "path": }\n]}', "line 3, column 12"),
     ("[" * 100_000, "recursion"),
 ]

@@ -100,7 +100,7 @@ def test_what_only_a_patient_parser_takes_is_taken(tmp_path: Path) -> None:
 
 
 BROKEN = [
-    (b'{"text": "a", "text" : "b"}\n', "the key 'text' stands twice in one object"),
+    (b'{"text": "a", "text" : "b"}\n', "the key 'text' is given twice in one object"),
     (b"\x1f\x8b\x08", "not UTF-8 (byte 2 of the line); it looks like gzip: name it .gz"),
     (
         b"\xff\xfe\0\0{",
