@@ -122,7 +122,8 @@ def weights_digest(folder: Path) -> str | None:
 
 
 def recorded_digest(files: Mapping[str, Any], folder: str) -> str:
-    """`weights_digest` of a model in a checkpoint, from the hashes in its record (`files`); reads no file."""
+    """A digest of the files below `folder` of a checkpoint, from the hashes in its record (`files`); reads no file.
+    It is not equal to the `weights_digest` of the same model."""
     return sha256_of([[name, files[name]["sha256"]] for name in sorted(files) if name.startswith(f"{folder}/")])
 
 

@@ -337,12 +337,31 @@ def instruction_following(text: str, row: Row) -> float:
 
 def _follows(name: str, text: str, given: Mapping[str, Any] | None) -> bool:
     try:
-        arguments = {key: value for key, value in (given or {}).items() if value is not None}
+        arguments = _Arguments({key: value for key, value in (given or {}).items() if value is not None})
         return INSTRUCTIONS[name](text, arguments)
     except KeyError as error:
         raise UserError(f"The instruction {name!r} needs {error.args[0]!r} in its kwargs.") from error
     except (TypeError, ValueError, AttributeError) as error:
         raise UserError(f"The instruction {name!r} can't be checked with the kwargs {given!r}: {error}.") from error
+
+
+class _Arguments(dict[str, Any]):
+    """An instruction's kwargs. ValueError for one that is read and of the wrong kind: a text in place of a list would
+    be read letter by letter, and no count equals the text "2"."""
+
+    def __getitem__(self, key: str) -> Any:
+        value = super().__getitem__(key)
+        fits: Any
+        if key in ("keywords", "forbidden_words"):
+            fits = isinstance(value, list | tuple) and value and all(isinstance(each, str) and each for each in value)
+            wanted = "a list of texts"
+        elif key.startswith("num_") or key.endswith("frequency"):
+            fits, wanted = isinstance(value, int | float) and not isinstance(value, bool), "a number"
+        else:
+            fits, wanted = isinstance(value, str) and value.strip(), "a text"
+        if not fits:
+            raise ValueError(f"{key} must be {wanted}")
+        return value
 
 
 def _related(count: int, wanted: int, relation: str) -> bool:

@@ -117,6 +117,13 @@ def test_verifiers(agent: str, text: str, row: dict[str, Any], expected: float) 
         ("mcqa", {**MCQA, "expected_answer": "blue"}, "'blue' is no letter"),
         ("instruction_following", follows(("language:response_language", {})), "'language:response_language' can't be"),
         ("instruction_following", follows(("keywords:existence", {})), "needs 'keywords'"),
+        (
+            "instruction_following",
+            follows(("keywords:existence", {"keywords": "run"})),
+            "keywords must be a list of texts",
+        ),
+        ("instruction_following", follows((f"{FORM}:number_bullet_lists", {"num_bullets": "2"})), "must be a number"),
+        ("instruction_following", follows(("combination:repeat_prompt", {"prompt_to_repeat": ""})), "must be a text"),
         ("instruction_following", {"instruction_id_list": ["a"], "kwargs": []}, "1 instructions, but 0 kwargs"),
     ],
 )
