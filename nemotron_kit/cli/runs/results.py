@@ -184,16 +184,17 @@ def sweep_table(results: Sequence[JobResult], sort: str | None = None, goal: Goa
     return SweepTable(sorted(results, key=sort_key), chosen, lower_is_better)
 
 
-def print_sweep(table: SweepTable, top: int | None) -> None:
-    """Print the table with its most important metrics, and why jobs failed."""
+def print_sweep(table: SweepTable, top: int | None, command: str = "") -> None:
+    """Print the table with its most important metrics, and why jobs failed. `command`: the command, and a blank, whose
+    options print the rest, if it is not the one that prints the table."""
     varied, metrics = table.varied(), table.columns()[:MAIN]
     header, rows = _cells(table, table.jobs[:top], metrics, short=True)
     print_table(header, rows)
     lines = [table.rule] if table.best is not None else []
     if len(table.jobs) > len(rows):
-        lines.append(f"and {len(table.jobs) - len(rows)} more: --top {len(table.jobs)} prints all")
+        lines.append(f"and {len(table.jobs) - len(rows)} more: {command}--top {len(table.jobs)} prints all")
     if len(table.columns()) > MAIN:
-        lines.append(f"more metrics, in --csv and --json: {', '.join(table.columns()[MAIN:])}")
+        lines.append(f"more metrics, in {command}--csv and --json: {', '.join(table.columns()[MAIN:])}")
     if varied or lines:
         write_lines(lines)
 

@@ -132,7 +132,7 @@ def print_sweep_end(run: RunFolder) -> None:
     if not any(job.metrics or job.value is not None for job in results):
         return
     with contextlib.redirect_stdout(sys.stderr):
-        print_sweep(table, _LAST)
+        print_sweep(table, _LAST, f"nemotron runs show {run.id} ")
         if (best := table.best) is not None:
             name = str(table.objective)
             varied = " ".join(

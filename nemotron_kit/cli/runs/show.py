@@ -147,7 +147,7 @@ def show(argv: list[str]) -> int:
     run, chosen = chosen_jobs(options.id, options.job)
     jobs = run.jobs() if chosen is None else chosen
     many = not run.is_pipeline and len(jobs) > 1
-    if (options.sort or options.top or options.csv) and not many:
+    if (options.sort or options.top or options.csv) and not (many or (chosen is None and _is_sweep(run))):
         raise UserError(f"nemotron runs show: {options.id} is not a sweep: --sort, --top and --csv need one.")
     if run.is_pipeline:
         return _show_pipeline(run, as_data=options.json)
@@ -165,6 +165,14 @@ def show(argv: list[str]) -> int:
         if len(jobs) > 1:
             print_sweep(table, options.top or _MAX_JOBS)
     return 3 if EXIT_CODES.get(view.state) == 3 else 0
+
+
+def _is_sweep(run: RunFolder) -> bool:
+    """Whether a run is a sweep by its record: it may have one job."""
+    try:
+        return run.plan().get("kind") == "sweep"
+    except DamagedRecord:
+        return False
 
 
 def _show_pipeline(run: RunFolder, *, as_data: bool) -> int:

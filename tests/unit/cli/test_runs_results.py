@@ -166,8 +166,10 @@ def test_one_job_in_the_list_has_its_results_too(capsys) -> None:
     sweep({"metrics": [{"step": 4, "loss": 1.5}], "end": {"code": 0, "value": "nan", "types": {"": "float"}}})
     (listed,) = json.loads(said(capsys, "--json"))
     assert listed["results"]["loss"]["last"] == 1.5 and (listed["value"], listed["step"]) == ("NaN", 4)
+    assert said(capsys, "show", "latest", "--csv").splitlines()[0] == "job,state,VALUE,STEP,loss"  # over one value
+    run = create_run(new_run_id("demo", "go"), {**PLAN, "kind": None}, [{"config.yaml": "a: 1\n"}])
     with pytest.raises(UserError, match="is not a sweep: --sort, --top and --csv need one"):
-        said(capsys, "show", "latest", "--csv")
+        said(capsys, "show", run.id, "--csv")
 
 
 def test_jobs_that_measured_nothing_stand_by_number(capsys) -> None:
