@@ -121,6 +121,13 @@ def _refuse_secrets(settings: RunConfig) -> None:
                 hint=f'Export it where you launch, name it in the profile, secrets = ["{variable}"]{refer}.',
             )
     for name, text in walk_strings(values):
+        field = name.partition("[")[0].partition(".")[0]
+        if (referred := re.search(r"\$\{secret:\s*(\w+)", text)) and field not in ("app_secret", "extra"):
+            raise UserError(
+                f"{name}: {referred[0]}}} is resolved in a job's config only; here it would be taken literally.",
+                hint=f'Name it in the profile, secrets = ["{referred[1]}"]: the job then has the variable '
+                f"{referred[1]}, and setup and startup_commands can use ${referred[1]}.",
+            )
         shown = without_passwords(text)
         if shown != text:
             raise UserError(
