@@ -66,7 +66,9 @@ def _shards(
         )
     blend = read_blend(path, only=split)
     if split not in blend:
-        raise UserError(f"{path}: there is no {split} split.", hint=f"It has: {', '.join(blend)}. Set split=.")
+        raise UserError(
+            f"{path}: there is no {split} split.", hint=f"It has: {', '.join(blend)}. Set split to one of them."
+        )
     length = seq_length or trained_length(generator.folder) or min(4096, generator.model.config.max_position_embeddings)
     samples = HeldOutSamples(blend[split], length, limit)
     if len(samples) == 0:

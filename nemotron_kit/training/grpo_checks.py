@@ -21,7 +21,7 @@ _ADAMW = ("torch.optim.AdamW", "AdamW", "adamw")
 
 
 def other_engines(config: GRPOConfig) -> Iterator[str]:
-    """(key, value, remedy) of each setting that only another engine has."""
+    """A sentence for each setting that only another engine has, with what to set instead."""
     policy, generation, grpo, loss = config.policy, config.policy.generation, config.grpo, config.loss_fn
     if generation.backend != "hf":
         also = f"; {nearest(generation.backend, _BACKENDS)}" if generation.backend not in _BACKENDS else ""
