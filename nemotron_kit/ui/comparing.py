@@ -38,14 +38,15 @@ class ComparingPages:
         if not chosen:
             raise UserError("Which runs?", hint="Choose runs on the page of runs, then Overlay curves.")
         chosen = chosen[:_OVERLAID]
-        rows = [
+        labels = [_label(name, run, job) for name, run, job in chosen]
+        rows: list[dict[str, Any]] = [
             {
                 "name": name,
                 "url": self.links.job(run.id, job.number) if "/" in name else self.links.run(run.id),
                 "result": self.reader.result(job),
-                "label": labels_of(run.id)["name"],
+                "label": label if labels.count(label) == 1 else None,  # of two runs with one name, their ids
             }
-            for name, run, job in chosen
+            for (name, run, job), label in zip(chosen, labels, strict=True)
         ]
         figures = curve_figures(
             self.reader, [(row["label"] or row["name"], job) for row, (*_, job) in zip(rows, chosen, strict=True)]
@@ -98,6 +99,12 @@ class ComparingPages:
         result = self.reader.result(job)
         value = {} if result.value is None else {"returned": finite(result.value)}
         return {"state": result.state, **value, **{name: f"{m.last:.6g}" for name, m in result.metrics.items()}}
+
+
+def _label(name: str, run: RunFolder, job: JobFolder) -> str | None:
+    """The run's name, with the job's number for one of several; None for a run that has no name."""
+    label = labels_of(run.id)["name"]
+    return f"{label}/{job.number}" if label and "/" in name else label
 
 
 def _differing(every: Sequence[Facts]) -> list[tuple[str, list[tuple[str, list[str]]]]]:

@@ -19,8 +19,11 @@ from nemotron_kit.home import new_run_id
 from nemotron_kit.runs.folder import PIPELINE, create_run
 from nemotron_kit.runs.metrics import series
 from nemotron_kit.ui import command
+from nemotron_kit.ui.comparing import ComparingPages
 from nemotron_kit.ui.export import export
 from nemotron_kit.ui.figures import thinned
+from nemotron_kit.ui.links import Links
+from nemotron_kit.ui.reading import RecordReader
 
 from ...dashboard import fill
 
@@ -117,6 +120,18 @@ def test_an_export_of_some_jobs_has_all_of_them(home: Path, tmp_path: Path) -> N
     run = create_run(new_run_id("demo", "train"), {"kind": "sweep"}, [{"config.yaml": f"a: {at}\n"} for at in range(4)])
     pages = export(tmp_path / "out.html", [f"{run.id}/1-3"])
     assert pages == ["Curves", "Difference", *(f"{run.id}/{number}" for number in (1, 2, 3))]
+
+
+def test_curves_of_one_sweep_and_of_runs_with_one_name_are_told_apart(home: Path) -> None:
+    metrics = {"config.yaml": "a: 1\n", "metrics.jsonl": '{"step": 1, "loss": 2.0}\n'}
+    names = {"name": "base", "tags": [], "note": None}
+    swept, one, other = (
+        create_run(new_run_id("demo", "train"), {"recipe": "demo"}, [metrics] * count, labels={**names, "name": name})
+        for count, name in ((2, "base"), (1, "same"), (1, "same"))
+    )
+    pages = ComparingPages(RecordReader(), Links())
+    (figure,) = pages.compare([f"{swept.id}/0-1", one.id, other.id]).figures
+    assert [line["name"] for line in figure.data] == ["base/0", "base/1", one.id, other.id]
 
 
 def test_a_curve_is_the_lowest_ranks_and_a_repeated_step_counts_once(tmp_path: Path) -> None:
