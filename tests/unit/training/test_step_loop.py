@@ -175,6 +175,14 @@ def test_two_processes_sum_the_same_gradient(tmp_path: Path, monkeypatch: pytest
     assert gradient(0, 1).equal(gradient(0, 2) + gradient(1, 2))
 
 
+def test_the_norm_of_a_large_gradient_is_exact(tmp_path: Path) -> None:
+    """float32 sums of millions of squares are off by more than the layouts may differ."""
+    run = Run(tmp_path)
+    run.loop._gradient = torch.full((5_000_000,), 0.1) * torch.linspace(0.5, 1.5, 5_000_000)
+    exact = run.loop._gradient.double().norm()
+    assert float(run.loop._update(1)) == pytest.approx(float(exact), rel=1e-12)
+
+
 def test_what_is_no_number_ends_the_run_before_it_is_saved(tmp_path: Path) -> None:
     run = Run(tmp_path)
     with pytest.raises(NemotronError, match=r"The step's loss is nan at step 2: training has diverged"):
