@@ -21,7 +21,7 @@ def array_outlook(config: DataPrepConfig, tasks: int, cpus: int | None) -> list[
         blend = DataBlend.load(config.blend_path)
         sources = _listed(blend, config.text_field)
     except (NemotronError, OSError) as error:
-        return [f"what each task reads is known once the plan is made: {str(error).splitlines()[0]}"]
+        return [f"what each task reads is known once the plan is made; on this machine, {str(error).splitlines()[0]}"]
     if config.sample is not None:
         return [f"with sample={config.sample} only the first rows of each source are read"]
     if sources is None:
@@ -51,7 +51,7 @@ def rl_outlook(config: RLPrepConfig, tasks: int) -> list[str]:
     try:
         sources = _listed(load_rl_blend(Path(config.blend_path)), "")
     except (NemotronError, OSError) as error:
-        return [f"what each task reads is known once the plan is made: {str(error).splitlines()[0]}"]
+        return [f"what each task reads is known once the plan is made; on this machine, {str(error).splitlines()[0]}"]
     if sources is None:
         return ["what each task reads is known once the plan has listed the sources, which are remote"]
     files = [file for source in sources for file in source.files]

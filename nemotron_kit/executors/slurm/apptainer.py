@@ -7,12 +7,15 @@ import shlex
 from collections.abc import Iterator, Sequence
 
 from nemotron_kit.errors import Problem
+from nemotron_kit.quoting import shell_word
 from nemotron_kit.spec.resources import gpus_of
-from nemotron_kit.spec.runconfig import RunConfig
+from nemotron_kit.spec.runconfig import RunConfig, env_dict
 
 APPTAINER = "apptainer"
 _ADDRESSES = ("docker://", "oras://", "library://")
 _SUFFIX = ".sif"
+# Apptainer's own settings (APPTAINER_CACHEDIR, APPTAINER_TMPDIR, …), also under its earlier name.
+_SETTINGS = ("APPTAINER_", "SINGULARITY_")
 
 
 def runs_in(config: RunConfig) -> bool:
@@ -53,19 +56,30 @@ def exec_arguments(config: RunConfig, folder: str, folders: Sequence[str] = ()) 
     ]
 
 
-def script_lines(config: RunConfig, nodes: int) -> list[str]:
-    """The lines of a batch script in front of the job.
+def setting_lines(config: RunConfig) -> list[str]:
+    """The shell lines that set Apptainer's own settings among the profile's variables: the job's are set inside the
+    container, where they come too late for it."""
+    own = {name: value for name, value in env_dict(config).items() if name.startswith(_SETTINGS)}
+    return [f"export {name}={shell_word(value)}" for name, value in own.items()]
+
+
+def script_lines(config: RunConfig, nodes: int, command: Sequence[str] = ()) -> list[str]:
+    """The lines of a batch script in front of the job, whose nodes each run `command`.
 
     A secret of the launch overrides the image's variable of that name; its value is neither in the script nor in the
-    trace. An image that has to be pulled is pulled once, into Apptainer's cache, and not by all nodes at a time.
+    trace. An image that has to be pulled is pulled once, into Apptainer's cache, and not by all nodes at a time: by
+    the job's Python, which the image must have, as it need not have anything else.
     """
     names = [*(config.secrets or ()), *((config.extra or {}).get("container_env") or ())]
-    lines = ["{ set +vx; } 2>/dev/null"]
+    names = [name for name in names if not name.startswith(_SETTINGS)]
+    lines = ["{ set +vx; } 2>/dev/null", *setting_lines(config)]
     lines += [f'[ -z "${{{name}+x}}" ] || export APPTAINERENV_{name}="${name}"' for name in names]
     lines += [_found(APPTAINER)]
-    if nodes > 1 and is_address(str(config.container_image)):
-        command = f"{APPTAINER} exec {config.container_image} true"
-        lines.append(f'{command} || nemotron_stop "$?" {shlex.quote(command)}')
+    image = str(config.container_image)
+    if nodes > 1 and is_address(image) and image in command:
+        python = command.index(image) + 1
+        what = f"{APPTAINER} exec {image} {command[python]}"
+        lines.append(f"{' '.join(command[: python + 1])} -c '' || nemotron_stop \"$?\" {shlex.quote(what)}")
     return [*lines, "set -vx"]
 
 

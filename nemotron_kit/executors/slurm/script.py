@@ -110,7 +110,7 @@ _STOP = """\
 nemotron_stop() {
   echo "nemotron: setup: ${2%%$'\\n'*} failed with exit code $1 on $(hostname), and the job was not started"
   if declare -F nemotron_end >/dev/null; then nemotron_end "$(($1 == 75 ? 1 : $1))"; fi
-  exit "$1"
+  exit "$(($1 == 255 ? 1 : $1))"
 }
 """
 # A batch script's shell has no function `module` where the job was submitted from a shell that isn't a login shell.
@@ -318,7 +318,7 @@ def _executor(config: RunConfig, resources: Resources, script: Script, batch: bo
     marker = f"{script.folder}/{SUBFOLDER}/again-$SLURM_JOB_ID"
     shell = shell_lines(config)
     guarded = [_STOP + _TRAP, *shell, "trap - ERR"] if shell else []
-    contained = [_STOP, *apptainer.script_lines(config, resources.nodes)] if in_apptainer else []
+    contained = [_STOP, *apptainer.script_lines(config, resources.nodes, script.command)] if in_apptainer else []
     killed = f"{script.folder}/{SUBFOLDER}/killed-$SLURM_JOB_NAME${{SLURM_ARRAY_TASK_ID:+-$SLURM_ARRAY_TASK_ID}}"
     start = _SETUP.format(marker=marker, killed=killed, variable=WORKER_KILLED)
     if config.chain:
@@ -436,10 +436,11 @@ def inside_of(config: RunConfig, folder: str, mounts: Sequence[str]) -> list[str
 
 def with_modules(config: RunConfig, command: list[str]) -> list[str]:
     """The command line that runs `command` on a node; one that starts Apptainer's container is run by a shell in which
-    the profile's modules are loaded, since they may bring Apptainer."""
-    if not (apptainer.runs_in(config) and config.modules):
+    the profile's modules are loaded, since they may bring Apptainer, and its settings of Apptainer's are set."""
+    settings = apptainer.setting_lines(config)
+    if not (apptainer.runs_in(config) and (config.modules or settings)):
         return command
-    lines = [line for line in environment_lines(config) if line != "set -vx"]
+    lines = [*(line for line in environment_lines(config) if line != "set -vx"), *settings]
     return ["bash", "-c", "\n".join([*lines, f"exec {shlex.join(command)}"])]
 
 

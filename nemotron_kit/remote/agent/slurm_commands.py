@@ -199,7 +199,9 @@ def _exit_code(code: str, derived: str) -> int | None:
     # slurmctld now and then hears of the step's end after the script's (3 of 140), and then never counts it: 0:0. Of a
     # step on many nodes it has another node's code: a lower one, as the highest code of a step is srun's.
     missed = exited in _DEADLY and not step and (worst or 0) < exited
-    return 128 + exited if exited and (exited == step or missed) else exited
+    # Of a script's code above 128 sacct shows what is above 128, and of a step's the whole: Apptainer's 255 is 127:0.
+    whole = worst == 128 + (exited or 0)
+    return 128 + exited if exited and (exited == step or missed or whole) else exited
 
 
 def _pair(text: str) -> tuple[int | None, int]:

@@ -31,6 +31,11 @@ _AROUND = re.compile(
 # Printed by the script: srun names its output by a number that differs from an array task's id.
 _NUMBER = re.compile(r"^nemotron: job (\d+) ", re.MULTILINE)
 _SETUP_FAILED = re.compile(r"^nemotron: (setup: .+)$", re.MULTILINE)
+# What the command that failed said: Apptainer, Tcl modules, Lmod, bash of a command that is not there.
+_SAID = re.compile(
+    r"^(?:(?:FATAL|ERROR): +|Lmod has detected the following error: *|\S+: line \d+: (?=.*not found$))(.+)$",
+    re.MULTILINE,
+)
 
 
 def failure_reason(run: Path, job: int, name: str, slurm_id: str) -> str | None:
@@ -42,8 +47,11 @@ def failure_reason(run: Path, job: int, name: str, slurm_id: str) -> str | None:
     began = (run / "jobs" / str(job) / "logs" / "job.log").exists()
     folder = run / FOLDER
     script = _text(folder / f"sbatch_{name}_{slurm_id}.out")
-    if not began and (failed := _SETUP_FAILED.findall(_text(folder / f"sbatch_{name}_{slurm_id}.out", end=True))):
-        return f", before the job began: {printable(failed[-1])[:_LONGEST]}"
+    last = _text(folder / f"sbatch_{name}_{slurm_id}.out", end=True)
+    if not began and (failed := list(_SETUP_FAILED.finditer(last))):
+        said = _SAID.findall(last[: failed[-1].start()])[-1:]
+        words = [printable(line)[:_LONGEST] for line in (failed[-1][1], *said)]
+        return f", before the job began: {': '.join(words)}"
     number = (_NUMBER.findall(script) or [slurm_id])[-1]
     logs = sorted(folder.glob(f"log-{name}_{number}_*.out"), key=lambda path: path.stat().st_mtime)
     lines = reason_lines(_text(logs[-1]), slurm_only=began) if logs else []
@@ -61,7 +69,8 @@ def reason_lines(text: str, *, slurm_only: bool = False) -> list[str]:
         if not _AROUND.match(argument):
             found.setdefault(argument, f"{match[1]}: {argument}" if match[1] and not found else argument)
     others = [line for line in lines if not _SLURM.match(line)]
-    errors = [line for line in others if "rror" in line] or others
+    fatal = [line.removeprefix("FATAL:").lstrip() for line in others if line.startswith("FATAL:")]  # Apptainer's
+    errors = fatal or [line for line in others if "rror" in line] or others
     last_error = [line.removeprefix("error: ") for line in errors[-1:]]
     return list(found.values())[:2] or ([] if slurm_only else last_error)
 

@@ -387,8 +387,15 @@ def test_a_container_of_apptainer_is_part_of_the_command() -> None:
 
 def test_an_image_is_pulled_by_the_first_node_alone() -> None:
     image = {**SIF, "container_image": "docker://nvcr.io/nvidia/nemo:25.11"}
-    pulled = "\napptainer exec docker://nvcr.io/nvidia/nemo:25.11 true || nemotron_stop "
-    assert pulled in in_apptainer(**image, nodes=2) and pulled not in in_apptainer(**image)
+    own = ["APPTAINER_CACHEDIR=$SCRATCH/a b", "SINGULARITY_TMPDIR=/s", "MINE=1"]
+    text = in_apptainer(**image, nodes=2, env_vars=own, secrets=["A_TOKEN", "APPTAINER_DOCKER_PASSWORD"])
+    slurm_script.check_syntax(text)
+    before, pulled, _ = text.partition(
+        " --env=TMPDIR=/tmp docker://nvcr.io/nvidia/nemo:25.11 python3 -c '' || nemotron_stop "
+    )
+    assert pulled and pulled not in in_apptainer(**image)
+    assert "\nexport APPTAINER_CACHEDIR=\"$SCRATCH\"'/a b'\nexport SINGULARITY_TMPDIR=/s\n" in before
+    assert "MINE" not in before and "DOCKER_PASSWORD" not in text, "Apptainer reads it from the job's environment"
 
 
 @pytest.mark.parametrize(

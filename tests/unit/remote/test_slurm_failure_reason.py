@@ -48,6 +48,8 @@ slurmstepd-n1: error: pyxis:     curl: (6) Could not resolve host: nvcr.io
         ("Traceback (most recent call last):\n  x\nImportError: no\n\n", ["ImportError: no"]),
         ("Fatal Python error: x\nModuleNotFoundError: No module named 'encodings'\n<no Python frame>\n",
          ["ModuleNotFoundError: No module named 'encodings'"]),
+        ("FATAL:   Unable to handle x uri: manifest unknown\nINFO:    Cleaning up\n",
+         ["Unable to handle x uri: manifest unknown"]),
         ("error: /usr/bin/python3 is Python 3.9.2\n", ["/usr/bin/python3 is Python 3.9.2"]),
         ("srun: Job 65 step creation temporarily disabled, retrying (Requested nodes are busy)\n"
          "srun: Step created for job 65\nsrun: Force Terminated StepId=65.1\n", []),
@@ -83,6 +85,21 @@ def test_a_setup_that_failed_is_the_reason_however_much_it_wrote(run: Path) -> N
     line = "setup: module load cuda/99 failed with exit code 1 on n1, and the job was not started"
     wrote(run, "sbatch_nk-x_17.out", "+ pip install\n" * 9000 + f"nemotron: {line}\nnemotron: job 17 ended with 1\n")
     assert failure_reason(run, 0, "nk-x", "17") == f", before the job began: {line}"
+
+
+@pytest.mark.parametrize(
+    ("wrote_itself", "words"),
+    [
+        ("INFO:    Starting\nFATAL:   Unable to handle docker://x uri: unknown\n", "Unable to handle docker"),
+        ("ERROR: Unable to locate a modulefile for 'nosuch/1'\n", "Unable to locate a modulefile for 'nosuch/1'"),
+        ('Lmod has detected the following error: These module(s) are unknown: "x"\n', "These module(s) are unknown"),
+        ("+ nosuch --x\n/var/spool/slurmd/job3/slurm_script: line 64: nosuch: command not found\n", "nosuch: command"),
+    ],
+)
+def test_what_the_setups_command_said_is_part_of_the_reason(run: Path, wrote_itself: str, words: str) -> None:
+    line = "setup: it failed with exit code 1 on n1, and the job was not started"
+    wrote(run, "sbatch_nk-x_17.out", f"ERROR: earlier\n+ it\n{wrote_itself}nemotron: {line}\nERROR: of srun\n")
+    assert str(failure_reason(run, 0, "nk-x", "17")).startswith(f", before the job began: {line}: {words}")
 
 
 def test_a_task_of_an_array_is_found_by_the_number_that_its_script_wrote(run: Path) -> None:

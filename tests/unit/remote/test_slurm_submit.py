@@ -226,6 +226,8 @@ def test_a_record_of_a_signal_is_explained_by_the_scheduler(submitted: Path, pro
         ("FAILED|x|n|9:0|0:0", "failed", 137),  # the step's end was heard of after the script's
         ("FAILED|x|n|9:0|1:0", "failed", 137),  # of two nodes, one of which exited with 1
         ("FAILED|x|n|9:0|9:0", "failed", 9),
+        ("FAILED|x|n|127:0|255:0", "failed", 255),  # of a script's code above 128, sacct shows what is above
+        ("FAILED|x|n|127:0|0:0", "failed", 127),
         ("FAILED|x|n|1:0|0:0", "failed", 1),
         ("FAILED|x|n|137:0|0:0", "failed", 137),
         ("FAILED|x|n|0:6|0:0", "failed", 134),
