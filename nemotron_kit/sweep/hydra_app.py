@@ -44,9 +44,9 @@ PLUGINS = "hydra_plugins."
 
 def interpreter_options() -> list[str]:
     """The options of this process's interpreter (`-O`, `-W error`, `-X utf8`), as multiprocessing hands them on. Those
-    about where modules come from are left out: a job has the launch's import path."""
+    about where modules come from and are cached are left out: a job has the launch's import path."""
     options: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
-    return [option for option in options if option not in ("-E", "-I", "-S", "-s")]
+    return [option for option in options if option not in ("-B", "-E", "-I", "-S", "-s")]
 
 
 class PayloadBuilder:
