@@ -348,7 +348,8 @@ def _sbatch(run: Path, record: Submission, arguments: list[str], env: dict[str, 
     if lost:  # which is no fault of the job's
         write(run, replace(record, refused=message))
         raise NotSent(f"Not submitted: {message}", hint="Try again once Slurm answers.")
-    return _refuse(run, record, f"Slurm has no such job: {message}")
+    # sbatch itself refuses some options, in words of many kinds.
+    return _refuse(run, record, f"Slurm {'refused the job' if code else 'has no such job'}: {message}")
 
 
 def _link(

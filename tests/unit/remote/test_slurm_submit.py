@@ -107,7 +107,7 @@ def test_a_controller_that_is_away_is_no_fault_of_the_jobs(run: Path, program: P
 
 def test_an_error_of_another_kind_is_the_commands_fault(run: Path, program: Program) -> None:
     program("sbatch", "echo 'sbatch: error: lua: no partition' >&2; exit 1")
-    with pytest.raises(UserError, match=r"Slurm has no such job: .*lua: no partition"):
+    with pytest.raises(UserError, match=r"Slurm refused the job: .*lua: no partition"):
         submit(run)
 
 
