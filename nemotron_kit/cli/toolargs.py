@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, NoReturn
@@ -56,13 +57,27 @@ class ToolParser(argparse.ArgumentParser):
         owner = TOOLS[tool]
         entry = owner.commands[command] if command else None
         description = entry.description if entry else owner.summary
+        self._given: tuple[str, ...] = ()
         super().__init__(prog=f"nemotron {tool} {command}".rstrip(), description=description, allow_abbrev=False)
         for name, nargs, metavar, text in _POSITIONALS[entry.takes if entry else owner.takes]:
             self.add_argument(name, nargs=nargs, metavar=metavar, help=text)
 
     def error(self, message: str) -> NoReturn:
         """Raise UserError with argparse's message, where argparse itself would print it and exit."""
-        raise UserError(f"{self.prog}: {message}.", hint=f"See {self.prog} --help.")
+        hint = f"See {self.prog} --help."
+        missing = message.partition("the following arguments are required: ")[2]
+        if missing:
+            message = f"{missing} {'are' if ', ' in missing else 'is'} missing"
+            names = [str(action.metavar) for action in self._actions if not action.option_strings]
+            hint = f"{' '.join((self.prog, *names))}; see {self.prog} --help."
+            known = {option for action in self._actions for option in action.option_strings} | {"--"}
+            dashed = [
+                at for at, word in enumerate(self._given) if word[:1] == "-" and word.partition("=")[0] not in known
+            ]
+            if dashed and "--" not in self._given:
+                words = shlex.join((*self._given[: dashed[0]], "--", *self._given[dashed[0] :]))
+                hint = f"What begins with - is read as an option, unless -- is before it: {self.prog} {words}"
+        raise UserError(f"{self.prog}: {message}.", hint=hint)
 
     def parse(self, argv: Sequence[str], *, instead: str = "") -> argparse.Namespace | None:
         """The arguments; None once `--help` has been printed. `instead` is the hint at what an argument too many may
@@ -70,6 +85,7 @@ class ToolParser(argparse.ArgumentParser):
         if {"-h", "--help"} & set(argv):
             write_page(self.format_help())
             return None
+        self._given = tuple(argv)
         found, unknown = self.parse_known_args(list(argv))
         if unknown:
             argument = unknown[0].partition("=")[0]

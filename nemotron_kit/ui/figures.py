@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from nemotron_kit.cli.runs.plot import AXES, Series, axis_values
 from nemotron_kit.cli.runs.results import VALUE, SweepTable
 from nemotron_kit.errors import printable
 from nemotron_kit.files import finite
@@ -20,17 +21,20 @@ _MOST_LINES = 200
 _CATEGORIES = 12
 
 Curve = tuple[Sequence[int], Sequence[float]]
+_TITLES = {"time": "seconds since the first value", "tokens": "tokens"}
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One chart. `kind` is `curves`, `parallel` or `lineage`; `data` and `layout` are plotly's."""
+    """One chart. `kind` is `curves`, `parallel` or `lineage`; `data` and `layout` are plotly's. `axes`: other
+    horizontal axes than the step, each with a title and, for each line, the places of its points."""
 
     key: str
     title: str
     kind: str
     data: list[dict[str, Any]]
     layout: dict[str, Any]
+    axes: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """The chart as JSON that can stand in a page's script element: no `<` in it ends that."""
@@ -44,15 +48,22 @@ def label(text: object) -> str:
     return shown.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def curves(metric: str, lines: Sequence[tuple[str, Curve]]) -> Figure:
-    """One metric over the steps, a line for each job: `lines` are (the job's name, its curve)."""
+def curves(metric: str, lines: Sequence[tuple[str, Series]]) -> Figure:
+    """One metric over the steps, the time and the tokens, a line for each job: `lines` are (the job's name, all that it
+    logged, with the metric)."""
     most = max(_LEAST, _POINTS // max(1, len(lines)))
     data = []
-    for name, curve in lines:
-        steps, values = thinned(*curve, most)
+    others: dict[str, list[list[float | None]]] = {axis: [] for axis in AXES if axis != "step"}
+    for name, found in lines:
+        steps, values = thinned(*found[metric], most)
+        for axis, places in others.items():
+            at = axis_values(found, axis)
+            places.append([round(at[step], 3) if step in at else None for step in steps] if at else [])
         dots = "lines+markers" if len(steps) < 2 else "lines"
         data.append({"type": "scatter", "mode": dots, "name": label(name), "x": steps, "y": values})
-    return Figure(f"metric-{metric}", printable(mask(metric)), "curves", data, {"xaxis": {"title": {"text": "step"}}})
+    axes = {axis: {"title": _TITLES[axis], "x": places} for axis, places in others.items() if any(places)}
+    layout = {"xaxis": {"title": {"text": "step"}}}
+    return Figure(f"metric-{metric}", printable(mask(metric)), "curves", data, layout, axes)
 
 
 def thinned(steps: Sequence[int], values: Sequence[float], most: int) -> tuple[list[int], list[float | None]]:

@@ -11,6 +11,7 @@ from typing import Any
 from nemotron_kit.files import finite
 from nemotron_kit.home import is_run_id, runs_root
 from nemotron_kit.runs.job import JobFolder
+from nemotron_kit.runs.metrics import TIMESTAMP
 from nemotron_kit.ui.figures import Figure, curves
 from nemotron_kit.ui.links import Links
 from nemotron_kit.ui.reading import RecordReader
@@ -57,12 +58,9 @@ def run_link(links: Links, producer: str) -> str | None:
 def curve_figures(reader: RecordReader, jobs: Sequence[tuple[str, JobFolder]]) -> list[Figure]:
     """A chart for each metric that any of the jobs has, with a line for each job that has it."""
     found = [(name, reader.curves(job)) for name, job in jobs]
-    names = dict.fromkeys(metric for _, measured in found for metric in measured)
+    names = dict.fromkeys(metric for _, measured in found for metric in measured if metric != TIMESTAMP)
     ordered = sorted(names, key=lambda name: "loss" not in name.lower())[:_METRICS]
-    return [
-        curves(metric, [(name, measured[metric]) for name, measured in found if metric in measured])
-        for metric in ordered
-    ]
+    return [curves(metric, [(name, measured) for name, measured in found if metric in measured]) for metric in ordered]
 
 
 def clock(seconds: float | None) -> str:

@@ -138,8 +138,10 @@ class RecordReader:
         return [self.result(job) for job in jobs]
 
     def curves(self, job: JobFolder) -> dict[str, tuple[list[int], list[float]]]:
-        """Each metric's steps and values."""
-        return self.kept(("curves", str(job.path)), _metrics_stamp(job), lambda: series(job.path), self._age(job))
+        """Each metric's steps and values, and those of the times as TIMESTAMP."""
+        return self.kept(
+            ("curves", str(job.path)), _metrics_stamp(job), lambda: series(job.path, times=True), self._age(job)
+        )
 
     @staticmethod
     def _age(job: JobFolder) -> float:

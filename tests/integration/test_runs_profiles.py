@@ -63,7 +63,7 @@ def test_show_says_where_each_value_comes_from(folder: Path) -> None:
         (["show", "CC"], "no profile 'CC'.\nDid you mean C?"),
         (["show", "bad"], "env.toml:10: [bad] nods: no such field.\nDid you mean nodes, nodelist?"),
         (["shwo", "C"], "Did you mean show?"),
-        (["show"], "the following arguments are required: NAME"),
+        (["show"], "NAME is missing"),
     ],
 )
 def test_wrong_words(words: list[str], message: str) -> None:

@@ -15,7 +15,7 @@ import pytest
 from nemotron_kit.ui.export import export
 
 from ..chromium import Browser, executable
-from ..dashboard import append, fill, launched
+from ..dashboard import append, falling, fill, launched, rows
 
 pytest.importorskip("starlette")
 pytestmark = pytest.mark.skipif(executable() is None, reason="no Chromium on this machine (apt-get install chromium)")
@@ -151,6 +151,23 @@ def test_by_keyboard_alone(dashboard: Dashboard, browser: Browser) -> None:
     browser.key("Enter")
     browser.wait("location.search.includes('q=paper') && document.readyState === 'complete'")
     assert browser.value("document.querySelectorAll('tbody tr').length") == 1
+
+
+def test_curves_over_the_time(dashboard: Dashboard, browser: Browser) -> None:
+    """One choice for all curves of a page."""
+    run = launched("sft", [{"metrics.jsonl": rows(falling(0.002, 10))}], code=None)
+    browser.go(f"{dashboard.base}/compare?run={dashboard.runs['pretrain'].id}&run={run.id}")
+    browser.wait(READY)
+    plot = "document.querySelector('.plot[data-key=\"metric-loss\"]')"
+    assert browser.value(f"{plot}.data[0].x.at(-1)") == 399
+    browser.value("document.querySelector('.axis select').focus()")
+    browser.key("t")  # the choice that begins with it: in a select, no key of the page's
+    browser.wait(f"{plot}.data[0].x.at(-1) === 798 && {plot}.layout.xaxis.title.text.startsWith('seconds')")
+    browser.value("document.querySelector('.axis select').blur()")
+    append(run, '{"step": 51, "loss": 0.5, "_timestamp": 9e9}\n', "metrics.jsonl")
+    browser.wait(f"{plot}.data[1].x.at(-1) > 1e9")  # kept over a refresh
+    assert browser.value("document.documentElement.dataset.theme || 'light'") == "light"
+    run.job().finish(0)
 
 
 def test_light_and_dark(dashboard: Dashboard, browser: Browser) -> None:

@@ -16,8 +16,8 @@ from nemotron_kit.errors import UserError
 from nemotron_kit.runs.job import JobFolder
 from nemotron_kit.runs.metrics import TIMESTAMP, series
 
-# --x → the metrics that may have the values of that axis.
-_AXES = {"step": (), "time": ("elapsed", TIMESTAMP, "time", "seconds"), "tokens": ("tokens", "consumed_tokens")}
+# Horizontal axis → the metrics that may have its values.
+AXES = {"step": (), "time": ("elapsed", TIMESTAMP, "time", "seconds"), "tokens": ("tokens", "consumed_tokens")}
 _UNITS = {"step": "step", "time": "seconds", "tokens": "tokens"}
 _MAX_JOBS = 12
 _MAX_POINTS = 2000
@@ -31,7 +31,7 @@ def plot(argv: list[str]) -> int:
     parser.add_argument(
         "--metric", metavar="NAME", help="the metric (by default the first loss, else the first metric)"
     )
-    parser.add_argument("--x", choices=tuple(_AXES), default="step", help="the horizontal axis (step)")
+    parser.add_argument("--x", choices=tuple(AXES), default="step", help="the horizontal axis (step)")
     parser.add_argument("--height", type=at_least(5), default=20, metavar="N", help="lines, at most 200 (20)")
     options = parser.parse(argv)
     if options is None:
@@ -84,24 +84,29 @@ def _named(jobs: Sequence[JobFolder]) -> dict[str, JobFolder]:
 def _curve(name: str, found: Series, metric: str, axis: str) -> tuple[list[float], list[float]]:
     """(x, y) of one job, without NaN and infinities. Raises UserError for an axis that it did not log."""
     steps, values = found[metric]
-    axis_values: dict[int, float] = {}
-    if axis != "step":
-        axis_metric = next((each for each in _AXES[axis] if each in found), None)
-        if axis_metric is None:
-            logs = f"It logs {', '.join(each for each in found if each != TIMESTAMP)}."
-            what = " or ".join(each for each in _AXES[axis] if each != TIMESTAMP)
-            raise UserError(f"--x {axis}: {name} logged no {what}.", hint=logs)
-        axis_values = dict(zip(*found[axis_metric], strict=True))
-        if axis_metric == TIMESTAMP:
-            axis_values = {step: value - min(axis_values.values()) for step, value in axis_values.items()}
+    places = axis_values(found, axis)
+    if axis != "step" and not places:
+        logs = f"It logs {', '.join(each for each in found if each != TIMESTAMP)}."
+        what = " or ".join(each for each in AXES[axis] if each != TIMESTAMP)
+        raise UserError(f"--x {axis}: {name} logged no {what}.", hint=logs)
     points = [
-        (float(step) if axis == "step" else axis_values[step], value)
+        (float(step) if axis == "step" else places[step], value)
         for step, value in zip(steps, values, strict=True)
-        if math.isfinite(value) and (axis == "step" or step in axis_values)
+        if math.isfinite(value) and (axis == "step" or step in places)
     ]
     stride = max(1, len(points) // _MAX_POINTS)
     points = [*points[::stride], *points[-1:]] if stride > 1 else points
     return [x for x, _ in points], [y for _, y in points]
+
+
+def axis_values(found: Series, axis: str) -> dict[int, float]:
+    """Step → its place on the axis `time` (in seconds) or `tokens`; empty for a job that logged none."""
+    metric = next((each for each in AXES[axis] if each in found), None)
+    if metric is None:
+        return {}
+    places = dict(zip(*found[metric], strict=True))
+    start = min(places.values()) if metric == TIMESTAMP else 0.0
+    return {step: value - start for step, value in places.items() if math.isfinite(value)}
 
 
 def _drawn(curves: dict[str, tuple[list[float], list[float]]], metric: str, axis: str, height: int) -> list[str]:

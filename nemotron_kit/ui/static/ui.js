@@ -28,13 +28,18 @@
     const axis = { gridcolor: line, linecolor: line, zerolinecolor: line, automargin: true };
     const layout = { ...figure.layout, font: { color: text, size: 12 }, paper_bgcolor: "rgba(0,0,0,0)",
       plot_bgcolor: "rgba(0,0,0,0)", colorway: COLOURS, margin: { l: 56, r: 16, t: 10, b: 40 }, hovermode: "closest",
-      hoverlabel: { namelength: 60 }, uirevision: figure.key,
+      hoverlabel: { namelength: 60 }, uirevision: `${figure.key} ${figure.axis}`,
       modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("--quiet"), activecolor: text },
       legend: { orientation: "h", y: -0.25 }, showlegend: figure.data.length > 1 };
     layout.xaxis = { ...axis, ...figure.layout.xaxis };
     layout.yaxis = { ...axis, ...figure.layout.yaxis };
     let data = figure.data;
     if (figure.kind === "curves" && figure.log) layout.yaxis.type = "log";
+    const other = figure.axes[figure.axis];
+    if (other) {
+      layout.xaxis = { ...layout.xaxis, title: { text: other.title } };
+      data = data.map((trace, at) => ({ ...trace, x: other.x[at], showlegend: other.x[at].length > 0 }));
+    }
     if (figure.kind === "parallel") {
       layout.margin.r = 90;
       layout.showlegend = false;
@@ -174,6 +179,28 @@
     filter(plot);
   }
 
+  // --- the horizontal axis of all curves of a page
+  function axes(into) {
+    const plots = all(".plot", into).filter((plot) => drawn.get(plot).kind === "curves");
+    const names = new Set(plots.flatMap((plot) => Object.keys(drawn.get(plot).axes)));
+    let select = into.previousElementSibling?.querySelector("select");
+    if (!select && names.size) {
+      const text = document.createElement("label");
+      text.className = "axis";
+      text.textContent = "Curves by ";
+      select = document.createElement("select");
+      select.add(new Option("step"));
+      select.addEventListener("change", () => axes(into));
+      text.append(select);
+      into.before(text);
+    }
+    for (const name of names) if (![...select.options].some((option) => option.value === name)) select.add(new Option(name));
+    for (const plot of plots) {
+      const figure = drawn.get(plot);
+      if (select && figure.axis !== select.value) { figure.axis = select.value; draw(plot); }
+    }
+  }
+
   function figures(holder) {
     const into = document.querySelector(`[data-charts="${CSS.escape(holder.dataset.figures)}"]`);
     for (const script of all("script", holder)) {
@@ -211,10 +238,10 @@
         watcher.observe(plot);
         if (figure.kind === "parallel") sliders(plot, figure);
       } else {
-        const { log, brush: ranges, layout } = drawn.get(plot);
+        const { log, axis, brush: ranges, layout } = drawn.get(plot);
         // Places on other axes: with other values or bounds, a range would be another one.
         const same = JSON.stringify(layout.meta) === JSON.stringify(figure.layout.meta);
-        Object.assign(figure, { log, brush: same ? ranges : [] });
+        Object.assign(figure, { log, axis, brush: same ? ranges : [] });
         drawn.set(plot, figure);
         draw(plot);
         if (figure.kind === "parallel") {
@@ -224,6 +251,7 @@
         }
       }
     }
+    axes(into);
   }
   function drawAll(again) {
     if (again) for (const plot of drawn.keys()) draw(plot);

@@ -241,6 +241,20 @@ def test_curves_lie_over_each_other(browser: TestClient, runs: dict[str, RunFold
     assert len(names) == 12 and names[2] == f"{runs['sweep'].id}/8"
 
 
+def test_curves_have_the_time_and_the_tokens_as_axes(browser: TestClient, runs: dict[str, RunFolder]) -> None:
+    lines = ({"step": at, "loss": 1.0 / at, "tokens": 100 * at, "_timestamp": 5e8 + at} for at in (1, 2, 3))
+    timed = launched("axes", [{"metrics.jsonl": "".join(f"{json.dumps(line)}\n" for line in lines)}], recipe="other")
+    plain = launched("axes", [{"metrics.jsonl": '{"step": 1, "loss": 1.5}\n'}], recipe="other")
+    found = figures(text(browser, f"/compare?run={timed.id}&run={plain.id}"))
+    assert sorted(found) == ["metric-loss", "metric-tokens"]  # the time is no metric
+    axes = found["metric-loss"]["axes"]
+    assert {name: axis["x"] for name, axis in axes.items()} == {
+        "time": [[0, 1, 2], []],
+        "tokens": [[100, 200, 300], []],
+    }
+    assert figures(text(browser, f"/runs/{plain.id}"))["metric-loss"]["axes"] == {}
+
+
 def test_what_differs(browser: TestClient, runs: dict[str, RunFolder], tmp_path: Path) -> None:
     def git(*words: str) -> str:
         named = ["-c", "user.name=n", "-c", "user.email=e", "-c", "commit.gpgsign=false"]
