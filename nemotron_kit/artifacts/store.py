@@ -31,7 +31,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from nemotron_kit.artifacts.manifest import FileEntry, Stamp
+from nemotron_kit.artifacts.manifest import METADATA, FileEntry, Stamp
 from nemotron_kit.artifacts.reference import SLUG, ArtifactVersionNotFoundError, Pin
 from nemotron_kit.errors import DamagedRecordError, NemotronError
 from nemotron_kit.files import REMOVED, fsync_dir, read_checksummed, read_regular, render_checksummed, write_text
@@ -40,6 +40,8 @@ from nemotron_kit.lazy import Value
 
 FORMAT = 1
 RECORD = "version.json"
+# A file to which more links lead than these can't be opened.
+_MOST_LINKS = 40
 
 _TEXTS = ("name", "type", "digest", "path", "root", "created_at", "producer", "registry", "commit")
 _KINDS: dict[str, type] = {**dict.fromkeys(_TEXTS, str), "version": int, "fields": dict, "document": dict}
@@ -223,6 +225,7 @@ class Store:
         # What `everything` has read, by name and version, with the stamp of its file; and resolved paths.
         self._read: dict[tuple[str, int], tuple[object, ArtifactVersion]] = {}
         self._resolved: dict[str, str] = {}
+        self._linked: dict[tuple[str, int, str], set[str]] = {}
 
     @cached_property
     def home(self) -> Path | None:
@@ -358,13 +361,40 @@ class Store:
                     yield record
 
     def lies_in(self, record: ArtifactVersion, folder: str) -> bool:
-        """Whether the files of a version are below `folder`, a resolved path."""
-        return any(self._resolve(path).startswith(f"{folder.rstrip('/')}/") for path in (record.path, record.root))
+        """Whether files of a version are below `folder`, a resolved path, also if only links lead there."""
+        below = f"{folder.rstrip('/')}/"
+        if any(self._resolve(path).startswith(below) for path in (record.path, record.root)):
+            return True
+        key = (record.name, record.version, record.root)
+        if key not in self._linked:
+            root = self._resolve(record.root)
+            self._linked[key] = {place for place in self.places(record) if not place.startswith(root)}
+        return any(place.startswith(below) for place in self._linked[key])
+
+    def places(self, record: ArtifactVersion, *, follow: bool = True) -> set[str]:
+        """Where the files of a version lie, as paths without links to folders. `follow`: for a file that is a link,
+        also each place that it leads to, without which it can't be read."""
+        names = [entry.path for entry in record.files] + ([METADATA] if "type" in record.document else [])
+        found = set()
+        for name in names:
+            path = f"{record.root}/{name}"
+            for _ in range(_MOST_LINKS if "\0" not in path else 0):
+                folder, _, last = path.rpartition("/")
+                path = f"{self._resolve(folder or '/')}{last}"
+                found.add(path)
+                try:
+                    target = os.readlink(path) if follow else None  # noqa: PTH115 — thousands of files
+                except OSError:  # no link
+                    break
+                if target is None:
+                    break
+                path = os.path.join(path.rpartition("/")[0], target)  # noqa: PTH118
+        return found
 
     def _resolve(self, path: str) -> str:
         """The path with a slash at its end, without links; resolved once."""
         if path not in self._resolved:
-            self._resolved[path] = "" if "\0" in path else f"{os.path.realpath(path)}/"
+            self._resolved[path] = "" if "\0" in path else f"{os.path.realpath(path).rstrip('/')}/"
         return self._resolved[path]
 
     def aliases(self, name: str) -> dict[str, int]:

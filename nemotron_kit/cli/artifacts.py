@@ -60,7 +60,9 @@ def remove(argv: list[str]) -> int:
     parser = ToolParser("artifacts", "rm")
     parser.add_argument("--files", action="store_true", help="delete the files that were registered, too")
     parser.add_argument("--dry-run", action="store_true", help="print what would be removed")
-    parser.add_argument("--force", action="store_true", help="also one that others were made from, or an alias names")
+    parser.add_argument(
+        "--force", action="store_true", help="also one that others were made from, that a run read, or an alias names"
+    )
     options = parser.parse(argv)
     if options is None:
         return 0
@@ -72,9 +74,15 @@ def remove(argv: list[str]) -> int:
             raise UserError(f"{text} is a name, not one version of it.", hint=hint)
     named = {text: _find_removable(registry, text) for text in options.references}
     found = list({record.pin.label: record for record in named.values() if record is not None}.values())
+    from nemotron_kit.cli.runs.remove import readers_of  # listings need none of its rooms
+
     labels = [record.pin.label for record in found]
+    readers = {} if options.force else readers_of(labels)
     for record in found:
         registry.check_removable(record.pin.label, force=options.force, without=labels)
+        if runs := readers.get(record.pin.label):
+            listed = f"{', '.join(runs[:6])}{', …' if len(runs) > 6 else ''}"
+            raise UserError(f"{record.pin.label} was read by {listed}.", hint="--force removes it nevertheless.")
         others = [each for each in _others_with_its_files(registry, record) if each not in labels]
         if options.files and others:
             raise UserError(
@@ -111,13 +119,13 @@ def _find_removable(registry: LocalRegistry, text: str) -> ArtifactVersion | Non
 
 
 def _others_with_its_files(registry: LocalRegistry, record: ArtifactVersion) -> list[str]:
-    """The labels of the other versions that share a file with this one."""
-    paths = {Path(record.root, entry.path) for entry in record.files}
+    """The labels of the other versions that share a file with this one, also by links."""
+    deleted = registry.places(record, follow=False)
     return [
         other.pin.label
         for other in registry.everything()
         if isinstance(other, ArtifactVersion) and other.pin.label != record.pin.label
-        if paths & {Path(other.root, entry.path) for entry in other.files}
+        if deleted & registry.places(other)
     ]
 
 

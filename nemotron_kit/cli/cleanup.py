@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -13,15 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.artifacts.metadata import absolute
-from nemotron_kit.artifacts.reference import Pin
 from nemotron_kit.artifacts.registry import open_registry
 from nemotron_kit.artifacts.store import ArtifactVersion, DamagedVersion
 from nemotron_kit.cli.output import ask, print_json, print_table, write_lines
-from nemotron_kit.cli.runs.remove import artifacts_in, refuse_written, size_of
+from nemotron_kit.cli.runs.remove import artifacts_in, ids_in, named_in, read_by, record_text, refuse_written, size_of
 from nemotron_kit.cli.toolargs import ToolParser, span
 from nemotron_kit.errors import NemotronError, UserError
-from nemotron_kit.files import collect_leftovers, read_regular
-from nemotron_kit.home import RUN_ID, first_id_since, runs_root
+from nemotron_kit.files import collect_leftovers
+from nemotron_kit.home import first_id_since, runs_root
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.ledger import collect_removed, remove_run, run_ids
 from nemotron_kit.spec.plan import is_local
@@ -212,30 +210,17 @@ def _always_held(registry: LocalRegistry, damaged: Iterable[DamagedVersion]) -> 
         for alias, version in registry.aliases(name).items():
             yield f"{name}:v{version}", f"the alias {alias} names it"
     for record in damaged:
-        yield from ((each, f"{record.label}, whose record is damaged, names it") for each in _named_in(record.text))
+        yield from ((each, f"{record.label}, whose record is damaged, names it") for each in named_in(record.text))
 
 
 def _runs_named_by(version: ArtifactVersion) -> set[str]:
     """The runs that a version's record names, and those in whose folders its files lie, also by links."""
-    root, found = os.path.realpath(runs_root()), _ids_in(json.dumps(version.to_dict()))
+    root, found = os.path.realpath(runs_root()), ids_in(json.dumps(version.to_dict()))
     for path in (version.root, version.path, *(f"{version.root}/{entry.path}" for entry in version.files)):
         real = os.path.realpath(path)
         if real.startswith(f"{root}/"):
             found.add(real[len(root) + 1 :].partition("/")[0])
     return found
-
-
-# In the text of a record: runs, also in paths, and pins.
-_ID = re.compile(RUN_ID.pattern.removesuffix(r"\Z"))
-_PIN = re.compile(r'"name":\s*"([^"]+)",\s*"version":\s*([0-9]+)')
-
-
-def _ids_in(text: str) -> set[str]:
-    return set(_ID.findall(text))
-
-
-def _named_in(text: str) -> set[str]:
-    return _ids_in(text) | {f"{name}:v{version}" for name, version in _PIN.findall(text)}
 
 
 @dataclass(frozen=True, order=True)
@@ -253,32 +238,16 @@ class _Run:
     @classmethod
     def read(cls, run: RunFolder) -> _Run:
         number = -int(run.id[:8] + run.id[9:15] + f"{int(run.id[-6:], 16):08d}")
-        files = ("plan.json", "stages/*.json", *(f"jobs/*/{name}" for name in _REFERRING))
-        text = "\n".join(_text(path) for pattern in files for path in run.path.glob(pattern))
-        others = frozenset(_ids_in(text) - {run.id})
+        text = record_text(run)
+        others = frozenset(ids_in(text) - {run.id})
         try:
-            summary, records = run.summary(), run.stages() if run.is_pipeline else []
-            inputs = [run.plan().get("inputs") or {}, *(job.artifacts()["inputs"] for job in run.jobs())]
-            inputs += [record.get("inputs") or {} for record in records]
-            pins = [pin for each in inputs for pin in each.values() if pin]
-            pins += [pin for record in records for pin in record.get("outputs") or ()]
-            versions = frozenset(Pin.from_dict(pin).label for pin in pins)
+            summary, versions = run.summary(), read_by(run)
             removable = summary.state in _FAILED and is_local(summary.executor) and not any(run.labels().values())
             if removable:
                 refuse_written(run)
         except NemotronError:  # its record is damaged, or it wrote files: it is kept, and so is all that its text names
-            return cls(False, number, False, frozenset(_named_in(text)), others)
+            return cls(False, number, False, frozenset(named_in(text)), others)
         return cls(not run.is_pipeline, number, removable, versions, others)
-
-
-_REFERRING = ("config.yaml", "composed.yaml", "artifacts.json", "job.json", ".hydra/overrides.yaml")
-
-
-def _text(path: Path) -> str:
-    try:
-        return read_regular(path).decode("utf-8", "replace")
-    except OSError:
-        return ""
 
 
 def relocate(argv: list[str]) -> int:

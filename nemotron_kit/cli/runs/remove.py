@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from nemotron_kit.artifacts.reference import Reference
+from nemotron_kit.artifacts.reference import Pin, Reference
 from nemotron_kit.artifacts.registry import LocalRegistry, open_registry
 from nemotron_kit.artifacts.store import ArtifactVersion
 from nemotron_kit.cli.output import clean, print_json, print_table, write_lines
@@ -16,16 +18,20 @@ from nemotron_kit.cli.runs.list import states_of
 from nemotron_kit.cli.runs.show import written_by
 from nemotron_kit.cli.toolargs import ToolParser, at_least, span
 from nemotron_kit.errors import NemotronError, UserError
-from nemotron_kit.home import first_id_since
+from nemotron_kit.files import read_regular
+from nemotron_kit.home import RUN_ID, first_id_since, runs_root, sort_key
 from nemotron_kit.launch.status import refresh
 from nemotron_kit.remote.agent.operations import lies_in, versions_in
 from nemotron_kit.remote.ssh import transport_for
 from nemotron_kit.runs.folder import RunFolder
-from nemotron_kit.runs.job import DamagedRecord
-from nemotron_kit.runs.ledger import check_removable, collect_removed, list_runs, open_run, remove_unreferenced
+from nemotron_kit.runs.job import DAMAGED, TERMINAL, DamagedRecord
+from nemotron_kit.runs.ledger import check_removable, collect_removed, list_runs, open_run, remove_unreferenced, run_ids
 from nemotron_kit.spec.plan import is_local, stored_plan
 
-_FORCE = "also runs that never started, of unknown state, or whose jobs wrote files into their copy of the code"
+_FORCE = (
+    "also runs that never started, of unknown state, whose files others need, or whose jobs wrote files into their "
+    "copy of the code"
+)
 # States of a run on another machine that its scheduler would still start.
 _QUEUED = ("pending",)
 _FILTERS = ("older_than", "recipe", "stage", "state", "tag", "keep")
@@ -68,33 +74,42 @@ def remove(argv: list[str]) -> int:
         hint = f"latest is {open_run('latest').id} now; name the run that is meant."
         raise UserError(f"The removal of {', '.join(completed)} had been interrupted, and is complete now.", hint=hint)
     runs = _matching(options) if filtered else list({run.id: run for run in map(open_run, names)}.values())
-    remote_runs = [run for run in runs if not is_local(run.summary().executor)]
-    if remote_runs:
-        refresh(remote_runs)
-    rows: list[dict[str, Any]] = [{"run": each, "state": "removed", "bytes": 0, "versions": []} for each in completed]
-    if completed and not options.json:
-        write_lines([f"removed {run_id}, whose removal had been interrupted" for run_id in completed])
-    for run in runs:
-        row: dict[str, Any] = {
+    remote = {run.id for run in runs if not is_local(run.summary().executor)}
+    if remote:
+        refresh([run for run in runs if run.id in remote])
+    plan = _Plan(runs, registry, options, remote)
+    held = next((plan.stay[run.id] for run in runs if run.id in plan.stay), None)
+    if held and not (filtered or options.dry_run):
+        raise held
+    rows: dict[str, dict[str, Any]] = {
+        run.id: {
             "run": run.id,
             "state": run.state() if run.jobs() else run.summary().state,
             "bytes": size_of(run.path),
+            "versions": plan.versions.get(run.id, []),
         }
+        for run in runs
+    }
+    if completed and not options.json:
+        write_lines([f"removed {run_id}, whose removal had been interrupted" for run_id in completed])
+    for run in [] if options.dry_run else plan.in_order():
         try:
-            row["versions"] = _removable(run, registry, options, queued=run in remote_runs)
-            if not options.dry_run:
-                _remove(run, row["versions"], registry, options, remote=run in remote_runs)
+            plan.remove(run)
         except NemotronError as error:
-            if not (filtered or options.dry_run):
+            if not filtered:
                 raise
-            row["stays"] = " ".join(filter(None, (error.message, error.hint)))
-        rows.append(row)
-        if not (options.json or options.dry_run or "stays" in row):
-            write_lines([f"removed {run.id}{_with_versions(row)}"])
+            plan.stay[run.id] = error
+            continue
+        if not options.json:
+            write_lines([f"removed {run.id}{_with_versions(rows[run.id])}"])
+    for run_id, why in plan.stay.items():
+        del rows[run_id]["versions"]
+        rows[run_id]["stays"] = " ".join(filter(None, (why.message, why.hint)))
     if options.with_artifacts and not options.dry_run:
         for name in registry.entries():
             registry.remove_dangling(name)
-    _report(rows, options)
+    before = [{"run": each, "state": "removed", "bytes": 0, "versions": []} for each in completed]
+    _report([*before, *rows.values()], options)
     return 0
 
 
@@ -118,22 +133,141 @@ def _matching(options: Any) -> list[RunFolder]:
     return [open_run(run.id) for run in reversed(found)]
 
 
-def _removable(run: RunFolder, registry: LocalRegistry, options: Any, *, queued: bool) -> list[str]:
-    """The labels of the versions to remove with the run. Raises UserError if the run can't be removed."""
-    if queued and run.state() in _QUEUED:
-        hint = f"Stop it first: nemotron runs cancel {run.id}."
-        raise UserError(f"{run.id} is {run.state()}: its scheduler may still start it.", hint=hint)
-    versions = _versions_in(registry, run) if options.with_artifacts else []
-    check_removable(
-        run,
-        referenced_by=lambda run: [label for label in artifacts_in(run, registry) if label not in versions],
-        force=options.force,
-    )
-    for label in versions:
-        registry.check_removable(Reference.parse(label), force=options.force, without=versions)
-    if not options.force and not (queued and options.here):
-        refuse_written(run)
-    return versions
+class _Plan:
+    """Which of some runs can be removed, with which versions, and why the others stay (`stay`). Nothing that stays
+    refers to what goes."""
+
+    def __init__(
+        self, runs: Sequence[RunFolder], registry: LocalRegistry, options: Any, remote: Collection[str]
+    ) -> None:
+        self._runs, self._registry, self._options, self._remote = runs, registry, options, remote
+        self.stay: dict[str, NemotronError] = {}
+        self.versions = {run.id: _versions_in(registry, run) if options.with_artifacts else [] for run in runs}
+        self._users = {} if options.force or not runs else users_of_runs(registry)
+        while True:  # until nothing that stays refers to a run that goes
+            stayed = len(self.stay)
+            without = [label for versions in self.versions.values() for label in versions]
+            for run in self._going():
+                try:
+                    self._check(run, without)
+                except NemotronError as error:
+                    self.stay[run.id] = error
+                    del self.versions[run.id]
+            if len(self.stay) == stayed:
+                break
+
+    def _going(self) -> list[RunFolder]:
+        return [run for run in self._runs if run.id not in self.stay]
+
+    def _check(self, run: RunFolder, without: Collection[str]) -> None:
+        """Raise UserError if the run can't be removed; `without`: the versions that would be removed, too."""
+        self._check_ended(run)
+        held = [label for label in artifacts_in(run, self._registry) if label not in self.versions[run.id]]
+        check_removable(run, referenced_by=lambda _: held, force=self._options.force)
+        for label in self.versions[run.id]:
+            self._registry.check_removable(Reference.parse(label), force=self._options.force, without=without)
+        if not self._options.force and not (run.id in self._remote and self._options.here):
+            refuse_written(run)
+        self._check_unused(run, {*(each.id for each in self._going()), *without})
+
+    def _check_ended(self, run: RunFolder) -> None:
+        if run.id in self._remote and run.state() in _QUEUED:
+            hint = f"Stop it first: nemotron runs cancel {run.id}."
+            raise UserError(f"{run.id} is {run.state()}: its scheduler may still start it.", hint=hint)
+
+    def _check_unused(self, run: RunFolder, going: Collection[str]) -> None:
+        if users := sorted(self._users.get(run.id, set()) - set(going)):
+            listed = f"{', '.join(users[:6])}{', …' if len(users) > 6 else ''}"
+            raise UserError(f"{listed} {'needs' if len(users) == 1 else 'need'} files of {run.id}.", hint=_FORCED)
+
+    def in_order(self) -> list[RunFolder]:
+        """Those to remove: pipelines before their stages, the rest newest first; killed between two of them, what is
+        left refers to nothing that is gone."""
+        return sorted(self._going(), key=lambda run: (run.is_pipeline, sort_key(run.id)), reverse=True)
+
+    def remove(self, run: RunFolder) -> None:
+        """Remove one with its versions. Raises UserError if it can't be removed any more."""
+        self._check_ended(run)
+        check_removable(run, force=self._options.force)  # it may have been resumed
+        self._check_unused(run, {each.id for each in self._going()}.union(*self.versions.values()))
+        for label in self.versions[run.id]:
+            self._registry.remove(Reference.parse(label), force=True)  # all of them have been checked together
+        if run.id in self._remote and not self._options.here:
+            _remove_on_target(run)
+        remove_unreferenced(run.path, lambda: artifacts_in(run, self._registry))
+
+
+_FORCED = "--force removes it nevertheless."
+# In the text of a record: a run, also in a path; a path in a run's folder, but not that of the config that a rerun
+# began with, which it has a copy of; a pin.
+_ID = re.compile(RUN_ID.pattern.removesuffix(r"\Z"))
+_PATH = re.compile(rf"/runs/({_ID.pattern})/(?!jobs/\d+/composed\.yaml)")
+_PIN = re.compile(r'"name":\s*"([^"]+)",\s*"version":\s*([0-9]+)')
+_REFERRING = ("plan.json", "stages/*.json", *(f"jobs/*/{name}" for name in (
+    "config.yaml", "composed.yaml", "artifacts.json", "job.json", ".hydra/overrides.yaml")))  # fmt: skip
+
+
+def ids_in(text: str) -> set[str]:
+    """The ids of the runs that a text names, also in paths."""
+    return set(_ID.findall(text))
+
+
+def record_text(run: RunFolder) -> str:
+    """The text of the files of a run's record that can refer to other runs and to versions."""
+    return "\n".join(_text(path) for pattern in _REFERRING for path in run.path.glob(pattern))
+
+
+def _text(path: Path) -> str:
+    try:
+        return read_regular(path).decode("utf-8", "replace")
+    except OSError:
+        return ""
+
+
+def users_of_runs(registry: LocalRegistry) -> dict[str, set[str]]:
+    """Run id → the ids of runs and labels of versions that need its files: their records name a path in its folder. A
+    run that has not ended may need whatever it names."""
+    found: dict[str, set[str]] = {}
+    for summary in list_runs():
+        text = record_text(RunFolder(runs_root() / summary.id))
+        named = set(_PATH.findall(text)) if summary.state in (*TERMINAL, DAMAGED) else ids_in(text)
+        for other in named - {summary.id}:
+            found.setdefault(other, set()).add(summary.id)
+    for version in registry.everything():
+        if isinstance(version, ArtifactVersion):
+            # Inputs that are versions protect their files themselves.
+            for other in {each for pin in version.inputs if pin.version is None for each in _PATH.findall(pin.path)}:
+                found.setdefault(other, set()).add(version.pin.label)
+    return found
+
+
+def named_in(text: str) -> set[str]:
+    """The runs and versions (labels) that the text of a record names."""
+    return ids_in(text) | {f"{name}:v{version}" for name, version in _PIN.findall(text)}
+
+
+def readers_of(labels: Collection[str]) -> dict[str, list[str]]:
+    """Label → the runs that read the version, for those of these versions that a run has read."""
+    found: dict[str, list[str]] = {}
+    for run in (RunFolder(runs_root() / run_id) for run_id in run_ids()):
+        text = record_text(run)
+        if named := named_in(text).intersection(labels):
+            with contextlib.suppress(NemotronError):  # a damaged record: whatever it names
+                named &= read_by(run)
+            for label in named:
+                found.setdefault(label, []).append(run.id)
+    return found
+
+
+def read_by(run: RunFolder) -> frozenset[str]:
+    """The labels of the versions that a run or its stages read, or found made already. Raises NemotronError for a
+    damaged record."""
+    records = run.stages() if run.is_pipeline else []
+    inputs = [run.plan().get("inputs") or {}, *(job.artifacts()["inputs"] for job in run.jobs())]
+    inputs += [record.get("inputs") or {} for record in records]
+    pins = [pin for each in inputs for pin in each.values() if pin]
+    pins += [pin for record in records for pin in record.get("outputs") or ()]
+    return frozenset(Pin.from_dict(pin).label for pin in pins)
 
 
 def _versions_in(registry: LocalRegistry, run: RunFolder) -> list[str]:
@@ -145,14 +279,6 @@ def _versions_in(registry: LocalRegistry, run: RunFolder) -> list[str]:
         for record in registry.everything()
         if isinstance(record, ArtifactVersion) and registry.lies_in(record, folder)
     ]
-
-
-def _remove(run: RunFolder, versions: list[str], registry: LocalRegistry, options: Any, *, remote: bool) -> None:
-    for label in versions:
-        registry.remove(Reference.parse(label), force=True)  # _removable has checked all of them together
-    if remote and not options.here:
-        _remove_on_target(run)
-    remove_unreferenced(run.path, lambda: artifacts_in(run, registry))
 
 
 def size_of(folder: Path) -> int:

@@ -117,6 +117,71 @@ def test_files_of_another_version_are_not_deleted(tmp_path: Path) -> None:
     assert (tmp_path / "a/data.txt").read_text() == "two"
 
 
+def test_files_that_other_versions_reach_by_links(make_run: MakeRun, tmp_path: Path) -> None:
+    """A run's folder, a version's files and its metadata.json stay while a kept version is read through them."""
+    run = make_run(codes=(1,))
+    (run.path / "weights").write_text("weights")
+    saved(tmp_path / "data", "Data", "one")
+    (tmp_path / "same").symlink_to(tmp_path / "data")
+    Artifact(path=tmp_path / "same").save(name="Same")
+    for name, target in (("Model", run.path / "weights"), ("Copy", tmp_path / "data/data.txt")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "link").symlink_to(target)
+        Artifact(path=tmp_path / name).save(name=name)
+    with pytest.raises(UserError, match="holds the files of Model:v0"):
+        tool("runs", ["rm", run.id])
+    for label, others in (("Data:v0", "Copy:v0, Same:v0"), ("Same:v0", "Copy:v0, Data:v0")):
+        with pytest.raises(UserError, match=f"The files of {label} are those of {others}, too"):
+            tool("artifacts", ["rm", label, "--files"])
+    # A folder with other files now: what they share is metadata.json.
+    (tmp_path / "Copy/link").unlink()
+    saved(tmp_path / "Copy", "Copy", "more")
+    with pytest.raises(UserError, match="The files of Copy:v0 are those of Copy:v1, too"):
+        tool("artifacts", ["rm", "Copy:v0", "--files"])
+    for name in ("Data", "Same", "Copy", "Model"):
+        assert open_registry().verify(open_registry().resolve(name), deep=True)
+
+
+def test_what_kept_runs_refer_to_stays(make_run: MakeRun, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """A checkpoint by its path, a stage of a pipeline that is running, a version that a run read."""
+    loaded, stage, whole = make_run(age=40 * DAY, codes=(1,)), make_run(age=39 * DAY, codes=(0,)), None
+    reader = make_run(age=DAY, codes=(0,))
+    (reader.job().path / "config.yaml").write_text(f"checkpoint: {{load: {loaded.path}/jobs/0/model}}\n")
+    whole = make_run("all", codes=(), kind="pipeline", stages=["data", "train"])
+    going = make_run()
+    going.job().transition("running")
+    for number, run in enumerate((stage, going)):
+        whole.add_stage(number, {"stage": "data", "run": run.id, "why": "new"})
+    again = make_run(codes=(0,), rerun_of=stage.id, config_file=f"{reader.path}/jobs/0/composed.yaml")
+    for run, user in ((loaded, reader), (stage, whole)):
+        with pytest.raises(UserError, match=f"{user.id} needs files of {run.id}"):
+            tool("runs", ["rm", again.id, run.id])
+    assert again.path.exists()  # all of what is named, or nothing
+    saved(tmp_path / "data", "Data", "one")
+    last = make_run(codes=(0,), inputs={"data": open_registry().resolve("Data:v0").to_dict()})
+    with pytest.raises(UserError, match=f"Data:v0 was read by {last.id}"):
+        tool("artifacts", ["rm", "Data:v0"])
+    # Together they go, what refers to others first.
+    removed = report(capsys, "--state", "failed,succeeded", "--dry-run")
+    assert removed == ([loaded.id, reader.id, again.id, last.id], [stage.id])
+    assert report(capsys, "--state", "failed,succeeded") == removed and stage.path.exists()
+    assert tool("artifacts", ["rm", "Data:v0"]) == 0 and "removed" in capsys.readouterr().out
+    assert report(capsys, stage.id, "--force") == ([stage.id], [])
+
+
+def test_a_lineage_goes_as_a_whole(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
+    """--with-artifacts: what others were made from goes if they go, too, and stays if one of them stays."""
+    first, second = make_run(age=40 * DAY, codes=(0,)), make_run(age=39 * DAY, codes=(0,))
+    saved(first.path / "jobs/0/data", "Data", "text")
+    saved(second.path / "jobs/0/model", "Model", "weights", data="Data:v0")
+    open_registry().set_alias("Model", "good", 0)
+    line = ("--older-than", "30d", "--with-artifacts")
+    assert report(capsys, *line, "--dry-run") == report(capsys, *line) == ([], [first.id, second.id])
+    assert (open_registry().folder("Model") / "aliases/good").unlink() is None
+    assert report(capsys, *line, "--dry-run") == report(capsys, *line) == ([first.id, second.id], [])
+    assert open_registry().names() == []
+
+
 def test_sizes(make_run: MakeRun, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     small, large = make_run(codes=(0,)), make_run(codes=(0,))
     (large.path / "jobs/0/weights").write_bytes(bytes(100_000))
