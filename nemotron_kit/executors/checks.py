@@ -16,7 +16,7 @@ from nemotron_kit.quoting import shell_path
 from nemotron_kit.remote.agent.inspect import ENGINES, OLDEST, PROBE
 from nemotron_kit.remote.ssh import Transport, transport_for
 from nemotron_kit.spec.paths import RemotePaths, with_folder
-from nemotron_kit.spec.runconfig import RunConfig, resolve_partition
+from nemotron_kit.spec.runconfig import RunConfig, env_dict, resolve_partition
 
 OK, WARNING, WRONG, UNREACHABLE = "ok", "warning", "wrong", "unreachable"
 # Munge accepts a difference of five minutes; states are sorted by their times, in seconds.
@@ -222,7 +222,8 @@ def image(target: Target) -> Iterator[Finding]:
         (exists,) = target.ask("exist", paths=[name])
         yield Finding("image", OK if exists else WRONG, name if exists else f"{name}: no such file there")
         return
-    answer = target.ask("image_in_registry", image=name)
+    plain = "APPTAINER_NOHTTPS" in env_dict(target.config)
+    answer = target.ask("image_in_registry", image=name, **({"plain": True} if plain else {}))
     state = {"found": OK, "missing": WRONG}.get(answer["state"], WARNING)
     yield Finding("image", state, f"{name}: {answer['message']}")
 

@@ -146,14 +146,14 @@ _MANIFESTS = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image
 _RESPONSE_SECONDS = 10.0
 
 
-def image_in_registry(payload: bytes, image: str) -> tuple[dict[str, str], bytes]:
+def image_in_registry(payload: bytes, image: str, plain: bool = False) -> tuple[dict[str, str], bytes]:
     """Whether the image's registry has it, as seen from this machine without a login: `state` (found, missing or
-    unknown) and a `message` for the user."""
+    unknown) and a `message` for the user. `plain`: a registry without TLS."""
     del payload
     if "://" in image and not image.startswith("docker://"):
         return {"state": "unknown", "message": "pulled when the job starts: not checked"}, b""
     host, name, tag = image_parts(image)
-    url = f"https://{host}/v2/{name}/manifests/{tag}"
+    url = f"http{'' if plain else 's'}://{host}/v2/{name}/manifests/{tag}"
     try:
         code, challenge = _manifest(url, None)
         if code == 401 and (token := _token(challenge)):
@@ -187,7 +187,7 @@ def image_parts(image: str) -> tuple[str, str, str]:
 def _manifest(url: str, token: str | None) -> tuple[int, str]:
     """The code of the answer to a request for a manifest, and its challenge."""
     headers = {"Accept": _MANIFESTS, **({"Authorization": f"Bearer {token}"} if token else {})}
-    request = urllib.request.Request(url, method="HEAD", headers=headers)  # noqa: S310 — https
+    request = urllib.request.Request(url, method="HEAD", headers=headers)  # noqa: S310 — https, or http
     try:
         with urllib.request.urlopen(request, timeout=_RESPONSE_SECONDS) as answer:  # noqa: S310
             return int(answer.status), ""

@@ -98,4 +98,6 @@ def test_what_the_images_registry_answers(monkeypatch: pytest.MonkeyPatch) -> No
     assert answered(401, 401) == "unknown: pulled when the job starts; r.io shows it to logins only (401)"
     assert "does not answer from here (no route)" in answered(OSError("no route"))
     assert inspect.image_in_registry(b"", "oras://r.io/x")[0]["state"] == "unknown"
+    monkeypatch.setattr(inspect, "_manifest", lambda url, _: (200 if url == "http://r:5/v2/a/manifests/1" else 404, ""))
+    assert inspect.image_in_registry(b"", "docker://r:5/a:1", plain=True)[0]["state"] == "found"
     assert "(no address)" in answered(InvalidURL("no address"))
