@@ -13,7 +13,7 @@ from types import ModuleType
 from nemotron_kit import installed
 from nemotron_kit.app import App, add_import_folders
 from nemotron_kit.envfile import EnvFile, read_env_file
-from nemotron_kit.errors import UserError, told
+from nemotron_kit.errors import UserError, error_text
 from nemotron_kit.home import expand_user
 from nemotron_kit.ownership import untrusted_code_reason
 
@@ -122,7 +122,7 @@ def _add(tree: Tree, name: str, target: str, folder: Path | None = None) -> None
         tree.broken[name] = f"{module_name} holds no nemotron.kit.App"
     # A third-party module may raise anything, including SystemExit; the other recipes must still work.
     except (Exception, SystemExit) as error:  # noqa: BLE001
-        tree.broken[name] = told(error)
+        tree.broken[name] = error_text(error)
 
 
 def _is_in(module: ModuleType, folder: Path) -> bool:

@@ -36,7 +36,7 @@ def text_of(value: object) -> str:
         return "<its str() failed>"
 
 
-def told(error: BaseException) -> str:
+def error_text(error: BaseException) -> str:
     """`TypeName: text` of an exception of other people's code."""
     return f"{type(error).__name__}: {text_of(error)}"
 

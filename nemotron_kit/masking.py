@@ -45,17 +45,22 @@ _RANDOM = re.compile(r"(?=.*\d)[A-Za-z0-9_+/=.~:-]{8,}")
 _FILE_PATH = re.compile(r"(?:/|~/|\./|\.\./)[^\s]*|[\w./-]+\.(?:json|pem|key|crt|txt|yaml|yml|toml|env)")
 # Values for a service that asks for a key and accepts any.
 _PLACEHOLDERS = frozenset(("", "???", MASK, "EMPTY", "empty", "none", "None", "null", "dummy", "changeme"))
+# Values of what is on or off, such as HF_HUB_DISABLE_IMPLICIT_TOKEN.
+_SWITCHES = frozenset(("0", "1", "true", "false", "yes", "no", "on", "off"))
 _INTERPOLATION = re.compile(r"\$\{[^{}]*\}")
 
 # The password of `scheme://user:password@host`, or a token of a well-known form instead of the user; not a reference.
 _IN_ADDRESS = (
-    # `https:/` is what a path makes of an address.
-    r"""(?:(?<=://)|(?:(?<=https:/)|(?<=http:/)|(?<=s3:/)|(?<=gs:/))(?!/))(?:([^\s/?#:@'"<>`]{0,256}:)(?!\*\*\*@|\$\{[^{}]*\}@|\$[A-Z_][A-Z0-9_]*@|\d+[?#])[^\s/'"<>`]{1,512}(?=@)"""
+    # `https:/` is what a path makes of an address. A fixed beginning is what a search is fast by.
+    r"""(:/(?:/|(?:(?<=https:/)|(?<=http:/)|(?<=s3:/)|(?<=gs:/))(?!/)))"""
+    r"""(?:([^\s/?#:@'"<>`]{0,256}:)(?!\*\*\*@|\$\{[^{}]*\}@|\$[A-Z_][A-Z0-9_]*@|\d+[?#])[^\s/'"<>`]{1,512}(?=@)"""
     r"|(?:gh[pousr]_|github_pat_|glpat-|hf_)[\w-]{16,255}(?=@))"
 )
 _ADDRESS, _ADDRESS_BYTES = re.compile(_IN_ADDRESS), re.compile(_IN_ADDRESS.encode())
-# The end of a text that may be the beginning of such an address.
-_ADDRESS_BEGINS = re.compile(rb"""[A-Za-z0-9+.-]{0,20}:/{1,2}[^\s/?#:@'"<>`]{0,256}(?::[^\s/'"<>`]{0,512})?\Z""")
+# What may be the beginning of such an address, from its last `:/` to the end of a text.
+_ADDRESS_BEGINS = re.compile(rb""":/{1,2}[^\s/?#:@'"<>`]{0,256}(?::[^\s/'"<>`]{0,512})?\Z""")
+# How many bytes in front of a `/` or `//` the pattern looks back at.
+_SCHEME = len("https:")
 
 _noted: set[str] = set()
 # (the environment, the number of noted names, the values of the secrets in it)
@@ -116,7 +121,9 @@ def mask(text: str) -> str:
 
 def without_passwords(text: str) -> str:
     """`text` with the password of each `scheme://user:password@host` masked."""
-    return _ADDRESS.sub(lambda found: f"{found[1] or ''}{MASK}", text) if ":/" in text and "@" in text else text
+    if ":/" not in text or "@" not in text:
+        return text
+    return _ADDRESS.sub(lambda found: f"{found[1]}{found[2] or ''}{MASK}", text)
 
 
 def masked(value: Any) -> Any:
@@ -167,6 +174,7 @@ class MaskedStream:
 
     def __init__(self) -> None:
         self._held = b""
+        self._written = b""  # the last bytes, with which an address may begin
 
     def feed(self, data: bytes) -> bytes:
         """The masked bytes that can be written now, from `data` and from the bytes kept before."""
@@ -176,18 +184,25 @@ class MaskedStream:
         if values:
             data = _byte_pattern(values).sub(MASK.encode(), data)
         held = _beginning(data, _encoded_forms(values)) if values else 0
-        if b":/" in data:
-            address = _ADDRESS_BEGINS.search(data, max(0, len(data) - 1024))
-            held = max(held, len(address[0]) if address else 0)
+        text = self._written + data
+        begin = text.rfind(b":/")
+        if begin >= 0 and _ADDRESS_BEGINS.match(text, begin):
+            held = max(held, len(data) - max(0, begin - len(self._written)))
         if held:
             self._held = data[-held:]
             data = data[:-held]
-        return _without_passwords(data)
+        return self._masked(data)
 
     def rest(self) -> bytes:
         """The masked bytes that were kept; called at the end of the stream."""
         held, self._held = self._held, b""
-        return _without_passwords(held)
+        return self._masked(held)
+
+    def _masked(self, data: bytes) -> bytes:
+        before = self._written
+        shown = _without_passwords(before + data)[len(before) :]
+        self._written = (before + shown)[-_SCHEME:]
+        return shown
 
 
 def mask_logging() -> None:
@@ -216,13 +231,25 @@ def is_literal(value: Any) -> bool:
         return False
     text = str(value).strip().strip("'\"")
     rest = _INTERPOLATION.sub("", text)
-    return text not in _PLACEHOLDERS and not ("${" in text and len(rest) < 8 and "${" not in rest)
+    if text in _PLACEHOLDERS or is_switch(text):
+        return False
+    return not ("${" in text and len(rest) < 8 and "${" not in rest)
+
+
+def is_switch(text: str) -> bool:
+    """Whether a text switches something on or off, and is no secret whatever its name."""
+    return text.lower() in _SWITCHES
+
+
+def is_path(text: str) -> bool:
+    """Whether a text is the path of a file, and no secret whatever its name, as of GOOGLE_APPLICATION_CREDENTIALS."""
+    return _FILE_PATH.fullmatch(text.strip("'\"")) is not None
 
 
 def is_harmless(key: str, value: Any) -> bool:
     """Whether a value under a secret's name is no secret: a file's name, a special token, a number."""
     text = str(value)
-    if isinstance(value, str) and _FILE_PATH.fullmatch(text):
+    if isinstance(value, str) and is_path(text):
         return True
     weak = _WEAK.search(key) and not _STRONG_TOKEN.search(key)
     return bool(weak) and not _RANDOM.fullmatch(text)
@@ -279,7 +306,7 @@ def _encoded_forms(values: tuple[str, ...]) -> tuple[bytes, ...]:
 
 
 def _without_passwords(data: bytes) -> bytes:
-    return _ADDRESS_BYTES.sub(lambda found: (found[1] or b"") + MASK.encode(), data) if b":/" in data else data
+    return _ADDRESS_BYTES.sub(lambda found: found[1] + (found[2] or b"") + MASK.encode(), data)
 
 
 def _encoded(text: str) -> bytes:

@@ -23,7 +23,7 @@ from nemotron_kit.cli.tools import TOOLS
 from nemotron_kit.config.convert import MAPPINGS, SEQUENCES, RecordedDefaults, input_fields, type_hints
 from nemotron_kit.discovery import BUILT_IN, Tree, discover, entry_points, recipe_folders
 from nemotron_kit.envfile import EnvFile, read_env_file
-from nemotron_kit.errors import UserError, printable, told
+from nemotron_kit.errors import UserError, error_text, printable
 from nemotron_kit.files import write_text
 
 Row = dict[str, Any]
@@ -195,7 +195,7 @@ def command_detail(command: Command, recipe: Iterable[Command]) -> Node:
     except UserError:
         raise
     except (Exception, SystemExit) as error:
-        raise BrokenCommand(command.full_name, f"{told(error)}.") from error
+        raise BrokenCommand(command.full_name, f"{error_text(error)}.") from error
     slots = [
         {
             "slot": slot,

@@ -79,7 +79,10 @@ def guarded(action: Callable[[], int]) -> int:
     if None in (sys.stdin, sys.stdout, sys.stderr):
         _open_streams()
     # A character that the locale's encoding lacks is a ? on the terminal, and no UnicodeEncodeError.
-    if sys.stdout.errors == "strict" and (replace := getattr(sys.stdout, "reconfigure", None)) is not None:
+    if (
+        getattr(sys.stdout, "errors", None) == "strict"
+        and (replace := getattr(sys.stdout, "reconfigure", None)) is not None
+    ):
         replace(errors="replace")
     try:
         _set_pwd()

@@ -216,7 +216,7 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 def write_lines(lines: Sequence[str]) -> None:
     """Print lines with control characters made visible, and a ? for characters that the stream's encoding lacks."""
     text = printable("".join(f"{line}\n" for line in lines))
-    encoding = sys.stdout.encoding or "utf-8"
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
 
 
@@ -285,7 +285,7 @@ def print_json(value: Any) -> None:
 
 def escaped() -> bool:
     """Whether JSON for standard output needs escapes for other characters than ASCII: its encoding is not UTF-8."""
-    return (sys.stdout.encoding or "utf-8").lower().replace("-", "") != "utf8"
+    return (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "") != "utf8"
 
 
 def terminal_width() -> int:

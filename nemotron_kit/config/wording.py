@@ -72,7 +72,7 @@ def translated(prepared: PreparedCommand) -> Iterator[None]:
         if _of_a_job(error):
             raise
         reason = str(error).rstrip(".")
-        if files_of := _of_a_sweeper(error):
+        if files_of := _sweeper_files(error):
             reason = reason or f"{type(error).__name__} in {files_of[-1]}"
             stores = any("/optuna/storages/" in file for file in files_of)
             hint = f"optuna 2 can't store studies with SQLAlchemy 2: {STORAGE_FIX}" if stores else None
@@ -90,7 +90,7 @@ def translated(prepared: PreparedCommand) -> Iterator[None]:
         raise UserError(f"Hydra can't compose {' '.join(prepared.typed)}: {reason}.") from error
 
 
-def _of_a_sweeper(error: BaseException) -> list[str]:
+def _sweeper_files(error: BaseException) -> list[str]:
     """The files of the calls by which a sweeper's own package raised an exception, the outermost first; [] if it did
     not, or if Hydra did while it composed a job for it."""
     frame, files = error.__traceback__, []

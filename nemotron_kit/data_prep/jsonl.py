@@ -29,7 +29,7 @@ from nemotron_kit.data_prep.prepare import BLEND_FILE, check_packages
 from nemotron_kit.data_prep.record_transforms import passthrough
 from nemotron_kit.data_prep.rl import as_json
 from nemotron_kit.data_prep.shard_plan import ALL, TEMPORARY
-from nemotron_kit.errors import NemotronError, UserError, nearest, sentence, told
+from nemotron_kit.errors import NemotronError, UserError, error_text, nearest, sentence
 from nemotron_kit.files import fsync_dir, write_json
 from nemotron_kit.home import expand_user
 from nemotron_kit.objects import object_url
@@ -172,7 +172,7 @@ def _transformed(
             except NemotronError:
                 raise
             except Exception as error:  # anyone's function
-                raise UserError(f"{at}: the transform failed: {told(error)}") from error
+                raise UserError(f"{at}: the transform failed: {error_text(error)}") from error
             if record is None:
                 continue
             if not isinstance(record, dict):

@@ -19,7 +19,7 @@ from nemotron_kit.data_prep.chat import ChatFormat, Chunk, encoded_sequences, fr
 from nemotron_kit.data_prep.config import SKIP, SPLITS, RowCounts
 from nemotron_kit.data_prep.indexed import write_errors
 from nemotron_kit.data_prep.packing import Ids, Mask, PackedWriter
-from nemotron_kit.data_prep.parquet import present
+from nemotron_kit.data_prep.parquet import without_nulls
 from nemotron_kit.data_prep.shard import (
     BATCH,
     DocumentCounts,
@@ -259,9 +259,9 @@ def _identity(messages: Any) -> bytes:
 
     try:
         text = orjson.dumps(messages, option=orjson.OPT_SORT_KEYS)
-        return orjson.dumps(present(messages), option=orjson.OPT_SORT_KEYS) if b":null" in text else text
+        return orjson.dumps(without_nulls(messages), option=orjson.OPT_SORT_KEYS) if b":null" in text else text
     except TypeError:  # a huge integer, say
-        messages = present(messages)
+        messages = without_nulls(messages)
         return json.dumps(messages, sort_keys=True, default=str).encode("utf-8", "replace")
 
 

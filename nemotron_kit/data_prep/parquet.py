@@ -81,7 +81,7 @@ def parquet_records(
                 rows.rows += 1
                 place = partial(_at_row, file.path, number)
                 try:
-                    record = present(scalar.as_py())
+                    record = without_nulls(scalar.as_py())
                 except UnicodeDecodeError as error:
                     rows.refuse(place, UserError(f"not UTF-8 (byte {error.start + 1} of a text)."))
                     continue
@@ -101,11 +101,11 @@ def _leaves(table: Any) -> list[str]:
     return [schema.column(number).path for number in range(len(schema.names))]
 
 
-def present(value: Any) -> Any:
+def without_nulls(value: Any) -> Any:
     """A record's value without what is null in its objects."""
     if isinstance(value, dict):
-        return {key: present(item) for key, item in value.items() if item is not None}
-    return [present(item) for item in value] if isinstance(value, list) else value
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+    return [without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def _text_size(value: Any) -> int:

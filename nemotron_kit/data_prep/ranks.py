@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import Any
 
 from nemotron_kit import files
-from nemotron_kit.errors import NemotronError, told
+from nemotron_kit.errors import NemotronError, error_text
 from nemotron_kit.runs.process_facts import is_gone, process_facts
 
 FOLDER = ".ranks-"
@@ -99,7 +99,7 @@ class RankSync:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if error is not None:
-            message = error.message if isinstance(error, NemotronError) else told(error)
+            message = error.message if isinstance(error, NemotronError) else error_text(error)
             with contextlib.suppress(OSError):  # a full disk: the error itself is what counts
                 self._announce(FAILED, error=message)
         with contextlib.suppress(OSError):  # rank 0 has gone, and taken the folder away

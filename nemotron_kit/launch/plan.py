@@ -7,7 +7,6 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from nemotron_kit import __version__
@@ -33,7 +32,7 @@ from nemotron_kit.launch.placing import (
     resolve_job,
     unshipped_problems,
 )
-from nemotron_kit.masking import MASK, is_literal, is_secret_name, secret_in, without_passwords
+from nemotron_kit.masking import MASK, is_literal, is_path, is_secret_name, is_switch, secret_in, without_passwords
 from nemotron_kit.quoting import refers
 from nemotron_kit.spec.paths import RemotePaths
 from nemotron_kit.spec.plan import DETACHED, IN_PROCESS, INTERACTIVE, RAY, TORCHRUN, Labels, Plan, is_local
@@ -108,11 +107,13 @@ _ASSIGNED = re.compile(r"""(?<![\w.$-])([A-Za-z_]\w*)=("[^"$`]*"|'[^']*'|[^\s;&|
 def _refuse_secrets(settings: RunConfig) -> None:
     """Raise UserError for a field that holds the password of an address, the value of a secret variable of this
     environment, or a shell command that gives a secret by its name a value."""
-    values = asdict(settings)
-    for name, text in walk_strings({key: value for key, value in values.items() if key != "env_vars"}):
+    values = vars(settings)
+    texts = list(walk_strings({key: value for key, value in values.items() if key != "env_vars"}))
+    holds_secret = secret_in("\n".join(text for _, text in texts)) is not None  # at once: each look reads all variables
+    for name, text in texts:
         assigned = _ASSIGNED.findall(text) if name.partition("[")[0] in SHELL else ()
-        by_name = [key for key, value in assigned if is_secret_name(key) and is_literal(value)]
-        if by_name or (variable := secret_in(text)):
+        by_name = [key for key, value in assigned if is_secret_name(key) and is_literal(value) and not is_path(value)]
+        if by_name or (holds_secret and (variable := secret_in(text))):
             what = f"gives {by_name[0]}, a secret by its name, a value" if by_name else f"holds the value of {variable}"
             variable = by_name[0] if by_name else variable
             refer = f", and refer to it as ${variable}" if name.partition("[")[0] in SHELL else ""
@@ -140,7 +141,8 @@ def _refuse_secrets(settings: RunConfig) -> None:
 def _env_vars(settings: RunConfig) -> dict[str, str]:
     variables = env_dict(settings)
     for name, value in variables.items():
-        variable = name if is_secret_name(name) else secret_in(str(value))
+        by_name = is_secret_name(name) and not is_path(value) and not is_switch(value)
+        variable = name if by_name else secret_in(str(value))
         if variable:
             what = f"{name}, a secret by its name" if variable == name else f"the value of {variable}, a secret"
             raise UserError(

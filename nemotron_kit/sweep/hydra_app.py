@@ -20,7 +20,7 @@ from typing import Any
 from nemotron_kit import __version__
 from nemotron_kit.config.freeze import to_yaml
 from nemotron_kit.config.secrets import masked_overrides
-from nemotron_kit.errors import UserError, told
+from nemotron_kit.errors import UserError, error_text
 from nemotron_kit.executors.base import PlanContext, executor_for
 from nemotron_kit.home import nemotron_home
 from nemotron_kit.launch.inputs import pin_slots
@@ -134,7 +134,7 @@ class PayloadBuilder:
         # Pickling a third party's object may raise any exception.
         except Exception as error:
             raise UserError(
-                f"A job of this sweep can't be sent to another process: {told(error)}.",
+                f"A job of this sweep can't be sent to another process: {error_text(error)}.",
                 hint="Its config, its callbacks and what its task function refers to have to be picklable.",
             ) from error
 

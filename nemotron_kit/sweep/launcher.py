@@ -374,9 +374,10 @@ def hydra_errors(task: Callable[..., Any]) -> Iterator[None]:
 
 
 def _begin(task: RecipeTask, run: RunFolder, *, more: bool) -> None:
-    """Announce a batch of jobs, which are all that the run has unless the sweeper adds `more` by their results."""
+    """Announce a batch of jobs, which are all that the run has unless the sweeper adds `more` by their results, or has
+    counted more (hydra.sweeper.max_batch_size)."""
     task.begin()
-    if not more:
+    if not more and task.count in (None, len(run.jobs())):
         run.all_jobs_added()
 
 

@@ -42,8 +42,9 @@ def device() -> torch.device:
 
 
 def join(hang_minutes: float | None = None) -> None:
-    """Open the process group, if torchrun started more than one process. `hang_minutes`: how long one process may let
-    the others wait (train.hang_minutes); None: torch's own limit, 10 minutes with NCCL and 30 with Gloo.
+    """Open the process group, if torchrun started more than one process. One process may let the others wait for
+    torch's own limit, 10 minutes with NCCL and 30 with Gloo, or for `hang_minutes` (train.hang_minutes) if that is
+    longer.
 
     torchrun keeps one store for all its restarts, in which a process that starts early can still find its peers'
     addresses from before the restart, and wait for processes that have ended. So a restart uses a key prefix of its own
@@ -59,8 +60,10 @@ def join(hang_minutes: float | None = None) -> None:
     if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
         store = dist.PrefixStore(f"restart-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     backend = "nccl" if torch.cuda.is_available() else "gloo"
-    # Longer than HangWatch's: that one prints where each process is, before it ends it.
-    limit = None if hang_minutes is None else timedelta(minutes=hang_minutes + 1)
+    # Longer than HangWatch's, which prints where each process is before it ends it; and no shorter than torch's: before
+    # the first step, while the model is loaded, only this limit counts.
+    own = 10 if backend == "nccl" else 30
+    limit = timedelta(minutes=max(own, (hang_minutes or 0) + 1))
     dist.init_process_group(backend, timeout=limit, store=store, rank=number, world_size=size)
 
 

@@ -18,7 +18,7 @@ from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
-from nemotron_kit.errors import NemotronError, UserError, nearest, sentence, told
+from nemotron_kit.errors import NemotronError, UserError, error_text, nearest, sentence
 
 Row = Mapping[str, Any]
 Verifier = Callable[[str, Row], float]
@@ -108,7 +108,7 @@ def reward(verifier: Verifier, text: str, row: Row, agent: str, *, reasons: bool
     except NemotronError:
         raise
     except Exception as error:  # a user's own function raises whatever it does
-        raise NemotronError(f"The verifier of {agent!r} failed: {told(error)}.") from error
+        raise NemotronError(f"The verifier of {agent!r} failed: {error_text(error)}.") from error
     if not math.isfinite(value):
         raise NemotronError(f"The verifier of {agent!r} gave {value} for a reward.")
     return value

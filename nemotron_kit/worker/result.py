@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any
 
 from nemotron_kit import files
-from nemotron_kit.errors import told
+from nemotron_kit.errors import error_text
 from nemotron_kit.masking import masked
 from nemotron_kit.runs.job import VALUE, DamagedRecord, JobFolder, read_object
 
@@ -216,7 +216,7 @@ class Failure:
         with suppress(TypeError):
             args, types = encode_value(list(error.args))
         shown = "".join(traceback.format_exception(kind, error, _from_the_task_on(error.__traceback__)))
-        return cls(f"{kind.__module__}.{kind.__qualname__}", told(error), args, shown, types)
+        return cls(f"{kind.__module__}.{kind.__qualname__}", error_text(error), args, shown, types)
 
     def rebuild(self, exit_code: int) -> Exception:
         """A built-in exception as it was raised, any other as JobFailed; the job's traceback is a note on both."""

@@ -19,7 +19,7 @@ from nemotron_kit.artifacts.reference import Pin
 from nemotron_kit.artifacts.registry import open_registry
 from nemotron_kit.config.freeze import environment, resolve, to_yaml, typed
 from nemotron_kit.config.resolvers import pinned
-from nemotron_kit.errors import Cancelled, NemotronError, text_of, told
+from nemotron_kit.errors import Cancelled, NemotronError, error_text, text_of
 from nemotron_kit.masking import mask, masked, note_secrets
 from nemotron_kit.runs.job import PREEMPTED, VALUE, DamagedRecord, JobFolder
 from nemotron_kit.runs.metrics import flush_metrics, summary
@@ -244,7 +244,7 @@ def _called(handler: Callable[[Any], Any], config: Any) -> Outcome:
     # Whatever a handler raises is the job's failure, never the launcher's: asyncio's CancelledError is no Exception.
     except BaseException as error:  # noqa: BLE001
         _print_traceback(error)
-        return Outcome(1, "failed", told(error), exception=error if isinstance(error, Exception) else None)
+        return Outcome(1, "failed", error_text(error), exception=error if isinstance(error, Exception) else None)
     # NumPy's whole numbers are Integral and no int.
     is_code = isinstance(value, Integral) and not isinstance(value, bool)
     return _from_code(int(value)) if is_code else Outcome(0, "succeeded", value=value)

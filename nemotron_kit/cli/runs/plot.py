@@ -139,7 +139,7 @@ def _drawn(curves: dict[str, tuple[list[float], list[float]]], metric: str, axis
 
 def _has_braille() -> bool:
     try:
-        "⣿".encode(sys.stdout.encoding or "utf-8")
+        "⣿".encode(getattr(sys.stdout, "encoding", None) or "utf-8")
     except UnicodeEncodeError:
         return False
     return True

@@ -270,7 +270,7 @@ def sparkline(values: Sequence[float]) -> str:
     known = [value for value in values if math.isfinite(value)]
     least, most = min(known, default=0.0), max(known, default=0.0)
     try:
-        _BARS.encode(sys.stdout.encoding or "utf-8")
+        _BARS.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
     except UnicodeEncodeError:
         return ""
     if len(known) < 3 or least == most:

@@ -103,6 +103,8 @@ def test_a_secret_that_the_job_would_look_for_in_vain(
         ("comment = 's3cr3t-value'", "comment: holds the value of HUB_TOKEN"),
         ("setup = 'set -e; export HF_TOKEN=abcdefg; ls'", "setup: gives HF_TOKEN, a secret by its name, a value"),
         ("setup = 'export HF_TOKEN=$(cat ~/.hf) OTHER_TOKEN=\"$HUB_TOKEN\" A_TOKEN='", None),
+        ("setup = 'export GOOGLE_APPLICATION_CREDENTIALS=/k.json HF_HUB_DISABLE_IMPLICIT_TOKEN=1'", None),
+        ("env_vars = ['GOOGLE_APPLICATION_CREDENTIALS=/k.json', 'HF_HUB_DISABLE_IMPLICIT_TOKEN=1']", None),
         ("setup = 'hf login --token ${secret:HUB_TOKEN}'", "setup: ${secret:HUB_TOKEN} is resolved in a job's config"),
         ("env_vars = ['A=${secret:HUB_TOKEN}']", "env_vars[0]: ${secret:HUB_TOKEN} is resolved in a job's config only"),
         ("extra = {srun_args = ['--export=X=s3cr3t-value']}", "extra.srun_args[0]: holds the value of HUB_TOKEN"),

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nemotron_kit.errors import UserError
-from nemotron_kit.sweep.recipe_task import _end_if_stopped, refuse_several_tasks
+from nemotron_kit.home import new_run_id
+from nemotron_kit.runs.folder import create_run
+from nemotron_kit.sweep.launcher import _begin
+from nemotron_kit.sweep.recipe_task import RecipeTask, _end_if_stopped, refuse_several_tasks
 from nemotron_kit.worker.process import Outcome
 
 
@@ -41,3 +45,15 @@ def test_a_signal_to_the_launch_ends_the_sweep(code: int, state: str, raised: ty
     """Hydra's basic launcher would go on with the next job, also after `nemotron runs cancel`."""
     with pytest.raises(raised) if raised else nullcontext():
         _end_if_stopped(Outcome(code, state))
+
+
+def test_a_sweep_that_starts_in_several_batches_has_all_of_its_jobs_after_the_last(tmp_path: Path) -> None:
+    """With hydra.sweeper.max_batch_size a launch that is killed between two batches has not succeeded."""
+    run = create_run(new_run_id("r", "s"), {"kind": "sweep"}, [], more_jobs=True)
+    task, left = RecipeTask(run.path, []), []
+    task.count = 2
+    for number in (0, 1):
+        run.add_job(number, {"config.yaml": ""})
+        _begin(task, run, more=False)
+        left.append((run.path / "unfinished").exists())
+    assert left == [True, False]

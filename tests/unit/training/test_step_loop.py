@@ -267,11 +267,12 @@ def test_the_processes_wait_for_one_another_as_long_as_a_step_may_take(monkeypat
     monkeypatch.setenv("WORLD_SIZE", "2")
     module = importlib.import_module("torch.distributed.rendezvous")
     monkeypatch.setattr(module, "rendezvous", lambda _: iter([(None, 0, 2)]))
-    limits: list[object] = []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    limits: list[timedelta] = []
     monkeypatch.setattr("torch.distributed.init_process_group", lambda _, timeout, **__: limits.append(timeout))
-    for minutes in (45, None):
+    for minutes in (45, None, 5):  # a model takes longer than a step to load, which no shorter limit must end
         processes.join(minutes)
-    assert limits == [timedelta(minutes=46), None]
+    assert [limit.total_seconds() / 60 for limit in limits] == [46, 30, 30]
 
 
 HANGS = """
