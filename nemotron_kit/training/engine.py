@@ -167,7 +167,7 @@ def _train(
     model, optimizer = _build(config, data, start, args.device)
     silent = processes.rank() != 0
     reporter = Reporter(metrics_path(config.logger, folder), progress.step, config.train.train_iters, silent=silent)
-    for line in (*start.notes, start.describe(), *placement(config.train.layout, model)):
+    for line in (*processes.gpus_not_seen(), *start.notes, start.describe(), *placement(config.train.layout, model)):
         reporter.print(line)
     balance = ExpertBalance(model, config.train.moe_router_bias_update_rate)
     run = TrainingRun(

@@ -251,7 +251,7 @@ class _Run:
         progress, reporter = loop.progress, loop.reporter
         try:
             placed = placement(config.train.layout, model)
-            for line in (*self.start.notes, *self._notes(), self.start.describe(), *placed):
+            for line in (*processes.gpus_not_seen(), *self.start.notes, *self._notes(), self.start.describe(), *placed):
                 reporter.print(line)
             evaluate = work.evaluate if self.valid is not None else None
             if evaluate is not None and config.grpo.val_at_start and not progress.step:

@@ -41,6 +41,20 @@ def device() -> torch.device:
     return own
 
 
+def gpus_not_seen() -> list[str]:
+    """A line for the log of a job to which Slurm gave GPUs that torch does not see: it would be slow, and say nothing.
+    Neither Slurm nor Apptainer (`--nv`) ends a job for that."""
+    import torch
+
+    given = os.environ.get("SLURM_GPUS_ON_NODE", "0")
+    if torch.cuda.is_available() or not given.isdecimal() or int(given) == 0:
+        return []
+    why = "" if torch.version.cuda else " (built without CUDA)"
+    return [
+        f"Slurm gave {given} GPUs on this node, and torch {torch.__version__}{why} sees none: this runs on the CPU."
+    ]
+
+
 def join(hang_minutes: float | None = None) -> None:
     """Open the process group, if torchrun started more than one process. One process may let the others wait for
     torch's own limit, 10 minutes with NCCL and 30 with Gloo, or for `hang_minutes` (train.hang_minutes) if that is

@@ -305,3 +305,15 @@ def test_a_run_without_a_step_prints_its_stacks_and_ends() -> None:
         assert (" in stuck" in said, "no step for" in said) == (hangs, hangs)
         # Ranks of one machine have one log: each says which one it is before its stacks.
         assert not hangs or said.index("rank 0: no step for") < said.index(" in stuck")
+
+
+@pytest.mark.parametrize(("given", "seen", "said"), [("8", False, True), ("8", True, False), (None, False, False)])
+def test_gpus_that_slurm_gave_and_torch_does_not_see_are_told(
+    monkeypatch: pytest.MonkeyPatch, given: str | None, seen: bool, said: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: seen)
+    monkeypatch.delenv("SLURM_GPUS_ON_NODE", raising=False)
+    if given:
+        monkeypatch.setenv("SLURM_GPUS_ON_NODE", given)
+    lines = processes.gpus_not_seen()
+    assert bool(lines) == said and all("gave 8 GPUs" in line and "runs on the CPU" in line for line in lines)
