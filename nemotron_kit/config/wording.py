@@ -164,6 +164,9 @@ def translate(error: Exception, command: Command, files: dict[str, Path], typed:
             hint=f"A text with a comma is quoted: {_quoted(key, value)}",
         )
     if text.startswith("Error merging override") and origin is not error:
+        key = given.lstrip("+~").partition("=")[0]
+        if str(origin).startswith("Cannot merge") and (expected := _expected(command, key)):
+            return UserError(f"{key}: expected {expected} (given in {given}).", hint=_of_block(command, key))
         text = f"{given}: {str(origin).splitlines()[0]}"
     if "BasicSweeper does not support sweep type" in text:
         text += "\nA sweeper that takes it: hydra/sweeper=optuna (pip install hydra-optuna-sweeper)"
@@ -456,7 +459,8 @@ def _wrong_type(error: Any, key: str, given: str, command: Command) -> UserError
     first = str(error).splitlines()[0]
     if re.match(r"Invalid (?:type|value) assigned", first):
         return UserError(
-            f"{key}: expected {_expected(command, key) or 'another type'} (given in {given or 'the config'})."
+            f"{key}: expected {_expected(command, key) or 'another type'} (given in {given or 'the config'}).",
+            hint=_of_block(command, key) if given.lstrip("+").startswith(f"{key}=") else None,
         )
     first = re.sub(r"field '.*' is not Optional|Incompatible value 'None'.*", "it can't be null", first)
     value = re.search(r"[Vv]alue '(.*?)'", first, re.DOTALL)
@@ -464,6 +468,18 @@ def _wrong_type(error: Any, key: str, given: str, command: Command) -> UserError
     shown = f", got {value[1]!r}" if value else f": {first}"
     where = f" (given in {given})" if given else ""
     return UserError(f"{key}: expected {expected or 'another type'}{shown}{where}.")
+
+
+def _of_block(command: Command, key: str) -> str | None:
+    """What to write on the command line for a field that is a block; None for another one."""
+    kind = type_at(command.load_config_cls(), key.split("."))
+    each_of = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+    block = next((each for each in each_of if dataclasses.is_dataclass(each)), None)
+    if block is None:
+        return None
+    first = next((field.name for field in dataclasses.fields(block)), "FIELD")
+    group = key.replace(".", "/")
+    return f"Set its fields: {key}.{first}=… A file {group}/NAME.yaml beside the configs makes {group}=NAME a choice."
 
 
 def _expected(command: Command, key: str) -> str:

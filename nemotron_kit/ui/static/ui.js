@@ -30,7 +30,7 @@
       plot_bgcolor: "rgba(0,0,0,0)", colorway: COLOURS, margin: { l: 56, r: 16, t: 10, b: 40 }, hovermode: "closest",
       hoverlabel: { namelength: 60 }, uirevision: `${figure.key} ${figure.axis}`,
       modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("--quiet"), activecolor: text },
-      legend: { orientation: "h", y: -0.25 }, showlegend: figure.data.length > 1 };
+      legend: { orientation: "h", y: -0.28 }, showlegend: figure.data.length > 1 };
     layout.xaxis = { ...axis, ...figure.layout.xaxis };
     layout.yaxis = { ...axis, ...figure.layout.yaxis };
     let data = figure.data;
@@ -183,7 +183,7 @@
   function axes(into) {
     const plots = all(".plot", into).filter((plot) => drawn.get(plot).kind === "curves");
     const names = new Set(plots.flatMap((plot) => Object.keys(drawn.get(plot).axes)));
-    let select = into.previousElementSibling?.querySelector("select");
+    let select = into.querySelector(".axis select");
     if (!select && names.size) {
       const text = document.createElement("label");
       text.className = "axis";
@@ -192,7 +192,7 @@
       select.add(new Option("step"));
       select.addEventListener("change", () => axes(into));
       text.append(select);
-      into.before(text);
+      plots[0].closest("figure").before(text);
     }
     for (const name of names) if (![...select.options].some((option) => option.value === name)) select.add(new Option(name));
     for (const plot of plots) {
@@ -233,6 +233,7 @@
         box.append(caption, plot);
         into.append(box);
         if (figure.layout.height) plot.style.height = `${figure.layout.height}px`;
+        if (figure.kind === "curves" && figure.data.length > 4) plot.classList.add("tall");
         if (figure.layout.width) plot.style.minWidth = `${figure.layout.width}px`;
         drawn.set(plot, figure);
         watcher.observe(plot);

@@ -333,7 +333,9 @@ def test_a_file_over_defaults_is_the_same_in_a_launch_and_in_a_script(
         ("numbered: {x: a}", [], r"^numbered: expected int as a key, got 'x' \(given in .*c\.yaml:1\)"),
         ("", ["free={1: a}"], r"^free: 1 is no text.*\nGive it by itself: free\.1=…"),
         ("", ["listed.0.rate=2"], r"^listed has 0 items.*\nTo add one"),
-        ("", ["listed=4"], r"^listed: expected list\[Part\] \(given in listed=4\)"),
+        ("", ["listed=4"], r"^listed: expected list\[Part\] \(given in listed=4\)\.$"),
+        ("", ["part=big"], r"^part: expected Part \(given in part=big\)\.\nSet its fields: part\.name=… .*part=NAME"),
+        ("", ["part=[1]"], r"^part: expected Part \(given in part=\[1\]\)\.\nSet its fields"),
         # A new entry whose type is a list or a dict.
         ("", ["+lists.a=[{rate: 2}]", "lists.a.0.name=q"], {"a": [Part("q", 2)]}),
         ("lists: {a: [{rate: 2}]}", ["lists.b=[]"], {"a": [Part(rate=2)], "b": []}),
