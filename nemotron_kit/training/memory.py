@@ -260,7 +260,9 @@ def _layouts(step: Step, ranks: int) -> Iterator[Step]:
     same = step.activation_checkpointing
     experts = numbers(step.model)["n_routed_experts"] if "moe" in layer_types(step.model) else 0
     batch = step.micro_batches * step.processes
-    base = replace(step, processes=ranks, micro_batches=max(1, batch // ranks), layout=Layout())
+    # One that accumulates gradients still does: fine-tuning and RL have theirs all the time.
+    micro_batches = max(min(2, step.micro_batches), batch // ranks)
+    base = replace(step, processes=ranks, micro_batches=micro_batches, layout=Layout())
     for checkpointing in dict.fromkeys((same, True)):
         yield replace(base, activation_checkpointing=checkpointing)
     for size in (size for size in range(2, ranks + 1) if ranks % size == 0):

@@ -269,6 +269,9 @@ def test_the_smallest_layout_is_on_the_jobs_processes_if_it_fits_there() -> None
     found = smallest_layout(one, usable(80 * GIB))
     assert found is not None and found.processes == found.layout.ranks == 8  # no fewer would hold it
     assert smallest_layout(one, GIB) is None
+    held = Step(model_block("default"), 8192, processes=8, micro_batches=2)  # as fine-tuning, whatever its batch
+    found = smallest_layout(held, usable(24 * GIB))
+    assert found is not None and (found.processes, found.micro_batches) == (32, 2)
     for count, memory in ((24, 40), (12, 80), (6, 141)):  # three nodes of 8 and of 4, one of 6
         found = smallest_layout(Step(model_block("default"), 8192, processes=count), usable(memory * GIB))
         assert found is not None and found.processes == found.layout.fsdp_size == count
