@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.artifacts.metadata import absolute
+from nemotron_kit.artifacts.reference import ArtifactNotFoundError, ArtifactVersionNotFoundError
 from nemotron_kit.artifacts.registry import open_registry
 from nemotron_kit.artifacts.store import ArtifactVersion, DamagedVersion
 from nemotron_kit.cli.output import ask, print_json, print_table, write_lines
@@ -54,6 +56,7 @@ def collect(argv: list[str]) -> int:
         if not options.yes:
             _ask(found, plan, as_json=options.json)
         plan.remove()
+        found = list(plan.rows())
     if options.json:
         print_json({"dry_run": options.dry_run, **plan.to_dict()})
         return 0
@@ -80,7 +83,7 @@ def _ask(found: list[tuple[str, str, str]], plan: Garbage, *, as_json: bool) -> 
 @dataclass
 class Garbage:
     """What gc removes: versions of which no file is left (by label), failed runs (id → bytes), damaged records,
-    leftover files, dangling aliases. `kept`: label → why, for versions without files that are not removed."""
+    leftover files, dangling aliases. `kept`: label or run id → why it is not removed."""
 
     registry: LocalRegistry
     versions: dict[str, ArtifactVersion]
@@ -146,19 +149,28 @@ class Garbage:
             yield "removed", run_id, f"failed or cancelled, and nothing refers to it: {size / 1e6:,.1f} MB"
 
     def remove(self) -> None:
-        """Remove all of it. Killed at any point, the command can be given again."""
+        """Remove all of it. Killed at any point, the command can be given again. What is in use or back by now is
+        kept, and moves to `kept`."""
         registry = self.registry
         registry.repair()
         registry.gc()
         collect_leftovers(runs_root(), ours=True)
         collect_removed(lambda run: artifacts_in(run, registry))
-        for label, version in self.versions.items():
-            if _missing(version, registry.home, unmounted=True):  # it may be back by now
+        for label, version in list(self.versions.items()):
+            if not _missing(version, registry.home, unmounted=True):
+                del self.versions[label]
+                self.kept[label] = "its files are back."
+                continue
+            with contextlib.suppress(ArtifactNotFoundError, ArtifactVersionNotFoundError):  # another command was first
                 registry.remove(label, force=True)
         for name in registry.entries():
             registry.remove_dangling(name)
-        for run_id in self.runs:
-            remove_run(RunFolder(runs_root() / run_id), referenced_by=lambda run: artifacts_in(run, registry))
+        for run_id in list(self.runs):
+            try:
+                remove_run(RunFolder(runs_root() / run_id), referenced_by=lambda run: artifacts_in(run, registry))
+            except NemotronError as error:
+                del self.runs[run_id]
+                self.kept[run_id] = error.message
 
     def to_dict(self) -> dict[str, Any]:
         """JSON data."""

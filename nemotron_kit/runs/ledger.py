@@ -242,7 +242,12 @@ def remove_unreferenced(folder: Path, referenced: Callable[[], Collection[str]])
     # Renamed first, so that no process reads a half-deleted run.
     doomed = folder.with_name(f".{folder.name}.{os.getpid()}.{secrets.token_hex(4)}{files.REMOVED}")
     try:
-        folder.rename(doomed)
+        try:
+            folder.rename(doomed)
+        except FileNotFoundError:
+            if folder.parent.is_dir():  # another command has removed it
+                return
+            raise
         try:
             held = sorted(referenced())
         except BaseException:

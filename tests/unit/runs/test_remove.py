@@ -13,6 +13,7 @@ from nemotron.kit import Artifact
 from nemotron_kit.artifacts.lineage import given_inputs
 from nemotron_kit.artifacts.reference import ArtifactNotFoundError
 from nemotron_kit.artifacts.registry import artifact_field, open_registry
+from nemotron_kit.cli.cleanup import Garbage
 from nemotron_kit.cli.tools import run as tool
 from nemotron_kit.errors import UserError
 from nemotron_kit.runs.ledger import list_runs
@@ -271,6 +272,31 @@ def test_gc_keeps_what_is_referred_to_by_a_path(
     found = collected(capsys, "--yes")
     assert found["runs"].keys() == {loose.id} and found["versions"].keys() == {"Out:v0"}
     assert all(run.path.is_dir() for run in (loaded, linked, named, going_on, damaged))
+
+
+def test_gc_while_others_save_and_remove(
+    make_run: MakeRun, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What came into use, or went, between the look and the removal does not stop gc."""
+    resumed, gone, old = (make_run(age=40 * DAY, codes=(1,)) for _ in range(3))
+    for name in ("Back", "Lost"):
+        saved(tmp_path / name, name, name)
+        (tmp_path / name / "data.txt").unlink()
+    find = Garbage.find
+
+    def found_then(*arguments: Any, **options: Any) -> Garbage:
+        garbage = find(*arguments, **options)
+        saved(resumed.path / "jobs/0/model", "Model", "weights")
+        (tmp_path / "Back/data.txt").write_text("Back")
+        open_registry().remove("Lost:v0")
+        shutil.rmtree(gone.path)
+        return garbage
+
+    monkeypatch.setattr(Garbage, "find", found_then)
+    found = collected(capsys, "--yes")
+    assert set(found["runs"]) == {gone.id, old.id} and set(found["versions"]) == {"Lost:v0"}
+    assert found["kept"].keys() == {resumed.id, "Back:v0"} and not old.path.exists()
+    assert all(open_registry().verify(open_registry().resolve(name)) for name in ("Model", "Back"))
 
 
 def test_gc_asks_on_a_terminal(
