@@ -175,16 +175,18 @@ def clean(value: object) -> str:
     return printable("" if value is None else str(value)).replace("\r", " ").replace("\n", " ").replace("\t", " ")
 
 
-def print_table(header: Sequence[str], rows: Sequence[Sequence[object]], *, styles: Mapping[str, str] = STYLES) -> None:
+def print_table(
+    header: Sequence[str], rows: Sequence[Sequence[object]], *, styles: Mapping[str, str] = STYLES, keep: str = ""
+) -> None:
     """Print rows under a header. In a narrow terminal long cells are wrapped; if that isn't enough, columns are left
-    out, and the last line names them."""
+    out, that with the title `keep` last, and the last line names them."""
     cleaned = [[clean(cell) for cell in row] for row in rows]
     if not sys.stdout.isatty():
         write_lines(aligned([list(header), *cleaned]))
         return
     from rich.console import Console
 
-    table = rich_table(header, cleaned, styles, terminal_width())
+    table = rich_table(header, cleaned, styles, terminal_width(), keep)
     Console(highlight=False, width=terminal_width()).print(table)
 
 
@@ -301,8 +303,11 @@ _LEFT_OUT_FIRST = ("JOB", "EXIT", "AGE", "TOOK", "SAVED", "NAME")
 _LEAST_WIDTH = 16
 
 
-def fit(titles: Sequence[str], rows: Sequence[Sequence[str]], columns: int) -> tuple[dict[int, int], list[str]]:
-    """Number → width of each column to print in so many columns of a terminal, and the titles of those to leave out.
+def fit(
+    titles: Sequence[str], rows: Sequence[Sequence[str]], columns: int, keep: str = ""
+) -> tuple[dict[int, int], list[str]]:
+    """Number → width of each column to print in so many columns of a terminal, and the titles of those to leave out,
+    of which `keep` is the last.
 
     Columns of long cells are narrowed first, those of several words before those of one, such as a run's id; the first
     column, and those of short words, are not.
@@ -311,6 +316,7 @@ def fit(titles: Sequence[str], rows: Sequence[Sequence[str]], columns: int) -> t
     least = {n: natural[n] if n == 0 else min(natural[n], max(_LEAST_WIDTH, cells(titles[n]))) for n in natural}
     order = [titles.index(title) for title in _LEFT_OUT_FIRST if title in titles[1:]]
     order += [n for n in range(len(titles) - 1, 0, -1) if n not in order]
+    order.sort(key=lambda n: titles[n] == keep)
     left_out = []
     while len(least) > 2 and sum(least.values()) + len(least) - 1 > columns:
         number = next(n for n in order if n in least)
@@ -336,9 +342,12 @@ def fit(titles: Sequence[str], rows: Sequence[Sequence[str]], columns: int) -> t
     return widths, left_out
 
 
-def narrow_lines(rows: Sequence[Sequence[str]], columns: int) -> list[str]:
-    """Each row as lines of at most so many columns of a terminal, as `aligned` does it where there is no limit."""
-    widths, _ = fit([""] * len(rows[0]), rows, columns) if rows else ({}, [])
+def narrow_lines(rows: Sequence[Sequence[str]], columns: int) -> list[str] | None:
+    """Each row as lines of at most so many columns of a terminal, as `aligned` does it where there is no limit; None
+    where the cells of a row have no room beside each other."""
+    widths, left_out = fit([""] * len(rows[0]), rows, columns) if rows else ({}, [])
+    if left_out or sum(widths.values()) + len(widths) - 1 > columns:
+        return None
     lines = []
     for row in rows:
         folded = {n: fold(row[n], width) for n, width in widths.items()}
@@ -348,12 +357,14 @@ def narrow_lines(rows: Sequence[Sequence[str]], columns: int) -> list[str]:
     return lines
 
 
-def rich_table(titles: Sequence[str], rows: Sequence[Sequence[str]], styles: Mapping[str, str], columns: int) -> Table:
+def rich_table(
+    titles: Sequence[str], rows: Sequence[Sequence[str]], styles: Mapping[str, str], columns: int, keep: str = ""
+) -> Table:
     """A table of rich's for so many columns of a terminal. The cells are clean."""
     from rich.table import Table
     from rich.text import Text
 
-    widths, left_out = fit(titles, rows, columns)
+    widths, left_out = fit(titles, rows, columns, keep)
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
     for number, width in widths.items():
         table.add_column(titles[number], width=width, overflow="fold")

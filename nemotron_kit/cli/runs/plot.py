@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from nemotron_kit.cli.output import clean, colour, write_lines
+from nemotron_kit.cli.output import cells, clean, colour, write_lines
 from nemotron_kit.cli.request import near
 from nemotron_kit.cli.runs.list import chosen_jobs, labels_of
 from nemotron_kit.cli.toolargs import ToolParser, at_least
@@ -20,6 +20,8 @@ from nemotron_kit.runs.metrics import TIMESTAMP, series
 AXES = {"step": (), "time": ("elapsed", TIMESTAMP, "time", "seconds"), "tokens": ("tokens", "consumed_tokens")}
 _UNITS = {"step": "step", "time": "seconds", "tokens": "tokens"}
 _MAX_JOBS = 12
+# The second column of a wide character; a noncharacter, which no text has.
+_SECOND = "\ufdd0"
 _MAX_POINTS = 2000
 
 Series = dict[str, tuple[list[int], list[float]]]
@@ -117,12 +119,12 @@ def _drawn(curves: dict[str, tuple[list[float], list[float]]], metric: str, axis
         raise UserError(f"nemotron runs plot needs plotext: {error}.", hint=hint) from error
     drawing: Any = plotext
     drawing.clear_figure()
-    width = shutil.get_terminal_size((80, 24)).columns
+    width = min(shutil.get_terminal_size((80, 24)).columns, 200)
     drawing.limit_size(False, False)  # else --height would have no effect beyond the terminal's
-    drawing.plotsize(min(width, 200), min(height, 200))
+    drawing.plotsize(width, min(height, 200))
     drawing.theme("pro" if colour(sys.stdout) else "clear")
     for name, (x, y) in curves.items():
-        drawing.plot(x, y, label=clean(name), marker="braille" if _has_braille() else "*")
+        drawing.plot(x, y, label=_spread(name, width // 2), marker="braille" if _has_braille() else "*")
     for ticks, axis_values in (
         (drawing.xticks, [each for x, _ in curves.values() for each in x]),
         (drawing.yticks, [each for _, y in curves.values() for each in y]),
@@ -132,9 +134,20 @@ def _drawn(curves: dict[str, tuple[list[float], list[float]]], metric: str, axis
         if not 1e-3 <= max(-low, high) < 1e7 and low < high:
             ticks_at = [low + (high - low) * part / 4 for part in range(5)]
             ticks(ticks_at, [f"{tick:.3g}" for tick in ticks_at])
-    drawing.title(clean(metric))
+    drawing.title(_spread(metric, width - 4))
     drawing.xlabel(_UNITS[axis])
-    return [line.rstrip() for line in str(drawing.build()).splitlines()]
+    return [line.rstrip().replace(_SECOND, "") for line in str(drawing.build()).splitlines()]
+
+
+def _spread(name: str, columns: int) -> str:
+    """A name of at most so many columns, a `…` for what does not fit, with a placeholder after each wide character:
+    plotext takes every character for one column."""
+    text = clean(name)
+    if cells(text) > columns:
+        while cells(text) >= columns:
+            text = text[:-1]
+        text += "…"
+    return "".join(character + _SECOND * (cells(character) - 1) for character in text)
 
 
 def _has_braille() -> bool:

@@ -189,7 +189,7 @@ def print_sweep(table: SweepTable, top: int | None, command: str = "") -> None:
     options print the rest, if it is not the one that prints the table."""
     varied, metrics = table.varied(), table.columns()[:MAIN]
     header, rows = _cells(table, table.jobs[:top], metrics, short=True)
-    print_table(header, rows)
+    print_table(header, rows, keep="VALUE" if table.objective == VALUE else table.objective or "")
     lines = [table.rule] if table.best is not None else []
     if len(table.jobs) > len(rows):
         lines.append(f"and {len(table.jobs) - len(rows)} more: {command}--top {len(table.jobs)} prints all")

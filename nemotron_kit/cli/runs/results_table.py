@@ -88,7 +88,7 @@ def print_launches(table: LaunchTable, top: int | None, *, asked: bool) -> None:
         age = short_span(time.time() - run.created) if run.created is not None else ""
         name = [names[run.id]] if any(names.values()) else []
         rows.append([f"{run.id}{mark}", run.state, age, *name, *table.cells(at, wide, short=True)])
-    print_table(header, rows)
+    print_table(header, rows, keep=table.sort or "")
     lines = [table.table.rule] if table.best is not None else []
     if len(table.runs) > len(rows):
         lines.append(f"and {len(table.runs) - len(rows)} more: --top N shows N, --csv all")

@@ -14,7 +14,17 @@ from pathlib import Path
 from string import ascii_lowercase
 from typing import TYPE_CHECKING, Any
 
-from nemotron_kit.cli.output import aligned, clean, narrow_lines, print_facts, print_json, terminal_width, write_lines
+from nemotron_kit.cli.output import (
+    aligned,
+    cells,
+    clean,
+    hanging,
+    narrow_lines,
+    print_facts,
+    print_json,
+    terminal_width,
+    write_lines,
+)
 from nemotron_kit.cli.runs.list import as_json, chosen_jobs, duration, iso, labels_of, open_job
 from nemotron_kit.cli.runs.result_cache import ResultCache
 from nemotron_kit.cli.runs.results import (
@@ -558,9 +568,22 @@ def _lines(found: Mapping[str, Mapping[str, Mapping[str, Any]]], names: Sequence
         else:
             rows = [[section, *sides]]
             rows += [[f"  {clean(key)}", *(_value_text(of, side) for side in sides)] for key, of in keys.items()]
-        lines = aligned(rows)
+        lines: list[str] | None = aligned(rows)
         columns = terminal_width()
-        yield from lines if max(map(len, lines)) <= columns else narrow_lines(rows, columns)
+        if max(map(cells, lines or [])) > columns:
+            lines = narrow_lines(rows, columns)
+        if lines is None:
+            heads = [] if len(names) == 2 else [section]
+            lines = [*heads, *_below_each_other(keys, sides, columns)]
+        yield from lines
+
+
+def _below_each_other(keys: Mapping[str, Mapping[str, Any]], sides: str, columns: int) -> Iterator[str]:
+    """Each key, and in lines below it the values of the sides."""
+    for key, of in keys.items():
+        yield from hanging("  ", clean(key), columns)
+        for side in sides:
+            yield from hanging(f"    {side}  ", _value_text(of, side), columns)
 
 
 def _rounded(sides: Mapping[str, Any]) -> Mapping[str, Any]:

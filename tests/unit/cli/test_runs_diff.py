@@ -10,6 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nemotron_kit.cli.output import cells
 from nemotron_kit.cli.runs.show import differences
 from nemotron_kit.cli.tools import run as run_tool
 from nemotron_kit.config.freeze import flat
@@ -113,6 +114,24 @@ def test_a_recorded_value_can_be_said_as_an_override(value: Any) -> None:
 def test_what_is_equal_does_not_differ(values: dict[str, Any]) -> None:
     facts = {"config": dict(flat(values))}
     assert differences(facts, facts) == {}
+
+
+@pytest.mark.parametrize("columns", [44, 60, 200])
+def test_on_a_narrow_terminal_no_side_is_left_out(
+    columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Too many sides for their columns, or a key too long, stand below each other; a wide character counts twice."""
+    monkeypatch.setattr("nemotron_kit.cli.runs.show.terminal_width", lambda: columns)
+    texts = ["日本語の実験" * 8, "x" * 90, "short", "deep/" * 20]
+    runs = [make(f"prompt: {text}\n") for text in texts]
+    for number, run in enumerate(runs):
+        (run.job().path / "metrics.jsonl").write_text(f'{{"{"a_long_name/" * 4}": 7.{number}1}}\n')
+    for chosen in (runs, runs[:2]):
+        out = diff(capsys, *(run.id for run in chosen))[1]
+        assert max(map(cells, out.splitlines())) <= columns
+        for number, text in enumerate(texts[: len(chosen)]):
+            assert f"7.{number}1" in out
+            assert text in "".join(out.split()) or len(chosen) == 2 or columns == 200
 
 
 def test_any_number_of_runs_with_their_results(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from nemotron_kit.cli.output import aligned, fold, print_csv
+from nemotron_kit.cli.output import aligned, cells, fit, fold, print_csv
 from nemotron_kit.cli.runs.results import JobResult, sparkline
 from nemotron_kit.cli.runs.results_table import print_sweep_end
 from nemotron_kit.cli.tools import run as run_tool
@@ -320,6 +320,21 @@ def test_every_rank_is_read(capsys) -> None:
     assert {rank: each["loss"]["last"] for rank, each in found["ranks"].items()} == {"0": 2.0, "1": 2.5, "8": 3.0}
     shown = said(capsys, "show", run.id)
     assert "loss 2 at step 1; of 3 ranks 2 (rank 0) to 3 (rank 8)" in shown
+
+
+def test_the_objective_is_the_last_column_to_be_left_out() -> None:
+    titles, rows = ["JOB", "STATE", "data.prompt", "acc", "loss"], [["0", "succeeded", "x" * 90, "0.123", "1.5"]]
+    assert fit(titles, rows, 38)[1] == ["loss"]
+    assert fit(titles, rows, 38, "loss")[1] == ["acc"]
+
+
+def test_wide_names_fit_the_drawings_frame(capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    run = sweep({"metrics": [{"step": n, "验证损失": 4.0 - n} for n in range(4)]}, {})
+    run.label(name="日本語の実験😀" * 6)
+    out = said(capsys, "plot", f"{run.id}/0")
+    assert "日本語の実験😀" in out and "…" in out and "验证损失" in out.splitlines()[0]
+    assert {cells(line) for line in out.splitlines() if "│" in line} == {60}
 
 
 def test_curves_are_drawn_over_steps_seconds_or_tokens(capsys) -> None:
