@@ -123,13 +123,17 @@ class Problem(str):
         return made
 
 
-def nearest(name: str, known: Iterable[str], *, count: int = 3) -> str:
-    """`did you mean a, b?` if names of `known` are similar to `name`, else `there is: a, b`; "" if `known` is empty."""
+def closest(name: str, known: Iterable[str], *, count: int = 3) -> list[str]:
+    """The names of `known` that are similar to `name`, the most similar one first."""
     import difflib  # takes a millisecond, which only a command with a mistake should pay
 
+    return difflib.get_close_matches(name, sorted(set(known)), n=count, cutoff=0.6)
+
+
+def nearest(name: str, known: Iterable[str], *, count: int = 3) -> str:
+    """`did you mean a, b?` if names of `known` are similar to `name`, else `there is: a, b`; "" if `known` is empty."""
     names = sorted(set(known))
-    close = difflib.get_close_matches(name, names, n=count, cutoff=0.6)
-    if close:
+    if close := closest(name, names, count=count):
         return f"did you mean {', '.join(close)}?"
     if not names:
         return ""

@@ -12,6 +12,7 @@ import tempfile
 import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
+from importlib.metadata import requires
 from importlib.util import find_spec
 from pathlib import Path
 from string import Template
@@ -21,6 +22,7 @@ from nemotron_kit.cli.output import ask, write_lines
 from nemotron_kit.cli.profile_commands import check
 from nemotron_kit.cli.toolargs import ToolParser
 from nemotron_kit.cli.tools import TOOLS
+from nemotron_kit.config.wording import profile_field
 from nemotron_kit.discovery import BUILT_IN, entry_points
 from nemotron_kit.envfile import RESERVED
 from nemotron_kit.errors import UserError, nearest, sentence
@@ -52,9 +54,11 @@ def init(argv: list[str]) -> int:
     parser = ToolParser("init")
     parser.add_argument("--profile", metavar="NAME")
     parser.add_argument("--no-check", action="store_true")
-    options = parser.parse(argv)
+    options = parser.parse(list(_with_fields(argv)))
     if options is None:
         return 0
+    if options.profile == "":
+        raise UserError("nemotron init: --profile needs a NAME.", hint="For instance: nemotron init --profile cluster")
     if options.profile is not None:
         return _profile(options.profile, options.fields, checked=not options.no_check)
     if len(options.fields) != 1 or options.no_check:
@@ -65,9 +69,28 @@ def init(argv: list[str]) -> int:
     return _recipe(options.fields[0])
 
 
+def _with_fields(argv: Sequence[str]) -> Iterator[str]:
+    """The arguments, with a profile's fields given as options (`--nodes 2`, `--gpus-per-node=8`) as KEY=VALUE, and
+    `--profile` without a name with an empty one."""
+    rest = list(argv)
+    while rest:
+        option, equals, value = rest.pop(0).partition("=")
+        name = option.removeprefix("--").replace("-", "_")
+        following = bool(rest) and not rest[0].startswith("--")
+        if option == "--profile" and not equals and not following:
+            yield "--profile="
+        elif option.startswith("--") and "--profile" in argv and (name in FIELDS or profile_field(name)):
+            yield f"{name}={value if equals or not following else rest.pop(0)}"
+        else:
+            yield f"{option}{equals}{value}"
+
+
 def _recipe(name: str) -> int:
     if not _NAME.match(name) or keyword.iskeyword(name):
         hint = "Small letters, digits and _, a letter first: it is a Python package and a command."
+        likely = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|[-. ]+", "_", os.path.basename(name.rstrip("/"))).lower()  # noqa: PTH119
+        if _NAME.match(likely) and likely != name:
+            hint = f"{hint} It's written into the working folder. Did you mean nemotron init {likely}?"
         why = ": it is a word of the language Python" if keyword.iskeyword(name) else ""
         raise UserError(f"{name!r} can't be a recipe's name{why}.", hint=hint)
     folder, test = Path(name), Path("tests", f"test_{name}.py")
@@ -104,7 +127,16 @@ def _taken_by(name: str) -> str:
     # The recipe's folder comes first on the import path: every `import torch` here would be of the recipe.
     elsewhere = [each for each in sys.path if Path(each).resolve() != Path.cwd()]
     found = importlib.machinery.PathFinder.find_spec(name, elsewhere)
-    return f"an installed package ({found.origin or name})" if found is not None else ""
+    if found is not None:
+        return f"an installed package ({found.origin or name})"
+    return "a package that nemotron_kit uses" if name in _needed() else ""
+
+
+def _needed() -> Iterator[str]:
+    """The packages of nemotron_kit's requirements and extras: a recipe of that name would hide one that is installed
+    later."""
+    for requirement in requires("nemotron-kit") or ():
+        yield re.split(r"[^A-Za-z0-9_-]", requirement)[0].replace("-", "_").lower()
 
 
 def _title(name: str) -> str:
@@ -113,10 +145,18 @@ def _title(name: str) -> str:
 
 
 def _env_with_recipe(name: str) -> str | None:
-    """env.toml's text with the recipe listed; None where it has `[cli] recipes` already, to be edited by hand."""
+    """env.toml's text with the recipe listed; None where its `[cli]` has to be edited by hand."""
     text = _env_text()
-    if "cli" in tomllib.loads(text):
-        return None
+    before = tomllib.loads(text)
+    if "cli" in before:
+        longer = re.sub(
+            r"^(recipes *= *\[[^\]#]*?),?(\s*\])", rf'\1, "{name}"\2', text, count=1, flags=re.MULTILINE
+        ).replace("[, ", "[", 1)
+        wanted = {**before, "cli": {**before["cli"], "recipes": [*before["cli"].get("recipes", ()), name]}}
+        try:
+            return longer if tomllib.loads(longer) == wanted else None
+        except tomllib.TOMLDecodeError:
+            return None
     return f'{text}{_separator(text)}[cli]\nrecipes = ["{name}"]\n'
 
 
@@ -189,7 +229,9 @@ def _parse_fields(arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:
                 f"nemotron init: {argument!r} is not KEY=VALUE.", hint="For instance: executor=slurm account=lab"
             )
         if key not in FIELDS:
-            raise UserError(f"A profile has no field {key!r}.", hint=sentence(nearest(key, FIELDS)))
+            meant = profile_field(key)
+            hint = f"Did you mean {meant}?" if meant else sentence(nearest(key, FIELDS))
+            raise UserError(f"A profile has no field {key!r}.", hint=hint)
         yield key, _toml_value(key, value)
 
 

@@ -101,11 +101,23 @@ def _no_recipe(argument: str, index: Index, prog: str) -> UserError:
             f"The recipe {argument!r} is broken: {index.broken[argument]}.", hint="The other recipes still work."
         )
     known = [*index.root["children"], *(TOOLS if prog == "nemotron" else ())]
-    other = meant(argument) if prog == "nemotron" and not close(argument, index.root["children"]) else ""
+    other = ""
+    if prog == "nemotron" and not close(argument, index.root["children"]):
+        other = _commands_called(argument, index) or meant(argument)
     likely = f"Did you mean {other}?" if other else near(argument, known)
     unread = "" if other or close(argument, known) else unread_env_file()
     hint = _unregistered_folder_hint(argument) or unread or f"{likely} `{prog} --help` lists all of them."
     return UserError(f"There is no recipe {argument!r}.", hint=hint.strip())
+
+
+def _commands_called(name: str, index: Index) -> str:
+    """The commands of recipes with this name, as lines to type; "" for none."""
+    paths = [
+        leaf["path"]
+        for leaf in tree.leaves(index.root)
+        if "path" in leaf and name in (leaf["path"][-1], *leaf.get("aliases", ()))
+    ]
+    return " or ".join(" ".join(("nemotron", *path)) for path in paths[:3])
 
 
 def _unregistered_folder_hint(argument: str) -> str:

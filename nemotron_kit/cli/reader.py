@@ -4,6 +4,7 @@ error."""
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 from itertools import takewhile
 from typing import Any
@@ -111,8 +112,10 @@ class Reader:
             self._choose(_CHOICES[name], text, name)
 
     def _argument_hint(self, argument: str) -> str:
-        if argument in self.configs:
-            return f"Choose a config with `-c {argument}`."
+        if argument in self.configs or argument.endswith((".yaml", ".yml")):
+            return f"Choose a config with `-c {shlex.quote(argument)}`."
+        if spaced := self._spaced(argument):
+            return f"Write it without spaces: {spaced}"
         # argparse's lists, `--layers 3 4`
         before = next((at for at in range(self.at - 1, -1, -1) if options.is_option(self.argv[at])), None)
         name = self.argv[before] if before is not None else ""
@@ -120,6 +123,19 @@ class Reader:
             values = takewhile(lambda each: not options.is_option(each) and "=" not in each, self.argv[before + 1 :])
             return f"A list is one value: {name} {','.join(values)}"
         return f"A value of the config is given as key=value; see `{self.help_line}`."
+
+    def _spaced(self, argument: str) -> str:
+        """`key = value`, `key= value`, `key: value` or `key value`, which the shell takes apart, as one override; ""
+        for what is none of them. `argument` is the first part that can't be read."""
+        before, after = self.argv[: self.at - 1], self.argv[self.at :]
+        if before and (before[-1] == "=" or before[-1].endswith("=")):  # the key has been read as an option or override
+            name = before[-2] if before[-1] == "=" and len(before) > 1 else before[-1]
+            return f"{options.key(name.rstrip('='))}={shlex.quote(argument)}"
+        name = argument.rstrip(":")
+        if after and (after[0].startswith("=") or argument.endswith(":") or name in self.assigned.fields):
+            value = after[1:2] if after[0] == "=" else [after[0].removeprefix("=")]
+            return f"{name}={shlex.quote(value[0]) if value else 'VALUE'}"
+        return ""
 
     def _long(self, argument: str) -> None:
         name, joined = options.split(argument)
@@ -165,7 +181,7 @@ class Reader:
         elif row is not None:
             self._set_field(row, short, joined)
         else:
-            raise self.assigned.unknown(name, self.table.long)
+            raise self.assigned.unknown(name, self.table.long, self._following(joined))
 
     def _global(self, option: Option, name: str, joined: str | None) -> None:
         text = self._global_value(option, name, joined)
@@ -252,8 +268,12 @@ class Reader:
         elif self.table.fields and (field in assigned.groups or assigned.open_block(field)):
             assigned.set(field, hydra_untyped(self._value(name, joined, negative=True)))
         else:
-            following = next((each for each in self.argv[self.at : self.at + 1] if not options.is_option(each)), None)
-            raise assigned.unknown(name, self.table.long, following if joined is None else joined)
+            raise assigned.unknown(name, self.table.long, self._following(joined))
+
+    def _following(self, joined: str | None) -> str | None:
+        """The value that an unknown option seems to have: what it is joined to by `=`, or the next argument."""
+        following = next((each for each in self.argv[self.at : self.at + 1] if not options.is_option(each)), None)
+        return following if joined is None else joined
 
     def _refuse(self, name: str) -> None:
         """Raise UserError for a flag of Hydra's that is not supported here."""

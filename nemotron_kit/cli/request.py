@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nemotron_kit.cli.options import WANDB, key
-from nemotron_kit.errors import UserError, nearest
+from nemotron_kit.errors import UserError, closest, nearest
 from nemotron_kit.lazy import Value
 from nemotron_kit.quoting import hydra_field, hydra_quoted, hydra_text, hydra_untyped, omegaconf_escaped
 
@@ -129,6 +129,33 @@ def close(argument: str, known: Iterable[str]) -> bool:
     return nearest(argument, known).startswith("did you mean")
 
 
+# What other launchers, trackers and programs call an option → what it is here. Those that are a field of the profile
+# (--partition, --gpus) are in config/wording.py.
+_ELSEWHERE = {
+    **dict.fromkeys(("dryrun", "test_only", "dry", "print_only"), "--dry-run"),
+    **dict.fromkeys(("sweep", "grid", "hparams"), "-m KEY=VALUE"),
+    **dict.fromkeys(("set", "override", "overrides", "opts", "args", "param"), "KEY=VALUE without an option"),
+    **dict.fromkeys(("detach", "background", "no_wait", "submit", "async"), "--batch PROFILE"),
+    **dict.fromkeys(("profile", "executor", "cluster", "target", "host", "on"), "--run VALUE, or --batch VALUE"),
+    **dict.fromkeys(("local", "here", "standalone"), "a line without --run and --batch, which runs here"),
+    **dict.fromkeys(("run_name", "experiment", "exp_name", "experiment_name", "wandb_name"), "--name VALUE"),
+    **dict.fromkeys(("wandb", "wandb_project", "project", "project_name", "report_to"), "--wandb.project VALUE"),
+    **dict.fromkeys(("wandb_entity", "entity", "team"), "--wandb.entity VALUE"),
+    **dict.fromkeys(("wandb_tags", "tags", "group"), "--tag VALUE"),
+    **dict.fromkeys(("description", "message", "comment"), "--note VALUE"),
+    **dict.fromkeys(("dependency", "afterok", "depends_on"), "--after RUN"),
+    **dict.fromkeys(("resume", "restart", "resume_from", "continue"), "nemotron runs resume ID"),
+    **dict.fromkeys(("verbose", "debug", "log_level"), "hydra.verbose=true"),
+    **dict.fromkeys(("version",), "nemotron --version"),
+    **dict.fromkeys(("ntasks",), "--run.ntasks_per_node=VALUE, or -d (--dry-run)"),
+    **dict.fromkeys(("print_config", "show_config", "config_only"), "--cfg job"),
+}
+# Short options of sbatch, srun, accelerate and others, as long names.
+_SHORT_ELSEWHERE = {
+    "-p": "partition", "-N": "nodes", "-t": "time", "-A": "account", "-J": "run_name", "-q": "qos", "-G": "gpus",
+    "-w": "nodelist", "-C": "constraint", "-o": "override", "-v": "verbose", "-n": "ntasks",
+}  # fmt: skip
+
 # `run.X` for these is a key of the section run, not a field of the profile.
 _SECTIONS = ("env", "profile", "mode", "recipe", "wandb")
 _OPEN = ("dict", "any")
@@ -222,18 +249,34 @@ class Assignments:
 
     def unknown(self, name: str, known: Iterable[str], text: str | None = None) -> UserError:
         """The error for an unknown option with the value `text`; `known` are the global ones."""
-        from nemotron_kit.config.wording import profile_field  # only needed for an error
+        from nemotron_kit.config.wording import abbreviated, profile_field  # only needed for an error
 
-        wanted = key(name)
-        names = [*known, *self.fields, *self.groups, *(f"art.{slot}" for slot in self.slots)]
+        wanted, value = key(name), shlex.quote(text) if text else ""
+        slots, options = [f"art.{slot}" for slot in self.slots], list(known)
+        names = [*options, *self.fields, *self.groups, *slots]
         alike = [each for each in names if each == wanted or each.rpartition(".")[2] == wanted]
-        spelled = ["--" + each.replace("_", "-") for each in (alike or names)]
-        if text and len(alike) == 1 and alike[0].startswith("art."):
-            spelled = [f"{spelled[0]} {shlex.quote(text)}"]
-        elif not alike and not self.interactive and (field := profile_field(wanted)):
-            alike = spelled = [f"--run.{field}{f'={shlex.quote(text)}' if text else ''}"]
-        hint = f"Did you mean {', '.join(dict.fromkeys(spelled))}?" if alike else near(name, spelled)
+        alike = alike or abbreviated(wanted, self.fields)
+        spelled = ["--" + each.replace("_", "-") for each in alike]
+        if value and len(alike) == 1 and alike[0].startswith("art."):
+            spelled = [f"{spelled[0]} {value}"]
+        elif not alike and not self.interactive:
+            meant = _SHORT_ELSEWHERE.get(name, wanted) if len(name) == 2 else wanted
+            if field := profile_field(meant):
+                spelled = [f"--run.{field}{f'={value}' if value else ''}"]
+            elif meant in _ELSEWHERE:
+                place = "KEY=VALUE" if "=" in value else "VALUE"
+                spelled = [_ELSEWHERE[meant].replace(place, value or place)]
+        # Without the dashes, which would make any two options more alike.
+        spelled = spelled or [f"--{each}" for each in closest(wanted.replace("_", "-"), _dashed(names))]
+        hint = f"Did you mean {', '.join(dict.fromkeys(spelled))}?" if spelled else self._listed(options)
         return UserError(f"{self.where} has no option {name}.", hint=f"{hint} `{self.help_line}` lists them all.")
+
+    def _listed(self, options: Sequence[str]) -> str:
+        """The options there are: where the command has fields, those, which no other program's options can be."""
+        fields = _dashed((*self.fields, *(f"art.{slot}" for slot in self.slots)))
+        shown = (fields or sorted(_dashed(options)))[:12]
+        more = len(fields) + len(options) - len(shown)
+        return f"There is: {', '.join(f'--{each}' for each in shown)}{f' and {more} more' if more else ''}."
 
     def _append(self, target: str, text: str, of: str) -> None:
         """One more element; `[a,b]` or `${…}`, given once, is the whole list."""
@@ -248,6 +291,10 @@ class Assignments:
         elements.append(hydra_untyped(text) if whole else hydra_field(text, of))
         listed = elements[0] if whole and len(elements) == 1 else f"[{','.join(elements)}]"
         self.overrides[position] = f"{target}={listed}"
+
+
+def _dashed(names: Iterable[str]) -> list[str]:
+    return [name.replace("_", "-") for name in names]
 
 
 def _several(text: str) -> bool:

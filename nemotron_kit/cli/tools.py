@@ -475,13 +475,24 @@ _RUNS_WORDS = {
     **dict.fromkeys(("stop", "kill", "terminate", "down", "abort", "scancel"), "cancel"),
     **dict.fromkeys(("delete", "remove", "del"), "rm"),
     **dict.fromkeys(("log", "tail", "output"), "logs"),
-    **dict.fromkeys(("info", "describe", "inspect", "get", "status", "best"), "show"),
+    **dict.fromkeys(("describe", "inspect", "get", "status", "best"), "show"),
     **dict.fromkeys(("ls", "ps", "queue", "squeue", "sacct", "jobs", "history"), "list"),
     **dict.fromkeys(("restart", "retry", "requeue", "continue"), "resume"),
     **dict.fromkeys(("relaunch", "repeat", "clone"), "rerun"),
     **dict.fromkeys(("compare",), "diff"),
     **dict.fromkeys(("top",), "watch"),
     **dict.fromkeys(("ssh",), "shell"),
+}
+# The same for nemotron's other commands.
+_TOOL_WORDS = {
+    "version": "--version",
+    **dict.fromkeys(("new", "create", "scaffold", "startproject", "template"), "init NAME"),
+    **dict.fromkeys(("setup", "configure", "profile"), "init --profile NAME"),
+    **dict.fromkeys(("config", "cfg", "show-config"), "explain RECIPE COMMAND"),
+    **dict.fromkeys(("dashboard", "web", "tensorboard", "server"), "ui"),
+    **dict.fromkeys(("models", "model", "registry", "artifact"), "artifacts"),
+    **dict.fromkeys(("env", "info", "system", "test", "debug"), "doctor"),
+    **dict.fromkeys(("recipes", "commands", "tutorial", "docs"), "--help"),
 }
 _LAUNCH = "nemotron RECIPE COMMAND, with --run PROFILE or --batch PROFILE to send the job elsewhere"
 
@@ -491,8 +502,8 @@ def meant(word: str) -> str:
     none."""
     if word in ("run", "launch", "submit", "exec", "srun", "sbatch", "train", "sweep"):
         return _LAUNCH
-    if word == "version":
-        return "nemotron --version"
+    if word in _TOOL_WORDS:
+        return f"nemotron {_TOOL_WORDS[word]}"
     if word in _RUNS or word in _RUNS_WORDS or word == "list":
         return f"nemotron runs {_RUNS_WORDS.get(word, word)}"
     return f"nemotron profiles {word}" if word in _PROFILES else ""

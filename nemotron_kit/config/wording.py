@@ -36,8 +36,9 @@ _RUN_BLOCKS = ("env", "recipe", "wandb")
 UNIONS = (Union, types.UnionType)
 # Names that other launchers have for a field of the profile.
 _PROFILE_FIELDS = {
-    **dict.fromkeys(("gpus", "num_gpus", "n_gpus", "ngpus", "nproc"), "gpus_per_node"),
-    **dict.fromkeys(("num_nodes", "n_nodes", "nnodes"), "nodes"),
+    **dict.fromkeys(("gpu", "gpus", "num_gpus", "n_gpus", "ngpus", "nproc"), "gpus_per_node"),
+    **dict.fromkeys(("num_nodes", "n_nodes", "nnodes", "num_machines"), "nodes"),
+    **dict.fromkeys(("num_processes", "nprocs", "devices", "processes"), "nproc_per_node"),
     **dict.fromkeys(("time_limit", "walltime"), "time"),
     **dict.fromkeys(("image", "container", "container_image"), "container_image"),
     "cpus": "cpus_per_task",
@@ -339,6 +340,16 @@ def profile_field(name: str) -> str | None:
     return _PROFILE_FIELDS.get(name, name if name in RUN_ENV else None)
 
 
+def abbreviated(name: str, fields: Iterable[str]) -> list[str]:
+    """The fields whose last part abbreviates `name`, or is abbreviated by it: `optimizer.lr` for `learning_rate`."""
+
+    def initials(text: str) -> str:
+        return "".join(word[:1] for word in text.split("_")) if "_" in text else ""
+
+    ends = {field: field.rpartition(".")[2] for field in fields}
+    return [field for field, end in ends.items() if end == initials(name) or name == initials(end)]
+
+
 def _unknown_setting(key: str, given: str, block: Any) -> UserError:
     """The error for an unknown key of the section `hydra`; `block` is the node that lacks it."""
     from hydra.core.config_store import ConfigStore
@@ -430,7 +441,7 @@ def _unknown_key(key: str, given: str, command: Command, typed: Sequence[str]) -
     block = type_at(command.load_config_cls(), re.findall(r"[^.\[\]]+", parent))
     block = next((each for each in (block, *get_args(block)) if dataclasses.is_dataclass(each)), None)
     local = list(input_fields(block)) if block is not None else []
-    same_leaf = [n for n in names if n.rpartition(".")[2] == leaf and n != key]
+    same_leaf = [n for n in names if n.rpartition(".")[2] == leaf and n != key] or abbreviated(leaf, names)
     hint = f"did you mean {', '.join(same_leaf[:3])}?" if same_leaf else _other_meaning(key, command, typed)
     hint = sentence(hint or nearest(leaf, local))
     if "[" not in key:  # no override adds to an item of a list

@@ -263,10 +263,12 @@ def _check_profile_exists(env: EnvFile, name: str, where: str) -> None:
 
 def lines_for(name: str) -> str:
     """What to add to env.toml for a profile that it lacks."""
-    bare = name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else json.dumps(name)
+    plain = re.fullmatch(r"[A-Za-z0-9_-]+", name) is not None
+    bare = name if plain else json.dumps(name)
+    asks = f" `nemotron init --profile {name}` asks for the fields, writes and checks them." if plain else ""
     return (
         f'Add it to env.toml, for a Slurm cluster as\n[{bare}]\nexecutor = "slurm"\naccount = "…"\npartition = "…"\n'
-        'or with executor = "local" for this machine.'
+        f'or with executor = "local" for this machine.{asks}'
     )
 
 

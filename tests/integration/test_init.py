@@ -55,6 +55,17 @@ def test_a_name_that_is_taken_writes_nothing(folder: Path, name: str, message: s
     assert [entry.name for entry in folder.iterdir()] == ["mine"]
 
 
+def test_a_second_recipe_is_listed_beside_the_first(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "env.toml").write_text('# mine\n[cli]\nrecipes = [\n  "first",\n]  # two\n')
+    assert run("init", ["second"]) == 0
+    text = (folder / "env.toml").read_text()
+    assert tomllib.loads(text) == {"cli": {"recipes": ["first", "second"]}} and text.startswith("# mine")
+    # A package that comes with an extra would be hidden once it is installed.
+    monkeypatch.setattr("importlib.machinery.PathFinder.find_spec", lambda *_: None)
+    with pytest.raises(UserError, match="'transformers' is taken: a package that nemotron_kit uses"):
+        run("init", ["transformers"])
+
+
 def test_what_is_in_the_way_of_one_file_leaves_none(folder: Path) -> None:
     (folder / "tests").touch()
     with pytest.raises(UserError, match="tests: not a folder"):
@@ -77,7 +88,7 @@ def test_a_profile_with_its_values_typed_and_the_file_kept(folder: Path) -> None
     assert text.startswith("# mine\n[cli]\nrecipes = []\n\n[cluster]\n")
     expected = {"executor": "slurm", "account": "lab", "nodes": 2, "mounts": ["/a:/a", "/b:/b"], "exclusive": True}
     assert tomllib.loads(text)["cluster"] == expected
-    assert run("init", ["--profile", "away", "host=login", "user=me", "executor=slurm", "--no-check"]) == 0
+    assert run("init", ["--profile", "away", "--host", "login", "--user=me", "executor=slurm", "--no-check"]) == 0
     assert tomllib.loads((folder / "env.toml").read_text())["away"]["tunnel"] == "ssh"
     assert (folder / "env.toml").is_symlink() and shared.stat().st_mode & 0o777 == 0o640
 
@@ -88,6 +99,8 @@ def test_a_profile_with_its_values_typed_and_the_file_kept(folder: Path) -> None
         (["p", "executer=slurm"], "no field 'executer'"),
         (["p", "executor=slurm", "nodes=many"], r"env.toml:\d+: \[p\] nodes: expected a whole number"),
         (["p", "slurm"], "is not KEY=VALUE"),
+        (["p", "--executor", "slurm", "--image=x"], "no field 'image'.\nDid you mean container_image"),
+        ([], "--profile needs a NAME"),
         (["wandb"], "can't be a profile's name"),
         (["there"], "already"),
     ],
