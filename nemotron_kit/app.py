@@ -339,6 +339,8 @@ class Group:
                 raise TypeError(f"{where}: {slot!r} is optional, and a mapped field would have no value without it.")
         if resources is not None:
             _check_name(resources, "resource class")
+        if not isinstance(objective, str | None):
+            raise TypeError(f'{where}: objective is {objective!r}, not a metric\'s name, or several as "loss,seconds".')
         if isinstance(config_cls, type):
             _check_fields(config_cls, where)
         command = Command(

@@ -75,7 +75,7 @@ def translated(prepared: PreparedCommand) -> Iterator[None]:
         reason = str(error).rstrip(".")
         if files_of := _sweeper_files(error):
             reason = reason or f"{type(error).__name__} in {files_of[-1]}"
-            stores = any("/optuna/storages/" in file for file in files_of)
+            stores = any("/optuna/storages/_rdb/" in file for file in files_of)
             hint = f"optuna 2 can't store studies with SQLAlchemy 2: {STORAGE_FIX}" if stores else None
             raise UserError(f"The sweeper stopped: {reason}.", hint=hint) from error
         if "group override must be a string" in reason and (

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import copy
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any, Protocol
@@ -33,7 +34,7 @@ from nemotron_kit.spec.plan import is_local
 from nemotron_kit.spec.profiles import effective_profile
 from nemotron_kit.sweep.compose_jobs import install
 from nemotron_kit.sweep.hydra_app import ProgramPlanner, drop_copied, interpreter_options
-from nemotron_kit.sweep.objective import learns, objective_facts, refuse_nan, value_for
+from nemotron_kit.sweep.objective import check_program, check_returned, learns, objective_facts, value_for
 from nemotron_kit.sweep.recipe_task import RecipePlanner, RecipeTask
 from nemotron_kit.sweep.scheduler_client import LocalSchedulerClient
 from nemotron_kit.sweep.sweep_job import Composed, Settings, SweepJob, overrides_of, starter_kind
@@ -191,13 +192,18 @@ def job_return(
     None."""
     if detached:
         return LazyJobReturn(sweep_job.overrides, compose, job, None, value=None)
+    from hydra.errors import CompactHydraException
+
     task_result = read_task_result(job)
-    error = None if job.state().state == "succeeded" else _error(sweep_job, job, task_result)
+    error: Exception | None = None if job.state().state == "succeeded" else _error(sweep_job, job, task_result)
     value = None
     try:
         value = _value(job, task_result, sweep_job.plan.objective, hydra) if error is None else None
-    except (NemotronError, ValueError) as missing:
-        error = missing
+    except NemotronError as missing:
+        # Hydra prints a program's exceptions with a traceback, unless they are its own.
+        error = missing if task_result is None else CompactHydraException(str(missing))
+    except ValueError as invalid:
+        error = invalid
     return LazyJobReturn(sweep_job.overrides, compose, job, task_result, value=value, error=error)
 
 
@@ -212,7 +218,7 @@ def _value(job: JobFolder, task_result: TaskResult | None, objective: str | None
         log.warning("#%d %s: the sweep gets None.", job.number, task_result.left_out)
     if is_recipe or objective is not None:
         return value_for(hydra, job, objective, task_result.result)
-    refuse_nan(hydra, job, task_result.result)
+    check_returned(hydra, job, task_result.result)
     return task_result.result
 
 
@@ -394,8 +400,11 @@ class Sweep:
                 "none.",
                 hint="Leave it out.",
             )
+        if not isinstance(task, RecipeTask):
+            check_program(config.hydra, task)
         self._expected = _expected_executor(config, settings)
         self._jobs: Jobs | None = None
+        self._waited = False
         name = name_of(task)
         self._earlier = _sweeps[name]
         _sweeps[name] += 1
@@ -423,14 +432,21 @@ class Sweep:
         with hydra_errors(self.task):
             with self._environment():
                 written = self.jobs.run_all(self._sweep_jobs(job_overrides, first), len(job_overrides))
+            detached = self.jobs.detached(written[0][0])
+            self._waited = not detached
             return [
                 job_return(
                     *(sweep_job, job, partial(self._composed, overrides, job.number)),
                     hydra=self.config.hydra,
-                    detached=self.jobs.detached(written[0][0]),
+                    detached=detached,
                 )
                 for (sweep_job, job), overrides in zip(written, job_overrides, strict=True)
             ]
+
+    @property
+    def ended_run(self) -> RunFolder | None:
+        """The run of a program's sweep; None for a detached one, and for a recipe's, whose end nemotron prints."""
+        return self._jobs.run if self._jobs and self._waited and not isinstance(self.task, RecipeTask) else None
 
     def close(self) -> None:
         """Stop whatever this sweep still runs on this machine."""
@@ -445,7 +461,11 @@ class Sweep:
     def _planner(self) -> Planner:
         if isinstance(self.task, RecipeTask):
             return RecipePlanner(self.task, self.settings)
-        return ProgramPlanner(self.task, self.context.callbacks, self.settings, self.jobs.run.id, self._earlier)
+        from hydra_plugins.nemotron_kit_launcher.nemo_run import SingleRunCheck
+
+        callbacks = copy(self.context.callbacks)
+        callbacks.callbacks = [each for each in callbacks.callbacks if not isinstance(each, SingleRunCheck)]
+        return ProgramPlanner(self.task, callbacks, self.settings, self.jobs.run.id, self._earlier)
 
     def _composed(self, overrides: Sequence[str], number: int) -> Composed:
         """The job's config and its node hydra, separately."""
@@ -473,11 +493,14 @@ def begin_sweep(config: Any, context: Any, task: Callable[..., Any], settings: M
     install(context.config_loader)
     # Neither the sweep's record nor a job on a machine without this package has a use for it.
     SingleRunCheck.remove(config.hydra)
-    context.callbacks.callbacks = [each for each in context.callbacks.callbacks if not isinstance(each, SingleRunCheck)]
     if config.hydra.job.env_copy:  # whose values the sweeper would write into multirun.yaml
         drop_copied(config.hydra)
     with hydra_errors(task):
-        return Sweep(config, context, task, Settings(**settings))
+        sweep = Sweep(config, context, task, Settings(**settings))
+    for each in context.callbacks.callbacks:
+        if isinstance(each, SingleRunCheck):
+            each.sweep = sweep
+    return sweep
 
 
 def _expected_executor(config: Any, settings: Settings) -> str | None:

@@ -7,7 +7,7 @@ import ast
 import inspect
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ _HINT = (
     "Name a metric that it logs: hydra/launcher=nemo_run hydra.launcher.objective=METRIC; "
     'or in the recipe: command(…, objective="METRIC").'
 )
+_PROGRAM_HINT = "Return a number from it, or name a metric that it logs: hydra.launcher.objective=METRIC."
 _NO_NUMBERS = frozenset({"None", "str", "bytes", "bool", "Path"})
 
 
@@ -40,6 +41,14 @@ def sweeper_direction(hydra: Any) -> str | None:
 def learns(hydra: Any) -> bool:
     """Whether the sweeper needs each job's value to choose the next ones."""
     return any(key in hydra.sweeper for key in _LEARNING)
+
+
+def _directions(hydra: Any) -> int | None:
+    """How many values Optuna's sweeper takes from each trial; None for other sweepers."""
+    found = hydra.sweeper.get("direction")
+    if found is None:
+        return None
+    return len(found) if isinstance(found, Sequence) and not isinstance(found, str) else 1
 
 
 def quiet_alembic() -> None:
@@ -63,15 +72,57 @@ def objective_problem(hydra: Any, command: Command, *, detached: bool) -> Proble
     if detached:
         what = f"{_sweeper(hydra)} needs the value of each trial, and a detached launch waits for none."
         return Problem(what, hint="Launch it with --run PROFILE, or without a profile.")
-    if objective_of(hydra, command) is not None:
-        return None
-    returns = _returns(command)
-    if returns is None:
+    if (objective := objective_of(hydra, command)) is not None:
+        return _count_problem(hydra, objective)
+    with suppress(OSError, SyntaxError, ValueError, ImportError, TypeError):
+        if returns := _returns(_definition(command)):
+            what = f"the handler of {command.full_name} returns {returns}"
+            return Problem(f"{_sweeper(hydra)} needs a number from each trial, and {what}.", hint=_HINT)
+    return None
+
+
+def check_program(hydra: Any, task: Callable[..., Any]) -> None:
+    """Raise UserError if a sweeper that optimizes would get no value from the jobs of a program's task function."""
+    if not learns(hydra):
+        return
+    if (objective := objective_of(hydra)) is not None:
+        if found := _count_problem(hydra, objective):
+            raise UserError(found.message, hint=found.hint)
+        return
+    returns = None
+    if not hasattr(task, "__wrapped__"):  # what a decorator's function returns can't be known
+        with suppress(OSError, SyntaxError, ValueError, TypeError):
+            source, name = inspect.getsourcefile(task), getattr(task, "__qualname__", "")
+            returns = _returns(_defined(Path(source), name) if source else None)
+    if returns is not None:
+        raise UserError(
+            f"{_sweeper(hydra)} needs a number from each trial, and {task.__name__} returns {returns}.",
+            hint=_PROGRAM_HINT,
+        )
+
+
+def _count_problem(hydra: Any, objective: str) -> Problem | None:
+    names, wanted = _names(objective), _directions(hydra)
+    if wanted is None or wanted == len(names):
         return None
     return Problem(
-        f"{_sweeper(hydra)} needs a number from each trial, and the handler of {command.full_name} returns {returns}.",
-        hint=_HINT,
+        f"The objective {objective} has {_counted(len(names), 'metric')}, and hydra.sweeper.direction has "
+        f"{_counted(wanted, 'direction')}.",
+        hint=_direction_hint(len(names)),
     )
+
+
+def _names(objective: str) -> list[str]:
+    return [name.strip() for name in objective.split(",")]
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def _direction_hint(count: int) -> str:
+    ways = "minimize" if count == 1 else f"[{','.join(['minimize'] * count)}]"
+    return f"One direction for each value: 'hydra.sweeper.direction={ways}', or maximize."
 
 
 def _sweeper(hydra: Any) -> str:
@@ -86,12 +137,9 @@ def check_objective(composed: Composed) -> None:
         raise UserError(found.message, hint=found.hint)
 
 
-def _returns(command: Command) -> str | None:
-    """What the handler returns if its source shows that it is no number; None if that can't be known: nothing
-    is imported, since a recipe's handler may import PyTorch."""
-    definition = None
-    with suppress(OSError, SyntaxError, ValueError, ImportError, TypeError):
-        definition = _definition(command)
+def _returns(definition: ast.FunctionDef | None) -> str | None:
+    """What a function returns if its source shows that it is no number; None if that can't be known: nothing is
+    imported, since a recipe's handler may import PyTorch."""
     if definition is None:
         return None
     if definition.returns is not None:
@@ -113,11 +161,15 @@ def _definition(command: Command) -> ast.FunctionDef | None:
         handler = inspect.unwrap(command.handler)
         source = inspect.getsourcefile(handler)
         file, name = Path(source) if source else None, getattr(handler, "__qualname__", "")
-    if file is None:
-        return None
+    found = _defined(file, name) if file is not None else None
+    return None if found is None or (found.decorator_list and found.returns is None) else found
+
+
+def _defined(file: Path, name: str) -> ast.FunctionDef | None:
+    """The only function of this name that the file defines outside of others."""
     tree = ast.parse(file.read_bytes())
     found = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name]
-    return found[0] if len(found) == 1 and not (found[0].decorator_list and found[0].returns is None) else None
+    return found[0] if len(found) == 1 else None
 
 
 def _own_nodes(definition: ast.AST) -> list[ast.AST]:
@@ -157,9 +209,10 @@ def value_for(hydra: Any, job: JobFolder, objective: str | None, returned: Any) 
             what = "nothing" if returned is None else f"no number but a value of type {type(returned).__name__}"
             text = f"Job {job.number} returned {what}; {_sweeper(hydra)} needs a number from each trial."
             raise NemotronError(text, hint=_HINT)
-        refuse_nan(hydra, job, returned)
+        _refuse_count(hydra, job, returned)
+        _refuse_nan(hydra, job, returned)
         return returned
-    names, found = objective.split(","), measured(job.path)
+    names, found = _names(objective), measured(job.path)
     missing = [name for name in names if name not in found]
     if missing and (asked or hydra.launcher.get("objective")):
         raise NemotronError(
@@ -176,10 +229,35 @@ def value_for(hydra: Any, job: JobFolder, objective: str | None, returned: Any) 
     return returned if missing else values if len(values) > 1 else values[0]
 
 
-def refuse_nan(hydra: Any, job: JobFolder, returned: Any) -> None:
-    """Raise NemotronError if a job returned NaN to a sweeper that optimizes: Optuna's stops the whole study at one."""
+def check_returned(hydra: Any, job: JobFolder, returned: Any) -> None:
+    """Raise NemotronError if a program's job returned nothing, NaN, or too few or many numbers to a sweeper that
+    optimizes. Other values are between the two."""
+    if learns(hydra) and returned is None:
+        text = f"Job {job.number} returned nothing; {_sweeper(hydra)} needs a number from each trial."
+        raise NemotronError(text, hint=_PROGRAM_HINT)
+    _refuse_count(hydra, job, returned)
+    _refuse_nan(hydra, job, returned)
+
+
+def _refuse_nan(hydra: Any, job: JobFolder, returned: Any) -> None:
+    """Optuna's sweeper stops the whole study at a NaN."""
     if learns(hydra) and _is_number(returned) and _is_nan(returned):
         raise NemotronError(f"Job {job.number} returned NaN; {_sweeper(hydra)} needs a number from each trial.")
+
+
+def _refuse_count(hydra: Any, job: JobFolder, returned: Any) -> None:
+    """Optuna's sweeper goes on to its last trial, and then has none to choose from."""
+    wanted = _directions(hydra)
+    if wanted is None or not _is_number(returned):
+        return
+    is_list = isinstance(returned, Sequence) and not isinstance(returned, str | bytes)
+    count = len(returned) if is_list else 1
+    if count != wanted or is_list != (wanted > 1):
+        what = f"a {type(returned).__name__} of {_counted(count, 'value')}" if is_list else "one value"
+        raise NemotronError(
+            f"Job {job.number} returned {what}, and hydra.sweeper.direction has {_counted(wanted, 'direction')}.",
+            hint=_direction_hint(count) if count != wanted else "Return the value itself.",
+        )
 
 
 def _is_nan(value: Any) -> bool:

@@ -49,7 +49,10 @@ _STORE.store(
 
 class SingleRunCheck(Callback):
     """Stops a program that was given `hydra/launcher=nemo_run` without `-m`: Hydra uses a launcher only in sweeps, and
-    would run the job in this process. A launcher in the program's defaults list is for its sweeps, and no error."""
+    would run the job in this process. A launcher in the program's defaults list is for its sweeps, and no error. At the
+    end of a program's sweep it prints the table of its jobs."""
+
+    sweep: Any = None  # set when Hydra begins one with the launcher
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Exit with code 2 where the command line names the launcher."""
@@ -64,6 +67,14 @@ class SingleRunCheck(Callback):
         from nemotron_kit.sweep.objective import quiet_alembic
 
         quiet_alembic()
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Once all of the sweep's jobs have succeeded."""
+        run = self.sweep.ended_run if self.sweep is not None else None
+        if run is not None:
+            from nemotron_kit.cli.runs.results_table import print_sweep_end
+
+            print_sweep_end(run)
 
     @staticmethod
     def remove(hydra: DictConfig) -> None:
