@@ -300,12 +300,15 @@ os.register_at_fork(after_in_child=_forked)
 _RANK_FILE = re.compile(r"metrics-rank-(\d{1,9})\.jsonl")
 # The name of the summary of the metrics in a job's exit record.
 SUMMARY = "metrics"
-_LESS_IS_BETTER = re.compile("loss|error|perplexity", re.IGNORECASE)
+_LESS_IS_BETTER = re.compile(
+    "loss|error|perplexity|(?<![a-z])(?:nll|ppl|r?mse|mae|mape|wer|cer|bpb)(?![a-z])", re.IGNORECASE
+)
 
 
 @lru_cache(1024)
 def less_is_better(name: str) -> bool:
-    """Whether the lowest value of a metric is the best: its name contains loss, error or perplexity."""
+    """Whether the lowest value of a metric is the best: its name contains loss, error or perplexity, or an
+    abbreviation of one as a word."""
     return _LESS_IS_BETTER.search(name) is not None
 
 

@@ -24,7 +24,7 @@ from nemotron_kit.errors import NemotronError, UserError, printable
 from nemotron_kit.executors.base import executor_class
 from nemotron_kit.home import new_run_id
 from nemotron_kit.launch import queue
-from nemotron_kit.launch.launch import refuse_problems
+from nemotron_kit.launch.launch import code_facts, refuse_problems
 from nemotron_kit.launch.queue import SweepQueue
 from nemotron_kit.launch.submission import submit_and_follow
 from nemotron_kit.runs.folder import RunFolder, create_run
@@ -57,7 +57,7 @@ def sweep_record(config: Any, task: Callable[..., Any]) -> RunFolder:
         return RunFolder(task.folder)
     name = str(config.hydra.job.name)
     plan = {"kind": "sweep", "recipe": name, "stage": "", "command_line": shlex.join(masked_overrides(_command_line())),
-            "launcher": process_facts()}  # fmt: skip
+            "code": code_facts(), "launcher": process_facts()}  # fmt: skip
     return create_run(new_run_id(name, ""), {**plan, **objective_facts(config.hydra)}, [])
 
 
@@ -75,6 +75,7 @@ def write_plan(run: RunFolder, sweep_job: SweepJob, hydra: Sequence[str]) -> Non
     known = run.plan()
     if "command_line" in known:  # as it was typed: that of a program's plan lacks the interpreter
         shared["command_line"] = known["command_line"]
+    shared["code"] = shared.get("code") or known.get("code")
     files.write_json(run.path / "plan.json", {**known, **shared, **sweep_facts})
 
 

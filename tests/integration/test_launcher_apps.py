@@ -129,6 +129,7 @@ def test_a_sweep_of_a_program(app: App, via: str) -> None:
     done = app.sweep("app.py", "x=1,2,3", "optimizer.lr=0.5", "color=BLUE", via=via)
     assert done.stdout.count("before") == 1
     assert done.stdout.count("after") == 1
+    assert done.stderr.splitlines()[-4].split()[:4] == ["JOB", "STATE", "x", "VALUE"]
     pids = set()
     for number in range(3):
         log = app.log(number)
@@ -414,6 +415,7 @@ def test_optuna_learns_from_the_jobs(app: App, basic_study: str, via: str) -> No
     assert (app.folder / "out" / "optimization_results.yaml").read_text() == basic_study
     done = app.sweep("bowl.py", *STUDY, "+hard=true", "hydra.sweeper.max_failure_rate=1", via=via)
     assert "Best value" in done.stdout
+    assert f"best: {app.newest.name}/" in done.stderr
     assert "alembic" not in done.stdout + done.stderr
     states = [json.loads(path.read_text())["state"] for path in sorted(app.home.glob("runs/*/jobs/*/exit.json"))]
     assert states.count("failed") >= 3

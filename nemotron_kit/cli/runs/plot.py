@@ -6,6 +6,7 @@ import math
 import shutil
 import sys
 from collections.abc import Sequence
+from string import ascii_lowercase
 from typing import Any
 
 from nemotron_kit.cli.output import cells, clean, colour, write_lines
@@ -123,8 +124,11 @@ def _drawn(curves: dict[str, tuple[list[float], list[float]]], metric: str, axis
     drawing.limit_size(False, False)  # else --height would have no effect beyond the terminal's
     drawing.plotsize(width, min(height, 200))
     drawing.theme("pro" if colour(sys.stdout) else "clear")
-    for name, (x, y) in curves.items():
-        drawing.plot(x, y, label=_spread(name, width // 2), marker="braille" if _has_braille() else "*")
+    marker = "braille" if _has_braille() else "*"
+    # Without colours the curves would look the same.
+    letters = ascii_lowercase if len(curves) > 1 and not colour(sys.stdout) else ""
+    for at, (name, (x, y)) in enumerate(curves.items()):
+        drawing.plot(x, y, label=_spread(name, width // 2), marker=letters[at % len(letters)] if letters else marker)
     for ticks, axis_values in (
         (drawing.xticks, [each for x, _ in curves.values() for each in x]),
         (drawing.yticks, [each for _, y in curves.values() for each in y]),

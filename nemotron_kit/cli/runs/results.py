@@ -6,7 +6,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -158,11 +158,13 @@ def goal_of(plan: Plan | None) -> Goal:
 
 def sweep_table(results: Sequence[JobResult], sort: str | None = None, goal: Goal | None = None) -> SweepTable:
     """`results` sorted by `sort` (a metric, or "value"), by default by the objective: the sweeper's, else the returned
-    value, else the first loss. Jobs without a value come last, by number. Whether low values are best follows from the
-    sweeper's direction, else from the metric's name (see `less_is_better`). Raises UserError for an unknown metric."""
+    value, else the first loss. Jobs without a value come last, by number. Whether low values are best follows from
+    `sort` (`METRIC:min`), else from the sweeper's direction, else from the metric's name (see `less_is_better`). Raises
+    UserError for an unknown metric."""
     goal = goal or Goal()
     names = list(dict.fromkeys(name for job in results for name in job.metrics))
     returned = any(job.number_of(VALUE) is not None for job in results)
+    sort, direction = sort_order(sort, names)
     if sort is not None and sort not in names and not (sort == VALUE and returned):
         known = [*names, *([VALUE] if returned else [])]
         raise UserError(
@@ -174,7 +176,9 @@ def sweep_table(results: Sequence[JobResult], sort: str | None = None, goal: Goa
     if chosen is None:
         return SweepTable(sorted(results, key=lambda job: job.number), None, lower_is_better=True)
     lower_is_better = less_is_better(chosen) if chosen in names else True
-    if goal.direction and chosen == (goal.metric or VALUE):
+    if direction:
+        lower_is_better = direction == "min"
+    elif goal.direction and chosen == (goal.metric or VALUE):
         lower_is_better = goal.direction != "maximize"
 
     def sort_key(job: JobResult) -> tuple[bool, float, int]:
@@ -182,6 +186,14 @@ def sweep_table(results: Sequence[JobResult], sort: str | None = None, goal: Goa
         return number is None, 0.0 if number is None else number if lower_is_better else -number, job.number
 
     return SweepTable(sorted(results, key=sort_key), chosen, lower_is_better)
+
+
+def sort_order(sort: str | None, names: Collection[str] = ()) -> tuple[str | None, str | None]:
+    """The metric, and `min` or `max`, of an option `--sort METRIC:min`, unless a metric has that name."""
+    name, colon, direction = (sort or "").rpartition(":")
+    if colon and direction in ("min", "max") and sort not in names:
+        return name, direction
+    return sort, None
 
 
 def print_sweep(table: SweepTable, top: int | None, command: str = "") -> None:

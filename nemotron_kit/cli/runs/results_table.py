@@ -22,6 +22,7 @@ from nemotron_kit.cli.runs.results import (
     goal_of,
     override_key,
     print_sweep,
+    sort_order,
     sweep_table,
 )
 from nemotron_kit.errors import UserError
@@ -45,7 +46,7 @@ class LaunchTable:
         found = [replace(self.results.get(run.id, nothing), number=at) for at, run in enumerate(runs)]
         self.table = sweep_table(found, sort) if sort and found else SweepTable(found, None, lower_is_better=True)
         self.runs = [runs[result.number] for result in self.table.jobs]
-        self.sort = sort
+        self.sort = sort_order(sort, self.table.columns())[0]
         self.columns = self._checked(columns) if columns else self.table.columns()
 
     @property

@@ -440,8 +440,8 @@ def _clock(seconds: float | None) -> str:
 
 Facts = dict[str, dict[str, Any]]
 _ABSENT = object()
-# Environment variables that differ between all runs.
-_RUN_VARIABLES = ("NEMO_RUN_DIR", "NEMOTRON_RUN_ID", "PYTHONPATH")
+# Environment variables that differ between all runs, and labels.
+_RUN_VARIABLES = ("NEMO_RUN_DIR", "NEMOTRON_RUN_ID", "PYTHONPATH", "WANDB_NAME", "WANDB_NOTES", "WANDB_TAGS")
 
 
 def diff(argv: list[str]) -> int:
@@ -452,10 +452,10 @@ def diff(argv: list[str]) -> int:
     options = parser.parse(argv)
     if options is None:
         return 0
-    if not 2 <= len(options.ids) <= len(ascii_lowercase):
-        count = f"{len(options.ids)} were given"
+    jobs = [job for reference in options.ids for job in _compared(reference)]
+    if not 2 <= len(jobs) <= len(ascii_lowercase):
+        count = f"{len(jobs)} were given"
         raise UserError(f"nemotron runs diff compares 2 to {len(ascii_lowercase)} runs; {count}.")
-    jobs = [open_job(reference) for reference in options.ids]
     names = [f"{run.id}/{job.number}" for run, job in jobs]
     found = differences(*(facts(run, job) for run, job in jobs))
     results = differences(*({"results": _results(job)} for _, job in jobs))
@@ -466,6 +466,12 @@ def diff(argv: list[str]) -> int:
         print_lines = list(_lines({**found, **results}, names))
         write_lines([*([] if found else ["no difference"]), *print_lines])
     return 1 if found else 0
+
+
+def _compared(reference: str) -> list[tuple[RunFolder, JobFolder]]:
+    """The job that `reference` names, or those of a range."""
+    run, chosen = chosen_jobs(reference)
+    return [(run, job) for job in chosen] if chosen and len(chosen) > 1 else [open_job(reference)]
 
 
 def _results(job: JobFolder) -> dict[str, Any]:

@@ -160,3 +160,8 @@ def test_any_number_of_runs_with_their_results(capsys: pytest.CaptureFixture[str
     assert json.loads(diff(capsys, runs[0].id, runs[1].id, "--json")[1])["results"]["loss"] == {"a": 2 / 3, "b": 1 / 3}
     with pytest.raises(UserError, match="compares 2 to 26 runs; 1 were given"):
         diff(capsys, runs[0].id)
+    sweep = create_run(new_run_id("tiny", "train"), {"kind": "sweep"}, [{"config.yaml": f"lr: {n}\n"} for n in "123"])
+    code, out = diff(capsys, f"{sweep.id}/0-1", f"{sweep.id}/2", "--json")
+    found = json.loads(out)
+    assert code == 1 and [found[side] for side in "abc"] == [f"{sweep.id}/{n}" for n in range(3)]
+    assert found["differences"]["config"]["lr"] == {"a": 1, "b": 2, "c": 3}

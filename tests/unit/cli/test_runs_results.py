@@ -97,6 +97,13 @@ def test_sorted_by_another_metric_and_only_the_first(capsys) -> None:
     with pytest.raises(UserError, match="--sort los: none of these jobs has this metric") as wrong:
         said(capsys, "show", run.id, "--sort", "los")
     assert "loss" in str(wrong.value.hint)
+    for asked, first in (("acc:min", "1"), ("acc:max", "0"), ("loss:max", "0"), ("loss:min", "1")):
+        assert table(said(capsys, "show", run.id, "--sort", asked))[1][:2] == [first, "*"]
+    assert "lowest first" in said(capsys, "--sort", "acc:min", "--columns", "acc")
+    with pytest.raises(UserError, match="--sort loss:less: none of these jobs has this metric"):
+        said(capsys, "show", run.id, "--sort", "loss:less")
+    named = sweep({"metrics": [{"a:min": 1.0}]}, {"metrics": [{"a:min": 2.0}]})  # a metric of that name
+    assert table(said(capsys, "show", named.id, "--sort", "a:min"))[1][:2] == ["1", "*"]
 
 
 @pytest.mark.parametrize(("direction", "order"), [(None, "10"), ("minimize", "10"), ("maximize", "01")])
@@ -272,8 +279,8 @@ def test_jobs_by_range(capsys) -> None:
             said(capsys, "show", f"{run.id}/{reference}")
     with pytest.raises(UserError, match="both select jobs"):
         said(capsys, "show", f"{run.id}/0-1", "--job", "1")
-    with pytest.raises(UserError, match=r"0-1 are 2 jobs; this takes one"):
-        said(capsys, "diff", f"{run.id}/0-1", f"{run.id}/2")
+    with pytest.raises(UserError, match=r"0-1 are 2 jobs; a shell is opened in one"):
+        said(capsys, "shell", f"{run.id}/0-1")
     # The job that failed is reported, and not the first one of the range.
     assert said(capsys, "wait", f"{run.id}/1-2") == f"{run.id}/1-2: failed (exit code 1): it broke\n"
     assert said(capsys, "cancel", f"{run.id}/1-2") == f"{run.id}/1-2 have ended already: failed\n"
@@ -363,6 +370,8 @@ def test_curves_are_drawn_over_steps_seconds_or_tokens(capsys) -> None:
     assert "1e+300┤" in shown and "2┤" in shown and f"NaN only: {wide.id[-6:]}/1" in shown
     with pytest.raises(UserError, match="There is no curve of loss: it is NaN or infinite only"):
         said(capsys, "plot", f"{wide.id}/1")
+    both = said(capsys, "plot", run.id, "--metric", "lr", "--height", "12")  # without colours, by letters
+    assert "aa" in both and "bb" in both
     assert "loss 1 at step 3  █▆▃▁" in said(capsys, "show", f"{run.id}/0")
 
 

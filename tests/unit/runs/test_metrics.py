@@ -23,7 +23,7 @@ from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.files import finite
 from nemotron_kit.runs import metrics
 from nemotron_kit.runs.job import JobFolder
-from nemotron_kit.runs.metrics import Measured, condensed, flush_metrics, measured, summarized, summary
+from nemotron_kit.runs.metrics import Measured, condensed, flush_metrics, less_is_better, measured, summarized, summary
 
 
 @pytest.fixture
@@ -239,3 +239,9 @@ def test_a_damaged_summary_is_not_used(tmp_path: Path, values: Any) -> None:
     record = summary(tmp_path)
     record["metrics"]["values"] = values
     assert summarized(tmp_path, record) is None
+
+
+def test_which_metrics_are_best_when_low() -> None:
+    low = ("loss", "valid_loss", "lossScale", "val/PPL", "nll", "test_mse", "RMSE/a", "wer_clean")
+    high = ("acc", "reward", "answer", "umbrella", "power", "tokens_per_second")
+    assert [name for name in (*low, *high) if less_is_better(name)] == list(low)
