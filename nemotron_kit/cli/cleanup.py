@@ -310,9 +310,12 @@ def _relocate(
 
 
 def _at(path: str, old: Path, new: Path, *, must_exist: bool = False) -> str:
-    """A path in `old` as one in `new`; any other one, and one that is in `new` already, as it is."""
+    """A path in `old`, also one that a link leads there, as one in `new`; any other one, and one that has been in `new`
+    since an earlier call, as it is."""
     here = Path(path)
-    if not here.is_relative_to(old) or here.is_relative_to(new):
+    if not here.is_relative_to(old):
+        here = Path(os.path.realpath(path))
+    if not here.is_relative_to(old) or (new.is_relative_to(old) and here.is_relative_to(new)):
         return path
     there = new / here.relative_to(old)
     return str(there) if there.exists() or not must_exist else path

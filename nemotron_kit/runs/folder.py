@@ -419,6 +419,12 @@ def create_run(
         if more_jobs:
             files.write_text(building / _UNFINISHED, "")
         _rename_new(building, final)
+    except OSError as error:
+        shutil.rmtree(building, ignore_errors=True)
+        raise NemotronError(
+            f"{root}: the run can't be recorded there: {error.strerror or error}.",
+            hint="Make it writable, free some space, or name another folder: export NEMOTRON_HOME=…",
+        ) from error
     except BaseException:
         shutil.rmtree(building, ignore_errors=True)
         raise

@@ -345,6 +345,25 @@ def test_files_that_were_moved(capsys: pytest.CaptureFixture[str], tmp_path: Pat
     assert tool("artifacts", line) == 0 and "No version" in capsys.readouterr().out
 
 
+def test_files_that_were_moved_up_or_reached_by_a_link(tmp_path: Path) -> None:
+    old = tmp_path / "all/old"
+    saved(old / "data", "Data", "one")
+    (tmp_path / "link").symlink_to(old)
+    saved(tmp_path / "link/more", "More", "two")
+    for name in ("data", "more"):
+        (old / name).rename(tmp_path / "all" / name)
+    for _ in range(2):
+        assert tool("artifacts", ["relocate", f"{old}/", str(tmp_path / "all")]) == 0
+        assert open_registry().resolve("Data:v0").path == str(tmp_path / "all/data")
+        assert open_registry().resolve("More:v0").path == str(tmp_path / "all/more")
+    # Down again, into a folder in the old one.
+    (tmp_path / "all/old/data").parent.mkdir(exist_ok=True)
+    (tmp_path / "all/data").rename(old / "data")
+    assert tool("artifacts", ["relocate", str(tmp_path / "all"), str(old)]) == 1  # more was not moved
+    assert open_registry().resolve("Data:v0").path == str(old / "data")
+    assert open_registry().find("More:v0").root == str(tmp_path / "all/more")
+
+
 def test_a_reference_that_would_mean_another_version_later(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     saved(tmp_path / "a", "Data", "one")
     saved(tmp_path / "b", "Data", "two")
