@@ -90,7 +90,7 @@ def tables() -> dict[str, Any]:
         return {}
 
 
-FORMAT = 2
+FORMAT = 3
 # The detail (see Index.detail) of a node that is no command, or a broken one.
 NO_DETAIL: Node = {"fields": [], "artifacts": [], "configs": [], "groups": {}, "config_folder": "", "produces": []}
 
@@ -164,8 +164,12 @@ def read(path: str, key: list[str]) -> Index | None:
         header = json.loads(head)
         if header["key"] != key or header["crc"] != binascii.crc32(body.encode("utf-8", "surrogateescape")):
             return None
-        if any(stamp(source[0]) != source for source in header["sources"]):
-            return None
+        sources = [stamp(source[0]) for source in header["sources"]]
+        changed = [now[0] for now, then in zip(sources, header["sources"], strict=True) if now != then]
+        if changed:
+            if changed != [find()] or not _names_same_recipes(header):
+                return None
+            _rewrite(path, {**header, "sources": sources}, body)
         lines = body.split("\n")
         tree = json.loads(lines[0])
         return Index(tree["root"], tree["broken"], lines[1:])
@@ -173,10 +177,42 @@ def read(path: str, key: list[str]) -> Index | None:
         return None
 
 
-def dump(root: Node, broken: dict[str, str], details: list[Node], sources: list[Stamp], key: list[str]) -> str:
-    """The text of a cache file."""
+def _names_same_recipes(header: dict[str, Any]) -> bool:
+    """Whether env.toml, which has changed, says the same of recipes: the index depends on nothing else in it, and
+    importing every recipe takes seven times as long as reading it."""
+    from nemotron_kit.envfile import read_env_file
+    from nemotron_kit.errors import UserError
+
+    try:
+        # None: it could not be read when the index was made.
+        return bool(header["recipes"] == read_env_file().table("cli").get("recipes", []))
+    except UserError:
+        return False
+
+
+def _rewrite(path: str, header: dict[str, Any], body: str) -> None:
+    """Store the new state of env.toml, from before it was read, so that it need not be read again."""
+    from pathlib import Path
+
+    from nemotron_kit.files import write_text
+
+    try:
+        write_text(Path(path), f"{json.dumps(header)}\n{body}")
+    except OSError:  # the next call reads it again
+        return
+
+
+def dump(
+    root: Node,
+    broken: dict[str, str],
+    details: list[Node],
+    sources: list[Stamp],
+    key: list[str],
+    recipes: list[str] | None = None,
+) -> str:
+    """The text of a cache file. `recipes`: those that env.toml names; None if it can't be read."""
     body = "\n".join(json.dumps(each) for each in ({"root": root, "broken": broken}, *details))
-    header = {"key": key, "crc": binascii.crc32(body.encode()), "sources": sources}
+    header = {"key": key, "crc": binascii.crc32(body.encode()), "sources": sources, "recipes": recipes}
     return f"{json.dumps(header)}\n{body}"
 
 

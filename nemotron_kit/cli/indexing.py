@@ -282,12 +282,12 @@ def rebuild() -> Index:
     with recording() as recorder:
         for path_entry in (index_files.find(), *import_path()):
             recorder.add(path_entry)
-        found = _discover()
-        for folder in _folders():
+        found, folders, recipes = _discover()
+        for folder in folders:
             recorder.add(str(folder))
         index = LiveIndex(found.apps, found.broken)
         details = [_cached_leaf(index, leaf, number, recorder) for number, leaf in enumerate(tree.leaves(index.root))]
-    text = dump(index.root, index.broken, details, recorder.sources(_packages(index)), key)
+    text = dump(index.root, index.broken, details, recorder.sources(_packages(index, folders)), key, recipes)
     _write(Path(path), text)
     return Index(index.root, index.broken, text.split("\n")[2:])
 
@@ -317,26 +317,21 @@ def _write(path: Path, text: str) -> None:
         write_text(path, text)
 
 
-def _discover() -> Tree:
-    """`discover()`; a broken env.toml is listed like a broken recipe, so that help works all the same."""
+def _discover() -> tuple[Tree, list[Path], list[str] | None]:
+    """`discover()`, and the folders of recipes, also as env.toml names them; a broken env.toml is listed like a broken
+    recipe, so that help works all the same."""
     try:
-        return discover(read_env_file())
+        env = read_env_file()
+        return discover(env), recipe_folders(env), env.table("cli").get("recipes", [])
     except UserError as error:
         found = discover(EnvFile())
         found.broken["env.toml"] = error.message
-        return found
+        return found, [], None
 
 
-def _folders() -> list[Path]:
-    try:
-        return recipe_folders(read_env_file())
-    except UserError:
-        return []
-
-
-def _packages(index: LiveIndex) -> set[str]:
+def _packages(index: LiveIndex, folders: Iterable[Path]) -> set[str]:
     """The top-level packages that contain recipes."""
-    modules = [*BUILT_IN.values(), *(target for _, target in entry_points()), *(folder.name for folder in _folders())]
+    modules = [*BUILT_IN.values(), *(target for _, target in entry_points()), *(folder.name for folder in folders)]
     for command in index.commands.values():
         cls = command.config_cls
         modules.append(cls if isinstance(cls, str) else cls.__module__)

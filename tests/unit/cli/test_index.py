@@ -44,6 +44,31 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     assert found.detail(leaf)["fields"] == [{"name": "x", "help": "a\nb é"}]
 
 
+def test_an_edit_of_env_toml_that_leaves_its_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    env, recipes = tmp_path / "env.toml", ["mine"]
+    monkeypatch.setenv("NEMOTRON_ENV_FILE", str(env))
+
+    def edited(text: str, known: list[str] | None = recipes) -> bool:
+        """Whether an index made before the edit is read after it, and then again without a look at env.toml."""
+        env.write_text('[cli]\nrecipes = ["mine"]\n')
+        file = tmp_path / "index.jsonl"
+        file.write_text(dump(ROOT, {}, [{}], [stamp(str(env))], KEY, known))
+        file.chmod(0o600)
+        env.write_text(text)
+        if read(str(file), KEY) is None:
+            return False
+        with monkeypatch.context() as patch:
+            patch.setattr("nemotron_kit.envfile.read_env_file", lambda: 1 / 0)
+            return read(str(file), KEY) is not None
+
+    same = '[cli]\nrecipes = ["mine"]\n[cluster]\nexecutor = "slurm"\n'
+    assert edited(same)
+    assert not edited(same, None)  # it could not be read
+    assert not edited('[cli]\nrecipes = ["mine", "more"]\n')
+    assert not edited("[cluster]\n")
+    assert not edited(f"{same}[")
+
+
 def test_a_changed_source_or_key_ends_it(tmp_path: Path) -> None:
     source = tmp_path / "app.py"
     source.write_text("one")
