@@ -52,7 +52,8 @@ _INTERPOLATION = re.compile(r"\$\{[^{}]*\}")
 # The password of `scheme://user:password@host`, or a token of a well-known form instead of the user; not a reference.
 _IN_ADDRESS = (
     # `https:/` is what a path makes of an address. A fixed beginning is what a search is fast by.
-    r"""(:/(?:/|(?:(?<=https:/)|(?<=http:/)|(?<=s3:/)|(?<=gs:/))(?!/)))"""
+    # github://owner:repository@commit has none.
+    r"""(:/(?:/(?<!github://)|(?:(?<=https:/)|(?<=http:/)|(?<=s3:/)|(?<=gs:/))(?!/)))"""
     r"""(?:([^\s/?#:@'"<>`]{0,256}:)(?!\*\*\*@|\$\{[^{}]*\}@|\$[A-Z_][A-Z0-9_]*@|\d+[?#])[^\s/'"<>`]{1,512}(?=@)"""
     r"|(?:gh[pousr]_|github_pat_|glpat-|hf_)[\w-]{16,255}(?=@))"
 )
@@ -60,7 +61,7 @@ _ADDRESS, _ADDRESS_BYTES = re.compile(_IN_ADDRESS), re.compile(_IN_ADDRESS.encod
 # What may be the beginning of such an address, from its last `:/` to the end of a text.
 _ADDRESS_BEGINS = re.compile(rb""":/{1,2}[^\s/?#:@'"<>`]{0,256}(?::[^\s/'"<>`]{0,512})?\Z""")
 # How many bytes in front of a `/` or `//` the pattern looks back at.
-_SCHEME = len("https:")
+_SCHEME = len("github:")
 
 _noted: set[str] = set()
 # (the environment, the number of noted names, the values of the secrets in it)

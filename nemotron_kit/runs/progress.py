@@ -114,7 +114,7 @@ def job_progress(job: JobFolder, tail: MetricsTail) -> Progress | None:
     done, of = stepped[-1]["step"], _steps(job.config_path)
     eta = None
     if of is not None:
-        rate = steps_per_second(stepped)
+        rate = steps_per_second(stepped, tail.ran)
         if rate is None and not any(type(row.get("elapsed")) in (int, float) for row in stepped):
             rate = _rate_since_start(job, stepped, tail)
         seconds = max(0.0, (of - done) / rate - max(0.0, tail.age)) if rate else math.inf
@@ -138,9 +138,10 @@ def _loss(rows: Sequence[Mapping[str, Any]]) -> float | None:
     return None
 
 
-def steps_per_second(rows: Sequence[Mapping[str, Any]]) -> float | None:
+def steps_per_second(rows: Sequence[Mapping[str, Any]], ran: float | None = None) -> float | None:
     """The speed in the last attempt's rows by the metric `elapsed`, else by the times of the rows, with what is between
-    steps (evaluations, checkpoints). None if they have no two steps."""
+    steps (evaluations, checkpoints). None if they have no two steps. `ran`: how long the attempt had run at the last
+    row, if that is its own; between attempts a job may have waited for hours."""
     for clock in ("elapsed", TIMESTAMP):
         timed = [row for row in rows if _count(row.get("step")) is not None and type(row.get(clock)) in (int, float)]
         if timed:
@@ -148,8 +149,9 @@ def steps_per_second(rows: Sequence[Mapping[str, Any]]) -> float | None:
     else:
         return None
     first = last = timed[-1]
+    began = last[clock] - ran if ran and clock == TIMESTAMP else -math.inf
     for row in reversed(timed):
-        if row["step"] > first["step"] or row[clock] > first[clock]:  # of an earlier attempt
+        if row["step"] > first["step"] or row[clock] > first[clock] or row[clock] < began:  # of an earlier attempt
             break
         first = row
     return _rate(last["step"] - first["step"], last[clock] - first[clock])

@@ -96,6 +96,8 @@ class RecipeTask:
             composed = composed_by_hydra(config, hydra)
             plan = self.plan(composed, int(hydra.job.num))
             refuse_problems(plan)
+            if plan.launch == IN_PROCESS:  # an import that fails leaves no run, as of a single job
+                composed.command.load_handler()
             if plan.launch == DETACHED:
                 raise UserError("A sweep with --batch needs hydra/launcher=nemo_run.")
         except NemotronError as error:

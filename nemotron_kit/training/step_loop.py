@@ -31,8 +31,8 @@ Step = Callable[[int], Mapping[str, Any]]
 # Held-out values, the same on every rank; "valid_loss" is the one that the run's end reports.
 Evaluate = Callable[[int], Mapping[str, float]]
 
-# How many gradients are squared in float64 at a time.
-_AT_A_TIME = 1 << 22
+# How many gradients are squared in float64 at a time, by the device: what fits a CPU's cache is ten times as fast.
+_ON_CPU, _ELSEWHERE = 1 << 16, 1 << 22
 
 
 @dataclass(frozen=True)
@@ -212,7 +212,8 @@ class StepLoop:
         else:
             processes.sum_over_ranks(self._gradient)
             # Summed in float32 it was off by 1e-4 on CPUs, and the layouts clipped differently.
-            squares = [part.double().square().sum() for part in self._gradient.split(_AT_A_TIME)]
+            count = _ON_CPU if self._gradient.device.type == "cpu" else _ELSEWHERE
+            squares = [part.double().square().sum() for part in self._gradient.split(count)]
             norm = torch.stack(squares).sum().sqrt()
             if self.settings.clip_grad > 0:
                 self._gradient.mul_((self.settings.clip_grad / (norm + 1e-6)).clamp(max=1.0))

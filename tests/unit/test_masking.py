@@ -44,7 +44,7 @@ def test_a_value_is_masked_as_text_repr_json_and_in_an_address(form: str) -> Non
         ("https:/me:pw@h/x", "https:/me:***@h/x"), ("/a:/b:c@d", None), ("https://me:***@h", None),
         ("ssh://git@h:22/a@b", None),
         ("http://h:80/a@b", None), ("http://h:80?mail=a@b", None), ('["http://h:80","x@y"]', None),
-        ("art://N:v3", None),
+        ("art://N:v3", None), ("github://owner:repo@main/a.jsonl", None),
     ],
 )  # fmt: skip
 def test_the_password_in_an_address(text: str, written: str | None) -> None:

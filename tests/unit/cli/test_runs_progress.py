@@ -18,7 +18,7 @@ from nemotron_kit.cli.tools import run as run_tool
 from nemotron_kit.home import new_run_id
 from nemotron_kit.runs.folder import RunFolder, create_run
 from nemotron_kit.runs.process_facts import process_facts
-from nemotron_kit.runs.progress import progress_of
+from nemotron_kit.runs.progress import progress_of, steps_per_second
 
 pytestmark = pytest.mark.usefixtures("home")
 
@@ -105,6 +105,9 @@ def test_without_elapsed_the_speed_is_by_the_times_of_the_rows_also_of_a_resumed
     found = progress_of(run.summary())
     assert found is not None
     assert found.eta == pytest.approx(100, abs=3)
+    # An hour of waiting between the attempts is no time of a step.
+    later = [{"step": step, "_timestamp": 1e9 + 3620 + seconds} for step, seconds in ((31, 0), (41, 20))]
+    assert steps_per_second([*rows, *later], 30) == pytest.approx(0.5)
 
 
 def test_of_a_sweep_its_ended_jobs_are_counted() -> None:

@@ -15,6 +15,7 @@ from nemotron_kit.cli.main import run_app
 from nemotron_kit.discovery import Tree
 from nemotron_kit.envfile import EnvFile
 from nemotron_kit.errors import UserError
+from nemotron_kit.errors import UserError
 from nemotron_kit.home import runs_root
 from nemotron_kit.sweep.compose_jobs import ConfigRecord, RecordComposer
 from nemotron_kit.sweep.recipe_task import RecipeTask
@@ -112,6 +113,19 @@ def test_a_refused_sweep_names_no_run(
     assert run_app(app, ["train", "-m", f"hydra/launcher={launcher}", word]) == 2
     said = "".join(capfd.readouterr())
     assert why in said and "a sweep over" not in said and "demo-train-" not in said and not list(runs_root().glob("*"))
+
+
+def test_a_handler_that_cannot_be_imported_leaves_no_run_of_a_sweep(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def load_handler(_: object) -> object:
+        raise UserError("train.py has no 'main'.")
+
+    app = App("demo")
+    app.command("train", Config, print)
+    monkeypatch.setattr("nemotron_kit.app.Command.load_handler", load_handler)
+    assert run_app(app, ["train", "-m", "out=a,b"]) == 2
+    assert "error: train.py has no 'main'." in capfd.readouterr().err and not list(runs_root().glob("*"))
 
 
 def test_a_sweep_is_announced_once_and_by_the_launching_process(tmp_path: Path) -> None:
