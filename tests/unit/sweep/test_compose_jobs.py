@@ -15,7 +15,6 @@ from nemotron_kit.cli.main import run_app
 from nemotron_kit.discovery import Tree
 from nemotron_kit.envfile import EnvFile
 from nemotron_kit.errors import UserError
-from nemotron_kit.errors import UserError
 from nemotron_kit.home import runs_root
 from nemotron_kit.sweep.compose_jobs import ConfigRecord, RecordComposer
 from nemotron_kit.sweep.recipe_task import RecipeTask
