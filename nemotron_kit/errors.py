@@ -5,7 +5,7 @@ Paths, names and values in a message may contain any character: `printable` make
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 # Colour sequences are removed; other escape sequences and control characters are made visible.
 _COLOUR = r"\x1b\[[0-9;:]*m"
@@ -137,8 +137,12 @@ def nearest(name: str, known: Iterable[str], *, count: int = 3) -> str:
         return f"did you mean {', '.join(close)}?"
     if not names:
         return ""
-    shown = ", ".join(names[:12])
-    return f"there is: {shown}" + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+    return f"there is: {listed(names)}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """`a, b, c`, of more than 12 names `a, …, l and 3 more`: a job may log thousands of metrics."""
+    return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
 
 
 def sentence(text: str) -> str:

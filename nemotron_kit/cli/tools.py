@@ -71,10 +71,10 @@ _RUNS = {
         ("--job N", "--json", "--sort METRIC", "--top N", "--csv"),
         """\
 Prints a run: its plan, inputs, outputs, states, metrics and folder. For a sweep also a table of its jobs, best first:
-by --sort METRIC, by default by the values that they returned, else by the last value of the first loss. The lowest
-value is the best for a metric with loss, error or perplexity in its name (also as nll, ppl, mse, rmse, mae, mape, wer,
-cer or bpb), and for a returned value unless the sweeper maximizes it; for all others the highest is. --sort METRIC:min
-and METRIC:max say it.""",
+by --sort METRIC, by default by the values that they returned, else by the last value of the first loss, else accuracy,
+reward or score. The lowest value is the best for a metric with loss, error or perplexity in its name (also as nll, ppl,
+mse, rmse, mae, mape, wer, cer or bpb), and for a returned value unless the sweeper maximizes it; for all others the
+highest is. --sort METRIC:min and METRIC:max say it.""",
     ),
     "attach": Subcommand(
         "nemotron_kit.cli.runs.show_logs:attach",

@@ -14,7 +14,7 @@ from typing import Any
 
 from nemotron_kit.app import Command
 from nemotron_kit.config.compose import Composed
-from nemotron_kit.errors import NemotronError, Problem, UserError
+from nemotron_kit.errors import NemotronError, Problem, UserError, listed
 from nemotron_kit.files import write_json
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import JobFolder
@@ -217,7 +217,7 @@ def value_for(hydra: Any, job: JobFolder, objective: str | None, returned: Any) 
     if missing and (asked or hydra.launcher.get("objective")):
         raise NemotronError(
             f"Job {job.number} logged no metric {missing[0]!r}, which is the sweep's objective.",
-            hint=f"It logged {', '.join(found)}." if found else "It logged none.",
+            hint=f"It logged {listed([*found])}." if found else "It logged none.",
         )
     values = [found[name].last for name in names if name in found]
     if asked and not missing and _is_nan(values):

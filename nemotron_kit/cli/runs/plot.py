@@ -13,7 +13,7 @@ from nemotron_kit.cli.output import cells, clean, colour, write_lines
 from nemotron_kit.cli.request import near
 from nemotron_kit.cli.runs.list import chosen_jobs, labels_of
 from nemotron_kit.cli.toolargs import ToolParser, at_least
-from nemotron_kit.errors import UserError
+from nemotron_kit.errors import UserError, listed
 from nemotron_kit.runs.job import JobFolder
 from nemotron_kit.runs.metrics import TIMESTAMP, series
 
@@ -51,7 +51,7 @@ def plot(argv: list[str]) -> int:
     drawn = {name: curve for name, curve in curves.items() if curve[0]}
     if not drawn:
         what = "NaN or infinite only" if options.x == "step" else f"never logged together with {options.x}, or NaN"
-        others = ", ".join(clean(name) for name in names if name != metric)
+        others = listed([clean(name) for name in names if name != metric])
         hint = f"Logged was also: {others}." if others else None
         raise UserError(f"There is no curve of {metric}: it is {what}.", hint=hint)
     write_lines(_drawn(drawn, metric, options.x, options.height))
@@ -89,7 +89,7 @@ def _curve(name: str, found: Series, metric: str, axis: str) -> tuple[list[float
     steps, values = found[metric]
     places = axis_values(found, axis)
     if axis != "step" and not places:
-        logs = f"It logs {', '.join(each for each in found if each != TIMESTAMP)}."
+        logs = f"It logs {listed([each for each in found if each != TIMESTAMP])}."
         what = " or ".join(each for each in AXES[axis] if each != TIMESTAMP)
         raise UserError(f"--x {axis}: {name} logged no {what}.", hint=logs)
     points = [

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from nemotron_kit.cli.runs.results import JobResult, goal_of, job_result, sweep_table
+from nemotron_kit.cli.runs.results import JobResult, goal_of, job_result, sort_order, sweep_table
 from nemotron_kit.files import read_cache, write_cache
 from nemotron_kit.runs.folder import RunFolder, RunSummary
 from nemotron_kit.runs.job import DamagedRecord, JobFolder, JobState
@@ -99,9 +99,11 @@ def _stamp(folder: str) -> list[int]:
     return [status.st_ino, status.st_size, status.st_mtime_ns, size]
 
 
-def results_of_runs(root: Path, runs: Sequence[RunSummary], every: Sequence[str]) -> dict[str, JobResult]:
-    """Run id → the result of its job, or of a sweep's best job; without runs that have none. `every` are the ids of all
-    existing runs."""
+def results_of_runs(
+    root: Path, runs: Sequence[RunSummary], every: Sequence[str], sort: str | None = None
+) -> dict[str, JobResult]:
+    """Run id → the result of its job, or of a sweep's best job, by the metric `sort` where its jobs have it; without
+    runs that have none. `every` are the ids of all existing runs."""
     found: dict[str, JobResult] = {}
     with ResultCache(root) as cache:
         if len(every) < len(cache._entries):
@@ -119,7 +121,10 @@ def results_of_runs(root: Path, runs: Sequence[RunSummary], every: Sequence[str]
             elif summary.jobs > 1:
                 run = RunFolder(root / summary.id)
                 with contextlib.suppress(DamagedRecord):
-                    table = sweep_table(results_of_jobs(run, run.jobs()), None, goal_of(stored_plan(run)))
+                    results = results_of_jobs(run, run.jobs())
+                    metrics = {name for job in results for name in job.metrics}
+                    by = sort if {sort, sort_order(sort, metrics)[0]} & metrics else None
+                    table = sweep_table(results, by, goal_of(stored_plan(run)))
                     if table.best is not None:
                         found[summary.id] = table.best
     return found

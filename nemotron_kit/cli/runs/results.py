@@ -13,7 +13,7 @@ from typing import Any
 
 from nemotron_kit.cli.output import print_csv, print_table, write_lines
 from nemotron_kit.cli.request import near
-from nemotron_kit.errors import NemotronError, UserError
+from nemotron_kit.errors import NemotronError, UserError, listed
 from nemotron_kit.files import finite, read_regular
 from nemotron_kit.runs.job import JobFolder, JobState, read_object
 from nemotron_kit.runs.metrics import Measured, less_is_better, measured, summarized
@@ -22,6 +22,7 @@ from nemotron_kit.worker.result import FILE
 
 VALUE = "value"
 MAIN = 4
+_MAIN_RESULTS = re.compile("loss", re.IGNORECASE), re.compile("acc|reward|score", re.IGNORECASE)
 _RESULTS = re.compile("loss|error|perplexity|acc|reward|score", re.IGNORECASE)
 
 
@@ -158,9 +159,9 @@ def goal_of(plan: Plan | None) -> Goal:
 
 def sweep_table(results: Sequence[JobResult], sort: str | None = None, goal: Goal | None = None) -> SweepTable:
     """`results` sorted by `sort` (a metric, or "value"), by default by the objective: the sweeper's, else the returned
-    value, else the first loss. Jobs without a value come last, by number. Whether low values are best follows from
-    `sort` (`METRIC:min`), else from the sweeper's direction, else from the metric's name (see `less_is_better`). Raises
-    UserError for an unknown metric."""
+    value, else the first loss, else the first accuracy, reward or score. Jobs without a value come last, by number.
+    Whether low values are best follows from `sort` (`METRIC:min`), else from the sweeper's direction, else from the
+    metric's name (see `less_is_better`). Raises UserError for an unknown metric."""
     goal = goal or Goal()
     names = list(dict.fromkeys(name for job in results for name in job.metrics))
     returned = any(job.number_of(VALUE) is not None for job in results)
@@ -172,7 +173,7 @@ def sweep_table(results: Sequence[JobResult], sort: str | None = None, goal: Goa
             hint=near(sort, known) if known else "None of them logged a metric or returned a number.",
         )
     given = goal.metric if goal.metric in names else VALUE if returned else None
-    chosen = sort or given or next((name for name in names if "loss" in name.lower()), None)
+    chosen = sort or given or next((name for kind in _MAIN_RESULTS for name in names if kind.search(name)), None)
     if chosen is None:
         return SweepTable(sorted(results, key=lambda job: job.number), None, lower_is_better=True)
     lower_is_better = less_is_better(chosen) if chosen in names else True
@@ -206,7 +207,7 @@ def print_sweep(table: SweepTable, top: int | None, command: str = "") -> None:
     if len(table.jobs) > len(rows):
         lines.append(f"and {len(table.jobs) - len(rows)} more: {command}--top {len(table.jobs)} prints all")
     if len(table.columns()) > MAIN:
-        lines.append(f"more metrics, in {command}--csv and --json: {', '.join(table.columns()[MAIN:])}")
+        lines.append(f"more metrics, in {command}--csv and --json: {listed(table.columns()[MAIN:])}")
     if varied or lines:
         write_lines(lines)
 

@@ -25,7 +25,7 @@ from nemotron_kit.cli.runs.results import (
     sort_order,
     sweep_table,
 )
-from nemotron_kit.errors import UserError
+from nemotron_kit.errors import UserError, listed
 from nemotron_kit.home import runs_root
 from nemotron_kit.runs.folder import RunFolder, RunSummary
 from nemotron_kit.runs.ledger import run_ids
@@ -41,7 +41,7 @@ class LaunchTable:
 
     def __init__(self, runs: Sequence[RunSummary], columns: Sequence[str], sort: str | None) -> None:
         root = runs_root()
-        self.results = results_of_runs(root, runs, run_ids(root))
+        self.results = results_of_runs(root, runs, run_ids(root), sort)
         nothing = JobResult(0, "", None, [], None, {})
         found = [replace(self.results.get(run.id, nothing), number=at) for at, run in enumerate(runs)]
         self.table = sweep_table(found, sort) if sort and found else SweepTable(found, None, lower_is_better=True)
@@ -94,7 +94,7 @@ def print_launches(table: LaunchTable, top: int | None, *, asked: bool) -> None:
     if len(table.runs) > len(rows):
         lines.append(f"and {len(table.runs) - len(rows)} more: --top N shows N, --csv all")
     if len(columns) > len(wide):
-        lines.append(f"more columns, in --csv and --json, or by --columns: {', '.join(columns[len(wide) :])}")
+        lines.append(f"more columns, in --csv and --json, or by --columns: {listed(columns[len(wide) :])}")
     if any(run.jobs > 1 for run in table.runs[:top]):
         lines.append("the results of a sweep are those of its best job")
     if lines:

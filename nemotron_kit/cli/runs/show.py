@@ -136,6 +136,7 @@ def written_by(job: JobFolder) -> dict[str, Any]:
 
 _METRICS = 5
 _FILES = 20
+_METRICS = 40
 _MAX_JOBS = 20
 
 Fact = tuple[str, object]
@@ -390,8 +391,11 @@ def _job_facts(job: JobFolder, view: RunView) -> Iterator[Fact]:
     result = job_result(job, state)
     if result.value is not None:
         yield "returned", json.dumps(finite(result.value), ensure_ascii=False)
-    for line in measured_facts(result.metrics, measured_by_rank(job.path), series(job.path)):
+    shown = dict(list(result.metrics.items())[:_METRICS])
+    for line in measured_facts(shown, measured_by_rank(job.path), series(job.path)):
         yield "metrics", line
+    if len(shown) < len(result.metrics):
+        yield "metrics", f"and {len(result.metrics) - len(shown)} more, in --json"
     if state.state == "failed" and view.unsubmitted:
         yield "next", f"nemotron runs resume {job.run_id} continues to wait, and submits it"
     elif state.terminal and state.state != "succeeded":

@@ -248,6 +248,14 @@ def test_runs_have_columns_of_metrics_and_the_best_comes_first(capsys) -> None:
     assert json.loads(said(capsys, "--sort", "loss", "--top", "1", "--json"))[0]["id"] in (ids[1], ids[3])
     (swept,) = [run for run in json.loads(said(capsys, "--json")) if run["id"] == ids[3]]
     assert (swept["best_job"], swept["overrides"][0], swept["results"]["loss"]["best"]) == (1, "lr=2", 0.5)
+    # A sweep is listed by the job that is best by the metric asked for, also one that logs no loss.
+    ran = sweep(
+        {"overrides": ["lr=7"], "metrics": [{"acc": 0.95}]}, {"overrides": ["lr=8"], "metrics": [{"acc": 0.99}]}
+    )
+    best, second = rows("--sort", "acc", "--top", "2")
+    assert (best["run"], best["acc"], second["acc"]) == (ran.id, "0.99", "0.9")
+    assert rows("--sort", "acc:min", "--top", "4")[3]["overrides"] == "lr=7"
+    assert {row["run"]: row["overrides"] for row in rows("--columns", "acc")}[ran.id] == "lr=8"
     with pytest.raises(UserError, match="--columns los: no listed run has it") as wrong:
         said(capsys, "--columns", "los")
     assert wrong.value.hint == "Did you mean loss?"
@@ -269,6 +277,17 @@ def test_results_of_ended_jobs_are_kept_and_read_again_when_they_change(capsys) 
     assert ["7", "*", "pending", "7", "9", "-5"] in table(said(capsys, "show", run.id, "--top", "40"))
     kept.write_bytes(kept.read_bytes()[:-3])
     assert ["39", "succeeded", "39", "39", "39"] in table(said(capsys, "show", run.id, "--top", "40"))
+
+
+def test_of_thousands_of_metrics_a_few_are_named(capsys) -> None:
+    many = {"metrics": [{f"layer{n}": float(n) for n in range(60)} | {"loss": 1.0}], "end": {"code": 0}}
+    run = sweep(many, many)
+    for words in (("show", run.id), ("--columns", "loss"), ("--sort", "loss")):
+        assert "layer40" not in said(capsys, *words)
+    assert "layer8, layer9, layer10, layer11, layer12, layer13, layer14 and 45 more" in said(capsys, "show", run.id)
+    shown = said(capsys, "show", f"{run.id}/0")
+    assert "and 21 more, in --json" in shown and "layer45" not in shown
+    assert "layer45" in said(capsys, "show", f"{run.id}/0", "--json")
 
 
 def test_jobs_by_range(capsys) -> None:
