@@ -322,7 +322,11 @@ class Group:
             config_cls, handler = _in_module(config_cls, module), _in_module(handler or "main", module)
             preflight = _in_module(preflight, module)
         if config_cls is None or handler is None:
-            raise TypeError(f"{where}: command() needs config_cls, and handler or module.")
+            example = f"app.command({name!r}, Config, {name.replace('-', '_')}), below the two"
+            raise TypeError(
+                f"{where}: command() needs a config class (a dataclass) and a handler, or a module. "
+                f"It is no decorator; for instance {example}."
+            )
         if not distributed and torchrun:
             raise TypeError(f"{where}: distributed=False is one process, torchrun=True is several.")
         if ray and (torchrun or interactive or not distributed):

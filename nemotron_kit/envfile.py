@@ -95,7 +95,8 @@ def read_env_file(path: Path | None = None) -> EnvFile:
             )
         return EnvFile(found, copy.deepcopy(_parsed(found, _state(found))))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{found}: not valid TOML: {error}.") from error
+        hint = "Correct it: a table is [name], below it key = value, and a text is in quotes."
+        raise UserError(f"{found}: not valid TOML: {error}.", hint=hint) from error
     except RecursionError as error:
         raise UserError(f"{found}: nested too deeply.") from error
     except OSError as error:

@@ -62,6 +62,10 @@ class Diagnosis:
     fix: str = ""
 
 
+# What the report calls a check that raised an error.
+_TITLES = {"weights_and_biases": "W&B"}
+
+
 def doctor(argv: list[str]) -> int:
     """`nemotron doctor [--json]`: returns 1 if anything fails, else 0. Starts no job and contacts no other machine."""
     parser = ToolParser("doctor")
@@ -69,7 +73,7 @@ def doctor(argv: list[str]) -> int:
     options = parser.parse(argv)
     if options is None:
         return 0
-    found = [finding for check in CHECKS for finding in _guarded(check)]
+    found = list(_findings())
     if options.json:
         print_json([asdict(finding) for finding in found])
     else:
@@ -79,18 +83,29 @@ def doctor(argv: list[str]) -> int:
     return int(any(finding.state == FAIL for finding in found))
 
 
+def _findings() -> Iterator[Diagnosis]:
+    """The findings of all checks; what is wrong with env.toml, which several of them read, once."""
+    told: set[str] = set()
+    for check in CHECKS:
+        for finding in _guarded(check):
+            if finding.state != FAIL or finding.seen not in told:
+                yield finding
+            told.add(finding.seen)
+
+
 def _guarded(check: Callable[[], Iterator[Diagnosis]]) -> Iterator[Diagnosis]:
     """The findings of one check. An error that it raises becomes its finding, and the other checks still run."""
+    what = _TITLES.get(check.__name__, check.__name__)
     try:
         yield from check()
     except NemotronError as error:
-        yield Diagnosis(check.__name__, FAIL, error.message, error.hint or "")
+        yield Diagnosis(what, FAIL, error.message, error.hint or "")
     except FileNotFoundError as error:
         path = error.filename or "the working folder"
-        yield Diagnosis(check.__name__, FAIL, f"{path} does not exist", "" if error.filename else "cd to another one.")
+        yield Diagnosis(what, FAIL, f"{path} does not exist", "" if error.filename else "cd to another one.")
     except OSError as error:
         where = f"{error.filename}: " if error.filename is not None else ""  # none for a full disk
-        yield Diagnosis(check.__name__, FAIL, f"{where}{error.strerror or error}")
+        yield Diagnosis(what, FAIL, f"{where}{error.strerror or error}")
 
 
 def python() -> Iterator[Diagnosis]:
@@ -230,7 +245,10 @@ def registry() -> Iterator[Diagnosis]:
     """Whether $NEMOTRON_HOME can be written, and whether a record of the registry is damaged."""
     home = nemotron_home()
     nearest = next(folder for folder in (home, *home.parents) if folder.exists())
-    if not os.access(nearest, os.W_OK):
+    try:
+        # Tried, since root may write anywhere by the mode, and not below /proc or on a read-only file system.
+        tempfile.TemporaryDirectory(dir=nearest).cleanup()
+    except OSError:
         fix = "export NEMOTRON_HOME=/a/folder/of/yours"
         yield Diagnosis("home", FAIL, f"{nearest} can't be written", fix)
         return
@@ -292,10 +310,14 @@ def clock() -> Iterator[Diagnosis]:
     sorted, and the age of unused files is computed, by both."""
     home = nemotron_home()
     existing = next(folder for folder in (home, *home.parents) if folder.exists())
-    with tempfile.TemporaryFile(dir=existing) as file:
-        file.write(b"\n")
-        file.flush()
-        skew = os.fstat(file.fileno()).st_mtime - time.time()
+    try:
+        with tempfile.TemporaryFile(dir=existing) as file:
+            file.write(b"\n")
+            file.flush()
+            skew = os.fstat(file.fileno()).st_mtime - time.time()
+    except OSError as error:
+        yield Diagnosis("clock", WARN, f"not compared: {existing} can't be written: {error.strerror}")
+        return
     state, fix = (OK, "") if abs(skew) < _SKEW else (WARN, "Set both by NTP (chrony, systemd-timesyncd).")
     text = "the file system agrees" if state == OK else f"the file system of {existing} differs by {skew:+.1f} s"
     yield Diagnosis("clock", state, f"{time.strftime('%Y-%m-%d %H:%M:%S %Z')}; {text}", fix)

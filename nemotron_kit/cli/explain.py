@@ -104,7 +104,10 @@ def explain(argv: list[str]) -> int:
 def _split(argv: Sequence[str], recipes: Collection[str]) -> tuple[list[str], list[str]]:
     """The arguments of explain, and the command line to explain, which begins with a recipe's name."""
     at = next((position for position, argument in enumerate(argv) if argument in recipes), len(argv))
-    return list(argv[:at]), list(argv[at:])
+    before = list(argv[:at])
+    if before[-1:] == ["nemotron"]:  # the whole line, as typed in a shell
+        before.pop()
+    return before, list(argv[at:])
 
 
 def _by_config(line: list[str]) -> list[tuple[str, list[str]]]:
@@ -123,7 +126,11 @@ def _by_config(line: list[str]) -> list[tuple[str, list[str]]]:
 
 def _compose(line: list[str], tree: Tree, run_id: str) -> _Composition:
     index = live(tree)
-    request = parse(line, index)
+    try:
+        request = parse(line, index)
+    except UserError as error:
+        order = "The fields to explain come before the recipe: nemotron explain FIELD RECIPE COMMAND."
+        raise UserError(error.message, hint=f"{error.hint or ''}\n{order}".strip()) from error
     if not isinstance(request, Job):
         raise UserError(f"nemotron {shlex.join(line)}: starts no job.", hint=_EXAMPLE)
     if (pipeline := find_pipeline(tree, request)) is not None:
@@ -145,7 +152,7 @@ def _compose(line: list[str], tree: Tree, run_id: str) -> _Composition:
     argv = ["nemotron", *line]
     plan = build_plan(composed, tree.apps[request.recipe], run_id=run_id, argv=argv, connect=False)
     values = _resolved(plan.config, {slot: pin for slot, pin in plan.inputs.items() if pin is not None})
-    settings = {f"run.env.{name}": value for name, value in asdict(plan.settings).items() if value is not None}
+    settings = {f"run.env.{name}": value for name, value in asdict(plan.settings).items()}
     leaf = find(index, (request.recipe, *request.stage.split("/")))
     detail = index.detail(leaf) if leaf is not None else {"fields": []}
     return _Composition(request, dict(flat(written)), {**dict(flat(values)), **settings}, layers, detail)
@@ -162,19 +169,22 @@ def _resolved(config: Mapping[str, Any], pins: Mapping[str, Pin]) -> Mapping[str
 
 def _fields(found: _Composition, asked: Sequence[str]) -> Iterator[str]:
     """The names of the fields `asked` for, each block as its fields; all that differ from their defaults if none is."""
-    names = [name for name in {**found.written, **found.values} if name.partition(".")[0] != "run" or asked]
+    every = {**found.written, **found.values}
+    # A field of the profile that nothing sets is explained only where it is asked for by its name.
+    names = [name for name in every if asked and (name in asked or every[name] is not None or "run.env." not in name)]
     if not asked:
+        names = [name for name in every if name.partition(".")[0] != "run"]
         yield from (name for name in names if len(found.layers.settings(name)) > 1)
     for field in asked:
         inside = [name for name in names if name == field or name.startswith(f"{field}.")]
         if not inside:
             blocks = {name[:end] for name in names for end in range(len(name)) if name[end] == "."}
             same_end = [name for name in names if name.rpartition(".")[2] == field]
-            hint = (
-                f"Did you mean {', '.join(same_end[:3])}?" if same_end else sentence(nearest(field, {*names, *blocks}))
-            )
+            known = {*names, *blocks, *(name for name in every if field.startswith("run."))}
+            hint = f"Did you mean {', '.join(same_end[:3])}?" if same_end else sentence(nearest(field, known))
             raise UserError(f"{' '.join(found.request.path)} has no field {field!r}.", hint=hint)
-        yield from inside
+        # An empty block whose fields the profile sets is none of the values.
+        yield from (name for name in inside if every[name] != {} or not any(n.startswith(f"{name}.") for n in inside))
 
 
 def _explained(found: _Composition, field: str) -> Explained:
@@ -186,6 +196,8 @@ def _explained(found: _Composition, field: str) -> Explained:
     written = found.written.get(field)
     value = found.values.get(field, written)
     layers = [*_profile_layer(found.request.profile, field), *found.layers.settings(field)]
+    if {"run.profile": found.request.profile, "run.mode": found.request.mode}.get(field):  # options, no overrides
+        layers.append(Setting("command line", f"--{found.request.mode or 'run'} {found.request.profile}"))
     kind = row.get("type", "") if name == field else type(value).__name__
     raw = written if isinstance(written, str) and "${" in written else None
     masked = [Setting(each.source, _masked(field, each.value)) for each in layers]

@@ -121,7 +121,11 @@ def _commands_called(name: str, index: Index) -> str:
 
 
 def _unregistered_folder_hint(argument: str) -> str:
-    """A hint if `argument` is a recipe's folder in the working folder that env.toml does not name; else ""."""
+    """A hint if `argument` is a program, or a recipe's folder that env.toml does not name, in the working folder; ""
+    for neither."""
+    program_file = argument if argument.endswith(".py") else f"{argument}.py"
+    if len(argument) < 200 and os.path.isfile(program_file):  # noqa: PTH113
+        return f"{program_file} is a program: run it as `python {program_file} …`."
     # Not by pathlib, which raises for a name that is longer than any file's.
     package, program = (os.path.isfile(f"{argument}/{name}.py") for name in ("__init__", "__main__"))  # noqa: PTH113
     if not argument.isidentifier() or not (package or program):

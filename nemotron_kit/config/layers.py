@@ -33,6 +33,7 @@ class _Layer:
     file: Path | None
     package: tuple[str, ...]
     values: Mapping[str, Any]
+    is_schema: bool
 
 
 class Layers:
@@ -49,6 +50,12 @@ class Layers:
             and (_key(override) not in groups or override.partition("=")[2].lstrip().startswith("{"))
         ]
         self._layers = _layers(prepared, config_dir)
+        # What the schema has beside the dataclass's own defaults: fields that an artifact fills, and the section `run`.
+        self._mapped = {
+            field: f"artifact {slot} (--art.{slot})"
+            for slot, declared in prepared.command.artifacts.items()
+            for field in declared.mappings.values()
+        }
 
     def settings(self, field: str) -> list[Setting]:
         """Every layer that sets a field or block (dotted), or the block around it, in order: the last one holds, and
@@ -60,13 +67,22 @@ class Layers:
             at = parts[len(layer.package) :]
             value = _select(layer.values, at) if inside else _ABSENT
             if value is not _ABSENT and not (at == () and not value):
-                source = layer.source if layer.file is None else key_location(layer.file, ".".join(at))
+                source = (
+                    self._source(layer, field, value) if layer.file is None else key_location(layer.file, ".".join(at))
+                )
                 found.append(Setting(source, value))
         for override in self._overrides:
             key, name = override.partition("=")[0], _key(override)
             if name == field or name.startswith(f"{field}.") or field.startswith(f"{name}."):
                 found.append(Setting("command line", "removed" if key.startswith("~") else override))
         return found
+
+    def _source(self, layer: _Layer, field: str, value: Any) -> str:
+        if layer.package or not layer.is_schema:
+            return layer.source
+        if str(value).startswith("${art:"):
+            return self._mapped.get(field, layer.source)
+        return "nemotron_kit" if field.partition(".")[0] == "run" else layer.source
 
 
 def _key(override: str) -> str:
@@ -102,7 +118,7 @@ def _layers(prepared: PreparedCommand, config_dir: str | None) -> list[_Layer]:
                 file = _file_of(path, job, registered.files, registered.groups)
                 package = tuple(part for part in str(default.package or "").split(".") if part)
                 source = command.load_config_cls().__qualname__ if path.startswith(schema) else path
-                layers.append(_Layer(source, file, package, values))
+                layers.append(_Layer(source, file, package, values, path.startswith(schema)))
         finally:
             GlobalHydra.instance().clear()
     return layers

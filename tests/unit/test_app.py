@@ -89,7 +89,9 @@ def test_what_follows_from_a_commands_module(tmp_path: Path, monkeypatch: pytest
         app.command("n", "C", module=".gone")
     with pytest.raises(ValueError, match=r"is relative to the app's package: App\(…, package=__name__\)"):
         App("b").command("n", "C", module=".train")
-    with pytest.raises(TypeError, match="needs config_cls"):
+    with pytest.raises(
+        TypeError, match=r"needs a config class .* It is no decorator; for instance app\.command\('n', Config, n\)"
+    ):
         app.command("n", module=".train")
 
 

@@ -33,7 +33,7 @@ def test_a_healthy_machine(project, capsys, monkeypatch):
         ('[b]\nexecuter = "x"\n', "profile b", "no such field", "executor"),
         ('[cli]\nrecipes = ["nowhere"]\n', "recipe nowhere", "no folder", "[cli] recipes"),
         ('[c]\nexecutor = "slurm"\n', "profile c", "sbatch is not on this machine", "tunnel"),
-        ("[c\n", "recipes", "not valid TOML", ""),
+        ("[c\n", "recipes", "not valid TOML", "Correct it"),
     ],
 )
 def test_what_env_toml_gets_wrong(project, capsys, monkeypatch, table, what, seen, fix):
@@ -43,6 +43,14 @@ def test_what_env_toml_gets_wrong(project, capsys, monkeypatch, table, what, see
     assert code == 1
     state, text, advice = found[what]
     assert state == "fail" and seen in text and fix in advice
+    assert sum(text == each[1] for each in found.values()) == 1  # said once, though several checks read the file
+
+
+def test_a_home_that_only_seems_writable(project, capsys, monkeypatch):
+    monkeypatch.setenv("NEMOTRON_HOME", "/proc/nemotron")  # root may write there by its mode
+    code, found = report(capsys, monkeypatch)
+    assert code == 1 and found["home"] == ("fail", "/proc can't be written", "export NEMOTRON_HOME=/a/folder/of/yours")
+    assert found["clock"][0] == "warn"
 
 
 def test_a_profile_needs_nemo_run(project, capsys, monkeypatch):

@@ -11,7 +11,8 @@ from nemotron_kit.errors import UserError
 
 APP = """
 from dataclasses import dataclass, field
-from nemotron.kit import App
+from pathlib import Path
+from nemotron.kit import App, ArtifactInput
 
 @dataclass
 class Optimizer:
@@ -30,6 +31,12 @@ def work(cfg: Config) -> None: ...
 app = App("explained", description="For a test")
 app.command("work", Config, work, description="Works")
 app.pipeline("all", stages=["work"])
+
+@dataclass
+class Fed:
+    data: Path
+
+app.command("fed", Fed, work, artifacts={"input": ArtifactInput("Some:latest", mappings={"path": "data"})})
 """
 BASE = "steps: 20\nfolder: ${oc.env:EXPLAIN_WHERE}/${steps}\n"
 BIG = "defaults: [default, optimizer: slow, _self_]\n\nsteps: 40\n"
@@ -94,6 +101,21 @@ def test_an_interpolation_a_profile_and_a_secret(recipe, capsys):
     assert [layer["source"].partition(",")[0] for layer in processes["layers"]] == ["profile two", "command line"]
 
 
+def test_the_section_run(recipe, capsys):
+    found = {each["field"]: each for each in explained(capsys, "run", "nemotron", "explained", "work", "--run", "two")}
+    assert found["run.profile"]["layers"] == [
+        {"source": "nemotron_kit", "value": None},
+        {"source": "command line", "value": "--run two"},
+    ]
+    assert "run.env" not in found and found["run.env.nproc_per_node"]["value"] == 2
+    assert explained(capsys, "run.env.partition", "explained", "work")[0]["value"] is None  # a field that nothing sets
+
+
+def test_a_field_that_an_artifact_fills(recipe, capsys):
+    (data,) = explained(capsys, "data", "explained", "fed")
+    assert [layer["source"] for layer in data["layers"]] == ["artifact input (--art.input)"]
+
+
 def test_without_a_field_what_is_set_and_with_two_configs_what_differs(recipe, capsys):
     assert [each["field"] for each in explained(capsys, "explained", "work")] == ["steps", "folder"]
     rows = explained(capsys, "explained", "work", "-c", "default", "-c", "big")
@@ -110,6 +132,7 @@ def test_without_a_field_what_is_set_and_with_two_configs_what_differs(recipe, c
     [
         (["lr", "explained", "work"], "no field 'lr'", "optimizer.lr"),
         (["stepps", "explained", "work"], "no field 'stepps'", "steps"),
+        (["explained", "work", "steps"], "no further argument: 'steps'", "fields to explain come before the recipe"),
         (["steps"], "no command line", "For instance"),
         (["explained", "wrok"], "no command 'wrok'", "work"),
         (["explained", "work", "-m", "steps=1,2"], "-m makes several", "Leave -m out"),
