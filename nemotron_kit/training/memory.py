@@ -134,7 +134,7 @@ def memory_of(step: Step) -> Memory:
     chunk = min(tokens, step.loss_chunk or tokens)
     if shards > 1:
         copies = max(
-            _copied(head, "head", m, step), *(_copied(*each, m, step) for each in block_parameters(step.model))
+            _copied(head, "head", m, step), *(_copied(*each, m, step) for each in set(block_parameters(step.model)))
         )
         whole = element * head * (2 if step.loss_chunk else 1)
     else:
