@@ -12,7 +12,7 @@ import tempfile
 import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
-from importlib.metadata import requires
+from importlib.metadata import PackageNotFoundError, requires
 from importlib.util import find_spec
 from pathlib import Path
 from string import Template
@@ -135,7 +135,11 @@ def _taken_by(name: str) -> str:
 def _needed() -> Iterator[str]:
     """The packages of nemotron_kit's requirements and extras: a recipe of that name would hide one that is installed
     later."""
-    for requirement in requires("nemotron-kit") or ():
+    try:
+        found = requires("nemotron-kit") or ()
+    except PackageNotFoundError:  # run from a copy of the source
+        return
+    for requirement in found:
         yield re.split(r"[^A-Za-z0-9_-]", requirement)[0].replace("-", "_").lower()
 
 

@@ -255,9 +255,10 @@ def check_srun_arguments(srun_args: Sequence[object], config: RunConfig) -> None
     ):
         for value in values:
             if not isinstance(value, str) or not re.match(pattern, value):
+                home = " ~/ at the beginning is the home folder there." if name == "python" else ""
                 raise ProfileError(
                     f"{name}: {value!r} can't be written on srun's command line, where nothing is quoted.",
-                    hint="Letters, digits and ._/:@+=- can.",
+                    hint=f"Letters, digits and ._/:@+=- can.{home}",
                 )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,12 @@ def test_a_second_recipe_is_listed_beside_the_first(folder: Path, monkeypatch: p
     monkeypatch.setattr("importlib.machinery.PathFinder.find_spec", lambda *_: None)
     with pytest.raises(UserError, match="'transformers' is taken: a package that nemotron_kit uses"):
         run("init", ["transformers"])
+
+    def requires(name: str) -> list[str]:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("nemotron_kit.cli.init.requires", requires)  # run from a copy of the source
+    assert run("init", ["third"]) == 0
 
 
 def test_what_is_in_the_way_of_one_file_leaves_none(folder: Path) -> None:
