@@ -68,6 +68,8 @@ def remove(argv: list[str]) -> int:
         return 0
     registry = open_registry()
     for text in options.references:
+        if Reference.parse(text).path is not None:
+            raise UserError(f"{text} is a folder, not a version.", hint="`nemotron artifacts` lists the names.")
         if not any(mark in text.removeprefix("art://") for mark in ":@"):
             versions = ", ".join(f"v{number}" for number in registry.versions(Reference.parse(text).slug or ""))
             hint = f"Name a version: {text}:v0. It has {versions or 'none'}."

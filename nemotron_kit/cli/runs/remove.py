@@ -60,6 +60,7 @@ def remove(argv: list[str]) -> int:
     options = parser.parse(argv)
     if options is None:
         return 0
+    _check_filters(options)
     filtered = any(getattr(options, name) not in (None, []) for name in _FILTERS)
     if filtered == bool(options.ids):
         what = "give either IDs or filters, not both" if filtered else "no ID and no filter is given"
@@ -111,6 +112,16 @@ def remove(argv: list[str]) -> int:
     before = [{"run": each, "state": "removed", "bytes": 0, "versions": []} for each in completed]
     _report([*before, *rows.values()], options)
     return 0
+
+
+def _check_filters(options: Any) -> None:
+    """Raise UserError for a filter without a value, as of a shell's variable that is not set: it would match all."""
+    for name in ("recipe", "stage", "state", "tag"):
+        given = getattr(options, name)
+        for text in given if isinstance(given, list) else [given]:
+            if text is not None and not text.strip(" ,/"):
+                hint = "Leave it out for all of them; --dry-run lists what would be removed."
+                raise UserError(f"nemotron runs rm: --{name} is {text!r}: expected a name.", hint=hint)
 
 
 def _is_one_of(name: str, run_ids: list[str]) -> bool:
@@ -306,7 +317,7 @@ def size_of(folder: Path) -> int:
 def usage(argv: list[str]) -> int:
     """`nemotron runs du`: the bytes of each run's folder on this machine, the largest first; returns 0."""
     parser = ToolParser("runs", "du")
-    parser.add_argument("--limit", type=at_least(0), default=20, metavar="N", help="at most N runs (20; 0 for all)")
+    parser.add_argument("--limit", type=at_least(0), metavar="N", help="at most N runs (20, as JSON all; 0 for all)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse(argv)
     if options is None:
@@ -316,9 +327,9 @@ def usage(argv: list[str]) -> int:
     ]
     rows.sort(key=lambda row: -row["bytes"])
     if options.json:
-        print_json(rows)
+        print_json(rows[: options.limit or None])
         return 0
-    shown = rows[: options.limit or None]
+    shown = rows[: (20 if options.limit is None else options.limit) or None]
     print_table(("MB", "STATE", "RUN"), [(f"{row['bytes'] / 1e6:,.1f}", row["state"], row["run"]) for row in shown])
     more = f", of which {len(shown)} are shown" if len(shown) < len(rows) else ""
     write_lines([f"{sum(row['bytes'] for row in rows) / 1e6:,.1f} MB in {len(rows)} runs{more}"])

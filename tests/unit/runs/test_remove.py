@@ -63,6 +63,10 @@ def test_runs_that_match(make_run: MakeRun, capsys: pytest.CaptureFixture[str], 
         tool("runs", ["rm", "--dry-run"])
     with pytest.raises(UserError, match="either IDs or filters"):
         tool("runs", ["rm", new.id, "--older-than", "1d"])
+    for empty in (["--recipe", ""], ["--stage", " "], ["--state", ""], ["--state", ", "], ["--keep", "0", "--tag", ""]):
+        with pytest.raises(UserError, match="expected a name"):  # a variable that is not set: not every run
+            tool("runs", ["rm", *empty])
+    assert {each.id for each in list_runs()} == {new.id, going.id}
 
 
 def test_a_run_stays_with_a_version_that_others_were_made_from(
@@ -189,6 +193,7 @@ def test_sizes(make_run: MakeRun, capsys: pytest.CaptureFixture[str], tmp_path: 
     assert tool("runs", ["du", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [row["run"] for row in rows] == [large.id, small.id] and rows[0]["bytes"] > 100_000
+    assert tool("runs", ["du", "--json", "--limit", "1"]) == 0 and len(json.loads(capsys.readouterr().out)) == 1
     saved(tmp_path / "a", "Data", "12345")
     saved(tmp_path / "b", "Data", "123")
     assert tool("artifacts", ["du", "--json"]) == 0
