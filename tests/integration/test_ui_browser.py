@@ -20,6 +20,7 @@ from ..dashboard import append, falling, fill, launched, rows
 pytest.importorskip("starlette")
 pytestmark = pytest.mark.skipif(executable() is None, reason="no Chromium on this machine (apt-get install chromium)")
 
+TOO_WIDE = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 READY = "!!document.querySelector('.plot[data-ready]')"
 
 
@@ -73,12 +74,16 @@ def clean(browser: Browser, dashboard: Dashboard) -> Iterator[None]:
 
 def test_hostile_names_are_text(dashboard: Dashboard, browser: Browser) -> None:
     hostile = dashboard.runs["hostile"].id
+    wide = launched("rl", code=1, error=f"ValueError: {'e' * 300}")
+    browser.go(f"{dashboard.base}/runs/{wide.id}")
+    assert browser.value(TOO_WIDE) == 0
     for url in ("/", f"/runs/{hostile}", f"/compare?run={hostile}&run={dashboard.runs['sft'].id}"):
         browser.go(dashboard.base + url)
         if url != "/":
             browser.wait(READY)
         assert "<script>window.hacked=1</script>" in browser.value("document.querySelector('main').innerText")
         assert browser.value("document.querySelectorAll('main img').length") == 0
+        assert browser.value(TOO_WIDE) == 0
 
 
 def test_a_page_follows_what_is_written(dashboard: Dashboard, browser: Browser) -> None:
