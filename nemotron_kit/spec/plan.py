@@ -64,6 +64,9 @@ class Labels(Value):
             text = getattr(self, kind)
             if text and len(text) > longest:
                 raise UserError(f"This {kind} has {len(text)} characters; at most {longest} are allowed.")
+        if self.name and re.fullmatch(r"latest|.*/\d+(-\d+)?", self.name):
+            what = "the last launch" if self.name == "latest" else "jobs of a run"
+            raise UserError(f"{self.name!r} can't be a name: wherever a run is named, it means {what}.")
         for text in self.tags:
             if not re.fullmatch(_TAG, text):
                 raise UserError(f"{text!r} can't be a tag: use up to 64 letters, digits and . : / = - _.")

@@ -444,10 +444,17 @@ class Sweep:
                 for (sweep_job, job), overrides in zip(written, job_overrides, strict=True)
             ]
 
-    @property
+    def stops_at(self, returned: Sequence[JobReturn]) -> bool:
+        """Whether these jobs are the last ones: Hydra's own sweeper stops at a job that failed."""
+        return any(job.status == JobStatus.FAILED for job in returned) and not learns(self.config.hydra)
+
     def ended_run(self) -> RunFolder | None:
-        """The run of a program's sweep; None for a detached one, and for a recipe's, whose end nemotron prints."""
-        return self._jobs.run if self._jobs and self._waited and not isinstance(self.task, RecipeTask) else None
+        """The run of a program's sweep, at the first call; None for a detached one, and for a recipe's, whose end
+        nemotron prints."""
+        if self._jobs is None or not self._waited or isinstance(self.task, RecipeTask):
+            return None
+        self._waited = False
+        return self._jobs.run
 
     def close(self) -> None:
         """Stop whatever this sweep still runs on this machine."""

@@ -234,6 +234,7 @@ def test_hydras_basic_sweeper_fails_with_the_jobs_error(app: App) -> None:
     assert "In the job:" in done.stderr
     assert 'raise ValueError("x is bad", cfg.x)' in done.stderr
     assert "succeeded: how=return" in done.stdout
+    assert done.stderr.count("JOB  STATE ") == 1 and done.stderr.startswith("JOB  STATE ")
     assert [record.get("error") for record in app.exits()] == [None, "ValueError: ('x is bad', 1.0)"]
 
 

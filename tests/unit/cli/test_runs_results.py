@@ -219,6 +219,8 @@ def test_names_tags_and_notes(capsys) -> None:
         (["tag", "latest", "two words"], "'two words' can't be a tag"),
         (["tag", "latest"], "no tag is given"),
         (["tag", "latest", "--remove", "x"], "has no tag 'x'"),
+        (["rename", "latest", "latest"], "'latest' can't be a name: wherever a run is named, it means the last launch"),
+        (["rename", "latest", "lr/1-3"], "'lr/1-3' can't be a name: wherever a run is named, it means jobs of a run"),
         (["rename", "latest", "n" * 101], "has 101 characters; at most 100 are allowed"),
     ],
 )

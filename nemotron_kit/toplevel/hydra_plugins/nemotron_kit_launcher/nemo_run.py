@@ -69,12 +69,9 @@ class SingleRunCheck(Callback):
         quiet_alembic()
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Once all of the sweep's jobs have succeeded."""
-        run = self.sweep.ended_run if self.sweep is not None else None
-        if run is not None:
-            from nemotron_kit.cli.runs.results_table import print_sweep_end
-
-            print_sweep_end(run)
+        """Hydra's call where the sweeper raised nothing."""
+        if self.sweep is not None:
+            _print_end(self.sweep)
 
     @staticmethod
     def remove(hydra: DictConfig) -> None:
@@ -82,6 +79,15 @@ class SingleRunCheck(Callback):
         with read_write(hydra), open_dict(hydra):
             hydra.callbacks.pop(_CALLBACK, None)
             hydra.runtime.choices.pop(f"{_CHECK}@hydra.callbacks", None)
+
+
+def _print_end(sweep: Any) -> None:
+    """Print the table of a program's sweep, once."""
+    run = sweep.ended_run()
+    if run is not None:
+        from nemotron_kit.cli.runs.results_table import print_sweep_end
+
+        print_sweep_end(run)
 
 
 class NemoRunLauncher(Launcher):
@@ -107,4 +113,6 @@ class NemoRunLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run a batch of jobs; the results are in the order of `job_overrides`."""
         returned: list[JobReturn] = self._sweep.launch(job_overrides, initial_job_idx)
+        if self._sweep.stops_at(returned):
+            _print_end(self._sweep)
         return returned
