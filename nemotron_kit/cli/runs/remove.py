@@ -392,9 +392,22 @@ def artifacts_in(run: RunFolder, registry: LocalRegistry | None = None) -> list[
     folder = run.path.resolve()
     found = versions_in(registry, folder)
     for pin in _saved(run):
-        if lies_in(pin.get("path"), folder) and pin.get("version") is not None and pin.get("registry") != registry.uuid:
-            found.append(f"{pin.get('name')}:v{pin['version']} (of another registry)")
+        if lies_in(pin.get("path"), folder) and pin.get("version") is not None:
+            label = f"{pin.get('name')}:v{pin['version']}"
+            if pin.get("registry") != registry.uuid:
+                found.append(f"{label} (of another registry)")
+            elif label not in found and _is_gone(registry, label):
+                found.append(f"{label} (its record names a folder that is gone: nemotron artifacts relocate OLD NEW)")
     return found
+
+
+def _is_gone(registry: LocalRegistry, label: str) -> bool:
+    """Whether there is such a version, and no folder where its record says: its files may have been moved, as with a
+    home whose registry lies elsewhere."""
+    try:
+        return not Path(registry.find(label).root).exists()
+    except NemotronError:  # removed, or damaged: versions_in judges that
+        return False
 
 
 def _saved(run: RunFolder) -> Iterator[dict[str, object]]:

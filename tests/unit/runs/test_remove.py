@@ -16,7 +16,7 @@ from nemotron_kit.artifacts.registry import artifact_field, open_registry
 from nemotron_kit.cli.cleanup import Garbage
 from nemotron_kit.cli.tools import run as tool
 from nemotron_kit.errors import UserError
-from nemotron_kit.runs.ledger import list_runs
+from nemotron_kit.runs.ledger import list_runs, open_run
 
 from ... import removals
 from .conftest import MakeRun
@@ -86,6 +86,7 @@ def test_a_run_stays_with_a_version_whose_record_is_damaged(make_run: MakeRun) -
     (record,) = open_registry().root.glob("Data/v0/*.json")
     record.chmod(0o644)
     record.write_text(record.read_text()[:-20])
+    run = open_run(run.id)
     with pytest.raises(UserError, match=r"holds the files of Data:v0 \(its record is damaged\)"):
         tool("runs", ["rm", run.id, "--with-artifacts"])
     assert run.path.exists()
@@ -172,6 +173,30 @@ def test_what_kept_runs_refer_to_stays(make_run: MakeRun, capsys: pytest.Capture
     assert report(capsys, "--state", "failed,succeeded") == removed and stage.path.exists()
     assert tool("artifacts", ["rm", "Data:v0"]) == 0 and "removed" in capsys.readouterr().out
     assert report(capsys, stage.id, "--force") == ([stage.id], [])
+
+
+def test_a_home_that_was_moved_away_from_its_registry(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The registry's record names the old folder until it is relocated: the run that has the files stays."""
+    (tmp_path / "env.toml").write_text(f'[artifacts]\nroot = "{tmp_path}/registry"\n')
+    monkeypatch.setenv("NEMOTRON_ENV_FILE", str(tmp_path / "env.toml"))
+    monkeypatch.setenv("NEMOTRON_HOME", str(tmp_path / "old"))
+    run = make_run(age=40 * DAY, codes=(1,))
+    saved(run.path / "jobs/0/data", "Data", "text")
+    pin = open_registry().resolve("Data:v0").to_dict()
+    (run.job().path / "artifacts.json").write_text(json.dumps({"inputs": {}, "outputs": [pin]}))
+    (tmp_path / "old").rename(tmp_path / "new")
+    monkeypatch.setenv("NEMOTRON_HOME", str(tmp_path / "new"))
+    run = open_run(run.id)
+    with pytest.raises(UserError, match=r"holds the files of Data:v0 \(its record names a folder that is gone"):
+        tool("runs", ["rm", run.id])
+    assert tool("artifacts", ["gc", "--yes"]) == 0
+    assert tool("artifacts", ["relocate", str(tmp_path / "old"), str(tmp_path / "new")]) == 0
+    assert open_registry().verify(open_registry().resolve("Data:v0"), deep=True)
+    with pytest.raises(UserError, match=r"holds the files of Data:v0\."):
+        tool("runs", ["rm", run.id])
+    assert tool("runs", ["rm", run.id, "--with-artifacts"]) == 0
 
 
 def test_a_lineage_goes_as_a_whole(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
