@@ -150,7 +150,12 @@ def list_all(argv: list[str]) -> int:
         print_table(("PROFILE", "EXECUTOR", "NODES", "EXTENDS", "ERROR"), rows)
     else:
         where = f"{env.path} has none" if env.path else "there is no env.toml"
-        write_lines([f"No profiles: {where}. A profile is a table in it: [NAME], then executor = …"])
+        write_lines(
+            [
+                f"No profiles: {where}. A profile is a table in it: [NAME], then executor = …",
+                "nemotron init --profile NAME writes one.",
+            ]
+        )
     return 0
 
 

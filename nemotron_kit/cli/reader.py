@@ -122,6 +122,10 @@ class Reader:
         if before is not None and self.assigned.fields.get(key(name), {}).get("kind") == "list":
             values = takewhile(lambda each: not options.is_option(each) and "=" not in each, self.argv[before + 1 :])
             return f"A list is one value: {name} {','.join(values)}"
+        last = self.argv[self.at - 2] if self.at > 1 else ""
+        if options.is_override(last) and last[:1] != "~":  # `lr=0.1 0.2`, as a loop of a shell has them
+            values = shlex.quote(last.replace("=", "=[", 1) + f",{argument}]")
+            return f"Several values are a sweep, -m {last},{shlex.quote(argument)}, or a list, {values}"
         return f"A value of the config is given as key=value; see `{self.help_line}`."
 
     def _spaced(self, argument: str) -> str:

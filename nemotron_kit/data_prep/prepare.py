@@ -453,7 +453,10 @@ def check_packages() -> None:
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         hint = 'Run: pip install "nemotron-kit[data]"'
-        raise UserError(f"Data prep needs {', '.join(missing)}, which is not installed.", hint=hint)
+        raise UserError(
+            f"Data prep needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed.",
+            hint=hint,
+        )
 
 
 def cpus() -> int:

@@ -121,8 +121,22 @@ def test_every_other_command_of_the_readme(trained: Trained) -> None:
         else:
             result = trained.world.run(step.text, code=step.code)
             assert step.code != 2 or result.err.startswith("error: ")
+            if " -m train.lr=" in step.text and not step.code:
+                _is_what_the_session_shows(result.out + result.err)
     greeting = trained.world.folder / "greetings" / "greeting.txt"
     assert greeting.read_text() == "Hello, Ada!\n" * 2
+
+
+def _is_what_the_session_shows(printed: str) -> None:
+    """The session at the README's top is the terminal's own output: a sweep's end has the same columns and lines."""
+    session = TEXT.partition("```text\n")[2].partition("```")[0].splitlines()
+    header = next(line for line in session if line.startswith("JOB "))
+    columns = next(line for line in printed.splitlines() if line.startswith("JOB ")).split()
+    assert set(header.split()) <= set(columns)
+    assert next(line for line in session if line.startswith("sorted by ")) in printed.splitlines()
+    best = next(line for line in session if line.startswith("best: "))
+    assert re.search(r"^best: \S+/\d  valid_loss [\d.]+  train\.lr=[\d.]+$", printed, re.MULTILINE)
+    assert re.fullmatch(r"best: …/\d  valid_loss [\d.]+  train\.lr=[\d.]+", best)
 
 
 @pytest.mark.skipif(

@@ -144,6 +144,7 @@ ERRORS = [
     ("nano3 pretrain sample: 3", "no further argument: 'sample:'.", "Write it without spaces: sample=3"),
     ("nano3 pretrain sample 3", "no further argument: 'sample'.", "Write it without spaces: sample=3"),
     ("nano3 pretrain --sample = 3", "no further argument: '3'.", "Write it without spaces: sample=3"),
+    ("nano3 pretrain sample=3 4", "no further argument: '4'.", "-m sample=3,4, or a list, 'sample=[3,4]'"),
     ("nano3 pretrain my/conf.yaml", "no further argument", "`-c my/conf.yaml`"),
     ("nano3 --bogus data prep pretrain", "nano3 data prep pretrain has no option --bogus.", ""),
     ("--bogus", "nemotron has no option --bogus", "`nemotron --help`"),
