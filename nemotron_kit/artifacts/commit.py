@@ -375,7 +375,11 @@ class _Commit:
                     return record
                 lost = self._why_unreadable(newest)
                 if lost is None:
-                    logger.warning("%s has this content already; latest stays v%d.", record.pin.label, newest)
+                    logger.warning(
+                        "%s has the same content, so this is no new version; latest stays v%d.",
+                        record.pin.label,
+                        newest,
+                    )
                     return record
                 logger.warning("%s has this content; a new version is made of it, since %s.", record.pin.label, lost)
                 return None

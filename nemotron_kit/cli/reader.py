@@ -124,8 +124,8 @@ class Reader:
             return f"A list is one value: {name} {','.join(values)}"
         last = self.argv[self.at - 2] if self.at > 1 else ""
         if options.is_override(last) and last[:1] != "~":  # `lr=0.1 0.2`, as a loop of a shell has them
-            values = shlex.quote(last.replace("=", "=[", 1) + f",{argument}]")
-            return f"Several values are a sweep, -m {last},{shlex.quote(argument)}, or a list, {values}"
+            in_list = shlex.quote(last.replace("=", "=[", 1) + f",{argument}]")
+            return f"Several values are a sweep, -m {last},{shlex.quote(argument)}, or a list, {in_list}"
         return f"A value of the config is given as key=value; see `{self.help_line}`."
 
     def _spaced(self, argument: str) -> str:

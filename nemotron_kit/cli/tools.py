@@ -496,6 +496,10 @@ _TOOL_WORDS = {
     **dict.fromkeys(("recipes", "commands", "tutorial", "docs"), "--help"),
 }
 _LAUNCH = "nemotron RECIPE COMMAND, with --run PROFILE or --batch PROFILE to send the job elsewhere"
+_SCRIPT = (
+    "a recipe, which starts your program (nemotron init NAME writes one; nproc_per_node is a field of a profile), or "
+    "python APP.py -m hydra/launcher=nemo_run for an @hydra.main program"
+)
 
 
 def meant(word: str) -> str:
@@ -503,6 +507,8 @@ def meant(word: str) -> str:
     none."""
     if word in ("run", "launch", "submit", "exec", "srun", "sbatch", "train", "sweep"):
         return _LAUNCH
+    if word in ("python", "python3", "torchrun", "accelerate", "deepspeed", "mpirun"):
+        return _SCRIPT
     if word in _TOOL_WORDS:
         return f"nemotron {_TOOL_WORDS[word]}"
     if word in _RUNS or word in _RUNS_WORDS or word == "list":

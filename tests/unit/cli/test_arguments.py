@@ -103,6 +103,7 @@ ERRORS = [
     ("kill latest", "There is no recipe 'kill'.", "Did you mean nemotron runs cancel?"),
     ("check mine", "There is no recipe 'check'.", "Did you mean nemotron profiles check?"),
     ("pretrain", "There is no recipe 'pretrain'.", "Did you mean nemotron nano3 pretrain"),
+    ("torchrun train.py", "There is no recipe 'torchrun'.", "Did you mean a recipe, which starts your program"),
     ("create mine", "There is no recipe 'create'.", "Did you mean nemotron init NAME?"),
     ("submit nano3 pretrain", "There is no recipe 'submit'.", "Did you mean nemotron RECIPE COMMAND, with --run"),
     ("x" * 300, "There is no recipe 'xxx", ""),
