@@ -180,13 +180,13 @@ def print_table(
 ) -> None:
     """Print rows under a header. In a narrow terminal long cells are wrapped; if that isn't enough, columns are left
     out, that with the title `keep` last, and the last line names them."""
-    cleaned = [[clean(cell) for cell in row] for row in rows]
+    header, cleaned = [clean(title) for title in header], [[clean(cell) for cell in row] for row in rows]
     if not sys.stdout.isatty():
-        write_lines(aligned([list(header), *cleaned]))
+        write_lines(aligned([header, *cleaned]))
         return
     from rich.console import Console
 
-    table = rich_table(header, cleaned, styles, terminal_width(), keep)
+    table = rich_table(header, cleaned, styles, terminal_width(), clean(keep))
     Console(highlight=False, width=terminal_width()).print(table)
 
 
@@ -360,16 +360,16 @@ def narrow_lines(rows: Sequence[Sequence[str]], columns: int) -> list[str] | Non
 def rich_table(
     titles: Sequence[str], rows: Sequence[Sequence[str]], styles: Mapping[str, str], columns: int, keep: str = ""
 ) -> Table:
-    """A table of rich's for so many columns of a terminal. The cells are clean."""
+    """A table of rich's for so many columns of a terminal. Titles and cells are clean."""
     from rich.table import Table
     from rich.text import Text
 
     widths, left_out = fit(titles, rows, columns, keep)
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
     for number, width in widths.items():
-        table.add_column(titles[number], width=width, overflow="fold")
+        table.add_column(Text(titles[number]), width=width, overflow="fold")  # a str would be markup
     for row in rows:
         table.add_row(*(Text(row[number], style=styles.get(row[number], "")) for number in widths))
     if left_out:
-        table.caption, table.caption_justify = f"too narrow for {', '.join(left_out)}", "left"
+        table.caption, table.caption_justify = Text(f"too narrow for {', '.join(left_out)}"), "left"
     return table

@@ -147,7 +147,11 @@ def list_all(argv: list[str]) -> int:
         print_json(found)
     elif found:
         rows = [(p["name"], p["executor"], p["nodes"], p["extends"], p["error"]) for p in found]
-        print_table(("PROFILE", "EXECUTOR", "NODES", "EXTENDS", "ERROR"), rows)
+        print_table(
+            ("PROFILE", "EXECUTOR", "NODES", "EXTENDS", "ERROR"),
+            rows,
+            keep="ERROR" if any(p["error"] for p in found) else "EXECUTOR",
+        )
     else:
         where = f"{env.path} has none" if env.path else "there is no env.toml"
         write_lines(

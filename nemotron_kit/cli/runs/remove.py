@@ -352,7 +352,11 @@ def _report(rows: list[dict[str, Any]], options: Any) -> None:
         table = [(row["run"], row["state"], *more) for row, *more in zip(rows, sizes, what, strict=True)]
         print_table(("RUN", "STATE", "MB", "WHAT"), table)
     elif kept:
-        print_table(("RUN", "STATE", "KEPT BECAUSE"), [(row["run"], row["state"], row["stays"]) for row in kept])
+        print_table(
+            ("RUN", "STATE", "KEPT BECAUSE"),
+            [(row["run"], row["state"], row["stays"]) for row in kept],
+            keep="KEPT BECAUSE",
+        )
     size = sum(row["bytes"] for row in removed) / 1e6
     if options.dry_run or not options.ids:
         verb = "would be removed" if options.dry_run else "removed"

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from nemotron_kit.cli.output import aligned, cells, fit, fold, print_csv
+from nemotron_kit.cli.output import aligned, cells, fit, fold, print_csv, print_table
 from nemotron_kit.cli.runs.results import JobResult, sparkline
 from nemotron_kit.cli.runs.results_table import print_sweep_end
 from nemotron_kit.cli.tools import run as run_tool
@@ -354,6 +354,18 @@ def test_the_objective_is_the_last_column_to_be_left_out() -> None:
     titles, rows = ["JOB", "STATE", "data.prompt", "acc", "loss"], [["0", "succeeded", "x" * 90, "0.123", "1.5"]]
     assert fit(titles, rows, 38)[1] == ["loss"]
     assert fit(titles, rows, 38, "loss")[1] == ["acc"]
+
+
+@pytest.mark.parametrize("columns", [30, 80])
+def test_a_metrics_name_is_neither_markup_nor_control_characters(columns: int, monkeypatch) -> None:
+    """In a column's title, and in the line that names what is left out; rich raises MarkupError for [/top]."""
+    screen = io.StringIO()
+    monkeypatch.setattr(screen, "isatty", lambda: True)
+    monkeypatch.setattr("sys.stdout", screen)
+    monkeypatch.setattr("nemotron_kit.cli.output.terminal_width", lambda: columns)
+    print_table(["RUN", "loss[/top]", "[b]x\x1b[31m\u202e", "z"], [["r" * 16, "1", "2", "3" * 16]], keep="z")
+    shown = "".join(screen.getvalue().split())
+    assert "loss[/top]" in shown and "[b]x\\u202e" in shown and "\x1b[31m" not in shown
 
 
 def test_wide_names_fit_the_drawings_frame(capsys, monkeypatch: pytest.MonkeyPatch) -> None:
