@@ -533,7 +533,8 @@ def _check_fields(config_cls: type, where: str) -> None:
         )
         if name in SINGLE_VALUE_CLASHES and single:
             raise ValueError(
-                f"{where}: a single value can't be called {name!r} (`{name}=…` selects a {name}); a block can."
+                f"{where}: a single value can't be called {name!r} (`{name}=…` selects a {name}). Rename the field; "
+                "a block may have that name."
             )
 
 

@@ -98,7 +98,8 @@ def _no_recipe(argument: str, index: Index, prog: str) -> UserError:
     """The error for a name that no recipe has, or a broken one."""
     if argument in index.broken:
         return UserError(
-            f"The recipe {argument!r} is broken: {index.broken[argument]}.", hint="The other recipes still work."
+            f"The recipe {argument!r} is broken: {index.broken[argument].rstrip('.')}.",
+            hint="The other recipes still work.",
         )
     known = [*index.root["children"], *(TOOLS if prog == "nemotron" else ())]
     other = ""

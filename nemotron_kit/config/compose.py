@@ -198,7 +198,7 @@ def find_command(tree: Tree, recipe: str | None, stage: str | None) -> Command:
     if not recipe:
         raise UserError("No recipe was given.", hint=f"Give recipe=…; {nearest('', tree.apps)}.")
     if recipe in tree.broken and recipe not in tree.apps:
-        raise UserError(f"The recipe {recipe!r} is broken: {tree.broken[recipe]}.")
+        raise UserError(f"The recipe {recipe!r} is broken: {tree.broken[recipe].rstrip('.')}.")
     if recipe not in tree.apps:
         raise UserError(f"No recipe is called {recipe!r}.", hint=sentence(nearest(recipe, tree.apps)))
     stages = stages_of(tree, recipe)

@@ -112,7 +112,7 @@ def test_an_artifact_may_not_take_a_word_of_the_launchers(slot: str) -> None:
 )
 def test_a_single_value_may_not_take_a_choices_name(name: str, kind: Any) -> None:
     clashing = dataclass(type("Clash", (), {"__annotations__": {name: kind}, "__module__": __name__, name: None}))
-    with pytest.raises(ValueError, match="a block can"):
+    with pytest.raises(ValueError, match="Rename the field; a block may"):
         App("a").command("x", clashing, handler)
     with pytest.raises(UserError, match="a single value can't be called"):
         schema_node(Command(("a", "x"), clashing, handler), {})
