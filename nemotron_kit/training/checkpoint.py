@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import re
 import secrets
@@ -309,6 +310,25 @@ def prune(folder: Path, keep: int, also: Collection[Path] = ()) -> list[str]:
         if why:
             problems.append(f"{debris} can't be removed: {why}.")
     return problems
+
+
+def best(folder: Path, count: int, column: str, higher_is_better: bool, valid_on: str | None) -> list[Path]:
+    """The `count` checkpoints with the best held-out value of `column`, of equal ones the later. Those that were not
+    validated at their step, or on other data than `valid_on`, or whose record can't be read, are the worst."""
+    sign = 1.0 if higher_is_better else -1.0
+
+    def value(path: Path) -> tuple[float, str]:
+        try:
+            progress = read(path, verify=False, allow_unchecked=True)["progress"]
+        except UserError:
+            return -math.inf, path.name
+        # Records of earlier versions don't say when, and on what, it was measured.
+        comparable = progress.get("held_out_step", progress["step"]) == progress["step"]
+        comparable = comparable and progress.get("valid_on") in (None, valid_on)
+        found = (progress.get("held_out") or {}).get(column) if comparable else None
+        return -math.inf if found is None else sign * float(found), path.name
+
+    return sorted(all_in(folder), key=value, reverse=True)[:count]
 
 
 def remove(folder: Path) -> str | None:

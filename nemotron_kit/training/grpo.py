@@ -352,26 +352,8 @@ class _Keep:
         column = METRICS[block.metric_name] if block.metric_name else None
         if column is None or self.config.data.validation_jsonl_fpath is None:
             return checkpoint.prune(folder, block.keep_top_k)
-        sign = 1.0 if block.higher_is_better else -1.0
-        values = {
-            path: (sign * _measured(path, column, -sign * math.inf, self.valid_on), path.name)
-            for path in checkpoint.all_in(folder)
-        }
-        best = sorted(values, key=lambda path: values[path], reverse=True)[: block.keep_top_k]
+        best = checkpoint.best(folder, block.keep_top_k, column, block.higher_is_better, self.valid_on)
         return checkpoint.prune(folder, 1, also=best)
-
-
-def _measured(path: Path, column: str, unknown: float, valid_on: str | None) -> float:
-    """The held-out value of the weights in a checkpoint; `unknown` where they were not validated at its step, or on
-    other data than `valid_on`, or where its record can't be read."""
-    try:
-        progress = checkpoint.read(path, verify=False, allow_unchecked=True)["progress"]
-    except UserError:
-        return unknown
-    # Records of earlier versions don't say when, and on what, it was measured.
-    comparable = progress.get("held_out_step", progress["step"]) == progress["step"]
-    comparable = comparable and progress.get("valid_on") in (None, valid_on)
-    return float((progress.get("held_out") or {}).get(column, unknown)) if comparable else unknown
 
 
 class _Loop(StepLoop):
