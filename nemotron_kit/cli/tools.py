@@ -135,7 +135,7 @@ process has ended, waits again. To continue a pipeline, repeat its command; for 
         ("--run PROFILE", "--batch PROFILE", "--dry-run"),
     ),
     "diff": Subcommand(
-        "nemotron_kit.cli.runs.show:diff",
+        "nemotron_kit.cli.runs.diff:diff",
         JOBS,
         "A B [C …] [--json]",
         "print their differences: config, artifacts, code, environment, launch, results",

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from nemotron_kit.cli.runs.diff import Facts, facts
 from nemotron_kit.cli.runs.list import chosen_jobs, labels_of
 from nemotron_kit.cli.runs.results import goal_of, sweep_table
-from nemotron_kit.cli.runs.show import Facts, facts
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.files import finite
 from nemotron_kit.masking import masked

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nemotron_kit.cli.output import cells
-from nemotron_kit.cli.runs.show import differences
+from nemotron_kit.cli.runs.diff import differences
 from nemotron_kit.cli.tools import run as run_tool
 from nemotron_kit.config.freeze import flat
 from nemotron_kit.errors import UserError
@@ -121,7 +121,7 @@ def test_on_a_narrow_terminal_no_side_is_left_out(
     columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Too many sides for their columns, or a key too long, stand below each other; a wide character counts twice."""
-    monkeypatch.setattr("nemotron_kit.cli.runs.show.terminal_width", lambda: columns)
+    monkeypatch.setattr("nemotron_kit.cli.runs.diff.terminal_width", lambda: columns)
     texts = ["日本語の実験" * 8, "x" * 90, "short", "deep/" * 20]
     runs = [make(f"prompt: {text}\n") for text in texts]
     for number, run in enumerate(runs):
