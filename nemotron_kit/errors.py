@@ -124,10 +124,16 @@ class Problem(str):
 
 
 def closest(name: str, known: Iterable[str], *, count: int = 3) -> list[str]:
-    """The names of `known` that are similar to `name`, the most similar one first."""
+    """The names of `known` that are similar to `name`, the most similar one first. Capital and small letters are
+    equal where `name` itself is not similar to any: `LR` is a slip for `lr`."""
     import difflib  # takes a millisecond, which only a command with a mistake should pay
 
-    return difflib.get_close_matches(name, sorted(set(known)), n=count, cutoff=0.6)
+    names = sorted(set(known))
+    close = difflib.get_close_matches(name, names, n=count, cutoff=0.6)
+    if close:
+        return close
+    small = {each.lower(): each for each in names}
+    return [small[each] for each in difflib.get_close_matches(name.lower(), small, n=count, cutoff=0.6)]
 
 
 def nearest(name: str, known: Iterable[str], *, count: int = 3) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -104,7 +105,7 @@ def _no_recipe(argument: str, index: Index, prog: str) -> UserError:
     known = [*index.root["children"], *(TOOLS if prog == "nemotron" else ())]
     other = ""
     if prog == "nemotron" and not close(argument, index.root["children"]):
-        other = _commands_called(argument, index) or meant(argument)
+        other = _commands_called(argument, index) or _joined(argument, index) or meant(argument)
     likely = f"Did you mean {other}?" if other else near(argument, known)
     unread = "" if other or close(argument, known) else unread_env_file()
     hint = _unregistered_folder_hint(argument) or unread or f"{likely} `{prog} --help` lists all of them."
@@ -119,6 +120,12 @@ def _commands_called(name: str, index: Index) -> str:
         if "path" in leaf and name in (leaf["path"][-1], *leaf.get("aliases", ()))
     ]
     return " or ".join(" ".join(("nemotron", *path)) for path in paths[:3])
+
+
+def _joined(argument: str, index: Index) -> str:
+    """`mine.train`, `mine:train` or `mine/train` as the line to type; "" for what names no command."""
+    names = re.split(r"[./:]", argument)
+    return " ".join(("nemotron", *names)) if len(names) > 1 and tree.find(index, names) is not None else ""
 
 
 def _unregistered_folder_hint(argument: str) -> str:

@@ -33,6 +33,14 @@ _SPAN = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|d|w)\Z")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
+# What other programs call an option of these commands.
+_ELSEWHERE = {
+    **dict.fromkeys(("-n", "--last", "--head", "--max"), "--limit N"),
+    **dict.fromkeys(("--failed", "--running", "--succeeded"), "--state STATE"),
+    **dict.fromkeys(("--status", "-s"), "--state STATE"),
+    **dict.fromkeys(("-m", "-y", "--key"), "--metric NAME"),
+    **dict.fromkeys(("--lines",), "--tail N"),
+}
 _POSITIONALS: dict[str, tuple[tuple[str, str | int | None, str, str], ...]] = {
     "": (),
     JOB: (("id", None, "ID", JOB_ID),),
@@ -90,6 +98,9 @@ class ToolParser(argparse.ArgumentParser):
         if unknown:
             argument = unknown[0].partition("=")[0]
             known = [option for action in self._actions for option in action.option_strings]
+            other = _ELSEWHERE.get(argument, "")
+            if other.partition(" ")[0] in known:
+                raise UserError(f"{self.prog}: unknown argument {unknown[0]!r}.", hint=f"Did you mean {other}?")
             hint = near(argument, known) if argument.startswith("-") else instead or f"See {self.prog} --help."
             raise UserError(f"{self.prog}: unknown argument {unknown[0]!r}.", hint=hint)
         return found

@@ -359,6 +359,8 @@ def _unknown_setting(key: str, given: str, block: Any) -> UserError:
     names = [str(name) for name in block or () if name != "_target_"]
     if above == "hydra.launcher" and ours is not None and leaf in ours.node and "profile" not in names:
         hint = f"{leaf} is a setting of nemotron_kit's launcher: add hydra/launcher=nemo_run."
+    elif above == "hydra.sweeper" and leaf in ("n_trials", "n_jobs", "direction", "sampler", "storage", "study_name"):
+        hint = f"{leaf} is a setting of Optuna's sweeper: add hydra/sweeper=optuna (pip install hydra-optuna-sweeper)."
     else:
         hint = sentence(nearest(leaf, names))
     where = f"in {given}" if given and given != key else "on the command line"

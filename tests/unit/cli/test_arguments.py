@@ -104,6 +104,8 @@ ERRORS = [
     ("check mine", "There is no recipe 'check'.", "Did you mean nemotron profiles check?"),
     ("pretrain", "There is no recipe 'pretrain'.", "Did you mean nemotron nano3 pretrain"),
     ("torchrun train.py", "There is no recipe 'torchrun'.", "Did you mean a recipe, which starts your program"),
+    ("nano3.pretrain", "There is no recipe 'nano3.pretrain'.", "Did you mean nemotron nano3 pretrain?"),
+    ("NANO3 pretrain", "There is no recipe 'NANO3'.", "Did you mean nano3?"),
     ("create mine", "There is no recipe 'create'.", "Did you mean nemotron init NAME?"),
     ("submit nano3 pretrain", "There is no recipe 'submit'.", "Did you mean nemotron RECIPE COMMAND, with --run"),
     ("x" * 300, "There is no recipe 'xxx", ""),
@@ -280,3 +282,13 @@ def test_words_of_other_launchers_below_a_command(home: Path, capsys: pytest.Cap
 def test_a_date_in_the_future_selects_nothing(words: tuple[str, ...]) -> None:
     with pytest.raises(UserError, match="2999-01-01 is in the future: give a date that has passed"):
         run(words[0], [*words[1:], "2999-01-01"])
+
+
+@pytest.mark.parametrize(
+    ("argv", "hint"),
+    [(["-n", "3"], "--limit N"), (["--failed"], "--state STATE"), (["plot", "latest", "-m", "loss"], "--metric NAME")],
+)
+def test_an_option_of_nemotron_runs_by_another_name(argv: list[str], hint: str) -> None:
+    with pytest.raises(UserError, match="unknown argument") as caught:
+        run("runs", argv)
+    assert caught.value.hint == f"Did you mean {hint}?"
