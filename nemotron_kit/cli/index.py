@@ -8,6 +8,7 @@ import os
 import sys
 
 import nemotron_kit
+from nemotron_kit.errors import UserError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -181,7 +182,6 @@ def _names_same_recipes(header: dict[str, Any]) -> bool:
     """Whether env.toml, which has changed, says the same of recipes: the index depends on nothing else in it, and
     importing every recipe takes seven times as long as reading it."""
     from nemotron_kit.envfile import read_env_file
-    from nemotron_kit.errors import UserError
 
     try:
         # None: it could not be read when the index was made.

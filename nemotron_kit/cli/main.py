@@ -9,9 +9,10 @@ import gc
 import os
 import sys
 
+from nemotron_kit import __version__
 from nemotron_kit.cli import options, tree
 from nemotron_kit.cli.tools import TOOLS
-from nemotron_kit.errors import NemotronError, printable
+from nemotron_kit.errors import NemotronError, UserError, printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -158,8 +159,6 @@ def _text(argument: str) -> str:
     except UnicodeEncodeError:  # not from the shell, so text already
         return argument
     except UnicodeDecodeError:
-        from nemotron_kit.errors import UserError
-
         raise UserError(f"{os.fsencode(argument)!r} on the command line is not UTF-8 text.") from None
 
 
@@ -281,19 +280,7 @@ def page_for(argv: Sequence[str], index: Index | None = None, root: tuple[str, .
     return pages.show(index, reached.path, root=root)
 
 
-def _show(request: Request, index: Index | None = None, root: tuple[str, ...] = ()) -> int:
-    """Print the page of a Help or Version request; returns the exit code (2 for a group named without a command)."""
-    from nemotron_kit.cli import help as pages
-    from nemotron_kit.cli.request import Help
-
-    if not isinstance(request, Help):
-        return _version()
-    return pages.show(_loaded(index), request.path, asked=request.asked, root=root)
-
-
 def _version() -> int:
-    from nemotron_kit import __version__
-
     sys.stdout.write(f"nemotron-kit {__version__} (Python {sys.version.split()[0]})\n")
     sys.stdout.flush()
     return 0
@@ -321,7 +308,7 @@ def _loaded(index: Index | None) -> Index:
 
 
 def _dispatch(request: Request, argv: list[str], found: Tree, root: tuple[str, ...] = ()) -> int:
-    from nemotron_kit.cli.request import Job, Tool
+    from nemotron_kit.cli.request import Help, Job, Tool
 
     if isinstance(request, Tool):
         return _tool(request.name, request.argv)
@@ -329,4 +316,8 @@ def _dispatch(request: Request, argv: list[str], found: Tree, root: tuple[str, .
         from nemotron_kit.cli.run_job import run
 
         return run(request, argv, found, exits=_exits)
-    return _show(request, _index(found), root)
+    if isinstance(request, Help):
+        from nemotron_kit.cli import help as pages
+
+        return pages.show(_index(found), request.path, asked=request.asked, root=root)
+    return _version()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from nemotron_kit import worker
 from nemotron_kit.artifacts.registry import open_registry
+from nemotron_kit.cli.main import print_error
 from nemotron_kit.cli.output import colour, escaped, print_status
 from nemotron_kit.cli.request import Job, hydra_overrides
 from nemotron_kit.config.freeze import resolve, to_yaml, typed
@@ -357,8 +358,6 @@ def report(plan: Plan, outcome: Outcome, seconds: float) -> None:
     if outcome.state == "succeeded":
         print_status(f"{plan.run_id}: succeeded in {seconds:.1f} s · nemotron runs show {plan.run_id}")
         return
-    from nemotron_kit.cli.main import print_error
-
     print_error(
         NemotronError(
             f"{plan.run_id} {outcome.state}: {outcome.error}",

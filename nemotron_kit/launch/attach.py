@@ -63,7 +63,7 @@ class LogOffsets:
 CHUNK = 1 << 20
 # Each rank's lines are in its node's log too.
 SKIPPED = ("rank-", "worker")
-DETACHED = Outcome(INTERRUPTED, "detached", "detached")
+LEFT_RUNNING = Outcome(INTERRUPTED, "detached", "detached")
 
 
 class Follower:
@@ -136,13 +136,13 @@ def attach(
         return _follow(run, backend, jobs, followers, offsets, bar)
     except KeyboardInterrupt:
         if not cancel_on_interrupt:
-            return DETACHED
+            return LEFT_RUNNING
     bar.report(f"{run.id}: cancelling; press Ctrl-C again to return without waiting for its end")
     try:
         backend.cancel(run, jobs)
         outcome = _follow(run, backend, jobs, followers, offsets, bar)
     except KeyboardInterrupt:
-        return DETACHED
+        return LEFT_RUNNING
     return replace(outcome, code=INTERRUPTED)
 
 

@@ -99,8 +99,7 @@ def execute(plan: Plan, composed: Composed) -> Outcome:
 
 def _submit(plan: Plan, run: RunFolder) -> Outcome:
     """Submit to the plan's executor, now or later; with --run, follow the job to its end. SIGTERM is as Ctrl-C."""
-    from nemotron_kit.launch.attach import DETACHED as LEFT_RUNNING
-    from nemotron_kit.launch.attach import attach
+    from nemotron_kit.launch.attach import LEFT_RUNNING, attach
 
     backend, job = executor_for(plan.settings), run.job(plan.job)
     cancels, following = bool(plan.settings.cancel_on_interrupt), False
