@@ -57,9 +57,8 @@ _IN_ADDRESS = (
     r"""(?:([^\s/?#:@'"<>`]{0,256}:)(?!\*\*\*@|\$\{[^{}]*\}@|\$[A-Z_][A-Z0-9_]*@|\d+[?#])[^\s/'"<>`]{1,512}(?=@)"""
     r"|(?:gh[pousr]_|github_pat_|glpat-|hf_)[\w-]{16,255}(?=@))"
 )
-_ADDRESS, _ADDRESS_BYTES = re.compile(_IN_ADDRESS), re.compile(_IN_ADDRESS.encode())
 # What may be the beginning of such an address, from its last `:/` to the end of a text.
-_ADDRESS_BEGINS = re.compile(rb""":/{1,2}[^\s/?#:@'"<>`]{0,256}(?::[^\s/'"<>`]{0,512})?\Z""")
+_ADDRESS_BEGINS = rb""":/{1,2}[^\s/?#:@'"<>`]{0,256}(?::[^\s/'"<>`]{0,512})?\Z"""
 # How many bytes in front of a `/` or `//` the pattern looks back at.
 _SCHEME = len("github:")
 
@@ -120,11 +119,22 @@ def mask(text: str) -> str:
     return without_passwords(_pattern(values).sub(MASK, text) if values else text)
 
 
+# These take milliseconds to compile, and most launches need neither.
+@cache
+def _address() -> re.Pattern[str]:
+    return re.compile(_IN_ADDRESS)
+
+
+@cache
+def _address_bytes() -> re.Pattern[bytes]:
+    return re.compile(_IN_ADDRESS.encode())
+
+
 def without_passwords(text: str) -> str:
     """`text` with the password of each `scheme://user:password@host` masked."""
     if ":/" not in text or "@" not in text:
         return text
-    return _ADDRESS.sub(lambda found: f"{found[1]}{found[2] or ''}{MASK}", text)
+    return _address().sub(lambda found: f"{found[1]}{found[2] or ''}{MASK}", text)
 
 
 def masked(value: Any) -> Any:
@@ -187,7 +197,7 @@ class MaskedStream:
         held = _beginning(data, _encoded_forms(values)) if values else 0
         text = self._written + data
         begin = text.rfind(b":/")
-        if begin >= 0 and _ADDRESS_BEGINS.match(text, begin):
+        if begin >= 0 and re.match(_ADDRESS_BEGINS, text[begin:]):
             held = max(held, len(data) - max(0, begin - len(self._written)))
         if held:
             self._held = data[-held:]
@@ -307,7 +317,7 @@ def _encoded_forms(values: tuple[str, ...]) -> tuple[bytes, ...]:
 
 
 def _without_passwords(data: bytes) -> bytes:
-    return _ADDRESS_BYTES.sub(lambda found: found[1] + (found[2] or b"") + MASK.encode(), data)
+    return _address_bytes().sub(lambda found: found[1] + (found[2] or b"") + MASK.encode(), data)
 
 
 def _encoded(text: str) -> bytes:

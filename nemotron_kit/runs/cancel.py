@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.errors import UserError
 from nemotron_kit.polling import until
-from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import JobFolder, JobState
 from nemotron_kit.runs.process_facts import descendants, is_gone, is_on_this_host
+
+if TYPE_CHECKING:
+    from nemotron_kit.runs.folder import RunFolder
 
 GRACE = 10.0
 _EXIT_SECONDS = 30.0

@@ -3,6 +3,7 @@ loss."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -13,10 +14,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from nemotron_kit.errors import UserError
 from nemotron_kit.files import finite, open_regular, read_regular
 from nemotron_kit.home import runs_root
 from nemotron_kit.runs.folder import RunFolder, RunSummary
-from nemotron_kit.runs.job import JobFolder
+from nemotron_kit.runs.job import DamagedRecord, JobFolder
+from nemotron_kit.runs.ledger import list_runs, open_run
 from nemotron_kit.runs.metrics import METRICS_FILE, TIMESTAMP
 
 # The number of rows read from the end of metrics.jsonl, which all ranks of a node share.
@@ -155,6 +158,52 @@ def steps_per_second(rows: Sequence[Mapping[str, Any]], ran: float | None = None
             break
         first = row
     return _rate(last["step"] - first["step"], last[clock] - first[clock])
+
+
+def tokens_per_second(rows: Sequence[Mapping[str, Any]]) -> float | None:
+    """The median of the metric `tokens_per_second` in `rows`; None if they have none."""
+    rates = [row.get("tokens_per_second") for row in rows]
+    found = sorted(rate for rate in rates if isinstance(rate, int | float) and 0 < rate < math.inf)
+    return found[len(found) // 2] if found else None
+
+
+def steps_per_second_of_last(rows: Sequence[Mapping[str, Any]]) -> float | None:
+    """`steps_per_second`; where the last rows are of one step, from the start of training."""
+    return steps_per_second(rows) or steps_per_second([{"step": 0, "elapsed": 0.0}, *rows])
+
+
+_RATES = {"tokens": tokens_per_second, "steps": steps_per_second_of_last}
+# How many of a command's newest runs are searched for one that is alike, and how many of its last rows are read.
+_EARLIER_RUNS, _EARLIER_ROWS = 30, 9
+
+
+def rate_of_earlier_run(
+    recipe: str, stage: str, config: Mapping[str, Any], *, size: tuple[int, int], keys: Sequence[str], of: str
+) -> tuple[float, str] | None:
+    """(`tokens` or `steps`, as `of` says, a second; the run's id) of the newest run of a command with this size (nodes,
+    processes a node), the profile of `config`, and its values at the dotted `keys`; None if there is none."""
+    for run in list_runs(recipe=recipe, stage=stage, limit=_EARLIER_RUNS):
+        if run.profile != config["run"]["profile"]:
+            continue
+        with contextlib.suppress(DamagedRecord, UserError):  # removed meanwhile, or its jobs are lost
+            folder = open_run(run.id)
+            plan = folder.plan()
+            given, theirs = plan.get("resources") or {}, plan.get("config") or {}
+            if size != (given.get("nodes"), given.get("processes")):
+                continue
+            if any(_at(theirs, key) != _at(config, key) for key in keys):
+                continue
+            rate = _RATES[of](folder.job().metrics(_EARLIER_ROWS))
+            if rate is not None:
+                return rate, run.id
+    return None
+
+
+def _at(config: Mapping[str, Any], key: str) -> Any:
+    value: Any = config
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
 
 
 def _rate(steps: int, seconds: float) -> float | None:

@@ -18,11 +18,11 @@ from nemotron_kit.discovery import Tree
 from nemotron_kit.envfile import read_env_file
 from nemotron_kit.errors import Note, Problem, UserError
 from nemotron_kit.home import new_run_id
-from nemotron_kit.launch import job_facts
 from nemotron_kit.launch.dependencies import After
 from nemotron_kit.launch.plan import build_plan
 from nemotron_kit.remote.ssh import LocalTransport
 from nemotron_kit.runs.folder import create_run
+from nemotron_kit.runs.progress import steps_per_second_of_last
 from nemotron_kit.spec.plan import Plan
 
 PROFILES = """
@@ -193,7 +193,7 @@ def test_a_check_gets_the_jobs_time_and_the_speed_of_a_run_like_it(project: Path
     ],
 )
 def test_the_steps_a_second_of_a_run_count_what_is_between_steps(rows: list[Any], rate: float | None) -> None:
-    assert job_facts._RATES["steps"](rows) == rate
+    assert steps_per_second_of_last(rows) == rate
 
 
 def test_an_optional_input_is_read_only_where_it_is_given(data: Path) -> None:
