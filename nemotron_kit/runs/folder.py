@@ -265,7 +265,7 @@ class RunFolder(Value):
         """None for a run that has all of its jobs, else why its launch failed; "" if it has not, or could not record
         why."""
         try:
-            return (self.path / _UNFINISHED).read_text(encoding="utf-8", errors="replace").strip()
+            return files.read_regular(self.path / _UNFINISHED, limit=1 << 20).decode("utf-8", "replace").strip()
         except FileNotFoundError:
             return None
         except OSError:

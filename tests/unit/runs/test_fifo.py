@@ -15,6 +15,7 @@ from nemotron_kit.errors import DamagedRecordError, NemotronError
 from nemotron_kit.files import read_checksummed, read_json
 from nemotron_kit.remote.agent.slurm import path_of
 from nemotron_kit.remote.agent.slurm import read as read_submission
+from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import DamagedRecord, JobFolder, read_object, tail
 from nemotron_kit.runs.logs import last_lines, read_from
 from nemotron_kit.spec.plan import read_spec
@@ -45,3 +46,10 @@ def test_a_fifo_is_one_error(what: str, tmp_path: Path) -> None:
     os.mkfifo(path, 0o600)
     with pytest.raises((NemotronError, DamagedRecord, DamagedRecordError, OSError), match=r"is a FIFO|is not a file"):
         read(path)
+
+
+@pytest.mark.timeout(20)
+def test_a_fifo_in_place_of_why_a_launch_failed_is_no_reason(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "unfinished", 0o600)
+    (tmp_path / "plan.json").write_text("{}")
+    assert RunFolder(tmp_path).state_of(["succeeded"]) in ("running", "failed", "damaged")
