@@ -269,5 +269,6 @@ def test_a_chain_of_detached_runs_decides_again_where_each_starts(world: World) 
     assert nemotron(["runs", "wait", world.newest.id]) == 1
     # Not the newest run of this stage: of two that begin in one second, either may be it.
     stages = json.loads(world.tool("runs", "show", world.newest.id, "--json"))["stages"]
-    assert [row["state"] for row in stages[1:]] == ["failed", "failed"]
+    # The last stage is not submitted where the one before it had failed by then.
+    assert [row["state"] for row in stages[1:]] in (["failed", "failed"], ["failed", "not started"])
     assert world.newest.summary().error == "sum: ValueError: asked to fail"
