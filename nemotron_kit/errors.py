@@ -146,9 +146,9 @@ def nearest(name: str, known: Iterable[str], *, count: int = 3) -> str:
     return f"there is: {listed(names)}"
 
 
-def listed(names: Sequence[str]) -> str:
-    """`a, b, c`, of more than 12 names `a, …, l and 3 more`: a job may log thousands of metrics."""
-    return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+def listed(names: Sequence[str], most: int = 12) -> str:
+    """`a, b, c`, of more than `most` names `a, …, l and 3 more`: a job may log thousands of metrics."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def sentence(text: str) -> str:

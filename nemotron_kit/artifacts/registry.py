@@ -37,7 +37,7 @@ from nemotron_kit.artifacts.store import (
     writing_to,
 )
 from nemotron_kit.envfile import EnvFile, read_env_file
-from nemotron_kit.errors import UserError, nearest, sentence
+from nemotron_kit.errors import UserError, listed, nearest, sentence
 from nemotron_kit.files import DAY_S, fsync_dir
 from nemotron_kit.home import expand_user, nemotron_home
 
@@ -212,8 +212,8 @@ class LocalRegistry(Store):
             ]
             aliases = [alias for alias, version in self.aliases(pin.name).items() if version == pin.version]
             if made:
-                listed = f"{', '.join(made[:6])}{', …' if len(made) > 6 else ''}"
-                raise UserError(f"{listed} {'was' if len(made) == 1 else 'were'} made from {pin.label}.", hint=_FORCE)
+                verb = "was" if len(made) == 1 else "were"
+                raise UserError(f"{listed(made, 6)} {verb} made from {pin.label}.", hint=_FORCE)
             if aliases:
                 raise UserError(f"The alias {', '.join(aliases)} names {pin.label}.", hint=_FORCE)
         return record

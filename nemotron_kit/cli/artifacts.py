@@ -14,7 +14,7 @@ from nemotron_kit.artifacts.registry import open_registry
 from nemotron_kit.artifacts.store import ArtifactVersion
 from nemotron_kit.cli.output import print_facts, print_json, print_table, write_lines
 from nemotron_kit.cli.toolargs import ToolParser
-from nemotron_kit.errors import UserError
+from nemotron_kit.errors import UserError, listed
 
 if TYPE_CHECKING:
     from nemotron_kit.artifacts.registry import LocalRegistry
@@ -83,12 +83,12 @@ def remove(argv: list[str]) -> int:
     for record in found:
         registry.check_removable(record.pin.label, force=options.force, without=labels)
         if runs := readers.get(record.pin.label):
-            listed = f"{', '.join(runs[:6])}{', …' if len(runs) > 6 else ''}"
-            raise UserError(f"{record.pin.label} was read by {listed}.", hint="--force removes it nevertheless.")
+            hint = "--force removes it nevertheless."
+            raise UserError(f"{record.pin.label} was read by {listed(runs, 6)}.", hint=hint)
         others = [each for each in _others_with_its_files(registry, record) if each not in labels]
         if options.files and others:
             raise UserError(
-                f"The files of {record.pin.label} are those of {', '.join(others[:6])}, too.", hint="Leave --files out."
+                f"The files of {record.pin.label} are those of {listed(others, 6)}, too.", hint="Leave --files out."
             )
     for text in [text for text, record in named.items() if record is None]:
         if not options.dry_run:  # an earlier removal may have been killed before it had done this

@@ -84,7 +84,7 @@ def padded(text: str, columns: int) -> str:
     return text + " " * (columns - cells(text))
 
 
-def _start(text: str, columns: int) -> int:
+def fitting(text: str, columns: int) -> int:
     """The number of characters at the start of `text` that fit into `columns` columns; one at least."""
     if text.isascii():
         return max(1, columns)
@@ -125,7 +125,7 @@ def fold(text: str, columns: int) -> list[str]:
     """`text` in lines of at most `columns`, broken at spaces, and within a word that is longer. Other spaces stay."""
     lines = []
     while cells(text) > columns:
-        end = _start(text, columns)
+        end = fitting(text, columns)
         at = text.rfind(" ", 0, end + 1)
         at = at if at > 0 and text[:at].strip() else end
         lines.append(text[:at].rstrip())
@@ -218,7 +218,7 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 def write_lines(lines: Sequence[str]) -> None:
     """Print lines with control characters made visible, and a ? for characters that the stream's encoding lacks."""
     text = printable("".join(f"{line}\n" for line in lines))
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    encoding = _encoding()
     sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
 
 
@@ -287,7 +287,21 @@ def print_json(value: Any) -> None:
 
 def escaped() -> bool:
     """Whether JSON for standard output needs escapes for other characters than ASCII: its encoding is not UTF-8."""
-    return (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "") != "utf8"
+    return _encoding().lower().replace("-", "") != "utf8"
+
+
+def can_print(text: str) -> bool:
+    """Whether standard output's encoding has all characters of `text`."""
+    try:
+        text.encode(_encoding())
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _encoding() -> str:
+    """Standard output's encoding; a notebook's, or a program's own, may have none."""
+    return getattr(sys.stdout, "encoding", None) or "utf-8"
 
 
 def terminal_width() -> int:

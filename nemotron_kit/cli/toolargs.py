@@ -31,15 +31,12 @@ from nemotron_kit.errors import UserError
 
 _SPAN = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|d|w)\Z")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
-
-
 # What other programs call an option of these commands.
 _ELSEWHERE = {
     **dict.fromkeys(("-n", "--last", "--head", "--max"), "--limit N"),
-    **dict.fromkeys(("--failed", "--running", "--succeeded"), "--state STATE"),
-    **dict.fromkeys(("--status", "-s"), "--state STATE"),
+    **dict.fromkeys(("--failed", "--running", "--succeeded", "--status", "-s"), "--state STATE"),
     **dict.fromkeys(("-m", "-y", "--key"), "--metric NAME"),
-    **dict.fromkeys(("--lines",), "--tail N"),
+    "--lines": "--tail N",
 }
 _POSITIONALS: dict[str, tuple[tuple[str, str | int | None, str, str], ...]] = {
     "": (),

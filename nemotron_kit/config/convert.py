@@ -43,7 +43,7 @@ def _bare(hint: Any) -> Any:
     inner = tuple(map(_bare, args))
     if inner == args:
         return hint
-    if origin is Union or not isinstance(origin, type) or origin is types.UnionType:
+    if not isinstance(origin, type) or origin is types.UnionType:
         return Union[inner]  # noqa: UP007
     return types.GenericAlias(origin, inner)
 

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from nemotron_kit import files
-from nemotron_kit.errors import NemotronError, UserError, nearest, sentence
+from nemotron_kit.errors import NemotronError, UserError, listed, nearest, sentence
 from nemotron_kit.files import read_cache, write_cache
 from nemotron_kit.home import first_id_since, is_run_id, runs_root, sort_key
 from nemotron_kit.runs.folder import RunFolder, RunSummary
@@ -314,7 +314,7 @@ def check_removable(
 
 def _held(run_id: str, artifacts: Sequence[str]) -> UserError:
     return UserError(
-        f"{run_id} holds the files of {', '.join(artifacts[:6])}{', …' if len(artifacts) > 6 else ''}.",
+        f"{run_id} holds the files of {listed(artifacts, 6)}.",
         hint="An artifact refers to its files: without this folder it could not be loaded.",
     )
 

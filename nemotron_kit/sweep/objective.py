@@ -48,7 +48,7 @@ def _directions(hydra: Any) -> int | None:
     found = hydra.sweeper.get("direction")
     if found is None:
         return None
-    return len(found) if isinstance(found, Sequence) and not isinstance(found, str) else 1
+    return len(found) if _is_several(found) else 1
 
 
 def quiet_alembic() -> None:
@@ -250,7 +250,7 @@ def _refuse_count(hydra: Any, job: JobFolder, returned: Any) -> None:
     wanted = _directions(hydra)
     if wanted is None or not _is_number(returned):
         return
-    is_list = isinstance(returned, Sequence) and not isinstance(returned, str | bytes)
+    is_list = _is_several(returned)
     count = len(returned) if is_list else 1
     if count != wanted or is_list != (wanted > 1):
         what = f"a {type(returned).__name__} of {_counted(count, 'value')}" if is_list else "one value"
@@ -260,15 +260,19 @@ def _refuse_count(hydra: Any, job: JobFolder, returned: Any) -> None:
         )
 
 
+def _is_several(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
+
+
 def _is_nan(value: Any) -> bool:
     """Whether a number, or one of several, is NaN."""
-    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+    if _is_several(value):
         return any(map(_is_nan, value))
     return math.isnan(float(value))
 
 
 def _is_number(value: Any) -> bool:
-    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+    if _is_several(value):
         return bool(value) and all(map(_is_number, value))
     try:
         float(value)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nemotron_kit.errors import UserError
+from nemotron_kit.errors import UserError, listed
 from nemotron_kit.files import sha256_of
 from nemotron_kit.training import processes, sharded
 from nemotron_kit.training.checkpoint import TrainingProgress, load_optimizer
@@ -90,9 +90,8 @@ def pretrain(config: PretrainConfig) -> TrainingOutcome:
     start = _start(config, data, folder)
     if processes.rank() == 0:
         prepare_output(folder)
-    processes.join(
-        config.train.hang_minutes
-    )  # before signals are caught: who waits for a peer that never comes can still be stopped
+    # Before signals are caught: who waits for a peer that never comes can still be stopped.
+    processes.join(config.train.hang_minutes)
     try:
         require_agreement(start)
         with StopRequest() as stop:
@@ -144,8 +143,8 @@ def _too_short(samples: BlendSamples) -> list[str]:
     names = samples.too_short
     if not names:
         return []
-    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-    return [f"Not trained on, as it is shorter than {samples.seq_length + 1} tokens, whatever its weight: {shown}."]
+    tokens = samples.seq_length + 1
+    return [f"Not trained on, as it is shorter than {tokens} tokens, whatever its weight: {listed(names, 3)}."]
 
 
 def _held_out_content(held_out: HeldOutSamples | None, contents: ShardContents) -> str | None:

@@ -82,9 +82,8 @@ def grpo(config: GRPOConfig) -> RLOutcome:
     quiet()
     keep_freed_memory()
     run = _Run(config, began)
-    processes.join(
-        config.train.hang_minutes
-    )  # before signals are caught: who waits for a peer that never comes can still be stopped
+    # Before signals are caught: who waits for a peer that never comes can still be stopped.
+    processes.join(config.train.hang_minutes)
     try:
         require_agreement(run.start)
         with StopRequest() as stop:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nemotron_kit.errors import UserError, nearest
+from nemotron_kit.errors import UserError, listed, nearest
 from nemotron_kit.training.config_blocks import unknown
 from nemotron_kit.training.parallel import Layout, distributed_config, empty_model, initialise, require_layout
 from nemotron_kit.training.processes import sum_over_ranks
@@ -312,8 +312,7 @@ def _require_all_tensors(folder: Path, loaded: Mapping[str, Any]) -> None:
     for key, what in (("missing_keys", "are missing"), ("unexpected_keys", "are none of the model's")):
         names = sorted(loaded.get(key) or ())
         if names:
-            shown = ", ".join(names[:_LISTED]) + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
-            wrong.append(f"{len(names)} tensors {what}: {shown}")
+            wrong.append(f"{len(names)} tensors {what}: {listed(names, _LISTED)}")
     if loaded.get("mismatched_keys"):
         wrong.append(
             f"{len(loaded['mismatched_keys'])} tensors have another shape: {sorted(loaded['mismatched_keys'])[0]}"

@@ -59,9 +59,8 @@ def sft(config: SFTConfig) -> TrainingOutcome:
     config.train.check_split(processes.world_size())
     run = _Run(config)
     run.prepare()
-    processes.join(
-        config.train.hang_minutes
-    )  # before signals are caught: who waits for a peer that never comes can still be stopped
+    # Before signals are caught: who waits for a peer that never comes can still be stopped.
+    processes.join(config.train.hang_minutes)
     try:
         require_agreement(run.start)
         with StopRequest() as stop:

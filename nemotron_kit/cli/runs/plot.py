@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from string import ascii_lowercase
 from typing import Any
 
-from nemotron_kit.cli.output import cells, clean, colour, write_lines
+from nemotron_kit.cli.output import can_print, cells, clean, colour, fitting, write_lines
 from nemotron_kit.cli.request import near
 from nemotron_kit.cli.runs.list import chosen_jobs, labels_of
 from nemotron_kit.cli.toolargs import ToolParser, at_least
@@ -124,7 +124,7 @@ def _drawn(curves: dict[str, tuple[list[float], list[float]]], metric: str, axis
     drawing.limit_size(False, False)  # else --height would have no effect beyond the terminal's
     drawing.plotsize(width, min(height, 200))
     drawing.theme("pro" if colour(sys.stdout) else "clear")
-    marker = "braille" if _has_braille() else "*"
+    marker = "braille" if can_print("⣿") else "*"
     # Without colours the curves would look the same.
     letters = ascii_lowercase if len(curves) > 1 and not colour(sys.stdout) else ""
     for at, (name, (x, y)) in enumerate(curves.items()):
@@ -148,15 +148,5 @@ def _spread(name: str, columns: int) -> str:
     plotext takes every character for one column."""
     text = clean(name)
     if cells(text) > columns:
-        while cells(text) >= columns:
-            text = text[:-1]
-        text += "…"
+        text = f"{text[: fitting(text, columns - 1)]}…"
     return "".join(character + _SECOND * (cells(character) - 1) for character in text)
-
-
-def _has_braille() -> bool:
-    try:
-        "⣿".encode(getattr(sys.stdout, "encoding", None) or "utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True

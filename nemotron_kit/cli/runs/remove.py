@@ -17,7 +17,7 @@ from nemotron_kit.cli.output import clean, print_json, print_table, write_lines
 from nemotron_kit.cli.runs.list import states_of
 from nemotron_kit.cli.runs.show import written_by
 from nemotron_kit.cli.toolargs import ToolParser, at_least, span
-from nemotron_kit.errors import NemotronError, UserError
+from nemotron_kit.errors import NemotronError, UserError, listed
 from nemotron_kit.files import read_regular
 from nemotron_kit.home import RUN_ID, first_id_since, runs_root, sort_key
 from nemotron_kit.launch.status import refresh
@@ -188,8 +188,8 @@ class _Plan:
 
     def _check_unused(self, run: RunFolder, going: Collection[str]) -> None:
         if users := sorted(self._users.get(run.id, set()) - set(going)):
-            listed = f"{', '.join(users[:6])}{', …' if len(users) > 6 else ''}"
-            raise UserError(f"{listed} {'needs' if len(users) == 1 else 'need'} files of {run.id}.", hint=_FORCED)
+            verb = "needs" if len(users) == 1 else "need"
+            raise UserError(f"{listed(users, 6)} {verb} files of {run.id}.", hint=_FORCED)
 
     def in_order(self) -> list[RunFolder]:
         """Those to remove: pipelines before their stages, the rest newest first; killed between two of them, what is

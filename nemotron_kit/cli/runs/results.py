@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import math
 import re
-import sys
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from nemotron_kit.cli.output import print_csv, print_table, write_lines
+from nemotron_kit.cli.output import can_print, print_csv, print_table, write_lines
 from nemotron_kit.cli.request import near
 from nemotron_kit.errors import NemotronError, UserError, listed
 from nemotron_kit.files import finite, read_regular
@@ -282,11 +281,7 @@ def sparkline(values: Sequence[float]) -> str:
     the output's encoding lacks the characters."""
     known = [value for value in values if math.isfinite(value)]
     least, most = min(known, default=0.0), max(known, default=0.0)
-    try:
-        _BARS.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
-    except UnicodeEncodeError:
-        return ""
-    if len(known) < 3 or least == most:
+    if len(known) < 3 or least == most or not can_print(_BARS):
         return ""
     count = min(_WIDTH, len(known))
     parts = [known[len(known) * at // count : len(known) * (at + 1) // count] for at in range(count)]
