@@ -155,15 +155,16 @@ class _Plan:
         self.stay: dict[str, NemotronError] = {}
         self.versions = {run.id: _versions_in(registry, run) if options.with_artifacts else [] for run in runs}
         self._users = {} if options.force or not runs else users_of_runs(registry)
+        without = {label for versions in self.versions.values() for label in versions}
         while True:  # until nothing that stays refers to a run that goes
             stayed = len(self.stay)
-            without = [label for versions in self.versions.values() for label in versions]
-            for run in self._going():
+            # Those that refer to others first: what one of them holds back is seen in the same round.
+            for run in self.in_order():
                 try:
                     self._check(run, without)
                 except NemotronError as error:
                     self.stay[run.id] = error
-                    del self.versions[run.id]
+                    without.difference_update(self.versions.pop(run.id))
             if len(self.stay) == stayed:
                 break
 

@@ -12,7 +12,7 @@ from nemotron.kit import Artifact
 
 from nemotron_kit.artifacts.lineage import given_inputs
 from nemotron_kit.artifacts.reference import ArtifactNotFoundError
-from nemotron_kit.artifacts.registry import artifact_field, open_registry
+from nemotron_kit.artifacts.registry import LocalRegistry, artifact_field, open_registry
 from nemotron_kit.cli.cleanup import Garbage
 from nemotron_kit.cli.tools import run as tool
 from nemotron_kit.errors import UserError
@@ -210,6 +210,29 @@ def test_a_lineage_goes_as_a_whole(make_run: MakeRun, capsys: pytest.CaptureFixt
     assert (open_registry().folder("Model") / "aliases/good").unlink() is None
     assert report(capsys, *line, "--dry-run") == report(capsys, *line) == ([first.id, second.id], [])
     assert open_registry().names() == []
+
+
+def test_a_long_lineage_is_looked_at_twice_at_most(
+    make_run: MakeRun, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each was made from the one before, and the last one stays, so all stay: not a round for each."""
+    runs = [make_run(age=(40 - number) * DAY, codes=(0,)) for number in range(6)]
+    for number, run in enumerate(runs):
+        saved(
+            run.path / "jobs/0/data",
+            f"Data{number}",
+            str(number),
+            **({"data": f"Data{number - 1}:v0"} if number else {}),
+        )
+    open_registry().set_alias("Data5", "good", 0)
+    checked: list[str] = []
+    check = LocalRegistry.check_removable
+    monkeypatch.setattr(
+        LocalRegistry, "check_removable", lambda *a, **k: (checked.append(str(a[1])), check(*a, **k))[1]
+    )
+    line = ("--older-than", "30d", "--with-artifacts", "--dry-run")
+    assert report(capsys, *line) == ([], [run.id for run in runs])
+    assert len(checked) <= 2 * len(runs)
 
 
 def test_sizes(make_run: MakeRun, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
