@@ -146,8 +146,8 @@ _ELSEWHERE = {
     **dict.fromkeys(("dependency", "afterok", "depends_on"), "--after RUN"),
     **dict.fromkeys(("resume", "restart", "resume_from", "continue"), "nemotron runs resume ID"),
     **dict.fromkeys(("verbose", "debug", "log_level"), "hydra.verbose=true"),
-    **dict.fromkeys(("version",), "nemotron --version"),
-    **dict.fromkeys(("ntasks",), "--run.ntasks_per_node=VALUE, or -d (--dry-run)"),
+    "version": "nemotron --version",
+    "ntasks": "--run.ntasks_per_node=VALUE, or -d (--dry-run)",
     **dict.fromkeys(("print_config", "show_config", "config_only"), "--cfg job"),
 }
 # Short options of sbatch, srun, accelerate and others, as long names.
