@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from nemotron_kit.artifacts.datasets import InputDatasetInfo, apply_scale, to_wandb_uri, tokenizer_to_uri
     from nemotron_kit.artifacts.lineage import inputs, record_input, record_output
     from nemotron_kit.artifacts.models import (
-        Artifact,
         DataBlendsArtifact,
         EvalArtifact,
         ModelArtifact,
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
         PretrainDataArtifact,
         SFTDataArtifact,
         SplitJsonlDataArtifact,
-        TrackingInfo,
     )
     from nemotron_kit.artifacts.pipe import parse_piped, pick, piped_pin, print_step_complete
     from nemotron_kit.artifacts.reference import (
@@ -33,6 +31,7 @@ if TYPE_CHECKING:
         registry_name,
     )
     from nemotron_kit.artifacts.registry import LocalRegistry, Registry, artifact_field, open_registry
+    from nemotron_kit.artifacts.saving import Artifact, TrackingInfo
     from nemotron_kit.artifacts.store import ArtifactVersion, Draft
     from nemotron_kit.artifacts.tracking import (
         FileTracker,
@@ -61,8 +60,8 @@ _HOMES = {
     "datasets": "apply_scale InputDatasetInfo to_wandb_uri tokenizer_to_uri",
     "lineage": "inputs record_input record_output",
     "models": (
-        "Artifact DataBlendsArtifact EvalArtifact ModelArtifact PretrainBlendsArtifact PretrainDataArtifact "
-        "SFTDataArtifact SplitJsonlDataArtifact TrackingInfo"
+        "DataBlendsArtifact EvalArtifact ModelArtifact PretrainBlendsArtifact PretrainDataArtifact SFTDataArtifact "
+        "SplitJsonlDataArtifact"
     ),
     "pipe": "parse_piped pick piped_pin print_step_complete",
     "reference": (
@@ -70,6 +69,7 @@ _HOMES = {
         "parse_override Pin Reference registry_name"
     ),
     "registry": "artifact_field LocalRegistry open_registry Registry",
+    "saving": "Artifact TrackingInfo",
     "store": "ArtifactVersion Draft",
     "tracking": (
         "FileTracker get_config get_lineage_tracker init is_initialized KitConfig "

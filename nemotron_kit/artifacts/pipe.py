@@ -19,7 +19,7 @@ from nemotron_kit.errors import DamagedRecordError, UserError, printable
 from nemotron_kit.polling import until
 
 if TYPE_CHECKING:
-    from nemotron_kit.artifacts.models import Artifact
+    from nemotron_kit.artifacts.saving import Artifact
 
 
 T = TypeVar("T")

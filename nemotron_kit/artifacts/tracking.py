@@ -14,8 +14,8 @@ from nemotron_kit.artifacts.registry import local_root, open_registry
 from nemotron_kit.errors import UserError, nearest, sentence
 
 if TYPE_CHECKING:
-    from nemotron_kit.artifacts.models import Artifact
     from nemotron_kit.artifacts.registry import Registry
+    from nemotron_kit.artifacts.saving import Artifact
 
 
 logger = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ class FileTracker:
         """Register the artifact under `name`, unless `save(name)` has registered it already."""
         pin = artifact._pin
         if pin is None or pin.version is None or pin.registry != self.registry.uuid:
-            pin = self.registry.commit(artifact._draft(name))
+            pin = self.registry.commit(artifact._draft(name, artifact._document(), lineage.inputs()))
         return tracked(artifact, used_refs or used_artifacts, artifact_id=pin.label, run_id=self.get_run_id())
 
     def get_run_id(self) -> str | None:

@@ -24,7 +24,7 @@ from nemotron_kit.errors import NemotronError, UserError, nearest, sentence
 from nemotron_kit.masking import masked
 
 if TYPE_CHECKING:
-    from nemotron_kit.artifacts.models import Artifact
+    from nemotron_kit.artifacts.saving import Artifact
 
 
 logger = logging.getLogger(__name__)

@@ -187,7 +187,7 @@ def test_a_pipe_from_a_step_that_failed_says_so(tmp_path: Path) -> None:
     assert "Standard input holds no artifacts: it is empty." in done.stderr
 
 
-@pytest.mark.parametrize("module", ["nemotron_kit.artifacts.registry", "nemotron_kit.artifacts.saving"])
+@pytest.mark.parametrize("module", ["nemotron_kit.artifacts.registry", "nemotron_kit.artifacts.pipe"])
 def test_what_a_launch_imports_is_light(module: str, tmp_path: Path) -> None:
     heavy = ("torch", "pydantic", "rich", "wandb", "numpy", "yaml", "omegaconf")
     code = (
