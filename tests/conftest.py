@@ -41,7 +41,7 @@ def _forget() -> None:
         module.HydraConfig.instance().cfg = None
     if module := sys.modules.get("nemotron_kit.discovery"):
         module._in_use.clear()
-    if module := sys.modules.get("nemotron_kit.artifacts.tracking"):
+    if module := sys.modules.get("nemotron_kit.artifacts.registry"):
         module.reset()
     if module := sys.modules.get("nemotron_kit.artifacts.lineage"):
         module.forget_inputs()

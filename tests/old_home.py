@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from nemotron_kit.artifacts import tracking
+from nemotron_kit.artifacts import registry
 
 WAS = "/home/ada/lab"
 
@@ -51,5 +51,5 @@ def move_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: str = "elsewh
     new.parent.mkdir(exist_ok=True)
     (tmp_path / "home").rename(new)
     monkeypatch.setenv("NEMOTRON_HOME", str(new))
-    tracking.reset()
+    registry.reset()
     return new

@@ -7,9 +7,17 @@ from typing import TYPE_CHECKING
 from nemotron_kit.lazy import load_names
 
 if TYPE_CHECKING:
-    from nemotron_kit.artifacts.compat import ArtifactEntry, ArtifactRegistry
+    from nemotron_kit.artifacts.compat import ArtifactEntry, ArtifactRegistry, FileTracker
     from nemotron_kit.artifacts.datasets import InputDatasetInfo, apply_scale, to_wandb_uri, tokenizer_to_uri
-    from nemotron_kit.artifacts.lineage import inputs, record_input, record_output
+    from nemotron_kit.artifacts.lineage import (
+        LineageTracker,
+        NoOpTracker,
+        get_lineage_tracker,
+        inputs,
+        record_input,
+        record_output,
+        set_lineage_tracker,
+    )
     from nemotron_kit.artifacts.models import (
         DataBlendsArtifact,
         EvalArtifact,
@@ -30,20 +38,18 @@ if TYPE_CHECKING:
         parse_override,
         registry_name,
     )
-    from nemotron_kit.artifacts.registry import LocalRegistry, Registry, artifact_field, open_registry
-    from nemotron_kit.artifacts.saving import Artifact, TrackingInfo
-    from nemotron_kit.artifacts.store import ArtifactVersion, Draft
-    from nemotron_kit.artifacts.tracking import (
-        FileTracker,
+    from nemotron_kit.artifacts.registry import (
         KitConfig,
-        LineageTracker,
-        NoOpTracker,
+        LocalRegistry,
+        Registry,
+        artifact_field,
         get_config,
-        get_lineage_tracker,
         init,
         is_initialized,
-        set_lineage_tracker,
+        open_registry,
     )
+    from nemotron_kit.artifacts.saving import Artifact, TrackingInfo
+    from nemotron_kit.artifacts.store import ArtifactVersion, Draft
     from nemotron_kit.artifacts.wandb import (
         WandbConfig,
         WandbTracker,
@@ -56,9 +62,9 @@ if TYPE_CHECKING:
     )
 
 _HOMES = {
-    "compat": "ArtifactEntry ArtifactRegistry",
+    "compat": "ArtifactEntry ArtifactRegistry FileTracker",
     "datasets": "apply_scale InputDatasetInfo to_wandb_uri tokenizer_to_uri",
-    "lineage": "inputs record_input record_output",
+    "lineage": ("get_lineage_tracker inputs LineageTracker NoOpTracker record_input record_output set_lineage_tracker"),
     "models": (
         "DataBlendsArtifact EvalArtifact ModelArtifact PretrainBlendsArtifact PretrainDataArtifact SFTDataArtifact "
         "SplitJsonlDataArtifact"
@@ -68,13 +74,9 @@ _HOMES = {
         "ArtifactChangedError ArtifactNotFoundError ArtifactVersionNotFoundError DamagedRecordError "
         "parse_override Pin Reference registry_name"
     ),
-    "registry": "artifact_field LocalRegistry open_registry Registry",
+    "registry": "artifact_field get_config init is_initialized KitConfig LocalRegistry open_registry Registry",
     "saving": "Artifact TrackingInfo",
     "store": "ArtifactVersion Draft",
-    "tracking": (
-        "FileTracker get_config get_lineage_tracker init is_initialized KitConfig "
-        "LineageTracker NoOpTracker set_lineage_tracker"
-    ),
     "wandb": (
         "add_run_tags add_wandb_tags finish_wandb init_wandb_if_configured "
         "wandb_config_from_env_file wandb_config_from_environ WandbConfig WandbTracker"

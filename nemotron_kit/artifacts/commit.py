@@ -12,8 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemotron_kit.artifacts.manifest import METADATA, FileEntry, file_info, first_change, identity, scan
-from nemotron_kit.artifacts.metadata import located_in, read_document
+from nemotron_kit.artifacts.manifest import (
+    METADATA,
+    FileEntry,
+    file_info,
+    first_change,
+    identity,
+    located_in,
+    read_document,
+    scan,
+)
 from nemotron_kit.artifacts.reference import SLUG, ArtifactChangedError, ArtifactVersionNotFoundError, Pin
 from nemotron_kit.artifacts.store import (
     DROPPED,

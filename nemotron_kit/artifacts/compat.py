@@ -1,19 +1,23 @@
-"""`ArtifactRegistry` with the interface of the reference implementation (names and versions in, paths out), implemented
-over LocalRegistry."""
+"""Other interfaces to LocalRegistry: `ArtifactRegistry`, that of the reference implementation (names and versions in,
+paths out), and `FileTracker`, that of a tracker."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from nemotron_kit.artifacts.metadata import absolute, folder_of
+from nemotron_kit.artifacts import lineage
+from nemotron_kit.artifacts.manifest import absolute, folder_of
 from nemotron_kit.artifacts.reference import LATEST, Reference, registry_name
-from nemotron_kit.artifacts.registry import LocalRegistry, open_registry
+from nemotron_kit.artifacts.registry import LocalRegistry, Registry, open_registry
 from nemotron_kit.artifacts.store import ArtifactVersion, Draft
 from nemotron_kit.artifacts.wandb import require_wandb
+
+if TYPE_CHECKING:
+    from nemotron_kit.artifacts.saving import Artifact
 
 
 @dataclass(frozen=True)
@@ -83,3 +87,38 @@ class ArtifactRegistry:
     def list(self) -> list[str]:
         """Every name."""
         return self.local.names()
+
+
+class FileTracker:
+    """A tracker on top of the local registry, for scripts that use the tracker interface only."""
+
+    def __init__(self, registry: Registry | None = None) -> None:
+        self._registry = registry
+
+    @property
+    def registry(self) -> Registry:
+        """The registry given to the constructor, else the one configured in env.toml."""
+        return self._registry or open_registry()
+
+    def is_active(self) -> bool:
+        """Always True."""
+        return True
+
+    def use_artifact(self, ref: str, artifact_type: str) -> Path:
+        """The path of a reference, recorded as an input. Raises the errors of `LocalRegistry.resolve`."""
+        pin = self.registry.resolve(ref)
+        lineage.record_input(pin)
+        return Path(pin.path)
+
+    def log_artifact(
+        self, artifact: Artifact, name: str, used_refs: Sequence[str] = (), *, used_artifacts: Sequence[str] = ()
+    ) -> dict[str, Any]:
+        """Register the artifact under `name`, unless `save(name)` has registered it already."""
+        pin = artifact._pin
+        if pin is None or pin.version is None or pin.registry != self.registry.uuid:
+            pin = self.registry.commit(artifact._draft(name, artifact._document(), lineage.inputs()))
+        return lineage.tracked(artifact, used_refs or used_artifacts, artifact_id=pin.label, run_id=self.get_run_id())
+
+    def get_run_id(self) -> str | None:
+        """$NEMOTRON_RUN_ID, else `local`."""
+        return lineage.run_id() or "local"

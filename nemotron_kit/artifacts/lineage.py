@@ -15,14 +15,17 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from nemotron_kit.artifacts.reference import Pin
-from nemotron_kit.errors import DamagedRecordError, NemotronError
+from nemotron_kit.errors import DamagedRecordError, NemotronError, UserError
 from nemotron_kit.files import read_json, sha256_of, write_json
 from nemotron_kit.home import located
+
+if TYPE_CHECKING:
+    from nemotron_kit.artifacts.saving import Artifact
 
 FILE = "artifacts.json"
 # One file a save: `runs.job` reads them, too.
@@ -169,3 +172,65 @@ def _job_artifacts() -> dict[str, Any]:
     if not isinstance(document["inputs"], dict) or not isinstance(document["outputs"], list):
         raise DamagedRecordError(f"{folder}/{FILE}: this job's list of artifacts is damaged.")
     return document
+
+
+# --- trackers: other systems to which saves and loads are reported
+
+
+@runtime_checkable
+class LineageTracker(Protocol):
+    """The interface of a tracking system: four methods."""
+
+    def is_active(self) -> bool:
+        """Whether a run is open to log to."""
+
+    def use_artifact(self, ref: str, artifact_type: str) -> Path:
+        """Record that the run reads `ref`, and return the artifact's folder on this machine."""
+
+    def log_artifact(self, artifact: Artifact, name: str, used_refs: Sequence[str]) -> dict[str, Any]:
+        """Log a saved artifact; returns artifact_id, artifact_type, run_id, url, used_artifacts."""
+
+    def get_run_id(self) -> str | None:
+        """The id of the run, None without one."""
+
+
+class NoOpTracker:
+    """Tracks nothing."""
+
+    def is_active(self) -> bool:
+        """Always False."""
+        return False
+
+    def use_artifact(self, ref: str, artifact_type: str) -> Path:
+        """Always raises UserError: nothing can be fetched without a tracker."""
+        raise UserError(f"{ref} can't be fetched: tracking is off.", hint="set_lineage_tracker(…) chooses a tracker.")
+
+    def log_artifact(
+        self, artifact: Artifact, name: str, used_refs: Sequence[str] = (), *, used_artifacts: Sequence[str] = ()
+    ) -> dict[str, Any]:
+        """Logs nothing; every id is None."""
+        return tracked(artifact, used_refs or used_artifacts)
+
+    def get_run_id(self) -> str | None:
+        """None."""
+        return None
+
+
+def tracked(artifact: Artifact, used: Sequence[str], **found: str | None) -> dict[str, Any]:
+    """What `log_artifact` returns."""
+    ids = {"artifact_id": None, "run_id": None, "url": None, **found}
+    return {**ids, "artifact_type": artifact.type, "used_artifacts": list(used)}
+
+
+_tracker: LineageTracker = NoOpTracker()
+
+
+def set_lineage_tracker(tracker: LineageTracker | None) -> None:
+    """Set the tracker to which saves and loads are reported; None turns tracking off."""
+    global _tracker
+    _tracker = tracker if tracker is not None else NoOpTracker()
+
+
+def get_lineage_tracker() -> LineageTracker:
+    """The tracker in use; a NoOpTracker where none was set."""
+    return _tracker

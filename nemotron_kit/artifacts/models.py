@@ -9,7 +9,7 @@ from typing import ClassVar
 from pydantic import Field, computed_field, field_validator
 
 from nemotron_kit.artifacts.datasets import InputDatasetInfo
-from nemotron_kit.artifacts.metadata import folder_of
+from nemotron_kit.artifacts.manifest import folder_of
 from nemotron_kit.artifacts.saving import Artifact
 from nemotron_kit.artifacts.weights import check_weights
 

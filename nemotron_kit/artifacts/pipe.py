@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from nemotron_kit.artifacts.metadata import absolute
+from nemotron_kit.artifacts.manifest import absolute
 from nemotron_kit.artifacts.reference import Pin
 from nemotron_kit.errors import DamagedRecordError, UserError, printable
 from nemotron_kit.polling import until

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
+from nemotron_kit import artifacts
+from nemotron_kit.artifacts import lineage
 from nemotron_kit.artifacts.commit import commit, describe_versions, note_run, require_registered, require_unchanged
-from nemotron_kit.artifacts.manifest import first_change, walk
-from nemotron_kit.artifacts.metadata import absolute, folder_of, located_in, path_pin, read_document, relative_to
+from nemotron_kit.artifacts.manifest import (
+    absolute,
+    first_change,
+    folder_of,
+    located_in,
+    path_pin,
+    read_document,
+    relative_to,
+    walk,
+)
 from nemotron_kit.artifacts.reference import (
     LATEST,
     ArtifactChangedError,
@@ -296,47 +305,16 @@ _SIZE = r"(?i)([0-9]+)\s*([kMGT]?i?)B?\Z"
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 
-class Registry(Protocol):
-    """The interface of an artifact registry; `LocalRegistry` documents the errors that each method raises."""
-
-    @property
-    def uuid(self) -> str:
-        """The registry's identity, so that v3 of one registry is never taken for v3 of another; "" while it is
-        empty."""
-
-    def names(self) -> list[str]:
-        """Every name with a version."""
-
-    def versions(self, name: str) -> list[int]:
-        """The versions of a name, lowest first."""
-
-    def aliases(self, name: str) -> dict[str, int]:
-        """The aliases of a name, without `latest`."""
-
-    def resolve(self, reference: Reference | str, *, check: bool = True) -> Pin:
-        """The version that a reference resolves to now."""
-
-    def verify(self, pin: Pin, *, deep: bool = False) -> ArtifactVersion | None:
-        """The record of a pin, if it still holds; None for a plain path that exists."""
-
-    def record_of(self, pin: Pin) -> ArtifactVersion:
-        """The record of a pin; its files are not checked."""
-
-    def commit(self, draft: Draft) -> Pin:
-        """Register a version, or find the one with the same content."""
-
-    def set_alias(self, name: str, alias: str, version: int) -> None:
-        """Make an alias refer to a version."""
+# The name of the interface in annotations: versions in plain files are its one implementation.
+Registry = LocalRegistry
 
 
 def open_registry(root: str | Path | None = None, *, env: EnvFile | None = None) -> LocalRegistry:
     """The registry at `root`; without one, at the root given to `init()`, else at `[artifacts] root` of env.toml, else
     at $NEMOTRON_HOME/artifacts. Opening creates nothing."""
     settings = artifact_settings(env if env is not None else read_env_file())
-    backend = sys.modules.get("nemotron_kit.artifacts.tracking")  # init() can't have been called without importing it
-    config = backend.get_config() if backend is not None else None
-    if root is None and config is not None:
-        root = config.root
+    if root is None and _config is not None:
+        root = _config.root
     return LocalRegistry(
         local_root(root) if root is not None else settings["root"],
         mode=settings["mode"],
@@ -393,6 +371,68 @@ def _bytes(table: Mapping[str, Any], where: str) -> int | None:
     unit = match[2].lower()
     step = 1024 if unit.endswith("i") else 1000
     return int(match[1]) * int(step ** _POWERS[unit.rstrip("i")])
+
+
+# The reference implementation calls plain folders "fsspec".
+_BACKENDS = {"fsspec": "file", "file": "file", "local": "file", "wandb": "wandb"}
+
+
+@dataclass(frozen=True)
+class KitConfig:
+    """The arguments of `init()`; with `root` None, env.toml and $NEMOTRON_HOME decide."""
+
+    backend: str = "fsspec"
+    root: Path | None = None
+    wandb_project: str | None = None
+    wandb_entity: str | None = None
+
+
+_config: KitConfig | None = None
+
+
+def init(
+    backend: str = "fsspec",
+    root: str | Path | None = None,
+    wandb_project: str | None = None,
+    wandb_entity: str | None = None,
+    *,
+    registry_path: str | Path | None = None,
+) -> None:
+    """Register artifacts below `root` (also spelled `registry_path`); with backend "wandb" also log them to the active
+    W&B run.
+
+    Without this call, a named save uses the registry configured in env.toml. Raises UserError for an unknown backend,
+    for a root that is no folder of this machine, and for "wandb" if it is not installed.
+    """
+    global _config
+    if backend not in _BACKENDS:
+        raise UserError(f"{backend!r} is no artifact backend.", hint=sentence(nearest(backend, _BACKENDS)))
+    if root is not None and registry_path is not None and Path(root) != Path(registry_path):
+        raise UserError(
+            f"init(): root is {root} and registry_path {registry_path}.", hint="They are one thing: give one."
+        )
+    chosen = root if root is not None else registry_path
+    folder = local_root(chosen).absolute() if chosen is not None else None
+    if _BACKENDS[backend] == "wandb":
+        lineage.set_lineage_tracker(artifacts.WandbTracker())  # loaded only here
+    _config = KitConfig(backend, folder, wandb_project, wandb_entity)
+
+
+def get_config() -> KitConfig | None:
+    """The arguments of `init()`; None before it was called."""
+    return _config
+
+
+def is_initialized() -> bool:
+    """Whether `init()` was called."""
+    return _config is not None
+
+
+def reset() -> None:
+    """Forget `init()` and the tracker (for tests, and between jobs in one process)."""
+    global _config
+    _config = None
+    lineage.set_lineage_tracker(None)
 
 
 def artifact_field(pin: Pin, field: str = "path", *, registry: Registry | None = None) -> Any:

@@ -17,8 +17,8 @@ from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from nemotron_kit import artifacts
 from nemotron_kit.artifacts import lineage
-from nemotron_kit.artifacts.manifest import METADATA
-from nemotron_kit.artifacts.metadata import (
+from nemotron_kit.artifacts.manifest import (
+    METADATA,
     absolute,
     folder_of,
     is_ours,
@@ -29,9 +29,8 @@ from nemotron_kit.artifacts.metadata import (
 )
 from nemotron_kit.artifacts.pipe import announce_step, parse_piped, pick, piped_pin
 from nemotron_kit.artifacts.reference import ArtifactNotFoundError, Pin, Reference, registry_name
-from nemotron_kit.artifacts.registry import open_registry
+from nemotron_kit.artifacts.registry import get_config, open_registry
 from nemotron_kit.artifacts.store import ArtifactVersion, Draft
-from nemotron_kit.artifacts.tracking import get_config, get_lineage_tracker
 from nemotron_kit.errors import DamagedRecordError, UserError
 from nemotron_kit.files import plain
 from nemotron_kit.home import expand_user
@@ -287,7 +286,7 @@ class Artifact(BaseModel):
         if ref.path is not None:
             return _from_path(cls, absolute(ref.path))
         registry = open_registry()
-        if ref.entity and not registry.versions(ref.slug) and get_lineage_tracker().is_active():
+        if ref.entity and not registry.versions(ref.slug) and lineage.get_lineage_tracker().is_active():
             return _from_tracker(cls, str(ref))
         return _from_record(cls, registry.record_of(registry.resolve(ref)))
 
@@ -384,7 +383,7 @@ def _as_json(key: str, value: Any) -> Any:
 
 
 def _current_run() -> str:
-    tracker, found = get_lineage_tracker(), lineage.run_id()
+    tracker, found = lineage.get_lineage_tracker(), lineage.run_id()
     try:
         found = found or (tracker.get_run_id() if tracker.is_active() else None)
     except (Exception, SystemExit) as error:  # noqa: BLE001 — as in _track
@@ -396,7 +395,7 @@ def _track(artifact: Artifact, name: str, folder: Path, used: list[str]) -> None
     """Report the artifact to the tracker. If the tracker fails in any way (no answer, an invalid one, an exit), the
     artifact stays saved and the job continues."""
     try:
-        tracker = get_lineage_tracker()
+        tracker = lineage.get_lineage_tracker()
         if not tracker.is_active():
             config = get_config()
             if config is not None and config.backend == "wandb":
@@ -444,7 +443,7 @@ def _from_record(cls: type[A], record: ArtifactVersion) -> A:
 
 
 def _from_tracker(cls: type[A], reference: str) -> A:
-    tracker = get_lineage_tracker()
+    tracker = lineage.get_lineage_tracker()
     if not tracker.is_active():
         raise UserError(
             f"{reference} can't be fetched: no tracker is active.",

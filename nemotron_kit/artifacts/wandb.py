@@ -16,9 +16,9 @@ from urllib.parse import SplitResult, urlsplit
 
 from nemotron_kit.artifacts import lineage
 from nemotron_kit.artifacts.datasets import InputDatasetInfo, to_wandb_uri
-from nemotron_kit.artifacts.metadata import folder_of, read_document
+from nemotron_kit.artifacts.manifest import folder_of, read_document
 from nemotron_kit.artifacts.reference import Pin
-from nemotron_kit.artifacts.tracking import get_config, init, tracked
+from nemotron_kit.artifacts.registry import get_config, init
 from nemotron_kit.envfile import read_env_file
 from nemotron_kit.errors import NemotronError, UserError, nearest, sentence
 from nemotron_kit.masking import masked
@@ -109,9 +109,9 @@ class WandbTracker:
         self._note_inputs(run, artifact, used)
         logged = run.log_artifact(logged, aliases=["latest"])
         if run.offline:
-            return tracked(artifact, used, run_id=run.id)
+            return lineage.tracked(artifact, used, run_id=run.id)
         logged.wait(timeout=int(PATIENCE_S))
-        return tracked(artifact, used, artifact_id=logged.qualified_name, run_id=run.id, url=logged.url)
+        return lineage.tracked(artifact, used, artifact_id=logged.qualified_name, run_id=run.id, url=logged.url)
 
     def _note_inputs(self, run: Any, artifact: Artifact, used: list[str]) -> None:
         """Record the inputs in the run's lineage. An input that W&B refuses is logged as a warning and left out."""

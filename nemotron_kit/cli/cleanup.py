@@ -12,7 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nemotron_kit.artifacts.metadata import absolute
+from nemotron_kit.artifacts.manifest import absolute
 from nemotron_kit.artifacts.reference import ArtifactNotFoundError, ArtifactVersionNotFoundError
 from nemotron_kit.artifacts.registry import open_registry
 from nemotron_kit.artifacts.store import ArtifactVersion, DamagedVersion

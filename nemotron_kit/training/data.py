@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from nemotron_kit.artifacts.metadata import located_in, read_document
+from nemotron_kit.artifacts.manifest import located_in, read_document
 from nemotron_kit.errors import UserError, nearest
 from nemotron_kit.files import open_regular, read_regular
 from nemotron_kit.objects import local_copies, object_url

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nemotron_kit.artifacts.manifest import METADATA, sha256_file, walk
-from nemotron_kit.artifacts.metadata import read_document
+from nemotron_kit.artifacts.manifest import METADATA, read_document, sha256_file, walk
 from nemotron_kit.artifacts.reference import Pin, Reference
 from nemotron_kit.artifacts.weights import check_weights
 from nemotron_kit.errors import NemotronError, Unreachable, UserError

@@ -200,7 +200,7 @@ def export_model(cfg: ExportModel) -> int:
     """Copy or upload the model and print where it is."""
     from nemotron_kit.artifacts import open_registry
     from nemotron_kit.artifacts.lineage import job_inputs
-    from nemotron_kit.artifacts.metadata import path_pin
+    from nemotron_kit.artifacts.manifest import path_pin
     from nemotron_kit.training.publish import Place, copy_model, upload_model
 
     for problem in export_problems(cfg, connect=False):

@@ -35,7 +35,7 @@ FORMATS = (
     ("artifacts.json", "nemotron_kit.artifacts.lineage"),
     ("metrics.jsonl", "nemotron_kit.runs.metrics"),
     ("The registry: version.json", "nemotron_kit.artifacts.store"),
-    ("metadata.json", "nemotron_kit.artifacts.metadata"),
+    ("metadata.json", "nemotron_kit.artifacts.manifest"),
     ("Checkpoints", "nemotron_kit.training.checkpoint"),
     ("TrainingProgress", "nemotron_kit.training.checkpoint:TrainingProgress"),
     ("Checkpoints of a sharded model", "nemotron_kit.training.sharded"),

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from nemotron_kit.app import App, ArtifactInput, Group, add_import_folders
-from nemotron_kit.artifacts.metadata import relative_to
+from nemotron_kit.artifacts.manifest import relative_to
 from nemotron_kit.artifacts.reference import Pin
 from nemotron_kit.cli import indexing, sweep
 from nemotron_kit.cli import tree as trees

@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from nemotron_kit import files
-from nemotron_kit.artifacts.metadata import folder_of
+from nemotron_kit.artifacts.manifest import folder_of
 from nemotron_kit.errors import NemotronError, Unreachable, UserError
 from nemotron_kit.home import is_run_id
 from nemotron_kit.remote.agent.operations import CODE

@@ -27,10 +27,10 @@ from nemotron_kit.artifacts import (
     is_initialized,
     lineage,
     open_registry,
+    registry,
     set_lineage_tracker,
     to_wandb_uri,
     tokenizer_to_uri,
-    tracking,
     wandb_config_from_env_file,
     wandb_config_from_environ,
 )
@@ -200,7 +200,7 @@ def test_init_and_get_config(tmp_path: Path) -> None:
     init()
     assert is_initialized()
     assert open_registry().root != tmp_path / "r"
-    tracking.reset()
+    registry.reset()
     assert not is_initialized()
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nemotron_kit.artifacts import Artifact
-from nemotron_kit.artifacts.metadata import relative_to
+from nemotron_kit.artifacts.manifest import relative_to
 from nemotron_kit.artifacts.registry import open_registry
 from nemotron_kit.home import home_names, moved, new_run_id
 from nemotron_kit.launch.queue import load_plan
