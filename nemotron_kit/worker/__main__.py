@@ -12,6 +12,7 @@ import gc
 if __name__ == "__main__":
     gc.disable()  # until the job begins, see process.collect_again
 
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -30,13 +31,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a job folder; the exit code is the job's."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     as_rank = "--rank" in arguments
-    as_task = "--array" in arguments
     folders = [argument for argument in arguments if argument not in ("--rank", "--array")]
     if len(folders) != 1:
         print("usage: python -m nemotron_kit.worker [--rank | --array] JOB_FOLDER", file=sys.stderr)  # noqa: T201
         return 2
     try:
-        return _run(_task(Path(folders[0])) if as_task else Path(folders[0]), as_rank)
+        folder = Path(folders[0])
+        if "--array" in arguments:
+            jobs = json.loads(read_regular(folder))["jobs"]
+            folder = folder.parent.parent / "jobs" / str(jobs[int(os.environ["SLURM_ARRAY_TASK_ID"])])
+        return _run(folder, as_rank)
     except NemotronError as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
@@ -64,14 +68,6 @@ def _run(folder: Path, as_rank: bool) -> int:
         if outcome.error:
             print(f"error: {mask(outcome.error)}", file=stderr)
     return outcome.code
-
-
-def _task(record: Path) -> Path:
-    """The job folder of one task of an array, from the record of its submission and the task's index."""
-    import json
-
-    jobs = json.loads(read_regular(record))["jobs"]
-    return record.parent.parent / "jobs" / str(jobs[int(os.environ["SLURM_ARRAY_TASK_ID"])])
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from nemotron_kit.polling import until
 from nemotron_kit.runs.job import PREEMPTED, SLURM_STEP
 from nemotron_kit.runs.process_facts import descendants
 from nemotron_kit.worker import NODES_FOLDER, RESTART
-from nemotron_kit.worker.process import signal_name
+from nemotron_kit.worker.process import send_signal, signal_name
 
 _RESTARTS = "restarts-"
 # How long a node waits for the others, after a rank has died, until it gives the attempt up.
@@ -76,8 +76,10 @@ def _run(args: Any) -> int:
         run(args)
     except ChildFailedError as error:
         rank, first = error.get_first_failure()
-        print(f"torchrun: rank {rank}: {_how(first.exitcode)}", file=sys.stderr, flush=True)  # noqa: T201
-        return int(first.exitcode) if first.exitcode > 0 else 128 - int(first.exitcode)
+        code = int(first.exitcode)
+        how = f"exit code {code}" if code >= 0 else f"killed by {signal_name(-code)}"
+        print(f"torchrun: rank {rank}: {how}", file=sys.stderr, flush=True)  # noqa: T201
+        return code if code > 0 else 128 - code
     return 0
 
 
@@ -115,9 +117,7 @@ class _Nodes:
             ends = [_read(path) for rank, path in self.paths.items() if rank != self.rank]
             if any(end and end["code"] for end in ends):
                 self.stopped_by_node = True
-                for pid in descendants(os.getpid()):
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
+                send_signal(descendants(os.getpid()), signal.SIGKILL)
                 return
 
     def note_restarts(self, count: int) -> None:
@@ -180,13 +180,7 @@ def _pass_on(number: int, _: FrameType | None) -> None:
     ranks = descendants(os.getpid())
     if not ranks and number == signal.SIGTERM:
         sys.exit(128 + number)  # no rank has started yet
-    for pid in ranks:
-        with contextlib.suppress(ProcessLookupError):  # it has ended by itself
-            os.kill(pid, number)
-
-
-def _how(code: int) -> str:
-    return f"exit code {code}" if code >= 0 else f"killed by {signal_name(-code)}"
+    send_signal(ranks, number)
 
 
 if __name__ == "__main__":

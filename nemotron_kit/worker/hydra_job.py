@@ -6,8 +6,6 @@ task function returned or raised is written as a TaskResult.
 
 from __future__ import annotations
 
-import builtins
-import io
 import os
 import runpy
 import sys
@@ -16,8 +14,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import wraps
 from importlib import import_module
+from operator import attrgetter
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from nemotron_kit.errors import text_of
@@ -26,7 +24,7 @@ from nemotron_kit.spec.plan import is_local, rank, read_spec
 from nemotron_kit.worker import python_module
 from nemotron_kit.worker.hydra import without_files
 from nemotron_kit.worker.payload import IMPORTED, PROGRAM, JobPayload, name_of, read_payload, task_of
-from nemotron_kit.worker.process import exit_code, leave_fork
+from nemotron_kit.worker.process import exit_code, leave_fork, run_file
 from nemotron_kit.worker.result import Failure, TaskResult, sendable
 from nemotron_kit.worker.streams import masked_streams
 
@@ -55,11 +53,19 @@ def main(argv: list[str] | None = None) -> int:
         if payload.kind == PROGRAM:
             _run_program(payload, run)
         else:
-            run(_found(payload) if payload.kind == IMPORTED else None)
+            task = None
+            if payload.kind == IMPORTED:
+                module, _, name = payload.function.partition(":")
+                task = task_of(attrgetter(name)(import_module(module)))
+            run(task)
     # A program may raise anything before it reaches its task function, too.
     except Exception as error:  # noqa: BLE001
         run.end(_failed(error))
-    return run.task_result.code if run.task_result else _not_reached(payload, run)
+    if run.task_result is None:
+        text = f"{payload.program} ended without reaching its task function {payload.function}."
+        print(f"error: {text}", file=sys.stderr)  # noqa: T201
+        run.end(TaskResult(1, failure=Failure("nemotron_kit.NeverArrived", text)))
+    return run.task_result.code if run.task_result else 1
 
 
 class TaskRun:
@@ -74,13 +80,25 @@ class TaskRun:
 
     def __call__(self, task: Callable[..., Any] | None) -> None:
         """Call Hydra's run_job with the config that the launch composed."""
+        from hydra.core.singleton import Singleton
         from hydra.core.utils import setup_globals
+        from omegaconf import OmegaConf, open_dict
+        from omegaconf.basecontainer import BaseContainer
 
         loaded = self.payload.load()
-        _restore(loaded["state"])
+        # Hydra's singletons as the launch had them. Singleton.set_state would scan all plugins for every job.
+        Singleton._instances = loaded["state"]["instances"]
+        BaseContainer._resolvers.update(loaded["state"].get("omegaconf_resolvers", {}))
+        # What Hydra's scan of its plugins would have registered.
+        import_module("hydra_plugins.nemotron_kit_launcher.recipes_source")
         setup_globals()
-        config = loaded["config"]
-        _for_this_process(config)
+        config: Any = loaded["config"]
+        with open_dict(config):
+            config.hydra.job.id = job_id(config.hydra.job.num)
+            if rank() != 0:
+                config.hydra.output_subdir = None
+                job_logging: Any = OmegaConf.to_container(config.hydra.job_logging, resolve=False)
+                config.hydra.job_logging = without_files(job_logging or {})
         try:
             self.end(_run(task or loaded["task"], config, loaded["callbacks"], self.payload.put_literals))
         except SystemExit as error:  # run_job lets it pass
@@ -101,15 +119,6 @@ class TaskRun:
             self.task_result = task_result
             if rank() == 0:
                 task_result.write(self.folder, scheduled=not is_local(os.environ.get("NEMOTRON_EXECUTOR")))
-
-
-def _found(payload: JobPayload) -> Callable[..., Any]:
-    module, _, name = payload.function.partition(":")
-    found: Any = import_module(module)
-    for part in name.split("."):
-        found = getattr(found, part)
-    task: Callable[..., Any] = task_of(found)
-    return task
 
 
 def _run_program(payload: JobPayload, run: TaskRun) -> None:
@@ -138,55 +147,10 @@ def _run_program(payload: JobPayload, run: TaskRun) -> None:
     with suppress(SystemExit):
         if payload.module:
             runpy.run_module(program, run_name="__main__", alter_sys=True)
-        elif _is_source(program):
+        elif os.path.isfile(program) and not zipfile.is_zipfile(program):  # noqa: PTH113
             run_file(program)
         else:
             runpy.run_path(payload.argv[0] if Path(payload.argv[0]).exists() else program, run_name="__main__")
-
-
-def _is_source(program: str) -> bool:
-    return os.path.isfile(program) and not zipfile.is_zipfile(program)  # noqa: PTH113
-
-
-def run_file(program: str) -> None:
-    """Run a script as `python SCRIPT` does, in this process. runpy would replace sys.argv[0] by the script's whole
-    path."""
-    main = ModuleType("__main__")
-    main.__file__ = program
-    main.__dict__["__builtins__"] = builtins
-    sys.modules["__main__"] = main
-    with io.open_code(program) as source:
-        code = compile(source.read(), program, "exec", dont_inherit=True)
-    exec(code, vars(main))  # noqa: S102
-
-
-def _not_reached(payload: JobPayload, run: TaskRun) -> int:
-    text = f"{payload.program} ended without reaching its task function {payload.function}."
-    print(f"error: {text}", file=sys.stderr)  # noqa: T201
-    run.end(TaskResult(1, failure=Failure("nemotron_kit.NeverArrived", text)))
-    return 1
-
-
-def _restore(state: dict[str, Any]) -> None:
-    """Set Hydra's singletons as the launch had them. Singleton.set_state would scan all plugins for every job."""
-    from hydra.core.singleton import Singleton
-    from omegaconf.basecontainer import BaseContainer
-
-    Singleton._instances = state["instances"]
-    BaseContainer._resolvers.update(state.get("omegaconf_resolvers", {}))
-    # What Hydra's scan of its plugins would have registered.
-    import_module("hydra_plugins.nemotron_kit_launcher.recipes_source")
-
-
-def _for_this_process(config: Any) -> None:
-    from omegaconf import OmegaConf, open_dict
-
-    with open_dict(config):
-        config.hydra.job.id = job_id(config.hydra.job.num)
-        if rank() != 0:
-            config.hydra.output_subdir = None
-            job_logging: Any = OmegaConf.to_container(config.hydra.job_logging, resolve=False)
-            config.hydra.job_logging = without_files(job_logging or {})
 
 
 def job_id(number: int) -> str:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import gc
+import io
 import os
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import IO, Any, NoReturn
 
 from nemotron_kit.polling import until
@@ -41,6 +43,18 @@ def leave_fork(code: int) -> NoReturn:
         with contextlib.suppress(OSError, ValueError, AttributeError):
             stream.flush()
     os._exit(code)
+
+
+def run_file(program: str) -> None:
+    """Run a script as `python SCRIPT` does, in this process. runpy would replace sys.argv[0] by the script's whole
+    path."""
+    main = ModuleType("__main__")
+    main.__file__ = program
+    main.__dict__["__builtins__"] = builtins
+    sys.modules["__main__"] = main
+    with io.open_code(program) as source:
+        code = compile(source.read(), program, "exec", dont_inherit=True)
+    exec(code, vars(main))  # noqa: S102
 
 
 @dataclass(frozen=True)
@@ -77,58 +91,53 @@ class Terminated(BaseException):
 
 
 @contextlib.contextmanager
-def term_raises() -> Iterator[None]:
-    """Within the block SIGTERM raises Terminated in the main thread, unless the job installs its own handler."""
+def handled(
+    names: Iterable[signal.Signals], handler: Callable[[int, FrameType | None], object] | signal.Handlers
+) -> Iterator[None]:
+    """Within the block `handler` handles the named signals; in any but the main thread nothing is changed."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    before = {name: signal.signal(name, handler) for name in names}
+    try:
+        yield
+    finally:
+        for name, old in before.items():
+            signal.signal(name, old)
+
+
+def term_raises() -> contextlib.AbstractContextManager[None]:
+    """Within the block SIGTERM raises Terminated in the main thread, unless the job installs its own handler."""
 
     def raise_terminated(_: int, __: FrameType | None) -> None:
         raise Terminated
 
-    before = signal.signal(signal.SIGTERM, raise_terminated)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    return handled((signal.SIGTERM,), raise_terminated)
 
 
-@contextlib.contextmanager
 def forwarded(
-    child: subprocess.Popen[bytes], names: tuple[signal.Signals, ...], received: set[str] | None = None
-) -> Iterator[None]:
+    child: subprocess.Popen[bytes], names: Iterable[signal.Signals], received: set[str]
+) -> contextlib.AbstractContextManager[None]:
     """Within the block the named signals go to the child's process group, and appear in `received` (`TERM`)."""
 
     def forward(number: int, _: FrameType | None) -> None:
-        if received is not None:
-            received.add(_short(number))
+        received.add(_short(number))
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, number)
 
-    with _handled(names, forward):
-        yield
+    return handled(names, forward)
 
 
-@contextlib.contextmanager
-def noted(names: tuple[signal.Signals, ...], received: set[str]) -> Iterator[None]:
+def noted(names: Iterable[signal.Signals], received: set[str]) -> contextlib.AbstractContextManager[None]:
     """Within the block the named signals do nothing but appear in `received` (`TERM`)."""
-    with _handled(names, lambda number, _: received.add(_short(number))):
-        yield
+    return handled(names, lambda number, _: received.add(_short(number)))
 
 
-@contextlib.contextmanager
-def hangup_ignored() -> Iterator[None]:
+def hangup_ignored() -> contextlib.AbstractContextManager[None]:
     """Within the block a closing terminal (SIGHUP) ends neither this process nor its children, as with nohup. An
     existing handler is kept."""
-    main = threading.current_thread() is threading.main_thread()
-    if not main or signal.getsignal(signal.SIGHUP) is not signal.SIG_DFL:
-        yield
-        return
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    is_default = signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+    return handled((signal.SIGHUP,) if is_default else (), signal.SIG_IGN)
 
 
 def signal_name(number: int) -> str:
@@ -143,19 +152,6 @@ def _short(number: int) -> str:
     return signal_name(number).removeprefix("SIG")
 
 
-@contextlib.contextmanager
-def _handled(names: tuple[signal.Signals, ...], handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {name: signal.signal(name, handler) for name in names}
-    try:
-        yield
-    finally:
-        for name, old in before.items():
-            signal.signal(name, old)
-
-
 def stop(child: subprocess.Popen[bytes], grace: float = GRACE_SECONDS) -> int:
     """Send TERM to the child's process group and, after `grace` seconds, KILL to it and all its descendants. Returns
     the exit code."""
@@ -167,7 +163,7 @@ def stop(child: subprocess.Popen[bytes], grace: float = GRACE_SECONDS) -> int:
         below = descendants(child.pid)  # torchrun's ranks are in other process groups
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)
-        _send(below, signal.SIGKILL)
+        send_signal(below, signal.SIGKILL)
         return child.wait()
 
 
@@ -182,9 +178,9 @@ def adopt_orphans() -> None:
 def stop_orphans(grace: float = GRACE_SECONDS) -> None:
     """Send TERM to every descendant of this process, KILL after `grace` seconds: the ranks of a torchrun that was
     killed would go on."""
-    _send(descendants(os.getpid()), signal.SIGTERM)
+    send_signal(descendants(os.getpid()), signal.SIGTERM)
     until(lambda: not _left(), 0.05, within=grace)
-    _send(descendants(os.getpid()), signal.SIGKILL)
+    send_signal(descendants(os.getpid()), signal.SIGKILL)
 
 
 def _left() -> bool:
@@ -197,7 +193,8 @@ def _left() -> bool:
     return True
 
 
-def _send(processes: list[int], number: signal.Signals) -> None:
+def send_signal(processes: Iterable[int], number: int) -> None:
+    """Send a signal to each of the processes that still runs."""
     for pid in processes:
         with contextlib.suppress(ProcessLookupError):  # it has ended by itself
             os.kill(pid, number)

@@ -23,7 +23,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import IO
 
 from nemotron_kit import files
 from nemotron_kit.errors import NemotronError
@@ -34,7 +33,7 @@ from nemotron_kit.runs.job import NODES, PREEMPTED, SLURM_STEP, JobFolder
 from nemotron_kit.spec.plan import JobSpec, read_spec
 from nemotron_kit.worker import python_module
 from nemotron_kit.worker.distributed import SAVING_SECONDS, Node, this_node
-from nemotron_kit.worker.process import adopt_orphans, exit_code, ignore_usr1, noted, stop_orphans
+from nemotron_kit.worker.process import adopt_orphans, exit_code, handled, ignore_usr1, noted, stop_orphans
 
 # Pulling a container's image takes minutes, and not the same number on each node.
 JOIN_SECONDS = 1800.0
@@ -56,7 +55,10 @@ def main(folder: str) -> int:
     with suppress(OSError, AttributeError):  # a worker that is killed takes this process, and so Ray, with it
         ctypes.CDLL(None).prctl(_PARENT_DEATH, signal.SIGTERM, 0, 0, 0)
     received: set[str] = set()
-    ray_folder = _temporary(job)
+    # A short folder for Ray's files on this node: the job's own, so that no other job's cluster is found there.
+    name = f"nk-ray-{hashlib.sha256(f'{os.getuid()} {job.path}'.encode()).hexdigest()[:8]}"
+    parent = tempfile.gettempdir()
+    ray_folder = Path(parent if len(parent) <= _LONGEST_FOLDER else "/tmp", name)  # noqa: S108
     # Without a token Ray runs whatever anyone on the network sends it. Versions before 2.52 know of none.
     token = _end_file(job, node).with_suffix(".token")
     os.environ.setdefault("RAY_AUTH_MODE", "token")
@@ -124,7 +126,7 @@ def _join(job: JobFolder, node: Node, token: Path, received: set[str]) -> int:
 def _ray(job: JobFolder, node: Node, options: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
     """Within the block Ray runs on this node. A signal for the job's program does not end it: it runs in its own
     session (Slurm sends its signals to every process all the same)."""
-    with _open(_log(job, node)) as log:
+    with os.fdopen(os.open(_log(job, node), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as log:
         ray = subprocess.Popen(
             python_module("ray.scripts.scripts", "start", *options, *_ANY_PORTS, "--block", "--disable-usage-stats"),
             stdin=subprocess.DEVNULL,
@@ -213,14 +215,10 @@ def _passed_on(program: subprocess.Popen[bytes], received: set[str]) -> Iterator
             with suppress(ProcessLookupError):
                 program.send_signal(number)
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    if received:  # it came before the program did
-        handle(signal.SIGTERM, None)
-    try:
+    with handled((signal.SIGTERM, signal.SIGUSR1), handle):
+        if received:  # it came before the program did
+            handle(signal.SIGTERM, None)
         yield
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
 
 
 def _end_file(job: JobFolder, node: Node) -> Path:
@@ -233,20 +231,9 @@ def _log(job: JobFolder, node: Node) -> Path:
     return job.path / f"ray-{node.rank}.log"
 
 
-def _open(path: Path) -> IO[bytes]:
-    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb")
-
-
 def _print_failure(what: str, log: Path) -> None:
     last = log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:]
     print("\n".join([f"error: {what} The end of {log}:", *last]), file=sys.stderr, flush=True)  # noqa: T201
-
-
-def _temporary(job: JobFolder) -> Path:
-    """A short folder for Ray's files on this node: the job's own, so that no other job's cluster is found there."""
-    name = hashlib.sha256(f"{os.getuid()} {job.path}".encode()).hexdigest()[:8]
-    parent = tempfile.gettempdir()
-    return Path(parent if len(parent) <= _LONGEST_FOLDER else "/tmp", f"nk-ray-{name}")  # noqa: S108
 
 
 def _ip(host: str) -> str:

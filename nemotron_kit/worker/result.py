@@ -276,11 +276,9 @@ class TaskResult:
         `scheduled`: into the file that the scheduler's worker copies into the exit record, which is also fetched from
         other machines, and drops with an earlier attempt.
         """
-        if not scheduled:
-            files.write_text(folder / FILE, json.dumps(files.encoded(masked(asdict(self)))) + "\n")
-            return
-
-        files.write_text(folder / VALUE, json.dumps(files.encoded({"answer": masked(asdict(self))})) + "\n")
+        record = masked(asdict(self))
+        name, document = (VALUE, {"answer": record}) if scheduled else (FILE, record)
+        files.write_text(folder / name, json.dumps(files.encoded(document)) + "\n")
 
 
 def read_task_result(job: JobFolder) -> TaskResult | None:
