@@ -7,9 +7,11 @@ import json
 import logging.config
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -116,7 +118,11 @@ def enter_hydra(folder: Path) -> None:
 
 def without_files(job_logging: Mapping[str, Any]) -> dict[str, Any]:
     """A logging configuration without the handlers that write files: of a job's ranks one writes them."""
-    handlers = {name: handler for name, handler in (job_logging.get("handlers") or {}).items() if not _is_file(handler)}
+    handlers = {
+        name: handler
+        for name, handler in (job_logging.get("handlers") or {}).items()
+        if not (isinstance(handler, Mapping) and "filename" in handler)
+    }
     kept: dict[str, Any] = {**job_logging, "handlers": handlers}
     if isinstance(kept.get("root"), Mapping):
         kept["root"] = _only(kept["root"], handlers)
@@ -149,9 +155,11 @@ def _from_folder(folder: Path) -> Any:
     register_resolvers()
     set_run_dir(str(folder.parent.parent))
     full: Any = OmegaConf.create(dict(read_config(folder)))
-    if not _is_installed():
+    if not _is_installed():  # Hydra, which has these resolvers
         full.hydra = node
-        _stand_in_resolvers(full)
+        register: Any = partial(OmegaConf.register_new_resolver, replace=True)
+        register("hydra", lambda path: OmegaConf.select(full.hydra, path))
+        register("now", lambda pattern: datetime.now().strftime(pattern), use_cache=True)
         _set_output_dir(full.hydra, str(folder))
         return full.hydra
     from hydra.conf import HydraConf
@@ -172,20 +180,6 @@ def _set_output_dir(node: Any, job_folder: str) -> None:
 
     with read_write(node), open_dict(node):
         node.runtime.output_dir = job_folder
-
-
-def _stand_in_resolvers(full: Any) -> None:
-    """Register `hydra:` and `now:` where Hydra, which has them, is not installed."""
-    from datetime import datetime
-
-    from omegaconf import OmegaConf
-
-    resolvers = {
-        "hydra": lambda path: OmegaConf.select(full.hydra, path),
-        "now": lambda pattern: datetime.now().strftime(pattern),
-    }
-    for name, resolver in resolvers.items():
-        OmegaConf.register_new_resolver(name, resolver, replace=True, use_cache=name == "now")
 
 
 def _configure(job_logging: Any, *, verbose: Any) -> None:
@@ -221,10 +215,6 @@ def _configure(job_logging: Any, *, verbose: Any) -> None:
         logging.getLogger(name).setLevel(logging.DEBUG)
 
 
-def _is_file(handler: Any) -> bool:
-    return isinstance(handler, Mapping) and "filename" in handler
-
-
 def _only(logger: Any, handlers: Mapping[str, Any]) -> Any:
     if not isinstance(logger, Mapping) or not logger.get("handlers"):
         return logger
@@ -246,70 +236,48 @@ def hydra_callbacks(folder: Path, task: Any) -> Iterator[End]:
     """Call on_job_start before the block and on_job_end after it; for a job that is no sweep's, on_run_start and
     on_run_end too. As in Hydra, no callback is called for the end of a job that was interrupted, and what a callback
     raises is a warning. Raises UserError for callbacks that can't be made here."""
-    end, hooks = End(), _hooks(folder)
-    if hooks is None:
+    end, node = End(), _current_node()
+    single = node is not None and not str(node.mode).endswith("MULTIRUN")
+    # A launcher of Hydra's calls them itself, and in a job's ranks other than 0 nobody does.
+    ours = single or (node is not None and str(node.launcher.get("_target_")).endswith(_OURS))
+    if not ours or not node.callbacks or rank() != 0:
         yield end
         return
-    hooks.start(task)
+    from hydra._internal.callbacks import Callbacks
+    from hydra.core.utils import JobReturn, JobStatus
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+
+    config: Any = OmegaConf.create({**read_config(folder), "hydra": node}, flags={"allow_objects": True})
     try:
-        yield end
-    except Exception as error:
-        hooks.end(None, error)
-        raise
-    outcome = end.outcome
-    if outcome is None:
-        hooks.end(None, None)
-    elif outcome.state not in ("cancelled", "preempted"):
-        hooks.end(outcome.value, outcome.exception)
+        callbacks: Any = Callbacks(config)
+    except HydraException as error:
+        text = " ".join(str(error).split("\n")[:2])
+        raise UserError(f"hydra.callbacks: {text}.", hint="Its class has to be importable where jobs run.") from error
 
-
-def _hooks(folder: Path) -> _Hooks | None:
-    """The callbacks; None where there are none, where a launcher of Hydra's calls them, and in ranks other than 0."""
-    module = sys.modules.get("hydra.core.hydra_config")
-    if module is None or not module.HydraConfig.initialized() or rank() != 0:
-        return None
-    node = module.HydraConfig.get()
-    single = not str(node.mode).endswith("MULTIRUN")
-    if not node.callbacks or not (single or str(node.launcher.get("_target_")).endswith(_OURS)):
-        return None
-    return _Hooks(folder, node, single=single)
-
-
-class _Hooks:
-    def __init__(self, folder: Path, node: Any, *, single: bool) -> None:
-        from hydra._internal.callbacks import Callbacks
-        from hydra.errors import HydraException
-        from omegaconf import OmegaConf
-
-        self.config: Any = OmegaConf.create({**read_config(folder), "hydra": node}, flags={"allow_objects": True})
-        self._node, self._single = node, single
-        try:
-            self._callbacks: Any = Callbacks(self.config)
-        except HydraException as error:
-            text = " ".join(str(error).split("\n")[:2])
-            raise UserError(
-                f"hydra.callbacks: {text}.", hint="Its class has to be importable where jobs run."
-            ) from error
-
-    def start(self, task: Callable[..., Any]) -> None:
-        if self._single:
-            self._callbacks.on_run_start(config=self.config, config_name=self._node.job.config_name)
-        self._callbacks.on_job_start(config=self.config, task_function=task)
-
-    def end(self, value: Any, error: BaseException | None) -> None:
-        from hydra.core.utils import JobReturn, JobStatus
-        from omegaconf import OmegaConf
-
+    def ended(value: Any, error: BaseException | None) -> None:
         returned = JobReturn(
-            overrides=list(self._node.overrides.task),
-            cfg=OmegaConf.masked_copy(self.config, [key for key in self.config if key != "hydra"]),
-            hydra_cfg=OmegaConf.masked_copy(self.config, ["hydra"]),
-            working_dir=str(self._node.runtime.output_dir),
-            task_name=str(self._node.job.name),
+            overrides=list(node.overrides.task),
+            cfg=OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]),
+            hydra_cfg=OmegaConf.masked_copy(config, ["hydra"]),
+            working_dir=str(node.runtime.output_dir),
+            task_name=str(node.job.name),
             status=JobStatus.FAILED if error else JobStatus.COMPLETED,
             _return_value=error or value,
         )
-        self._callbacks.on_job_end(config=self.config, job_return=returned)
-        if self._single:
-            name = self._node.job.config_name
-            self._callbacks.on_run_end(config=self.config, config_name=name, job_return=returned)
+        callbacks.on_job_end(config=config, job_return=returned)
+        if single:
+            callbacks.on_run_end(config=config, config_name=node.job.config_name, job_return=returned)
+
+    if single:
+        callbacks.on_run_start(config=config, config_name=node.job.config_name)
+    callbacks.on_job_start(config=config, task_function=task)
+    try:
+        yield end
+    except Exception as error:
+        ended(None, error)
+        raise
+    if end.outcome is None:
+        ended(None, None)
+    elif end.outcome.state not in ("cancelled", "preempted"):
+        ended(end.outcome.value, end.outcome.exception)
