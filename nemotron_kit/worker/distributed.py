@@ -9,9 +9,12 @@ import re
 import signal
 import socket
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -40,7 +43,7 @@ from nemotron_kit.worker.elastic import restarts_in
 from nemotron_kit.worker.process import Outcome, ignore_usr1, noted, supervise
 from nemotron_kit.worker.pump import write_all
 from nemotron_kit.worker.run import installed_versions, skip_unchanged, verified_inputs
-from nemotron_kit.worker.streams import Merged, captured, named_channels
+from nemotron_kit.worker.streams import Channels, captured
 
 # Below the ports that Linux hands out by itself.
 _FIRST_PORT, _PORTS = 10_000, 20_000
@@ -306,16 +309,14 @@ def _lead(job: JobFolder, spec: JobSpec, node: Node) -> Outcome:
     scheduler |= {"step": node.step} if node.step else {}
     (job.path / VALUE).unlink(missing_ok=True)
     try:
-        if node.job:
-            _prepare_for_a_kill(job, spec)
+        if node.job and (used_up := _prepare_for_a_kill(job, spec)):
+            job.finish(128 + signal.SIGKILL, "failed", error=used_up)
+            return Outcome(128 + signal.SIGKILL, "failed", used_up)
         # Which node it runs on is known to the scheduler. A requeued job's earlier process is gone.
         job.transition("running", process=None, scheduler=scheduler, versions=installed_versions())
     except Cancelled as error:
         job.finish(error.exit_code, "cancelled", error=str(error))
         return Outcome(error.exit_code, "cancelled", str(error))
-    except _UsedUp as error:
-        job.finish(128 + signal.SIGKILL, "failed", error=str(error))
-        return Outcome(128 + signal.SIGKILL, "failed", str(error))
     with ExitStack() as ending:
         outcome = _run(job, spec, node, received, ending)
         write_end(job, node, outcome, received)
@@ -324,23 +325,21 @@ def _lead(job: JobFolder, spec: JobSpec, node: Node) -> Outcome:
     return outcome
 
 
-class _UsedUp(Exception):
-    """The job was queued again after a kill, but it has no retries left."""
-
-
-def _prepare_for_a_kill(job: JobFolder, spec: JobSpec) -> None:
+def _prepare_for_a_kill(job: JobFolder, spec: JobSpec) -> str | None:
     """Count the retry if the worker before this one was killed, and leave the file by which the script knows whether to
-    retry if this one is. Until now the file was the script's own, in case that no worker would start."""
+    retry if this one is. Until now the file was the script's own, in case that no worker would start. Returns an error
+    if the job has no retries left."""
     marker = requeue_marker(job)
     if os.environ.pop(WORKER_KILLED, None) and not job.cancel_requested:
         if not _may_retry(job, spec):
             marker.unlink(missing_ok=True)
-            raise _UsedUp(f"{_WORKER_KILLED}, and all retries are used up (retries={spec.retries})")
+            return f"{_WORKER_KILLED}, and all retries are used up (retries={spec.retries})"
         job.transition("pending", process=None, retry=True, reason=f"retry: {_WORKER_KILLED}", error=_WORKER_KILLED)
     if _may_retry(job, spec):
         files.write_text(marker, _KILLED)
     else:
         marker.unlink(missing_ok=True)
+    return None
 
 
 def _join(job: JobFolder, spec: JobSpec, node: Node) -> Outcome:
@@ -381,41 +380,15 @@ def _command(job: JobFolder, spec: JobSpec, node: Node) -> list[str]:
     if spec.torchrun:
         # What earlier allocations have used up is the same for all nodes; this one's own may be written meanwhile.
         left = max(0, spec.retries - _retries(job) - restarts_in(job.path / NODES, earlier=True))
-        arguments = [*_rendezvous(spec, node), *restart_arguments(left), *rank_command(str(job.path))]
-        return python_module("nemotron_kit.worker.elastic", *arguments)
+        arguments = [f"--nproc-per-node={spec.nproc_per_node}", *restart_arguments(left), *rank_command(str(job.path))]
+        if node.count == 1:
+            return python_module("nemotron_kit.worker.elastic", "--standalone", *arguments)
+        nodes = (f"--nnodes={node.count}", f"--node-rank={node.rank}", f"--rdzv-id={node.rdzv_id}")
+        head = (f"--master-addr={node.head}", f"--master-port={node.port}")
+        return python_module("nemotron_kit.worker.elastic", *nodes, *head, *arguments)
     if spec.module:  # it reads the job's folder itself
         return python_module(spec.module, str(job.path))
     return python_module("nemotron_kit.worker", "--rank", str(job.path))
-
-
-def _rendezvous(spec: JobSpec, node: Node) -> list[str]:
-    processes = f"--nproc-per-node={spec.nproc_per_node}"
-    if node.count == 1:
-        return ["--standalone", processes]
-    return [
-        *(f"--nnodes={node.count}", f"--node-rank={node.rank}", processes),
-        *(f"--master-addr={node.head}", f"--master-port={node.port}", f"--rdzv-id={node.rdzv_id}"),
-    ]
-
-
-@contextmanager
-def _rank_logs(job: JobFolder, spec: JobSpec, node: Node) -> Iterator[None]:
-    """Within the block each rank writes to its own log, through a channel, and the node's log gets the lines of all."""
-    if not spec.torchrun:
-        yield
-        return
-    first = node.rank * spec.nproc_per_node
-    ranks = range(first, first + spec.nproc_per_node)
-    with ExitStack() as stack:
-        logs = {f"rank-{rank}": stack.enter_context(job.open_log(f"rank-{rank}")) for rank in ranks}
-        stack.enter_context(Merged({f"rank {rank}": job.log_path(f"rank-{rank}") for rank in ranks}, _to_log))
-        folder = stack.enter_context(named_channels(logs, job.path))
-        stack.enter_context(environment({_CHANNELS: str(folder), NODES_FOLDER: str(job.path / NODES)}))
-        yield
-
-
-def _to_log(data: bytes) -> None:
-    write_all(1, data)
 
 
 def _print_to(log: FileIO) -> None:
@@ -427,13 +400,41 @@ def _print_to(log: FileIO) -> None:
 
 
 @contextmanager
-def rank_log(job: JobFolder, spec: JobSpec) -> Iterator[None]:
-    """Within the block, and after it, a rank's output goes to its own log, which the node's worker merges."""
+def _rank_logs(job: JobFolder, spec: JobSpec, node: Node) -> Iterator[None]:
+    """Within the block each rank writes to its own log, through a channel that it opens by its name, and the node's log
+    gets the lines of all. When the block ends, what was written until then is in the logs."""
+    if not spec.torchrun:
+        yield
+        return
+    first = node.rank * spec.nproc_per_node
+    ranks = range(first, first + spec.nproc_per_node)
+    with ExitStack() as stack:
+        logs = {f"rank-{rank}": stack.enter_context(job.open_log(f"rank-{rank}")) for rank in ranks}
+        stack.enter_context(
+            merged({f"rank {rank}": job.log_path(f"rank-{rank}") for rank in ranks}, partial(write_all, 1))
+        )
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="nemotron-"))
+        fifos = [(*_fifo(f"{folder}/{name}"), log.fileno(), None) for name, log in logs.items()]
+        stack.callback(Channels(fifos, job.path).finish)
+        stack.enter_context(environment({_CHANNELS: folder, NODES_FOLDER: str(job.path / NODES)}))
+        yield
+
+
+def _fifo(path: str) -> tuple[int, int]:
+    """A new FIFO's ends: (what is read, what is written to)."""
+    os.mkfifo(path, 0o600)
+    source = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # otherwise it would wait for a writer
+    end = os.open(path, os.O_WRONLY)
+    os.set_blocking(source, True)
+    return source, end
+
+
+def print_to_rank_log(job: JobFolder, spec: JobSpec) -> None:
+    """Redirect the output of a rank that a node's worker started to the rank's own log, which that worker merges."""
     if spec.scheduled and spec.torchrun:
         name = f"rank-{os.environ.get('RANK', '0')}"
         with _channel(name) or job.open_log(name) as log:
             _print_to(log)
-    yield
 
 
 def _channel(name: str) -> FileIO | None:
@@ -447,3 +448,69 @@ def _channel(name: str) -> FileIO | None:
         return None
     os.set_blocking(end, True)
     return FileIO(end, "w")
+
+
+POLL_SECONDS = 0.2
+CHUNK = 1 << 16
+# Bytes of a line without an end after which it is passed on as it is.
+LONGEST = 1 << 20
+
+
+@contextmanager
+def merged(logs: Mapping[str, Path], write: Callable[[bytes], object]) -> Iterator[None]:
+    """`with merged({"rank 0": path, …}, write):` passes each line that is appended to the files within the block to
+    `write`, as `[rank 0] line`."""
+    sources = [_Source(label, path) for label, path in logs.items()]
+    done = threading.Event()
+
+    def run() -> None:
+        ended = False
+        while not ended:
+            ended = done.wait(POLL_SECONDS)
+            for source in sources:
+                while piece := source.lines():
+                    write(piece)
+        for source in sources:
+            write(source.rest())
+
+    thread = threading.Thread(target=run, name="merge-logs", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+class _Source:
+    def __init__(self, label: str, path: Path) -> None:
+        self._mark = f"[{label}] ".encode()
+        self._path = path
+        # What an earlier attempt wrote is already in the node's log.
+        self._offset = path.stat().st_size if path.exists() else 0
+        self._held = b""
+
+    def lines(self) -> bytes:
+        """The complete lines that were appended since the last call, marked; b"" for none."""
+        while True:
+            try:
+                with files.open_regular(self._path) as file:
+                    file.seek(self._offset)
+                    data = file.read(CHUNK)
+            except OSError:  # it is not there yet, or its file system does not answer: it is read later
+                return b""
+            if not data:
+                return b""
+            self._offset += len(data)
+            whole, end, self._held = (self._held + data).rpartition(b"\n")
+            if not end and len(self._held) > LONGEST:
+                whole, end, self._held = self._held, b"\n", b""
+            if end:
+                return self._marked(whole)
+
+    def rest(self) -> bytes:
+        held, self._held = self._held, b""
+        return self._marked(held) if held else b""
+
+    def _marked(self, lines: bytes) -> bytes:
+        return b"".join(self._mark + line + b"\n" for line in lines.split(b"\n"))

@@ -30,8 +30,6 @@ READ_BYTES = 1 << 16
 # What could be the beginning of a secret is held back for so long at most. A child that goes on writing keeps no job
 # from ending.
 HELD_SECONDS, SETTLE_SECONDS, ENDING_SECONDS = 0.2, 0.02, 1.0
-# The byte that the job's process sends once it has ended, and the reply.
-END, DRAINED = b"e", b"d"
 
 
 class Source:
@@ -86,9 +84,18 @@ class Pump:
         """Copy until the last writing end is closed; announce on `control` when all that the job itself wrote is
         copied."""
         while self.sources:
-            ready = {fd for fd, _ in self.poller.poll(self._patience())}
+            seconds = HELD_SECONDS if any(source.held for source in self.sources.values()) else None
+            seconds = seconds if self.ending is None else SETTLE_SECONDS
+            ready = {fd for fd, _ in self.poller.poll(seconds and seconds * 1000)}
             if self.control in ready:
-                self._handle_control()
+                # The job has ended, by its process's message or with that process; children may still run.
+                message = b""
+                with suppress(OSError):
+                    message = os.read(self.control, 1)
+                if message:
+                    self.ending = time.monotonic() + ENDING_SECONDS
+                else:
+                    self.poller.unregister(self.control)
             for source in [self.sources[fd] for fd in self.sources if fd in ready]:
                 self._move(source)
             if not ready:
@@ -98,23 +105,7 @@ class Pump:
             if self.ending is not None and (not ready or time.monotonic() > self.ending):
                 self.ending = None
                 with suppress(OSError):
-                    os.write(self.control, DRAINED)
-
-    def _patience(self) -> float | None:
-        if self.ending is not None:
-            return SETTLE_SECONDS * 1000
-        return HELD_SECONDS * 1000 if any(source.held for source in self.sources.values()) else None
-
-    def _handle_control(self) -> None:
-        """Handle the end of the job, announced by its process or known from that process's end; children may still
-        run."""
-        message = b""
-        with suppress(OSError):
-            message = os.read(self.control, 1)
-        if message == END:
-            self.ending = time.monotonic() + ENDING_SECONDS
-        else:
-            self.poller.unregister(self.control)
+                    os.write(self.control, b"d")
 
     def _move(self, source: Source) -> None:
         source.resize()

@@ -37,9 +37,9 @@ from nemotron_kit.worker.process import (
     ignore_usr1,
     leave_fork,
     run_child,
+    run_file,
     term_raises,
 )
-from nemotron_kit.worker.result import read_task_result
 from nemotron_kit.worker.streams import captured, masked_streams
 
 Handler = Callable[[Any], Any]
@@ -148,6 +148,8 @@ def _with_cause(outcome: Outcome, job: JobFolder) -> Outcome:
     alone."""
     if outcome.state != "failed" or outcome.signal is not None:
         return outcome
+    from nemotron_kit.worker.result import read_task_result
+
     try:
         done = read_task_result(job)
     except DamagedRecord:
@@ -243,7 +245,10 @@ def _called(handler: Callable[[Any], Any], config: Any) -> Outcome:
         return Outcome(error.exit_code, state, str(error), exception=error)
     # Whatever a handler raises is the job's failure, never the launcher's: asyncio's CancelledError is no Exception.
     except BaseException as error:  # noqa: BLE001
-        _print_traceback(error)
+        with suppress(OSError):  # its record has the error, too
+            # From the handler on, without the launcher's frames.
+            trace = error.__traceback__
+            traceback.print_exception(type(error), error, trace.tb_next if trace else None)
         return Outcome(1, "failed", error_text(error), exception=error if isinstance(error, Exception) else None)
     # NumPy's whole numbers are Integral and no int.
     is_code = isinstance(value, Integral) and not isinstance(value, bool)
@@ -263,16 +268,9 @@ def _from_code(code: Any) -> Outcome:
     return Outcome(number, state, f"exit code {number}{asked}", value=code)
 
 
-def _print_traceback(error: BaseException) -> None:
-    """Print the traceback from the handler on, without the launcher's frames."""
-    trace = error.__traceback__
-    with suppress(OSError):  # its record has the error, too
-        traceback.print_exception(type(error), error, trace.tb_next if trace else None)
-
-
 def run_rank(job: JobFolder) -> int:
     """One process of a job that has a worker above it: the script, or the handler called with the job's config."""
-    from nemotron_kit.worker.distributed import rank_log
+    from nemotron_kit.worker.distributed import print_to_rank_log
 
     if (restart := os.environ.pop(RESTART, None)) is not None:
         os.environ["TORCHELASTIC_RESTART_COUNT"] = restart
@@ -281,36 +279,29 @@ def run_rank(job: JobFolder) -> int:
     # torchrun stops its ranks with TERM; a rank that ends by it must not print a traceback.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     ignore_usr1()
-    with rank_log(job, spec):
-        if spec.module:
-            os.execv(sys.executable, python_module(spec.module, str(job.path)))  # noqa: S606
-        masked_streams()
-        spec.prepare_imports()
-        enter_hydra(job.path)
-        collect_again()
-        if spec.script:
-            with hydra_callbacks(job.path, spec.script):
-                return _run_script(spec.script, job)
-        config: Any = typed(resolve(read_config(job.path)), spec.load_config_cls())
-        handler = spec.load_handler()
-        with hydra_callbacks(job.path, handler) as end:
-            end.outcome = outcome = call_handler(handler, config)
-        if isinstance(outcome.exception, NemotronError):  # it has no traceback, and no caller prints it
-            print(f"error: rank {rank()}: {outcome.error}", file=sys.stderr)  # noqa: T201
+    print_to_rank_log(job, spec)
+    if spec.module:
+        os.execv(sys.executable, python_module(spec.module, str(job.path)))  # noqa: S606
+    masked_streams()
+    spec.prepare_imports()
+    enter_hydra(job.path)
+    collect_again()
+    if spec.script:
+        with hydra_callbacks(job.path, spec.script):
+            # In this process, which has the launch's import path, as `python SCRIPT --config …` would.
+            sys.argv = [spec.script, "--config", str(job.config_path)]
+            sys.path.insert(0, os.path.dirname(spec.script))  # noqa: PTH120
+            run_file(spec.script)
+        return 0
+    config: Any = typed(resolve(read_config(job.path)), spec.load_config_cls())
+    handler = spec.load_handler()
+    with hydra_callbacks(job.path, handler) as end:
+        end.outcome = outcome = call_handler(handler, config)
+    if isinstance(outcome.exception, NemotronError):  # it has no traceback, and no caller prints it
+        print(f"error: rank {rank()}: {outcome.error}", file=sys.stderr)  # noqa: T201
     if rank() == 0 and (value := _value(outcome)):
         files.write_json(job.path / VALUE, masked(value))
     return outcome.code
-
-
-def _run_script(script: str, job: JobFolder) -> int:
-    """Run the script in this process, which has the launch's import path, as `python SCRIPT --config …` would: its
-    folder comes first in sys.path."""
-    from nemotron_kit.worker.hydra_job import run_file
-
-    sys.argv = [script, "--config", str(job.config_path)]
-    sys.path.insert(0, os.path.dirname(script))  # noqa: PTH120
-    run_file(script)
-    return 0
 
 
 def _value(outcome: Outcome) -> dict[str, Any]:

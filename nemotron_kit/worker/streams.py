@@ -12,95 +12,18 @@ import os
 import socket
 import subprocess
 import sys
-import tempfile
 import termios
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fcntl import ioctl
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TextIO, cast
 
-from nemotron_kit.files import open_regular
 from nemotron_kit.masking import mask, noted_secrets
-from nemotron_kit.worker import pump
-from nemotron_kit.worker.pump import DRAINED, END
-
-POLL_SECONDS = 0.2
-CHUNK = 1 << 16
-# Bytes of a line without an end after which it is passed on as it is.
-LONGEST = 1 << 20
-
-
-class Merged:
-    """`with Merged({"rank 0": path, …}, write):` passes each line that is appended to the files within the block to
-    `write`, as `[rank 0] line`."""
-
-    def __init__(self, logs: Mapping[str, Path], write: Callable[[bytes], object]) -> None:
-        self._sources = [_Source(label, path) for label, path in logs.items()]
-        self._write = write
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="merge-logs", daemon=True)
-
-    def __enter__(self) -> Merged:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._done.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._done.wait(POLL_SECONDS):
-            self._pump()
-        self._pump()
-        for source in self._sources:
-            self._write(source.rest())
-
-    def _pump(self) -> None:
-        for source in self._sources:
-            while piece := source.lines():
-                self._write(piece)
-
-
-class _Source:
-    def __init__(self, label: str, path: Path) -> None:
-        self._mark = f"[{label}] ".encode()
-        self._path = path
-        # What an earlier attempt wrote is already in the node's log.
-        self._offset = path.stat().st_size if path.exists() else 0
-        self._held = b""
-
-    def lines(self) -> bytes:
-        """The complete lines that were appended since the last call, marked; b"" for none."""
-        while True:
-            try:
-                with open_regular(self._path) as file:
-                    file.seek(self._offset)
-                    data = file.read(CHUNK)
-            except OSError:  # it is not there yet, or its file system does not answer: it is read later
-                return b""
-            if not data:
-                return b""
-            self._offset += len(data)
-            whole, end, self._held = (self._held + data).rpartition(b"\n")
-            if not end and len(self._held) > LONGEST:
-                whole, end, self._held = self._held, b"\n", b""
-            if end:
-                return self._marked(whole)
-
-    def rest(self) -> bytes:
-        held, self._held = self._held, b""
-        return self._marked(held) if held else b""
-
-    def _marked(self, lines: bytes) -> bytes:
-        return b"".join(self._mark + line + b"\n" for line in lines.split(b"\n"))
-
 
 _OUT, _ERR = 1, 2
+_PUMP = Path(__file__).with_name("pump.py")
 _WAIT_SECONDS = 5.0
 # The share of a job's time, and seconds besides, that may be spent on keeping the order between the two streams.
 _SHARE, _FREE_SECONDS = 0.1, 0.5
@@ -121,7 +44,7 @@ class Channels:
         passed = {theirs.fileno(), *(fd for source in sources for fd in source if fd is not None)}
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", pump.__file__, json.dumps(asked)],
+                [sys.executable, "-I", "-S", str(_PUMP), json.dumps(asked)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -144,8 +67,8 @@ class Channels:
         """Wait until everything written so far is in the log. Children that outlive the job are not waited for."""
         self.close_ends()
         with contextlib.suppress(OSError):  # it may have ended by itself
-            self._control.sendall(END)
-            if self._control.recv(1) != DRAINED:
+            self._control.sendall(b"e")  # the job's end, which pump.py answers once all is copied
+            if not self._control.recv(1):
                 self._process.wait()
 
     def finish(self) -> None:
@@ -168,19 +91,6 @@ def logging_to(log: io.FileIO, job: Path) -> Iterator[Channels]:
         yield made
     finally:
         made.finish()
-
-
-@contextlib.contextmanager
-def named_channels(logs: Mapping[str, io.FileIO], job: Path) -> Iterator[Path]:
-    """A folder with a channel of each name, which leads to its log: processes that this one does not start itself open
-    it by its name. When the block ends, what was written until then is in the logs."""
-    with tempfile.TemporaryDirectory(prefix="nemotron-") as folder:
-        named = [(*_named(Path(folder, name)), log.fileno(), None) for name, log in logs.items()]
-        made = Channels(named, job)
-        try:
-            yield Path(folder)
-        finally:
-            made.finish()
 
 
 # What ends the capture that a job of this process has left to its threads and exit functions.
@@ -423,14 +333,6 @@ def _channel(target: int | None) -> tuple[int, int]:
     termios.tcsetattr(end, termios.TCSANOW, modes)
     with contextlib.suppress(OSError):
         ioctl(end, termios.TIOCSWINSZ, ioctl(target, termios.TIOCGWINSZ, b"\0" * 8))
-    return source, end
-
-
-def _named(path: Path) -> tuple[int, int]:
-    os.mkfifo(path, 0o600)
-    source = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # otherwise it would wait for a writer
-    end = os.open(path, os.O_WRONLY)
-    os.set_blocking(source, True)
     return source, end
 
 

@@ -6,7 +6,8 @@ import io
 import threading
 from pathlib import Path
 
-from nemotron_kit.worker.streams import Merged, Tee
+from nemotron_kit.worker.distributed import merged
+from nemotron_kit.worker.streams import Tee
 
 from ...conftest import until
 
@@ -22,7 +23,7 @@ def test_every_line_once_with_its_rank_in_front_to_the_last_byte(tmp_path: Path)
                 file.write(b"%d\n" % n)
             file.write(b"no newline")
 
-    with Merged(logs, out.append):
+    with merged(logs, out.append):
         threads = [threading.Thread(target=rank, args=(path,)) for path in logs.values()]
         for thread in threads:
             thread.start()
@@ -38,7 +39,7 @@ def test_every_line_once_with_its_rank_in_front_to_the_last_byte(tmp_path: Path)
 def test_lines_come_while_they_are_written_and_half_ones_wait(tmp_path: Path) -> None:
     out: list[bytes] = []
     path = tmp_path / "rank-0.log"
-    with Merged({"rank 0": path}, out.append):
+    with merged({"rank 0": path}, out.append):
         path.write_bytes(b"whole\nhal")
         until(lambda: out, 5, every=0.01)
         assert b"".join(out) == b"[rank 0] whole\n"
@@ -51,7 +52,7 @@ def test_what_an_earlier_attempt_wrote_is_not_shown_again(tmp_path: Path) -> Non
     out: list[bytes] = []
     path = tmp_path / "rank-0.log"
     path.write_bytes(b"before\n")
-    with Merged({"rank 0": path, "rank 1": tmp_path / "never"}, out.append), path.open("ab") as file:
+    with merged({"rank 0": path, "rank 1": tmp_path / "never"}, out.append), path.open("ab") as file:
         file.write(b"after\n")
     assert b"".join(out) == b"[rank 0] after\n"
 

@@ -166,5 +166,4 @@ def test_a_kill_is_counted_when_the_next_worker_begins(tmp_path: Path, monkeypat
     distributed._prepare_for_a_kill(job, spec)
     assert not marker.exists() and distributed._retries(job) == 1 and WORKER_KILLED not in os.environ
     monkeypatch.setenv(WORKER_KILLED, "1")
-    with pytest.raises(distributed._UsedUp, match=r"all retries are used up \(retries=1\)"):
-        distributed._prepare_for_a_kill(job, spec)
+    assert "all retries are used up (retries=1)" in str(distributed._prepare_for_a_kill(job, spec))
