@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 from nemotron_kit.cli.output import clean, write_lines
 from nemotron_kit.cli.runs.list import chosen_jobs, open_jobs
@@ -26,10 +25,6 @@ from nemotron_kit.runs.cancel import GRACE, cancel_jobs, stop_launch
 from nemotron_kit.runs.folder import DAMAGE, RunFolder, RunSummary
 from nemotron_kit.runs.job import DAMAGED, EXIT_CODES, TERMINAL, JobFolder, JobState, run_state
 from nemotron_kit.spec.plan import is_local, stored_plan
-
-if TYPE_CHECKING:
-    from nemotron_kit.launch.status import StatusSnapshot
-
 
 _PATIENCE = 600
 # The exit code for several runs is that of the first of these states that any of them is in.
@@ -64,7 +59,7 @@ def until_over(waits: Sequence[Watch]) -> None:
     reported = False
     while True:
         unfinished = [each for each in waits if not each.over]
-        snapshots = _refresh(each.run for each in unfinished if each.is_remote)
+        snapshots = refresh(each.run for each in unfinished if each.is_remote)
         for each in unfinished:
             each.update(snapshots.get(each.run.id))
         if all(each.over for each in waits):
@@ -74,11 +69,6 @@ def until_over(waits: Sequence[Watch]) -> None:
             sys.stderr.write(f"unreachable, still trying: {clean(lost)}\n")
         reported = lost is not None
         pace.wait()
-
-
-def _refresh(runs: Iterable[RunFolder]) -> dict[str, StatusSnapshot]:
-    asked = list(runs)
-    return refresh(asked) if asked else {}
 
 
 def print_end(run: RunFolder, state: str, chosen: Sequence[JobFolder] | None = None, why: str | None = None) -> None:
@@ -196,18 +186,37 @@ def resume(argv: list[str]) -> int:
         if message is not None:
             write_lines([message])
             return 0
+        if len(jobs) > 1 and not (stopped := _stopped(jobs)):
+            raise UserError(f"{run.id} has no jobs that wait to be submitted, and no stopped ones.")
         if len(jobs) > 1:
-            raise _several_stopped(run, jobs)
-    codes = [_resume_job(run, job) for job in jobs]
+            listed = ", ".join(job.reference for job in stopped[:_LISTED]) + (", …" if len(stopped) > _LISTED else "")
+            raise UserError(
+                f"{run.id} has no jobs that wait to be submitted; {len(stopped)} have stopped.",
+                hint=f"Name the one to resume: nemotron runs resume {stopped[0].reference}. Stopped: {listed}.",
+            )
+    codes = []
+    for job in jobs:
+        started = time.time()
+        outcome = resume_job(run, job)
+        if outcome.state == "pending":
+            write_lines([f"{job.reference}: {clean(job.state().state)} again", f"  nemotron runs attach {run.id}"])
+        else:
+            codes.append(report_end(run, outcome, started))
     return next((code for code in codes if code), 0)
 
 
 def _submit_waiting(run: RunFolder) -> str | None:
     """Submit the waiting jobs; returns a message, None if no job waits."""
+    plan = stored_plan(run)
     if not (run.path / SWEEP_FILE).exists():
-        _refuse_unplanned(run)
+        # The list of a sweep's jobs is written after all their folders.
+        if plan.kind == "sweep" and not is_local(plan.executor):
+            raise UserError(
+                f"{run.id}: its launch ended during planning, before any job was submitted.",
+                hint=f"Launch it again: {plan.command_line}",
+            )
         return None
-    if stored_plan(run).wait_first:
+    if plan.wait_first:
         return f"{run.id}: waiting again, to be submitted" if submission.resume(run) else None
     queue = SweepQueue(run)
     if not (queue.waiting or queue.unfinished):
@@ -219,49 +228,18 @@ def _submit_waiting(run: RunFolder) -> str | None:
     return f"{run.id}: {len(submitted)} jobs submitted{rest}"
 
 
-def _refuse_unplanned(run: RunFolder) -> None:
-    """Raise UserError for a sweep on another machine without a list of its jobs: it is written after all their folders,
-    so the launch ended before."""
-    plan = stored_plan(run)
-    if plan.kind == "sweep" and not is_local(plan.executor):
-        raise UserError(
-            f"{run.id}: its launch ended during planning, before any job was submitted.",
-            hint=f"Launch it again: {plan.command_line}",
-        )
-
-
-def _several_stopped(run: RunFolder, jobs: list[JobFolder]) -> UserError:
-    stopped = _stopped(jobs)
-    if not stopped:
-        return UserError(f"{run.id} has no jobs that wait to be submitted, and no stopped ones.")
-    listed = ", ".join(job.reference for job in stopped[:_LISTED]) + (", …" if len(stopped) > _LISTED else "")
-    return UserError(
-        f"{run.id} has no jobs that wait to be submitted; {len(stopped)} have stopped.",
-        hint=f"Name the one to resume: nemotron runs resume {stopped[0].reference}. Stopped: {listed}.",
-    )
-
-
 def _stopped(jobs: list[JobFolder]) -> list[JobFolder]:
     return [job for job in jobs if job.state().terminal and job.state().state != "succeeded"]
-
-
-def _resume_job(run: RunFolder, job: JobFolder) -> int:
-    started = time.time()
-    outcome = resume_job(run, job)
-    if outcome.state != "pending":
-        return report_end(run, outcome, started)
-    write_lines([f"{job.reference}: {clean(job.state().state)} again", f"  nemotron runs attach {run.id}"])
-    return 0
 
 
 def shell(argv: list[str]) -> int:
     """`nemotron runs shell ID[/N]`: replace this process by a shell, or the command after `--`, where the job runs.
     Raises UserError if that is not possible."""
-    arguments, command = _split(argv)
+    at = argv.index("--") if "--" in argv else len(argv)
     parser = ToolParser("runs", "shell")
     parser.add_argument("--job", type=at_least(0), metavar="N", help="the job of a run with several (0)")
     parser.add_argument("--node", metavar="NAME", help="the node of a job on several")
-    options = parser.parse(arguments)
+    options = parser.parse(argv[:at])
     if options is None:
         return 0
     run, chosen = chosen_jobs(options.id, options.job)
@@ -271,29 +249,16 @@ def shell(argv: list[str]) -> int:
             hint=f"Name it: {run.id}/{chosen[0].number}",
         )
     job = chosen[0] if chosen else run.job()
-    return _exec(_line(run, job, command, options.node))
-
-
-def _exec(line: list[str]) -> int:
+    plan = stored_plan(run)
+    # A job on this machine has its folder in any state.
+    state = job.state() if is_local(plan.executor) else _running(run, job)
+    line = executor_for(plan.settings).shell(plan, job, state, argv[at + 1 :], options.node)
     sys.stdout.flush()
     sys.stderr.flush()
     try:
         os.execvp(line[0], line)  # noqa: S606 — the user asked for exactly that
     except OSError as error:
         raise UserError(f"{line[0]} can't be started: {error.strerror}.") from error
-
-
-def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    at = list(argv).index("--") if "--" in argv else len(argv)
-    return list(argv[:at]), list(argv[at + 1 :])
-
-
-def _line(run: RunFolder, job: JobFolder, command: list[str], node: str | None) -> list[str]:
-    plan = stored_plan(run)
-    executor = executor_for(plan.settings)
-    # A job on this machine has its folder in any state.
-    state = job.state() if is_local(plan.executor) else _running(run, job)
-    return executor.shell(plan, job, state, command, node)
 
 
 def _running(run: RunFolder, job: JobFolder) -> JobState:
