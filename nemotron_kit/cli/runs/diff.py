@@ -18,9 +18,7 @@ from nemotron_kit.cli.output import (
     write_lines,
 )
 from nemotron_kit.cli.runs.list import chosen_jobs, open_job
-from nemotron_kit.cli.runs.results import (
-    job_result,
-)
+from nemotron_kit.cli.runs.results import job_result
 from nemotron_kit.cli.runs.show import versions_of
 from nemotron_kit.cli.toolargs import ToolParser
 from nemotron_kit.config.config_files import load_mapping
@@ -46,7 +44,10 @@ def diff(argv: list[str]) -> int:
     options = parser.parse(argv)
     if options is None:
         return 0
-    jobs = [job for reference in options.ids for job in _compared(reference)]
+    jobs: list[tuple[RunFolder, JobFolder]] = []
+    for reference in options.ids:
+        run, chosen = chosen_jobs(reference)
+        jobs += [(run, job) for job in chosen] if chosen and len(chosen) > 1 else [open_job(reference)]
     if not 2 <= len(jobs) <= len(ascii_lowercase):
         count = f"{len(jobs)} were given"
         raise UserError(f"nemotron runs diff compares 2 to {len(ascii_lowercase)} runs; {count}.")
@@ -60,12 +61,6 @@ def diff(argv: list[str]) -> int:
         print_lines = list(_lines({**found, **results}, names))
         write_lines([*([] if found else ["no difference"]), *print_lines])
     return 1 if found else 0
-
-
-def _compared(reference: str) -> list[tuple[RunFolder, JobFolder]]:
-    """The job that `reference` names, or those of a range."""
-    run, chosen = chosen_jobs(reference)
-    return [(run, job) for job in chosen] if chosen and len(chosen) > 1 else [open_job(reference)]
 
 
 def _results(job: JobFolder) -> dict[str, Any]:
@@ -166,17 +161,12 @@ def _lines(found: Mapping[str, Mapping[str, Mapping[str, Any]]], names: Sequence
         if max(map(cells, lines or [])) > columns:
             lines = narrow_lines(rows, columns)
         if lines is None:
-            heads = [] if len(names) == 2 else [section]
-            lines = [*heads, *_below_each_other(keys, sides, columns)]
+            lines = [] if len(names) == 2 else [section]
+            for key, of in keys.items():  # and below each the values of the sides
+                lines += hanging("  ", clean(key), columns)
+                for side in sides:
+                    lines += hanging(f"    {side}  ", _value_text(of, side), columns)
         yield from lines
-
-
-def _below_each_other(keys: Mapping[str, Mapping[str, Any]], sides: str, columns: int) -> Iterator[str]:
-    """Each key, and in lines below it the values of the sides."""
-    for key, of in keys.items():
-        yield from hanging("  ", clean(key), columns)
-        for side in sides:
-            yield from hanging(f"    {side}  ", _value_text(of, side), columns)
 
 
 def _rounded(sides: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -55,33 +55,25 @@ def chosen_jobs(reference: str, number: int | None = None) -> tuple[RunFolder, l
     if ends and ends[2] is not None:
         if number is not None:
             raise UserError(f"{reference} and --job {number} both select jobs.", hint="Leave one of them out.")
-        return run, _range(run, int(ends[1]), int(ends[2]))
+        first, last = int(ends[1]), int(ends[2])
+        if run.is_pipeline:
+            raise UserError(f"{run.id} is a pipeline: name one stage.", hint=f"{run.id}/{first}")
+        if first > last:
+            raise UserError(f"{first}-{last} is not a range.", hint=f"{run.id}/{last}-{first}")
+        for end in (first, last):
+            run.job(end)  # raises the error for one that does not exist
+        return run, [job for job in run.jobs() if first <= job.number <= last]
     chosen = int(ends[1]) if ends else number
-    if chosen is not None and run.is_pipeline:
-        return _stage_run(run, chosen), None
-    return run, None if chosen is None else [run.job(chosen)]
-
-
-def _range(run: RunFolder, first: int, last: int) -> list[JobFolder]:
-    """The jobs of a sweep from `first` to `last`, both included. Raises UserError if one of these does not exist."""
-    if run.is_pipeline:
-        raise UserError(f"{run.id} is a pipeline: name one stage.", hint=f"{run.id}/{first}")
-    if first > last:
-        raise UserError(f"{first}-{last} is not a range.", hint=f"{run.id}/{last}-{first}")
-    for number in (first, last):
-        run.job(number)  # raises the error for one that does not exist
-    return [job for job in run.jobs() if first <= job.number <= last]
-
-
-def _stage_run(run: RunFolder, number: int) -> RunFolder:
-    """The run of a pipeline's stage; for a skipped one, the earlier run whose outputs were used."""
+    if chosen is None or not run.is_pipeline:
+        return run, None if chosen is None else [run.job(chosen)]
     records = run.stages()
-    if number >= len(records):
+    if chosen >= len(records):
         stages = ", ".join(f"{at} ({each['stage']})" for at, each in enumerate(records)) or "none yet"
-        raise UserError(f"{run.id} has no stage {number}.", hint=f"Its stages: {stages}.")
-    if damage := records[number].get(DAMAGE):
+        raise UserError(f"{run.id} has no stage {chosen}.", hint=f"Its stages: {stages}.")
+    if damage := records[chosen].get(DAMAGE):
         raise DamagedRecord(str(damage))
-    return open_run(str(records[number].get("run") or records[number].get("producer")))
+    # A skipped stage has an earlier run, whose outputs were used.
+    return open_run(str(records[chosen].get("run") or records[chosen].get("producer"))), None
 
 
 def open_job(reference: str) -> tuple[RunFolder, JobFolder]:
@@ -126,7 +118,7 @@ def list_all(argv: list[str]) -> int:
         _print_runs(found)
         _print_omitted(options, limit, len(found))
     else:
-        write_lines(["No runs match." if _filtered(options) else f"No runs yet in {runs_root()}."])
+        _print_none(options)
     return 0
 
 
@@ -140,7 +132,7 @@ def watch(argv: list[str]) -> int:
     limit = _LIMIT if options.limit is None else options.limit
     found = _matching(options, limit)
     if not found:
-        write_lines(["No runs match." if _filtered(options) else f"No runs yet in {runs_root()}."])
+        _print_none(options)
     elif not sys.stdout.isatty():
         _print_runs(found)
         print_status("nemotron runs watch: standard output is no terminal: printed once.")
@@ -173,7 +165,14 @@ def _table(found: Sequence[RunSummary]) -> list[list[str]]:
     """A header and a row for each run. Has PROGRESS if a run is running, NAME if one has a name or tags, and JOB on a
     wide terminal (the id contains recipe and stage)."""
     table = [["RUN", "JOB", "STATE", "PROGRESS", "AGE", "TOOK", "EXIT", "NAME", "WHY"]]
-    table += [_row(run, str(progress or "")) for run, progress in zip(found, _progress_of(found), strict=True)]
+    for run, progress in zip(found, _progress_of(found), strict=True):
+        job = " ".join(filter(None, (run.recipe, (run.stage or "").replace("/", " "))))
+        sweep = f" ({run.jobs} jobs)" if run.jobs > 1 else ""
+        took = short_span(duration(run.started, run.finished, run.state))
+        code = "" if run.code is None else str(run.code)
+        why = run.error or (f"waits for {run.reason}" if run.reason else "")
+        facts = [run.id, f"{job}{sweep}", run.state, str(progress or ""), age_of(run), took, code, name_of(run), why]
+        table.append(facts)
     left_out = set()
     if not any(run.state == "running" for run in found):
         left_out.add("PROGRESS")
@@ -238,7 +237,7 @@ def _print_results(found: Sequence[RunSummary], options: Any) -> None:
         if not (options.sort or options.top):
             _print_omitted(options, limit, len(found))
     else:
-        write_lines(["No runs match." if _filtered(options) else f"No runs yet in {runs_root()}."])
+        _print_none(options)
 
 
 def _updated(runs: Sequence[RunSummary]) -> list[RunSummary]:
@@ -316,16 +315,15 @@ def states_of(given: Sequence[str]) -> list[str]:
     return states
 
 
-def _row(run: RunSummary, progress: str) -> list[str]:
-    job = " ".join(filter(None, (run.recipe, (run.stage or "").replace("/", " "))))
-    age = short_span(time.time() - run.created) if run.created is not None else ""
-    took = short_span(duration(run.started, run.finished, run.state))
-    code = "" if run.code is None else str(run.code)
-    sweep = f" ({run.jobs} jobs)" if run.jobs > 1 else ""
-    why = run.error or (f"waits for {run.reason}" if run.reason else "")
+def age_of(run: RunSummary) -> str:
+    """The time since a run's launch, as the text of a cell."""
+    return short_span(time.time() - run.created) if run.created is not None else ""
+
+
+def name_of(run: RunSummary) -> str:
+    """A run's name and tags, as the text of a cell."""
     labels = labels_of(run.id)
-    name = " ".join([labels["name"] or "", *(f"#{tag}" for tag in labels["tags"])]).strip()
-    return [run.id, f"{job}{sweep}", run.state, progress, age, took, code, name, why]
+    return " ".join([labels["name"] or "", *(f"#{tag}" for tag in labels["tags"])]).strip()
 
 
 def labels_of(run_id: str) -> dict[str, Any]:
@@ -388,6 +386,10 @@ def _set_label(command: str, label: str, argv: list[str]) -> int:
 
 def _filtered(options: Any) -> bool:
     return bool(options.recipe or options.stage or options.state or options.since or options.tag)
+
+
+def _print_none(options: Any) -> None:
+    write_lines(["No runs match." if _filtered(options) else f"No runs yet in {runs_root()}."])
 
 
 def _print_omitted(options: Any, limit: int, shown: int) -> None:

@@ -39,8 +39,7 @@ def plot(argv: list[str]) -> int:
     options = parser.parse(argv)
     if options is None:
         return 0
-    jobs = [job for reference in options.ids for job in _jobs(reference)]
-    found = {name: series(job.path, times=True) for name, job in _named(jobs).items()}
+    found = {name: series(job.path, times=True) for name, job in _named(options.ids).items()}
     names = [name for name in dict.fromkeys(name for each in found.values() for name in each) if name != TIMESTAMP]
     metric = options.metric or next((name for name in names if "loss" in name.lower()), next(iter(names), None))
     if metric is None:
@@ -61,19 +60,18 @@ def plot(argv: list[str]) -> int:
     return 0
 
 
-def _jobs(reference: str) -> list[JobFolder]:
-    run, chosen = chosen_jobs(reference)
-    jobs = run.jobs() if chosen is None else chosen
-    if len(jobs) > _MAX_JOBS:
-        hint = f"Name some of them: {run.id}/0-{_MAX_JOBS - 1}."
-        raise UserError(f"{run.id} has {len(jobs)} jobs; at most {_MAX_JOBS} curves can be drawn.", hint=hint)
-    if not jobs:
-        raise UserError(f"{run.id} has no jobs.", hint=f"nemotron runs show {run.id}")
-    return jobs
-
-
-def _named(jobs: Sequence[JobFolder]) -> dict[str, JobFolder]:
+def _named(references: Sequence[str]) -> dict[str, JobFolder]:
     """The jobs by the name of their curve: the run's name or the end of its id, and the job's number in a sweep."""
+    jobs: list[JobFolder] = []
+    for reference in references:
+        run, chosen = chosen_jobs(reference)
+        of_run = run.jobs() if chosen is None else chosen
+        if len(of_run) > _MAX_JOBS:
+            hint = f"Name some of them: {run.id}/0-{_MAX_JOBS - 1}."
+            raise UserError(f"{run.id} has {len(of_run)} jobs; at most {_MAX_JOBS} curves can be drawn.", hint=hint)
+        if not of_run:
+            raise UserError(f"{run.id} has no jobs.", hint=f"nemotron runs show {run.id}")
+        jobs += of_run
     if len(jobs) > _MAX_JOBS:
         raise UserError(f"These are {len(jobs)} jobs; at most {_MAX_JOBS} curves can be drawn.")
     found: dict[str, JobFolder] = {}

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from nemotron_kit.cli.output import clean, print_csv, print_table, write_lines
 from nemotron_kit.cli.request import near
-from nemotron_kit.cli.runs.list import duration, iso, labels_of
+from nemotron_kit.cli.runs.list import age_of, duration, iso, labels_of, name_of
 from nemotron_kit.cli.runs.result_cache import results_of_jobs, results_of_runs
 from nemotron_kit.cli.runs.results import (
     MAIN,
@@ -29,7 +28,6 @@ from nemotron_kit.errors import UserError, listed
 from nemotron_kit.home import runs_root
 from nemotron_kit.runs.folder import RunFolder, RunSummary
 from nemotron_kit.runs.ledger import run_ids
-from nemotron_kit.runs.progress import short_span
 from nemotron_kit.spec.plan import stored_plan
 
 STEP = "step"
@@ -81,14 +79,13 @@ def print_launches(table: LaunchTable, top: int | None, *, asked: bool) -> None:
     """Print the table; without `asked`, only the most important columns."""
     columns = table.columns if table.sort is None else [table.sort, *(c for c in table.columns if c != table.sort)]
     wide = columns if asked else columns[:MAIN]
-    names = {run.id: _label(run.id) for run in table.runs[:top]}
+    names = {run.id: name_of(run) for run in table.runs[:top]}
     header = ["RUN", "STATE", "AGE", *(["NAME"] if any(names.values()) else []), *wide]
     rows = []
     for at, run in enumerate(table.runs[:top]):
         mark = " *" if run is table.best else ""
-        age = short_span(time.time() - run.created) if run.created is not None else ""
         name = [names[run.id]] if any(names.values()) else []
-        rows.append([f"{run.id}{mark}", run.state, age, *name, *table.cells(at, wide, short=True)])
+        rows.append([f"{run.id}{mark}", run.state, age_of(run), *name, *table.cells(at, wide, short=True)])
     print_table(header, rows, keep=table.sort or "")
     lines = [table.table.rule] if table.best is not None else []
     if len(table.runs) > len(rows):
@@ -112,11 +109,6 @@ def print_launches_csv(table: LaunchTable, top: int | None) -> None:
         texts = [" ".join(labels["tags"]), " ".join(job.overrides)]
         rows.append([*known, *texts, *table.cells(at, table.columns, short=False)])
     print_csv(rows)
-
-
-def _label(run_id: str) -> str:
-    labels = labels_of(run_id)
-    return " ".join([labels["name"] or "", *(f"#{tag}" for tag in labels["tags"])]).strip()
 
 
 _LAST = 20
