@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -205,7 +205,12 @@ class _Plan:
         for label in self.versions[run.id]:
             self._registry.remove(Reference.parse(label), force=True)  # all of them have been checked together
         if run.id in self._remote and not self._options.here:
-            _remove_on_target(run)
+            plan = stored_plan(run)
+            if plan.has_separate_folder:
+                # Before the record on this machine: Unreachable is raised here, and the removal can be repeated.
+                transport = transport_for(plan.settings)
+                registry = plan.paths.artifacts or f"{transport.root}/artifacts"
+                transport.call("remove_run", folder=plan.paths.run, registry=registry)
         remove_unreferenced(run.path, lambda: artifacts_in(run, self._registry))
 
 
@@ -229,7 +234,11 @@ def record_text(run: RunFolder) -> str:
     folder, names = str(run.path), ["plan.json"]
     names += [f"stages/{name}" for name in _listing(f"{folder}/stages") if name.endswith(".json")]
     names += [f"jobs/{job}/{name}" for job in _listing(f"{folder}/jobs") for name in _REFERRING]
-    return "\n".join(_text(f"{folder}/{name}") for name in names)
+    texts = []
+    for name in names:
+        with contextlib.suppress(OSError):
+            texts.append(read_regular(f"{folder}/{name}").decode("utf-8", "replace"))
+    return "\n".join(texts)
 
 
 def _listing(folder: str) -> list[str]:
@@ -237,13 +246,6 @@ def _listing(folder: str) -> list[str]:
         return os.listdir(folder)  # noqa: PTH208
     except OSError:
         return []
-
-
-def _text(path: str) -> str:
-    try:
-        return read_regular(path).decode("utf-8", "replace")
-    except OSError:
-        return ""
 
 
 def users_of_runs(registry: LocalRegistry) -> dict[str, set[str]]:
@@ -380,24 +382,21 @@ def refuse_written(run: RunFolder) -> None:
         )
 
 
-def _remove_on_target(run: RunFolder) -> None:
-    """Remove the run's folder on its target. Raises Unreachable, before the record on this machine is removed, so the
-    removal can be repeated."""
-    plan = stored_plan(run)
-    if plan.has_separate_folder:
-        transport = transport_for(plan.settings)
-        registry = plan.paths.artifacts or f"{transport.root}/artifacts"
-        transport.call("remove_run", folder=plan.paths.run, registry=registry)
-
-
 def artifacts_in(run: RunFolder, registry: LocalRegistry | None = None) -> list[str]:
     """The labels of the artifacts whose files are in the run's folder: versions of this machine's registry, and those
     that the run's record lists in another registry."""
     registry = registry or open_registry()
     folder = run.path.resolve()
     found = versions_in(registry, folder)
-    for pin in _saved(run):
-        if lies_in(pin.get("path"), folder) and pin.get("version") is not None:
+    for job in run.jobs():
+        try:
+            saved = job.artifacts()["outputs"]
+        except DamagedRecord as error:
+            sys.stderr.write(f"note: {clean(error.message)}\n")
+            continue
+        for pin in saved:
+            if not isinstance(pin, dict) or pin.get("version") is None or not lies_in(pin.get("path"), folder):
+                continue
             label = f"{pin.get('name')}:v{pin['version']}"
             if pin.get("registry") != registry.uuid:
                 found.append(f"{label} (of another registry)")
@@ -413,11 +412,3 @@ def _is_gone(registry: LocalRegistry, label: str) -> bool:
         return not Path(registry.find(label).root).exists()
     except NemotronError:  # removed, or damaged: versions_in judges that
         return False
-
-
-def _saved(run: RunFolder) -> Iterator[dict[str, object]]:
-    for job in run.jobs():
-        try:
-            yield from (pin for pin in job.artifacts()["outputs"] if isinstance(pin, dict))
-        except DamagedRecord as error:
-            sys.stderr.write(f"note: {clean(error.message)}\n")

@@ -92,7 +92,11 @@ class Recorded:
             values = dict(self.job.located(load_mapping(file)))
         else:  # the same as the job's own config, or an older version's, which has the target's paths
             file = self.job.config_path
-            values = self._with_local_paths(self.job.located(load_mapping(file)))
+            root = self.paths.tree and self.paths.tree.root
+            folders = {there: here for here, there in sorted(self.paths.moves, key=lambda move: move[0] == root)}
+            folders |= dict.fromkeys((self.paths.job, str(self.job.path)), "${oc.env:NEMO_RUN_DIR}")
+            located = self.job.located(load_mapping(file))
+            values = {key: value if key == "run" else relative_to(value, folders) for key, value in located.items()}
         run = dict(values["run"]) if isinstance(values.get("run"), dict) else {}
         run |= {"profile": request.profile or self.plan.profile, "mode": request.mode or self.plan.mode}
         run |= {slot: omegaconf_escaped(pin.label) for slot, pin in self.pins.items()}
@@ -108,12 +112,6 @@ class Recorded:
             added=[key for key in (environment.get("NEMOTRON_ADDED_KEYS") or "").split(",") if key],
             deleted=[text for text in self.typed(request) if text.startswith("~") and not text.startswith("~/")],
         )
-
-    def _with_local_paths(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        root = self.paths.tree and self.paths.tree.root
-        folders = {there: here for here, there in sorted(self.paths.moves, key=lambda move: move[0] == root)}
-        folders |= dict.fromkeys((self.paths.job, str(self.job.path)), "${oc.env:NEMO_RUN_DIR}")
-        return {key: value if key == "run" else relative_to(value, folders) for key, value in values.items()}
 
     def typed(self, request: Job) -> list[str]:
         """The overrides that were typed then, without those of keys that the request gives."""

@@ -123,7 +123,10 @@ class SweepTable:
 
     def varied(self) -> dict[str, dict[int, str]]:
         """The overrides that differ between jobs: key → job number → value."""
-        overrides = {job.number: dict(_split(text) for text in job.overrides) for job in self.jobs}
+        overrides = {
+            job.number: {override_key(text): text.partition("=")[2] if "=" in text else text for text in job.overrides}
+            for job in self.jobs
+        }
         keys = dict.fromkeys(key for each in overrides.values() for key in each)
         return {
             key: {number: each[key] for number, each in overrides.items() if key in each}
@@ -135,11 +138,6 @@ class SweepTable:
 def override_key(override: str) -> str:
     """`train.lr` of `+train.lr=1e-3`."""
     return override.partition("=")[0].lstrip("+")
-
-
-def _split(override: str) -> tuple[str, str]:
-    key, equals, value = override.partition("=")
-    return key.lstrip("+"), value if equals else override
 
 
 @dataclass(frozen=True)
@@ -267,8 +265,13 @@ def measured_facts(
         last = f"{name} {metric.last:.6g}{_at(metric.step)}"
         differs = metric.best != metric.last and not math.isnan(metric.best)
         best = f", best {metric.best:.6g}{_at(metric.best_step)}" if differs else ""
+        found = sorted((each[name].last, rank) for rank, each in ranks.items() if name in each)
+        spread = ""
+        if len(found) > 1:
+            (least, first), (most, highest) = found[0], found[-1]
+            spread = f"; of {len(found)} ranks {least:.6g} (rank {first}) to {most:.6g} (rank {highest})"
         curve = sparkline(curves[name][1]) if name in curves else ""
-        lines.append(f"{last}{best}{_range_of_ranks(name, ranks)}{f'  {curve}' if curve else ''}")
+        lines.append(f"{last}{best}{spread}{f'  {curve}' if curve else ''}")
     return lines
 
 
@@ -287,14 +290,6 @@ def sparkline(values: Sequence[float]) -> str:
     parts = [known[len(known) * at // count : len(known) * (at + 1) // count] for at in range(count)]
     means = [sum(part) / len(part) for part in parts]
     return "".join(_BARS[min(7, int((mean - least) / (most - least) * 8))] for mean in means)
-
-
-def _range_of_ranks(name: str, ranks: Mapping[int, Mapping[str, Measured]]) -> str:
-    found = sorted((each[name].last, rank) for rank, each in ranks.items() if name in each)
-    if len(found) < 2:
-        return ""
-    (least, first), (most, last) = found[0], found[-1]
-    return f"; of {len(found)} ranks {least:.6g} (rank {first}) to {most:.6g} (rank {last})"
 
 
 def _at(step: int | None) -> str:

@@ -45,34 +45,28 @@ class LaunchTable:
         self.table = sweep_table(found, sort) if sort and found else SweepTable(found, None, lower_is_better=True)
         self.runs = [runs[result.number] for result in self.table.jobs]
         self.sort = sort_order(sort, self.table.columns())[0]
-        self.columns = self._checked(columns) if columns else self.table.columns()
+        self.columns = self.table.columns()
+        if not columns:
+            return
+        overrides = {override_key(text) for job in self.table.jobs for text in job.overrides}
+        known = [*self.columns, VALUE, STEP, *sorted(overrides)]
+        for name in columns:
+            if name not in known and self.runs:
+                raise UserError(f"--columns {name}: no listed run has it.", hint=near(name, known))
+        self.columns = list(dict.fromkeys([*([self.sort] if self.sort else []), *columns]))
 
     @property
     def best(self) -> RunSummary | None:
         """The run with the best value of `sort`; None if no run has one."""
         return self.runs[0] if self.table.best is not None else None
 
-    def _checked(self, columns: Sequence[str]) -> list[str]:
-        overrides = {override_key(text) for job in self.table.jobs for text in job.overrides}
-        known = [*self.table.columns(), VALUE, STEP, *sorted(overrides)]
-        for name in columns:
-            if name not in known and self.runs:
-                raise UserError(f"--columns {name}: no listed run has it.", hint=near(name, known))
-        return list(dict.fromkeys([*([self.sort] if self.sort else []), *columns]))
-
     def cells(self, at: int, columns: Sequence[str], *, short: bool) -> list[str]:
         """The texts of one row's columns."""
         job = self.table.jobs[at]
-        overrides = {override_key(text): text.partition("=")[2] for text in job.overrides}
-        return [format_value(_value(job, name, overrides), short) for name in columns]
-
-
-def _value(job: JobResult, name: str, overrides: dict[str, str]) -> Any:
-    if name in job.metrics:
-        return job.metrics[name].last
-    if name in overrides:
-        return overrides[name]
-    return job.value if name == VALUE else job.step if name == STEP else None
+        values: dict[str, Any] = {VALUE: job.value, STEP: job.step}
+        values |= {override_key(text): text.partition("=")[2] for text in job.overrides}
+        values |= {name: metric.last for name, metric in job.metrics.items()}
+        return [format_value(values.get(name), short) for name in columns]
 
 
 def print_launches(table: LaunchTable, top: int | None, *, asked: bool) -> None:

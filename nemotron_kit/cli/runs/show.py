@@ -13,11 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nemotron_kit.cli.output import (
-    clean,
-    print_facts,
-    print_json,
-)
+from nemotron_kit.cli.output import clean, print_facts, print_json
 from nemotron_kit.cli.runs.list import as_json, chosen_jobs, duration, iso, labels_of
 from nemotron_kit.cli.runs.result_cache import ResultCache
 from nemotron_kit.cli.runs.results import (
@@ -57,29 +53,22 @@ class RunView:
             self.plan = stored_plan(run)
         self._is_remote = self.plan is not None and not is_local(self.plan.executor)
         self.snapshot: StatusSnapshot | None = None
-        if self._is_remote:
-            self._refresh()
+        if self.plan is not None and self._is_remote:
+            self.snapshot = refresh([run]).get(run.id)
+            if len(jobs) == 1 and not (self.snapshot and self.snapshot.lost):
+                try:
+                    mirror(self.plan, [job for job in jobs if not is_mirrored(job)])
+                except NemotronError as error:
+                    sys.stderr.write(f"note: its records on the target could not be read: {clean(error.message)}\n")
         self.states = {job.number: self._job_state(job) for job in jobs}
         whole = not self._is_remote and len(jobs) == len(run.jobs())
         self.summary = run.summary(list(self.states.values()) if whole else None)
-        self.state = self._state()
-
-    def _state(self) -> str:
         if self.plan is None or self.summary.state == DAMAGED:
-            return DAMAGED
-        if len(self.jobs) == self.summary.jobs:
-            return self.run.state_of(state.state for state in self.states.values())
-        return self.run.state_of(self._job_state(job).state for job in self.run.jobs())
-
-    def _refresh(self) -> None:
-        self.snapshot = refresh([self.run]).get(self.run.id)
-        if len(self.jobs) != 1 or (self.snapshot and self.snapshot.lost):
-            return
-        assert self.plan  # noqa: S101 — see _is_remote
-        try:
-            mirror(self.plan, [job for job in self.jobs if not is_mirrored(job)])
-        except NemotronError as error:
-            sys.stderr.write(f"note: its records on the target could not be read: {clean(error.message)}\n")
+            self.state = DAMAGED
+        elif len(jobs) == self.summary.jobs:
+            self.state = run.state_of(state.state for state in self.states.values())
+        else:
+            self.state = run.state_of(self._job_state(job).state for job in run.jobs())
 
     def _job_state(self, job: JobFolder) -> JobState:
         known = self._cache.known(job.path.name, str(job.path)) if self._cache else None
@@ -124,7 +113,6 @@ def written_by(job: JobFolder) -> dict[str, Any]:
     return {}
 
 
-_METRICS = 5
 _FILES = 20
 _METRICS = 40
 _MAX_JOBS = 20
@@ -245,6 +233,9 @@ def _json(view: RunView, table: SweepTable, top: int | None) -> dict[str, Any]:
 def _job_json(job: JobFolder, view: RunView) -> dict[str, Any]:
     state = view.states[job.number]
     reason, start = view.waiting(job.number)
+    ranks = {}
+    if (by_rank := measured_by_rank(job.path)).keys() - {0}:  # others than rank 0 logged metrics
+        ranks = {str(rank): {name: each.to_dict() for name, each in of.items()} for rank, of in by_rank.items()}
     return {
         "number": job.number,
         "state": state.state,
@@ -261,18 +252,10 @@ def _job_json(job: JobFolder, view: RunView) -> dict[str, Any]:
         "history": [{**entry, "at": iso(entry["at"])} for entry in job.history()],
         "artifacts": _artifacts(job),
         "metrics": job.metrics(_METRICS),
-        **_ranks_json(job),
+        **({"ranks": ranks} if ranks else {}),
         "written": written_by(job),
         "folder": str(job.path),
     }
-
-
-def _ranks_json(job: JobFolder) -> dict[str, Any]:
-    """`ranks`: the metrics of each rank, if ranks other than 0 logged any."""
-    ranks = measured_by_rank(job.path)
-    if not set(ranks) - {0}:
-        return {}
-    return {"ranks": {str(rank): {name: each.to_dict() for name, each in of.items()} for rank, of in ranks.items()}}
 
 
 def _facts(view: RunView) -> Iterator[Fact]:
@@ -282,68 +265,48 @@ def _facts(view: RunView) -> Iterator[Fact]:
     yield "state", view.state
     if len(view.jobs) == 1 < view.summary.jobs:
         yield "job", f"{view.jobs[0].number}: {view.states[view.jobs[0].number].state}"
-    yield from _why(view)
-    if plan:
-        yield "command", plan.command_line or None
-    if plan and plan.hydra and plan.stage:  # a program of its own has no such line
-        yield "hydra", plan.hydra_command
-    yield "profile", _profile(plan)
-    yield from _links(plan) if plan else ()
-    yield "folder", run.path
-    if len(view.jobs) == 1:
-        if plan and plan.kind == "sweep" and (typed := overrides_of(view.jobs[0])):
-            yield "overrides", " ".join(typed)
-        yield from _job_facts(view.jobs[0], view)
-    else:
-        yield from _sweep_facts(view)
-
-
-def _labels(run: RunFolder) -> Iterator[Fact]:
-    for key, label in labels_of(run.id).items():
-        if label:
-            yield key, ", ".join(label) if isinstance(label, list) else label
-
-
-def _why(view: RunView) -> Iterator[Fact]:
     lost = next((s for s in view.states.values() if s.state == "unreachable"), None)
     if lost is not None and view.state == "unreachable":
         yield "why", lost.error
-        yield "last known", _last_known(lost)
+        known = lost.facts.get("known")
+        yield "last known", f"{known}, {_clock(lost.facts.get('known_at'))}" if known else "nothing"
     elif view.summary.error:
         yield "why", view.summary.error
     if len(view.jobs) == 1:
         reason, start = view.waiting(view.jobs[0].number)
         yield from [("waits for", reason)] if reason else []
         yield from [("may start", start)] if start else []
-
-
-def _last_known(state: JobState) -> str:
-    known = state.facts.get("known")
-    return f"{known}, {_clock(state.facts.get('known_at'))}" if known else "nothing"
-
-
-def _links(plan: Plan) -> Iterator[tuple[str, str]]:
-    if plan.rerun_of:
+    if plan:
+        yield "command", plan.command_line or None
+    if plan and plan.hydra and plan.stage:  # a program of its own has no such line
+        yield "hydra", plan.hydra_command
+    yield "profile", f"{plan.profile} ({plan.executor})" if plan and plan.profile else "none: this machine"
+    if plan and plan.rerun_of:
         yield "rerun of", plan.rerun_of
-    if plan.part_of:
+    if plan and plan.part_of:
         yield "pipeline", plan.part_of
-    for run_id in plan.after:
+    for run_id in plan.after if plan else ():
         yield "after", run_id
-    code = plan.code or {}
+    code = (plan.code if plan else None) or {}
     if code.get("commit"):
         yield "code", f"{str(code['commit'])[:12]}{' and what was not committed' if code.get('dirty') else ''}"
-
-
-def _profile(plan: Plan | None) -> str:
-    return f"{plan.profile} ({plan.executor})" if plan and plan.profile else "none: this machine"
-
-
-def _sweep_facts(view: RunView) -> Iterator[Fact]:
+    yield "folder", run.path
+    if len(view.jobs) == 1:
+        if plan and plan.kind == "sweep" and (typed := overrides_of(view.jobs[0])):
+            yield "overrides", " ".join(typed)
+        yield from _job_facts(view.jobs[0], view)
+        return
     counts = Counter(state.state for state in view.states.values())
     yield "jobs", f"{counts.total()}: {', '.join(f'{count} {state}' for state, count in counts.most_common())}"
     if view.unsubmitted:
-        yield "waiting", f"{view.unsubmitted} to be submitted: nemotron runs resume {view.run.id}"
-    yield "next", f"nemotron runs show {view.run.id} --job N"
+        yield "waiting", f"{view.unsubmitted} to be submitted: nemotron runs resume {run.id}"
+    yield "next", f"nemotron runs show {run.id} --job N"
+
+
+def _labels(run: RunFolder) -> Iterator[Fact]:
+    for key, label in labels_of(run.id).items():
+        if label:
+            yield key, ", ".join(label) if isinstance(label, list) else label
 
 
 def distinct_overrides(jobs: Sequence[JobFolder]) -> list[str]:
@@ -377,7 +340,10 @@ def _job_facts(job: JobFolder, view: RunView) -> Iterator[Fact]:
     for entry in job.history():
         yield "history", _moment(entry)
     if state.finished is not None:
-        yield "history", f"{_clock(state.finished)}  {_outcome(state)}"
+        code = f", exit code {state.code}" if state.code is not None else ""
+        skipped = state.facts.get("skipped") if state.state == "succeeded" else None
+        detail = state.error or (f"skipped, {skipped}" if skipped else None)
+        yield "history", f"{_clock(state.finished)}  {state.state}{code}{f': {detail}' if detail else ''}"
     result = job_result(job, state)
     if result.value is not None:
         yield "returned", json.dumps(finite(result.value), ensure_ascii=False)
@@ -419,13 +385,6 @@ def _moment(entry: Mapping[str, Any]) -> str:
     if scheduler:
         where = "  " + " ".join(str(scheduler[key]) for key in ("kind", "job", "node") if scheduler.get(key))
     return f"{_clock(entry['at'])}  {entry['state']}{where}"
-
-
-def _outcome(state: JobState) -> str:
-    code = f", exit code {state.code}" if state.code is not None else ""
-    skipped = state.facts.get("skipped") if state.state == "succeeded" else None
-    detail = state.error or (f"skipped, {skipped}" if skipped else None)
-    return f"{state.state}{code}{f': {detail}' if detail else ''}"
 
 
 def _clock(seconds: float | None) -> str:

@@ -118,7 +118,14 @@ def logs(argv: list[str]) -> int:
         return _follow_all(run, jobs, options) if options.follow else _print_all(run, jobs, options)
     log = _log(plan, jobs[0], name)
     watch = Watch(run, [log.job])
-    over, names = _is_over(watch), log.names()
+
+    def over() -> bool:
+        """Whether the job has ended: by its exit record, else by its back end, queried at intervals."""
+        ask = watch.is_remote and not log.job.state().terminal
+        watch.update(refresh([run]).get(run.id) if ask else None)
+        return watch.over
+
+    names = log.names()
     if name not in names and (not options.follow or over()):
         raise _no_log(run, log.job, options, names)
     if options.follow and options.rank is None and (plan.settings.nodes or 1) > 1:
@@ -126,7 +133,11 @@ def logs(argv: list[str]) -> int:
     offset = 0 if options.tail is None else log.tail(options.tail)
     others = _of_other_nodes(plan, log, names)
     _write(log.follow(over, offset) if options.follow else chain(log.read(offset), _below(others, options.tail)))
-    return _exit_code_of(watch) if options.follow else 0
+    if options.follow and watch.state not in TERMINAL:
+        check_followed(run)
+        state = log.job.state()
+        raise Unreachable(f"{log.job.reference}: its state is not known: {watch.why or state.error or state.state}")
+    return 0
 
 
 def _name(options: Any) -> str:
@@ -158,24 +169,20 @@ def _print_all(run: RunFolder, jobs: Sequence[JobFolder], options: Any) -> int:
     if not is_local(plan.executor):
         refresh([run])
     names = [log.names() for log in logs]
-    existing = [log.name in of_job for log, of_job in zip(logs, names, strict=True)]
-    if not any(existing):
+    if not any(log.name in of_job for log, of_job in zip(logs, names, strict=True)):
         raise _no_log(run, logs[0].job, options, names[0])
-    others = [_of_other_nodes(plan, log, of_job) for log, of_job in zip(logs, names, strict=True)]
-    _write(_under_headings(logs, existing, others, options.tail))
+    _write(_under_headings(plan, logs, names, options.tail))
     return 0
 
 
 def _under_headings(
-    logs: Sequence[LocalLog | RemoteLog],
-    existing: Sequence[bool],
-    others: Sequence[Sequence[LocalLog | RemoteLog]],
-    tail: int | None,
+    plan: Plan, logs: Sequence[LocalLog | RemoteLog], names: Sequence[Sequence[str]], tail: int | None
 ) -> Iterator[bytes]:
     """Yield the logs of several jobs, each below a line with the job's number, state and overrides, in the format of
-    `tail` for several files; the `others` are those of a job's other nodes."""
+    `tail` for several files; `names` are those of the logs that each job has."""
     all_overrides = distinct_overrides([log.job for log in logs])
-    for at, (log, exists, overrides, more) in enumerate(zip(logs, existing, all_overrides, others, strict=True)):
+    for at, (log, of_job, overrides) in enumerate(zip(logs, names, all_overrides, strict=True)):
+        exists = log.name in of_job
         facts = [
             log.job.state().state,
             *([overrides] if overrides else []),
@@ -185,7 +192,7 @@ def _under_headings(
         yield f"{blank}==> job {log.job.number}: {clean(', '.join(facts))} <==\n".encode()
         end = b"\n"
         pieces = log.read(0 if tail is None else log.tail(tail)) if exists else ()
-        for piece in chain(pieces, _below(more, tail)):
+        for piece in chain(pieces, _below(_of_other_nodes(plan, log, of_job), tail)):
             yield piece
             end = piece[-1:] or end
         if end != b"\n":
@@ -223,29 +230,6 @@ def _plan(run: RunFolder) -> Plan:
         return Plan.from_dict({}, run.path)
 
 
-def _is_over(watch: Watch) -> Callable[[], bool]:
-    """A function that returns whether a job has ended: by its exit record, else by its back end, queried at
-    intervals."""
-
-    def over() -> bool:
-        state = watch.jobs[0].state() if watch.jobs else None
-        ask = watch.is_remote and not (state and state.terminal)
-        watch.update(refresh([watch.run]).get(watch.run.id) if ask else None)
-        return watch.over
-
-    return over
-
-
-def _exit_code_of(watch: Watch) -> int:
-    """The exit code after following a log to its end: 0. Raises Unreachable if it is not known how the job ended."""
-    if watch.state in TERMINAL:
-        return 0
-    check_followed(watch.run)
-    job = watch.jobs[0] if watch.jobs else watch.run.job()
-    state = job.state()
-    raise Unreachable(f"{job.reference}: its state is not known: {watch.why or state.error or state.state}")
-
-
 def _no_log(run: RunFolder, job: JobFolder, options: Any, names: Sequence[str]) -> NemotronError:
     what = "log" if options.rank is None else f"log of rank {options.rank}"
     if names:
@@ -262,21 +246,17 @@ def _no_log(run: RunFolder, job: JobFolder, options: Any, names: Sequence[str]) 
 
 
 def _write(pieces: Iterable[bytes]) -> None:
-    if sys.stdout.isatty():
-        for text in _sanitized(pieces):
-            sys.stdout.write(text)
-            sys.stdout.flush()
+    if not sys.stdout.isatty():
+        for piece in pieces:
+            sys.stdout.buffer.write(piece)
+            sys.stdout.buffer.flush()
         return
-    for piece in pieces:
-        sys.stdout.buffer.write(piece)
-        sys.stdout.buffer.flush()
-
-
-def _sanitized(pieces: Iterable[bytes]) -> Iterator[str]:
     sanitizer = TerminalSanitizer()
     for piece in pieces:
-        yield encodable(sanitizer.feed(piece), sys.stdout.encoding)
-    yield encodable(sanitizer.feed(b"", final=True), sys.stdout.encoding)
+        sys.stdout.write(encodable(sanitizer.feed(piece), sys.stdout.encoding))
+        sys.stdout.flush()
+    sys.stdout.write(encodable(sanitizer.feed(b"", final=True), sys.stdout.encoding))
+    sys.stdout.flush()
 
 
 def attach(argv: list[str]) -> int:
@@ -294,7 +274,12 @@ def attach(argv: list[str]) -> int:
     if not all(job.state().terminal for job in jobs):
         check_followed(run)
     _wait_for_submission(run, jobs)
-    return report_end(run, _follow(run, _submitted(run, jobs), from_start=options.all))
+    submitted, plan, offsets = _submitted(run, jobs), stored_plan(run), LogOffsets(run)
+    if options.all:
+        offsets.forget()
+    cancels = bool(plan.settings.cancel_on_interrupt)
+    executor = executor_for(plan.settings)
+    return report_end(run, follow_jobs(run, executor, submitted, offsets=offsets, cancel_on_interrupt=cancels))
 
 
 def _wait_for_submission(run: RunFolder, jobs: list[JobFolder]) -> None:
@@ -318,14 +303,6 @@ def _submitted(run: RunFolder, jobs: list[JobFolder]) -> list[JobFolder]:
     if len(submitted) < len(jobs):
         sys.stderr.write(f"{len(jobs) - len(submitted)} jobs wait to be submitted: nemotron runs resume {run.id}\n")
     return submitted
-
-
-def _follow(run: RunFolder, jobs: list[JobFolder], *, from_start: bool) -> Outcome:
-    plan, offsets = stored_plan(run), LogOffsets(run)
-    if from_start:
-        offsets.forget()
-    cancels = bool(plan.settings.cancel_on_interrupt)
-    return follow_jobs(run, executor_for(plan.settings), jobs, offsets=offsets, cancel_on_interrupt=cancels)
 
 
 def report_end(run: RunFolder, outcome: Outcome, started: float | None = None) -> int:
