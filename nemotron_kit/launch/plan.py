@@ -5,8 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from inspect import signature
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemotron_kit import __version__
@@ -19,10 +24,9 @@ from nemotron_kit.config.resolvers import pinned
 from nemotron_kit.config.schema import contradictions
 from nemotron_kit.envfile import EnvFile, read_env_file
 from nemotron_kit.errors import NemotronError, Note, Problem, UserError
-from nemotron_kit.executors.base import SHELL, PlanContext, executor_for
+from nemotron_kit.executors.base import SHELL, Executor, PlanContext, executor_for
 from nemotron_kit.home import TENSORBOARD, nemotron_home
 from nemotron_kit.launch.inputs import ART, Inputs, field_of, look_up_for, remote_field, resolve_inputs
-from nemotron_kit.launch.job_facts import facts_of
 from nemotron_kit.launch.placing import (
     ResolvedJob,
     TransportFactory,
@@ -32,12 +36,13 @@ from nemotron_kit.launch.placing import (
     resolve_job,
     unshipped_problems,
 )
+from nemotron_kit.lazy import Value
 from nemotron_kit.masking import MASK, is_literal, is_path, is_secret_name, is_switch, secret_in, without_passwords
 from nemotron_kit.quoting import refers
 from nemotron_kit.spec.paths import RemotePaths
 from nemotron_kit.spec.plan import DETACHED, IN_PROCESS, INTERACTIVE, RAY, TORCHRUN, Labels, Plan, is_local
 from nemotron_kit.spec.profiles import check_run_wandb, reserved_table
-from nemotron_kit.spec.resources import Resources, fields_given, label_of
+from nemotron_kit.spec.resources import Resources, fields_given, gpu_of, label_of
 from nemotron_kit.spec.runconfig import env_dict
 from nemotron_kit.worker import python_module, ray_command, torchrun_command
 
@@ -66,7 +71,7 @@ def job_environment(
     `overrides` those of the command line; without `env`, env.toml is read. Raises UserError for a secret in env_vars,
     a password in the settings, and a wrong `run.wandb`."""
     # Unbuffered, so that the log has both streams in order, and all lines of a killed job.
-    variables = {"PYTHONUNBUFFERED": "1", **_env_vars(settings)}
+    variables = {"PYTHONUNBUFFERED": "1", **env_dict(settings)}
     _refuse_secrets(settings)
     check_run_wandb(run.get("wandb") or {})
     wandb = {key: value for key, value in (run.get("wandb") or {}).items() if value not in (None, "", [])}
@@ -105,8 +110,17 @@ _ASSIGNED = re.compile(r"""(?<![\w.$-])([A-Za-z_]\w*)=("[^"$`]*"|'[^']*'|[^\s;&|
 
 
 def _refuse_secrets(settings: RunConfig) -> None:
-    """Raise UserError for a field that holds the password of an address, the value of a secret variable of this
-    environment, or a shell command that gives a secret by its name a value."""
+    """Raise UserError for a variable in env_vars or a field that holds the value of a secret variable of this
+    environment, for a secret by its name that env_vars or a shell command gives a value, and for the password of an
+    address."""
+    for name, value in env_dict(settings).items():
+        named = is_secret_name(name) and not is_path(value) and not is_switch(value)
+        if secret := name if named else secret_in(value):
+            what = f"{name}, a secret by its name" if secret == name else f"the value of {secret}, a secret"
+            raise UserError(
+                f"env_vars holds {what}: it would be written into every record of the job.",
+                hint=f'Export it where you launch, and name it in the profile: secrets = ["{secret}"].',
+            )
     values = vars(settings)
     texts = list(walk_strings({key: value for key, value in values.items() if key != "env_vars"}))
     holds_secret = secret_in("\n".join(text for _, text in texts)) is not None  # at once: each look reads all variables
@@ -138,37 +152,12 @@ def _refuse_secrets(settings: RunConfig) -> None:
             )
 
 
-def _env_vars(settings: RunConfig) -> dict[str, str]:
-    variables = env_dict(settings)
-    for name, value in variables.items():
-        by_name = is_secret_name(name) and not is_path(value) and not is_switch(value)
-        variable = name if by_name else secret_in(str(value))
-        if variable:
-            what = f"{name}, a secret by its name" if variable == name else f"the value of {variable}, a secret"
-            raise UserError(
-                f"env_vars holds {what}: it would be written into every record of the job.",
-                hint=f'Export it where you launch, and name it in the profile: secrets = ["{variable}"].',
-            )
-    return variables
-
-
 def not_submitted(command: Command, single: bool) -> UserError:
     """The error for an interactive command that is launched with a profile, or (not `single`) by a sweep."""
     what = "can't be launched with a profile" if single else "can't be a job of a sweep"
     return UserError(
         f"{command.full_name} is interactive, on this terminal: it {what}.", hint="Leave out --run, --batch and -m."
     )
-
-
-def launch_kind(command: Command, mode: str, settings: RunConfig, resources: Resources) -> str:
-    """How the job is started: IN_PROCESS, TORCHRUN, RAY, DETACHED or INTERACTIVE."""
-    if command.interactive:
-        return INTERACTIVE
-    if mode == "batch" or not is_local(settings.executor):
-        return DETACHED
-    if resources.ray:
-        return RAY
-    return TORCHRUN if resources.processes > 1 else IN_PROCESS
 
 
 def worker_command(paths: RemotePaths) -> list[str]:
@@ -179,29 +168,45 @@ def worker_command(paths: RemotePaths) -> list[str]:
     return python_module("nemotron_kit.worker", paths.job, python=paths.python)
 
 
-def launch_command(
-    command: Command, launch: str, paths: RemotePaths, resources: Resources, restarts: int = 0
-) -> list[str]:
-    """The command line that starts the job, for the plan; the handler's name for one that starts no process."""
-    if launch == DETACHED:
-        return worker_command(paths)
-    if launch in (IN_PROCESS, INTERACTIVE):
-        return [command.handler_name or str(command.handler)]
-    if launch == RAY:
-        return ray_command(paths.job)
-    return torchrun_command(resources.processes, paths.job, restarts)
+def how_it_starts(
+    command: Command, mode: str, settings: RunConfig, paths: RemotePaths, resources: Resources
+) -> tuple[str, list[str]]:
+    """(IN_PROCESS, TORCHRUN, RAY, DETACHED or INTERACTIVE, the command line that starts the job): the handler's name
+    for a job that starts no process."""
+    handler = [command.handler_name or str(command.handler)]
+    if command.interactive:
+        return INTERACTIVE, handler
+    if mode == "batch" or not is_local(settings.executor):
+        return DETACHED, worker_command(paths)
+    if resources.ray:
+        return RAY, ray_command(paths.job)
+    if resources.processes > 1:
+        return TORCHRUN, torchrun_command(resources.processes, paths.job, settings.retries or 0)
+    return IN_PROCESS, handler
 
 
-def job_spec(command: Command, settings: RunConfig, paths: RemotePaths, resources: Resources) -> dict[str, Any]:
-    """The content of job.json: everything that the worker needs besides the config."""
+# In a job's folder, where it differs from config.yaml: the config that a rerun starts from (ResolvedJob.composed).
+COMPOSED_FILE = "composed.yaml"
+
+
+def job_files(
+    resolved: ResolvedJob, command: Command, resources: Resources, inputs: Inputs, environment: Mapping[str, str]
+) -> dict[str, str]:
+    """Name in the job's folder → text, of the files that every executor's job has. job.json is everything that the
+    worker needs besides the config."""
+    paths, frozen, settings = resolved.paths, resolved.config, resolved.settings
     cls = command.config_cls
-    return {
+    if not isinstance(cls, str):
+        module = cls.__module__
+        if module == "__main__":
+            main = sys.modules["__main__"]
+            module = main.__spec__.name if main.__spec__ else str(getattr(main, "__file__", ""))
+        cls = f"{module}:{cls.__qualname__}"
+    spec = {
         "kit": __version__,
         "command": command.full_name,
         "handler": paths.move_name(command.handler_name),
-        "config_cls": paths.move_name(
-            cls if isinstance(cls, str) else f"{_importable(cls.__module__)}:{cls.__qualname__}"
-        ),
+        "config_cls": paths.move_name(cls),
         "script": paths.script(command.job_script, command.handler_name),
         "nproc_per_node": resources.processes,
         "executor": settings.executor,
@@ -214,29 +219,12 @@ def job_spec(command: Command, settings: RunConfig, paths: RemotePaths, resource
         "sys_path": import_path(paths),
         "secrets": list(settings.secrets or ()),
         "expand": references(settings),
+        "environment": dict(environment),
     }
-
-
-def _importable(module: str) -> str:
-    if module != "__main__":
-        return module
-    main = sys.modules["__main__"]
-    return main.__spec__.name if main.__spec__ else str(getattr(main, "__file__", ""))
-
-
-# In a job's folder, where it differs from config.yaml: the config that a rerun starts from (ResolvedJob.composed).
-COMPOSED_FILE = "composed.yaml"
-
-
-def job_files(
-    resolved: ResolvedJob, spec: Mapping[str, Any], inputs: Inputs, environment: Mapping[str, str]
-) -> dict[str, str]:
-    """Name in the job's folder → text, of the files that every executor's job has."""
-    paths, frozen = resolved.paths, resolved.config
     pins = {slot: pin.to_dict() for slot, pin in inputs.pins.items() if pin}
     return {
         "config.yaml": to_yaml(frozen),
-        "job.json": json.dumps({**spec, "environment": dict(environment)}, indent=2) + "\n",
+        "job.json": json.dumps(spec, indent=2) + "\n",
         "artifacts.json": json.dumps({"inputs": pins, "outputs": []}, indent=2) + "\n",
         **({"env.toml": registry_table(paths)} if paths.names_registry else {}),
         **({COMPOSED_FILE: to_yaml(resolved.composed)} if resolved.composed != frozen else {}),
@@ -244,131 +232,41 @@ def job_files(
 
 
 def problems_of(
-    command: Command, launch: str, settings: RunConfig, frozen: Mapping[str, Any], environment: Mapping[str, str]
-) -> list[Problem]:
-    """The problems that can be found without the inputs."""
-    return [
-        *_handler_problems(command, launch),
-        *_wandb_problems(environment),
-        *_secret_problems(frozen, settings, environment),
-    ]
-
-
-def missing_value(key: str) -> Problem:
-    """The problem of a field without a default that has no value."""
-    option = "--" + key.replace("_", "-")
-    hint = f"Give it: {key}=VALUE, {option} VALUE, or in a config file with -c."
-    return Problem(f"{key} has no value.", hint=hint)
-
-
-def _handler_problems(command: Command, launch: str) -> list[Problem]:
-    """Packages that this job needs and that are not installed. Found without importing them: torch alone takes a
-    second."""
-    from importlib.util import find_spec
+    command: Command,
+    launch: str,
+    settings: RunConfig,
+    resources: Resources,
+    frozen: Mapping[str, Any],
+    environment: Mapping[str, str],
+) -> Iterator[Problem]:
+    """The problems that can be found without the inputs: a Ray cluster that can't be had, packages that are not
+    installed (found without importing them: torch alone takes a second), and secrets that the config refers to and that
+    the job will not find. The environment of a machine behind ssh is not known here."""
+    if resources.ray and settings.ray_mode == "cluster":
+        what = "a job's Ray cluster ends with the job: none is kept running without one."
+        yield Problem(what, field="ray_mode=cluster", hint='Set ray_mode = "job", or leave it out.')
+    if resources.ray and resources.nodes > 1 and not executor_for(settings).joins_nodes:
+        what = f"a Ray cluster over {resources.nodes} nodes is started on Slurm only."
+        yield Problem(what, field=f"executor={settings.executor}")
 
     if launch == TORCHRUN and find_spec("torch") is None:
-        return [Problem("torchrun needs torch, which is not installed: pip install 'nemotron-kit[train]'.")]
-    if launch == RAY and find_spec("ray") is None:
-        return [Problem("the job runs on Ray, which is not installed: pip install ray.")]
-    if launch not in (IN_PROCESS, INTERACTIVE) and not command.script_path and not command.handler_name:
-        why = "the handler has no importable name, so no other process can call it: define it in a module."
-        return [Problem(why)]
-    return []
-
-
-def _wandb_problems(environment: Mapping[str, str]) -> list[Problem]:
-    from importlib.util import find_spec
+        yield Problem("torchrun needs torch, which is not installed: pip install 'nemotron-kit[train]'.")
+    elif launch == RAY and find_spec("ray") is None:
+        yield Problem("the job runs on Ray, which is not installed: pip install ray.")
+    elif launch not in (IN_PROCESS, INTERACTIVE) and not command.script_path and not command.handler_name:
+        yield Problem("the handler has no importable name, so no other process can call it: define it in a module.")
 
     if TENSORBOARD in environment and not any(map(find_spec, ("tensorboardX", "tensorboard"))):
         what = "[tracking] tensorboard is on in env.toml, and neither tensorboardX nor tensorboard is installed."
-        return [Problem(what, hint="pip install 'nemotron-kit[tensorboard]'")]
-    if "WANDB_PROJECT" in environment and find_spec("wandb") is None:
-        return [Problem("W&B is on (run.wandb), but wandb is not installed: pip install 'nemotron-kit[wandb]'.")]
-    if "WANDB_PROJECT" not in environment | os.environ and read_env_file().table("artifacts").get("backend") == "wandb":
+        yield Problem(what, hint="pip install 'nemotron-kit[tensorboard]'")
+    elif "WANDB_PROJECT" in environment and find_spec("wandb") is None:
+        yield Problem("W&B is on (run.wandb), but wandb is not installed: pip install 'nemotron-kit[wandb]'.")
+    elif (
+        "WANDB_PROJECT" not in environment | os.environ and read_env_file().table("artifacts").get("backend") == "wandb"
+    ):
         what = "[artifacts] backend is wandb in env.toml, but W&B is off: artifacts would be registered in files only."
-        return [Problem(what, hint='Name a project: --wandb.project, or [wandb] in env.toml; or set backend = "file".')]
-    return []
+        yield Problem(what, hint='Name a project: --wandb.project, or [wandb] in env.toml; or set backend = "file".')
 
-
-def preflight(
-    command: Command,
-    frozen: Mapping[str, Any],
-    inputs: Inputs,
-    paths: RemotePaths,
-    connect: bool,
-    here: bool,
-    known: Mapping[str, Any],
-) -> list[Problem | Note]:
-    """Fields that the config needs and the inputs lack, and the results of the command's own check (a Note: what it
-    could not check). A check with a parameter `here` is also called for jobs of other machines, with the values known
-    now; others are about this machine. It gets those of the `known` facts that it has parameters for (App.command)."""
-    values, problems = _with_fields(frozen, inputs, paths)
-    check = command.load_preflight()
-    if check is None or not (here or _takes(check, "here")):
-        return problems
-    try:
-        with pinned({slot: pin for slot, pin in inputs.pins.items() if pin}):
-            # A missing input is a problem already; the rest is checked with its ${art:…} unresolved.
-            whole = here and not (inputs.problems or problems)
-            config: Any = job_config.typed(job_config.resolve(frozen) if whole else values, command.load_config_cls())
-    except UserError as error:
-        return [Problem(str(error))] if whole else problems
-    options: dict[str, Any] = {"connect": connect, **({} if here else {"here": False})}
-    found = check(config, **options, **{name: value for name, value in known.items() if _takes(check, name)})
-    return [*problems, *(each if isinstance(each, Note) else Problem(each) for each in found)]
-
-
-def _takes(check: Callable[..., Any], name: str) -> bool:
-    from inspect import signature
-
-    parameters = signature(check).parameters.values()
-    return any(parameter.name == name or parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
-
-
-def _with_fields(
-    frozen: Mapping[str, Any], inputs: Inputs, paths: RemotePaths
-) -> tuple[dict[str, Any], list[Problem | Note]]:
-    """(the config with each `${art:slot,field}` in place that is known now, a problem for each that has no value)."""
-    problems: list[Problem | Note] = []
-
-    def at(value: Any, key: str) -> Any:
-        if isinstance(value, Mapping):
-            return {name: at(item, f"{key}.{name}" if key else str(name)) for name, item in value.items()}
-        if isinstance(value, list):
-            return [at(item, f"{key}[{index}]") for index, item in enumerate(value)]
-        if not isinstance(value, str):
-            return value
-        for found in reversed(list(ART.finditer(value))):
-            try:
-                field = _field(found, inputs, paths)
-            except NemotronError as error:
-                message = " ".join(str(error).split("\n"))
-                problems.append(Problem(f"{found[0]}: {message}", field=key))
-                continue
-            if field is not None and found[0] == value:
-                return field
-            if field is not None:
-                value = value[: found.start()] + str(field) + value[found.end() :]
-        return value
-
-    return at({key: value for key, value in frozen.items() if key != "run"}, ""), problems
-
-
-def _field(found: re.Match[str], inputs: Inputs, paths: RemotePaths) -> Any:
-    """The value of a reference; None where it can't be known here. UserError for a field that the artifact lacks."""
-    pin, name = inputs.pins.get(found["slot"]), field_of(found)
-    if pin is None:
-        return None
-    if paths.is_remote:
-        return remote_field(pin, name)
-    return artifact_field(pin, name, registry=open_registry(paths.artifacts))
-
-
-def _secret_problems(
-    frozen: Mapping[str, Any], settings: RunConfig, environment: Mapping[str, str]
-) -> Iterator[Problem]:
-    """Secrets that the config refers to and that the job will not find. The environment of a machine behind ssh is not
-    known here."""
     local = is_local(settings.executor)
     for key, name in secrets_used(frozen):
         if name in environment:
@@ -381,7 +279,124 @@ def _secret_problems(
             yield Problem(f"${{secret:{name}}} does not reach the job.", field=key, hint=hint)
 
 
-_PREVIEW = "dry_run is set in the profile: a sweep's jobs are shown by -m … --dry-run, or set --run.dry_run false."
+@dataclass(frozen=True, eq=False, repr=False)
+class PlannedJob(Value):
+    """What is known of a planned job, for the command's check, which documents it: training.cost.JobFacts."""
+
+    resolved: ResolvedJob
+    command: Command
+    resources: Resources
+    transports: TransportFactory | None
+    seconds: float | None
+    segments: int | None
+
+    @property
+    def home(self) -> str | None:
+        return self.resolved.home
+
+    @property
+    def root(self) -> str | None:
+        return self.resolved.paths.root if self.resolved.settings.remote_job_dir else None
+
+    def free(self, folder: str) -> int | None:
+        resolved = self.resolved
+        if resolved.paths.is_remote:  # a dry-run connects to nothing
+            if self.transports is None:
+                return None
+            return int(self.transports(resolved.settings).call("writable", folder=folder)[0]["free"])
+        path = Path(folder)
+        existing = next((each for each in (path, *path.parents) if each.exists()), None)
+        return shutil.disk_usage(existing).free if existing else None
+
+    def earlier_rate(self, keys: Sequence[str], of: str = "tokens") -> tuple[float, str] | None:
+        config, command = self.resolved.config, self.command
+        from nemotron_kit.runs.progress import rate_of_earlier_run  # few commands ask for it
+
+        size = (self.resources.nodes, self.resources.processes)
+        return rate_of_earlier_run(command.recipe, command.stage, config, size=size, keys=keys, of=of)
+
+
+def preflight(
+    resolved: ResolvedJob,
+    command: Command,
+    resources: Resources,
+    executor: Executor,
+    inputs: Inputs,
+    transports: TransportFactory | None,
+    connect: bool,
+) -> list[Problem | Note]:
+    """Fields that the config needs and the inputs lack, and the results of the command's own check (a Note: what it
+    could not check). A check with a parameter `here` is also called for jobs of other machines, with the values known
+    now; others are about this machine. It gets those of the facts below that it has parameters for (App.command)."""
+    check, here = command.load_preflight(), is_local(resolved.settings.executor)
+    if check is None and not inputs.pins:
+        return []
+    values, problems = _with_fields(resolved, inputs)
+    if check is None or not (here or _takes(check, "here")):
+        return problems
+    # A missing input is a problem already; the rest is checked with its ${art:…} unresolved.
+    whole = here and not (inputs.problems or problems)
+    try:
+        with pinned({slot: pin for slot, pin in inputs.pins.items() if pin}):
+            values = job_config.resolve(resolved.config) if whole else values
+            config: Any = job_config.typed(values, command.load_config_cls())
+    except UserError as error:
+        return [Problem(str(error))] if whole else problems
+    limit = executor.variables().get("NEMOTRON_TIME_LIMIT")
+    job = PlannedJob(resolved, command, resources, transports, float(limit) if limit else None, executor.segments())
+    facts: dict[str, Any] = {
+        "processes": resources.nodes * resources.processes,
+        "gpu": gpu_of(resolved.settings),
+        "home": job.home,
+        "free": job.free,
+        "job": job,
+    }
+    options: dict[str, Any] = {"connect": connect, **({} if here else {"here": False})}
+    found = check(config, **options, **{name: value for name, value in facts.items() if _takes(check, name)})
+    return [*problems, *(each if isinstance(each, Note) else Problem(each) for each in found)]
+
+
+def _takes(check: Callable[..., Any], name: str) -> bool:
+    parameters = signature(check).parameters.values()
+    return any(parameter.name == name or parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+
+
+def _with_fields(resolved: ResolvedJob, inputs: Inputs) -> tuple[dict[str, Any], list[Problem | Note]]:
+    """(the config without `run`, with each `${art:slot,field}` in place that is known now, a problem for each that the
+    artifact lacks)."""
+    paths = resolved.paths
+    problems: list[Problem | Note] = []
+
+    def at(value: Any, key: str) -> Any:
+        if isinstance(value, Mapping):
+            return {name: at(item, f"{key}.{name}" if key else str(name)) for name, item in value.items()}
+        if isinstance(value, list):
+            return [at(item, f"{key}[{index}]") for index, item in enumerate(value)]
+        if not isinstance(value, str):
+            return value
+        for found in reversed(list(ART.finditer(value))):
+            pin, name = inputs.pins.get(found["slot"]), field_of(found)
+            if pin is None:
+                continue
+            try:
+                if paths.is_remote:
+                    field = remote_field(pin, name)
+                else:
+                    field = artifact_field(pin, name, registry=open_registry(paths.artifacts))
+            except NemotronError as error:
+                message = " ".join(str(error).split("\n"))
+                problems.append(Problem(f"{found[0]}: {message}", field=key))
+                continue
+            if field is not None and found[0] == value:
+                return field
+            if field is not None:
+                value = value[: found.start()] + str(field) + value[found.end() :]
+        return value
+
+    return at({key: value for key, value in resolved.config.items() if key != "run"}, ""), problems
+
+
+RAY_FIELDS = ("ray_mode", "ray_working_dir")
 
 
 def build_plan(
@@ -413,12 +428,18 @@ def build_plan(
         raise not_submitted(command, single)
     missing = job_config.check(frozen, command.load_config_cls())
     inputs = resolve_inputs(command, frozen, app, composed, look_up_for(resolved, run_id, transports))
-    detached = list(_detached(frozen, settings, single))
+    notes = [*composed.notes]
+    if settings.detach and frozen["run"]["mode"] == "run":
+        if single:
+            frozen["run"]["mode"] = "batch"
+            notes.append("detach is set in the profile: the job is submitted and not followed, as with --batch.")
+        else:
+            notes.append("detach: no effect on a sweep; --batch detaches it.")
     executor, mode = executor_for(settings), frozen["run"]["mode"]
     resources = executor.resources(command.torchrun)
     if command.on_ray(frozen):
         resources = resources.on_ray()
-    launch = launch_kind(command, mode, settings, resources)
+    launch, command_line = how_it_starts(command, mode, settings, paths, resources)
     added = executor.plan(
         PlanContext(
             resources=resources,
@@ -439,23 +460,28 @@ def build_plan(
     )
     environment = {**executor.variables(), **environment}
     environment |= labels.for_wandb(environment, None if single else job)
-    problems = [
-        *(missing_value(key) for key in missing),
-        *inputs.problems,
-        *unshipped_problems(resolved, transports),
-        *added.problems,
-        *([Problem(_PREVIEW)] if settings.dry_run and connect and not single else []),
-        *(_ray_problems(settings, resources) if resources.ray else ()),
-        *problems_of(command, launch, settings, frozen, environment),
-        *map(Problem, contradictions(composed.overrides, frozen, command.load_config_cls())),
-    ]
-    here = is_local(settings.executor)
-    known = facts_of(resolved, command, resources, executor, transports)
-    found = preflight(command, frozen, inputs, paths, connect, here, known) if not missing else []
+    problems = []
+    for key in missing:
+        hint = f"Give it: {key}=VALUE, --{key.replace('_', '-')} VALUE, or in a config file with -c."
+        problems.append(Problem(f"{key} has no value.", hint=hint))
+    problems += [*inputs.problems, *unshipped_problems(resolved, transports), *added.problems]
+    if settings.dry_run and connect and not single:
+        what = "dry_run is set in the profile: a sweep's jobs are shown by -m … --dry-run, or set --run.dry_run false."
+        problems.append(Problem(what))
+    problems += problems_of(command, launch, settings, resources, frozen, environment)
+    problems += map(Problem, contradictions(composed.overrides, frozen, command.load_config_cls()))
+    found = preflight(resolved, command, resources, executor, inputs, transports, connect) if not missing else []
     problems += [problem for problem in found if isinstance(problem, Problem)]
-    unjudged = [str(note) for note in found if isinstance(note, Note)]
-    spec = job_spec(command, settings, paths, resources)
+    notes += [*inputs.notes, *added.notes, *resolved.notes, *left_out(paths)]
+    notes += [str(note) for note in found if isinstance(note, Note)]
     given = fields_given(settings, frozen["run"], composed.overrides)
+    for_ray = [name for name in given if name in RAY_FIELDS]
+    if for_ray and not resources.ray:
+        notes.append(f"{', '.join(for_ray)}: no effect: {command.full_name} runs on no Ray cluster.")
+    notes += executor.without_effect([name for name in given if name not in RAY_FIELDS], launch)
+    captured = dict(resolved.captured)
+    if paths.code and "PWD" in captured:  # the job has a copy of the code
+        captured["PWD"] = paths.environment["PWD"]
     return Plan(
         labels=labels,
         run_id=run_id,
@@ -474,61 +500,16 @@ def build_plan(
         config=frozen,
         inputs=inputs.pins,
         references=inputs.references,
-        launch_command=tuple(launch_command(command, launch, paths, resources, settings.retries or 0)),
+        launch_command=tuple(command_line),
         environment=environment,
         secrets=tuple(settings.secrets or ()),
-        captured=_captured(resolved),
-        files={**job_files(resolved, spec, inputs, environment), **added.files},
+        captured=captured,
+        files={**job_files(resolved, command, resources, inputs, environment), **added.files},
         problems=tuple(problems),
-        notes=(
-            *composed.notes,
-            *detached,
-            *inputs.notes,
-            *added.notes,
-            *resolved.notes,
-            *left_out(paths),
-            *unjudged,
-            *_ray_notes(command, resources, given),
-            *executor.without_effect([name for name in given if name not in RAY_FIELDS], launch),
-        ),
+        notes=tuple(notes),
         job=job,
         paths=paths,
         repositories=resolved.fetch,
         single=single,
         **added.fields,
     )
-
-
-RAY_FIELDS = ("ray_mode", "ray_working_dir")
-
-
-def _ray_problems(settings: RunConfig, resources: Resources) -> Iterator[Problem]:
-    if settings.ray_mode == "cluster":
-        what = "a job's Ray cluster ends with the job: none is kept running without one."
-        yield Problem(what, field="ray_mode=cluster", hint='Set ray_mode = "job", or leave it out.')
-    if resources.nodes > 1 and not executor_for(settings).joins_nodes:
-        what = f"a Ray cluster over {resources.nodes} nodes is started on Slurm only."
-        yield Problem(what, field=f"executor={settings.executor}")
-
-
-def _ray_notes(command: Command, resources: Resources, given: Sequence[str]) -> Iterator[str]:
-    names = [name for name in given if name in RAY_FIELDS]
-    if names and not resources.ray:
-        yield f"{', '.join(names)}: no effect: {command.full_name} runs on no Ray cluster."
-
-
-def _detached(frozen: dict[str, Any], settings: RunConfig, single: bool) -> Iterator[str]:
-    """If the profile sets `detach`, change mode `run` to `batch` in `frozen`; yields a note."""
-    if not settings.detach or frozen["run"]["mode"] != "run":
-        return
-    if not single:
-        yield "detach: no effect on a sweep; --batch detaches it."
-        return
-    frozen["run"]["mode"] = "batch"
-    yield "detach is set in the profile: the job is submitted and not followed, as with --batch."
-
-
-def _captured(resolved: ResolvedJob) -> dict[str, str]:
-    """The variables whose values at launch went into the config; PWD as the job's, where it has a copy of the code."""
-    paths, found = resolved.paths, resolved.captured
-    return {name: paths.environment["PWD"] if name == "PWD" and paths.code else text for name, text in found.items()}
