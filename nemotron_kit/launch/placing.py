@@ -1,4 +1,5 @@
-"""Resolves a composed job for its target: its settings, the paths of its files, and its config with those paths."""
+"""Resolves a composed job for its target: its settings, the paths of its files, and its config with those paths; and
+the git repositories that its container mounts."""
 
 from __future__ import annotations
 
@@ -6,12 +7,14 @@ import dataclasses
 import json
 import os
 import posixpath
+import re
 import sys
 import types
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin
+from urllib.parse import urlsplit
 
 from nemotron_kit.app import shadows_library
 from nemotron_kit.artifacts.registry import open_registry
@@ -63,12 +66,11 @@ def _absolutized(value: Any, annotation: Any, folder: str) -> Any:
         return {key: _absolutized(item, args[1], folder) for key, item in value.items()} if len(args) == 2 else value
     if isinstance(value, list):
         return [_absolutized(item, args[0], folder) for item in value] if args else value
-    is_path = isinstance(annotation, type) and issubclass(annotation, Path) and isinstance(value, str)
-    return posixpath.normpath(posixpath.join(folder, value)) if is_path and _exists_in_cwd(value) else value
-
-
-def _exists_in_cwd(text: str) -> bool:
-    return not text.startswith(("/", "~")) and text not in ("", ".") and os.path.exists(text)  # noqa: PTH110 — any text
+    if not (isinstance(annotation, type) and issubclass(annotation, Path) and isinstance(value, str)):
+        return value
+    is_relative = not value.startswith(("/", "~")) and value not in ("", ".")
+    exists = is_relative and os.path.exists(value)  # noqa: PTH110 — any text
+    return posixpath.normpath(posixpath.join(folder, value)) if exists else value
 
 
 # Folders that differ between machines and images.
@@ -84,24 +86,24 @@ def check_paths(values: Mapping[str, Any], paths: RemotePaths, settings: RunConf
     """
     if is_local(settings.executor):
         return {}
-    mounted = [target for mount in settings.mounts or () for target in _mounted(mount, settings)]
+    mounted: list[str] = []  # where the job finds each mount `SOURCE:TARGET[:flags]`
+    for mount in settings.mounts or ():
+        if not mount.startswith("$"):
+            source, _, rest = mount.partition(":")
+            mounted += [rest.partition(":")[0] or source, *([] if settings.container_image else [source])]
     left: dict[str, str] = {}
     for key, text in walk_strings({key: value for key, value in values.items() if key != "run"}):
         if text.startswith("../") or text == "..":
-            _check_relative(key, text, paths)
+            base = paths.tree.inside if paths.tree else "."
+            if posixpath.normpath(posixpath.join(base, text)).startswith(".."):
+                what = f"the code that is sent ({paths.tree.root})" if paths.tree else "the job's folder"
+                raise UserError(
+                    f"{key}: {text} leads out of {what}, so there is no such path on {paths.host}.",
+                    hint=f"Keep it inside, or give an absolute path on {paths.host}.",
+                )
         elif text.startswith("/") and "\n" not in text and _is_unshipped(text, paths, mounted, settings):
             left[key] = text
     return left
-
-
-def _check_relative(key: str, text: str, paths: RemotePaths) -> None:
-    base = paths.tree.inside if paths.tree else "."
-    if posixpath.normpath(posixpath.join(base, text)).startswith(".."):
-        what = f"the code that is sent ({paths.tree.root})" if paths.tree else "the job's folder"
-        raise UserError(
-            f"{key}: {text} leads out of {what}, so there is no such path on {paths.host}.",
-            hint=f"Keep it inside, or give an absolute path on {paths.host}.",
-        )
 
 
 def _is_unshipped(text: str, paths: RemotePaths, mounted: list[str], settings: RunConfig) -> bool:
@@ -114,16 +116,6 @@ def _is_unshipped(text: str, paths: RemotePaths, mounted: list[str], settings: R
     return not system and text not in ("/", "/tmp") and os.path.exists(text)  # noqa: S108, PTH110 — any text
 
 
-def _mounted(mount: str, settings: RunConfig) -> Iterator[str]:
-    """The paths at which the job finds a mount `SOURCE:TARGET[:flags]`."""
-    if mount.startswith("$"):
-        return
-    source, _, rest = mount.partition(":")
-    yield rest.partition(":")[0] or source
-    if not settings.container_image:
-        yield source
-
-
 # A profile's settings → the Transport to the machine that they name.
 TransportFactory = Callable[[RunConfig], Any]
 
@@ -134,7 +126,7 @@ class ResolvedJob(Value):
 
     `composed` is the config with this machine's paths, and with ${oc.env:NEMO_RUN_DIR} and ${oc.env:PWD} kept: the
     input of a rerun. `unshipped_paths`: field → path that exists on this machine and is not sent (see check_paths).
-    `fetch`: the repositories that its mounts need (see mounts.with_repositories). `home`: the home folder where it
+    `fetch`: the repositories that its mounts need (see with_repositories). `home`: the home folder where it
     runs, as far as that is known; None for a job of this machine. `captured`: the variables of the launch's environment
     that the config refers to, with their values.
     """
@@ -161,53 +153,102 @@ def resolve_job(
 
     `recorded`: the settings of an earlier launch, used instead of the profile's.
     """
+    command = composed.command
+    folder = f"{nemotron_home()}/runs/{run_id}/jobs/{job}"
     with hydra_visible(composed.hydra):
-        resolved = _resolve(composed, run_id, job, recorded, transports)
-    check_targets(resolved.config, composed.command, composed.config_name, " ".join(composed.overrides))
-    refuse_secrets(resolved.config, lambda key: _location_of(composed.config_file, key))
+        config = Unresolved(composed.config)
+        frozen = freeze(config, folder)
+        settings = effective_settings(frozen["run"], composed.overrides, recorded, command.resources)
+        named = settings.remote_job_dir or f"~/{REMOTE_FOLDER}"
+        settings, notes = with_folder(settings, (lambda: str(transports(settings).root)) if transports else None)
+        paths = executor_for(settings).paths(run_id, job, registry=local_registry(settings, composed.env))
+        if is_local(settings.executor):
+            variables = {"NEMO_RUN_DIR": folder, "PWD": os.environ.get("PWD", "")}
+            again = keep_variables(frozen, config, variables)
+            resolved = ResolvedJob(frozen, settings, paths, again, captured=launch_environment(config))
+        else:
+            fetch: tuple[dict[str, str], ...] = ()
+            if any("auto_mount:" in mount for mount in settings.mounts or ()):
+                settings, fetch, more = with_repositories(settings, paths.root, transports)
+                notes += more
+            at_target = freeze(config, paths.job, pwd=paths.environment["PWD"])
+            # The `run` section is read by the launch, so its paths are those of this machine.
+            again = {**keep_variables(at_target, config, paths.environment), "run": frozen["run"]}
+            unshipped = check_paths(at_target, paths, settings)
+            at_target = absolutized(at_target, command.load_config_cls(), paths.environment["PWD"])
+            at_target = {**moved(at_target, paths), "run": frozen["run"]}
+            home = str(Path.home()) if settings.tunnel != "ssh" else None
+            if home is None and named.startswith("~/"):
+                home = paths.root.removesuffix(named[1:])
+            captured = launch_environment(config)
+            resolved = ResolvedJob(at_target, settings, paths, again, unshipped, fetch, notes, home, captured)
+
+    def location(key: str) -> str:
+        file = composed.config_file
+        found = key_location(file, key) if file else ""
+        return f"{found}: " if found != str(file or "") else ""
+
+    check_targets(resolved.config, command, composed.config_name, " ".join(composed.overrides))
+    refuse_secrets(resolved.config, location)
     return resolved
 
 
-def _location_of(file: Path | None, key: str) -> str:
-    location = key_location(file, key) if file else ""
-    return f"{location}: " if location != str(file or "") else ""
+_AUTO = r"(?s)(?:\$\{)?auto_mount:(.*?)\}?\Z"
+_GIT = r"git\+([^,\s]+)@([A-Za-z0-9][A-Za-z0-9._/-]{0,199})(?:,(/[A-Za-z0-9._/@+=-]*))?\Z"
+_URL = r"(?:https?|ssh|git|file)://[A-Za-z0-9._~/@:+%=-]+\Z"
+# (target, URL, ref) → commit, so that all jobs of a sweep mount the same one.
+_commits: dict[tuple[Any, str, str], str] = {}
 
 
-def _resolve(
-    composed: Composed, run_id: str, job: int, recorded: RunConfig | None, transports: TransportFactory | None
-) -> ResolvedJob:
-    folder = f"{nemotron_home()}/runs/{run_id}/jobs/{job}"
-    config = Unresolved(composed.config)
-    frozen = freeze(config, folder)
-    settings = effective_settings(frozen["run"], composed.overrides, recorded, composed.command.resources)
-    named = settings.remote_job_dir or f"~/{REMOTE_FOLDER}"
-    settings, where = with_folder(settings, (lambda: str(transports(settings).root)) if transports else None)
-    paths = executor_for(settings).paths(run_id, job, registry=local_registry(settings, composed.env))
-    if is_local(settings.executor):
-        variables = {"NEMO_RUN_DIR": folder, "PWD": os.environ.get("PWD", "")}
-        again = keep_variables(frozen, config, variables)
-        return ResolvedJob(frozen, settings, paths, again, captured=launch_environment(config))
+def with_repositories(
+    settings: RunConfig, root: str, transports: TransportFactory | None
+) -> tuple[RunConfig, tuple[dict[str, str], ...], tuple[str, ...]]:
+    """(the settings with each auto_mount as `FOLDER:TARGET`, in `[cache] git_dir` below the target's `root`; the
+    repositories that the target fetches for them; notes for the user).
 
-    fetch: tuple[dict[str, str], ...] = ()
-    notes = where
-    if any("auto_mount:" in mount for mount in settings.mounts or ()):
-        from nemotron_kit.launch.mounts import with_repositories
-
-        settings, fetch, more = with_repositories(settings, paths.root, transports)
-        notes += more
-    target_config = freeze(config, paths.job, pwd=paths.environment["PWD"])
-    rerun_config = {**keep_variables(target_config, config, paths.environment), "run": frozen["run"]}
-    unshipped_paths = check_paths(target_config, paths, settings)
-    target_config = absolutized(target_config, composed.command.load_config_cls(), paths.environment["PWD"])
-    # The `run` section is read by the launch, so its paths are those of this machine.
-    target_config = {**moved(target_config, paths), "run": frozen["run"]}
-    home = str(Path.home()) if settings.tunnel != "ssh" else None
-    if home is None and named.startswith("~/"):
-        home = paths.root.removesuffix(named[1:])
-    captured = launch_environment(config)
-    return ResolvedJob(
-        target_config, settings, paths, rerun_config, unshipped_paths, fetch, notes, home, captured=captured
-    )
+    Without `transports` a branch or tag is not resolved to a commit, and the folder is named after it. Raises
+    UserError for a mount or a git_dir that can't be read and for a ref that the repository doesn't have.
+    """
+    cache = f"{root}/repositories"
+    if named := read_env_file().table("cache").get("git_dir"):
+        if str(named).startswith("~"):
+            raise UserError(
+                f"[cache] git_dir: {named!r}: a home folder is not expanded here.",
+                hint=f"Give an absolute path, or one relative to the folder for jobs, {root}.",
+            )
+        cache = posixpath.join(root, posixpath.normpath(str(named)))
+    mounts, fetch, notes = list[str](), list[dict[str, str]](), list[str]()
+    for mount in settings.mounts or ():
+        auto = re.match(_AUTO, mount)
+        if auto is None:
+            mounts.append(mount)
+            continue
+        match = re.match(_GIT, auto[1])
+        if match is None or not re.match(_URL, match[1]) or ".." in f"{match[2]}{match[3] or ''}":
+            raise UserError(
+                f"mounts: {mount!r}: no repository with a ref can be read from it.",
+                hint="One is ${auto_mount:git+https://host/name@main,/opt/name}: a URL, a branch, tag or commit, a "
+                "folder.",
+            )
+        url, ref, target = match.groups()
+        if urlsplit(url).password:
+            raise UserError(
+                f"mounts: the URL of {url.rpartition('@')[2]} holds a password, which every record would have.",
+                hint="Leave it to git's credential helper where the job runs, or use ssh.",
+            )
+        commit = ref if re.match(r"[0-9a-f]{40}\Z", ref) else ""
+        if not commit and transports is not None:
+            key = ((settings.tunnel, settings.host), url, ref)
+            if key not in _commits:
+                _commits[key] = transports(settings).call("commit_of", url=url, ref=ref)[0]
+            commit = _commits[key]
+        if not commit:
+            notes.append(f"{url}: {ref} is resolved to a commit at launch")
+        name = re.sub(r"[^A-Za-z0-9._-]|\A\.+", "-", url.rstrip("/").rpartition("/")[2].removesuffix(".git"))[:64]
+        folder = f"{name}-{commit[:12] if commit else re.sub('[^A-Za-z0-9._-]', '-', ref)}"
+        mounts.append(f"{cache}/{folder}:{target or f'/opt/{name}'}")
+        fetch.append({"cache": cache, "url": url, "ref": ref, "commit": commit, "folder": folder})
+    return replace(settings, mounts=mounts) if fetch else settings, tuple(fetch), tuple(notes)
 
 
 def local_registry(settings: RunConfig, env: EnvFile | None = None) -> str | None:
@@ -250,41 +291,28 @@ def left_out(paths: RemotePaths) -> list[str]:
 
 
 def unshipped_problems(resolved: ResolvedJob, transports: TransportFactory | None) -> list[Problem]:
-    """A problem for each field whose path the job will not find. With `transports` the target is queried."""
-    return [*_ignored(resolved), *_missing_on_target(resolved, transports)]
-
-
-def _ignored(resolved: ResolvedJob) -> list[Problem]:
-    """A problem for each file in the code tree that git ignores, so that it is not sent."""
-    paths = resolved.paths
-    if paths.code is None or paths.tree is None:
-        return []
-    inside = f"{paths.code}/"
-    values = {key: value for key, value in resolved.config.items() if key != "run"}
-    found = {key: text.removeprefix(inside) for key, text in walk_strings(values) if text.startswith(inside)}
-    files = {key: name for key, name in found.items() if os.path.isfile(f"{paths.tree.root}/{name}")}  # noqa: PTH113
-    not_sent = ignored(paths.tree, sorted(set(files.values()))) if files else set()
-    return [
-        Problem(
-            f"{name} is ignored by git, so it is not part of the code that is sent.",
-            field=key,
-            hint=f"Add it to the repository (git add -f {name}), or name a path on {paths.host}.",
-        )
-        for key, name in files.items()
-        if name in not_sent
-    ]
-
-
-def _missing_on_target(resolved: ResolvedJob, transports: TransportFactory | None) -> list[Problem]:
-    if not resolved.unshipped_paths:
-        return []
-    paths, missing = resolved.paths, dict(resolved.unshipped_paths)
-    if transports is not None and paths.is_remote:
-        missing_paths = list(missing.values())
-        exists, _ = transports(resolved.settings).call("exist", paths=missing_paths)
-        missing = {key: path for key, path in missing.items() if not exists[missing_paths.index(path)]}
+    """A problem for each field whose path the job will not find: git ignores the file, so that it is not sent, or it
+    is not in the code. With `transports` the target is queried."""
+    paths, problems = resolved.paths, list[Problem]()
+    if paths.code is not None and paths.tree is not None:
+        inside = f"{paths.code}/"
+        values = {key: value for key, value in resolved.config.items() if key != "run"}
+        found = {key: text.removeprefix(inside) for key, text in walk_strings(values) if text.startswith(inside)}
+        files = {key: name for key, name in found.items() if os.path.isfile(f"{paths.tree.root}/{name}")}  # noqa: PTH113
+        not_sent = ignored(paths.tree, sorted(set(files.values()))) if files else set()
+        for key, name in files.items():
+            if name in not_sent:
+                what = f"{name} is ignored by git, so it is not part of the code that is sent."
+                hint = f"Add it to the repository (git add -f {name}), or name a path on {paths.host}."
+                problems.append(Problem(what, field=key, hint=hint))
+    missing = dict(resolved.unshipped_paths)
+    if missing and transports is not None and paths.is_remote:
+        exists, _ = transports(resolved.settings).call("exist", paths=list(missing.values()))
+        missing = {key: path for (key, path), there in zip(missing.items(), exists, strict=True) if not there}
+    if not missing:
+        return problems
     where = f"is on this machine and not {f'on {paths.host}' if paths.is_remote else 'in the container'}"
     sent = f"the code that is sent is {paths.tree.root}" if paths.tree else "no code is sent"
     fix = "mount it (mounts = …)" if paths.code and not paths.is_remote else f"name a path on {paths.host}, or mount it"
     hint = f"Move it there, or {fix}."
-    return [Problem(f"{path} {where}: {sent}.", field=key, hint=hint) for key, path in missing.items()]
+    return problems + [Problem(f"{path} {where}: {sent}.", field=key, hint=hint) for key, path in missing.items()]

@@ -24,8 +24,14 @@ from nemotron_kit.errors import UserError, error_text
 from nemotron_kit.executors.base import PlanContext, executor_for
 from nemotron_kit.home import nemotron_home
 from nemotron_kit.launch.inputs import pin_slots
-from nemotron_kit.launch.mounts import with_repositories
-from nemotron_kit.launch.placing import ResolvedJob, import_path, left_out, local_registry, registry_table
+from nemotron_kit.launch.placing import (
+    ResolvedJob,
+    import_path,
+    left_out,
+    local_registry,
+    registry_table,
+    with_repositories,
+)
 from nemotron_kit.launch.plan import job_environment, references, worker_command
 from nemotron_kit.masking import is_secret_name, masked_by_name
 from nemotron_kit.remote.ssh import transport_for

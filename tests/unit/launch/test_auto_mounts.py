@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from nemotron_kit.errors import UserError
-from nemotron_kit.launch.mounts import with_repositories
+from nemotron_kit.launch.placing import with_repositories
 from nemotron_kit.remote.agent.code import commit_of, fetch_repository
 from nemotron_kit.remote.agent.operations import perform
 from nemotron_kit.spec.runconfig import RunConfig
