@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +20,8 @@ from nemotron_kit.config.freeze import slots_used, walk_strings
 from nemotron_kit.errors import NemotronError, Problem, UserError, nearest, sentence
 from nemotron_kit.launch.placing import ResolvedJob, TransportFactory
 from nemotron_kit.quoting import hydra_quoted, hydra_unquoted, omegaconf_escaped, omegaconf_unescaped
-from nemotron_kit.spec.paths import RemotePaths
 
 if TYPE_CHECKING:
-    from nemotron_kit.artifacts.reference import Pin
     from nemotron_kit.config.compose import Composed
 
 
@@ -79,7 +78,13 @@ def _unasked(command: Command, slots: list[str], notes: list[str], dry_run: bool
         notes.append("Nothing came through the pipe; inputs are read as without one.")
         return {}
     text = shown.decode(errors="replace")
-    artifacts = _step_output(text if ended else text.partition("\n")[0], complete=ended or text.count("\n") == 1)
+    artifacts: Mapping[str, Any] = {}
+    if ended or text.count("\n") == 1:  # else something follows: it is no step's output
+        with suppress(UserError):
+            artifacts = _parsed(text if ended else text.partition("\n")[0])
+    # One artifact by itself could be any list's first entry, unless it names the registry that it is in.
+    if "" in artifacts and "registry" not in artifacts[""]:
+        artifacts = {}
     if any(_match(slot, command, artifacts) for slot in slots):
         if not dry_run:
             pipe.consume(len(shown))
@@ -91,23 +96,20 @@ def _unasked(command: Command, slots: list[str], notes: list[str], dry_run: bool
     return {}
 
 
-def _step_output(text: str, *, complete: bool) -> Mapping[str, Any]:
-    """The artifacts in the pipe's content, if that is a step's output and nothing follows it."""
-    try:
-        found = _parsed(text) if complete else {}
-    except UserError:
-        return {}
-    # One artifact by itself could be any list's first entry, unless it names the registry that it is in.
-    return found if "" not in found or "registry" in found[""] else {}
-
-
 def _parsed(text: str) -> Mapping[str, Any]:
     return parse_piped(text) if text.strip() else {}
 
 
 def _overrides(command: Command, slots: list[str], artifacts: Mapping[str, Any]) -> list[str]:
-    found = {slot: _match(slot, command, artifacts) for slot in slots}
-    return [f"run.{slot}={_reference(artifact)}" for slot, artifact in found.items() if artifact]
+    """`run.<slot>=…` for each slot that an artifact matches: its registered version if the step saved one, else its
+    path."""
+    found = []
+    for slot in slots:
+        if artifact := _match(slot, command, artifacts):
+            name, version = artifact.get("name"), artifact.get("version")
+            text = f"{name}:v{version}" if name and isinstance(version, int) else str(artifact["path"])
+            found.append(f"run.{slot}={hydra_quoted(omegaconf_escaped(text))}")
+    return found
 
 
 def _match(slot: str, command: Command, artifacts: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -128,13 +130,6 @@ def input_type(command: Command, slot: str) -> str | None:
     artifact = command.artifacts[slot]
     prefix = artifact.default_name.partition(":")[0].partition("-")[0]
     return artifact.type or (prefix if prefix.endswith("Artifact") else None)
-
-
-def _reference(artifact: Mapping[str, Any]) -> str:
-    """The registered version if the step saved one, else its path."""
-    name, version = artifact.get("name"), artifact.get("version")
-    text = f"{name}:v{version}" if name and isinstance(version, int) else str(artifact["path"])
-    return hydra_quoted(omegaconf_escaped(text))
 
 
 # Slot → (reference as given, the default that a partial one is relative to).
@@ -178,17 +173,29 @@ def resolve_inputs(
             continue
         # The frozen config keeps escapes: a path may hold `${`.
         result.references[slot] = omegaconf_unescaped(str(text))
-        asked[slot] = (result.references[slot], _default(slot, command, composed))
+        # `--art.X v10` is relative to the reference of the config file, else to the command's default.
+        default = None
+        if any(override.lstrip("+").startswith(f"run.{slot}=") for override in composed.overrides):
+            in_file = (load_mapping(composed.config_file).get("run") or {}) if composed.config_file else {}
+            declared = command.artifacts.get(slot)
+            default = in_file.get(slot) or (declared.default_name if declared else None)
+        asked[slot] = (result.references[slot], default)
         parse_override(*asked[slot], aliases=lambda _: ())
-    found = look_up(asked, _fields_used(frozen)) if look_up and asked else dict.fromkeys(asked)
-    for slot, pin in found.items():
+    fields: dict[str, set[str]] = {}  # slot → the fields that the config asks for; its path is in the pin
+    for _, text in walk_strings(frozen) if asked else ():
+        for found in ART.finditer(text):
+            if (name := field_of(found)) not in ("", "path"):
+                fields.setdefault(found["slot"], set()).add(name)
+    pins = look_up(asked, fields) if look_up and asked else dict.fromkeys(asked)
+    for slot, pin in pins.items():
         if isinstance(pin, NemotronError):
             lines = [pin.hint or "", makers(asked[slot][0], app, composed)]
             result.problems.append(Problem(pin.message, slot=slot, hint=" ".join(filter(None, lines))))
         elif pin is None:
             result.notes.append(f"{slot}: {asked[slot][0]} is pinned at launch, in the registry where the job runs.")
         result.pins[slot] = None if isinstance(pin, NemotronError) else pin
-    result.problems += _references_as_paths(command, frozen)
+    if command.artifacts:
+        result.problems += _references_as_paths(command, frozen)
     return result
 
 
@@ -215,48 +222,24 @@ def field_of(reference: re.Match[str]) -> str:
     return (reference["field"] or "path").strip("'\" ")
 
 
-def _fields_used(config: Mapping[str, Any]) -> dict[str, set[str]]:
-    """Slot → the fields that the config asks for; its path is in the pin."""
-    used: dict[str, set[str]] = {}
-    for _, text in walk_strings(config):
-        for found in ART.finditer(text):
-            if (name := field_of(found)) not in ("", "path"):
-                used.setdefault(found["slot"], set()).add(name)
-    return used
-
-
-def _default(slot: str, command: Command, composed: Composed) -> str | None:
-    """The reference that `--art.X v10` is relative to: that of the config file, else the command's default."""
-    if not any(override.lstrip("+").startswith(f"run.{slot}=") for override in composed.overrides):
-        return None
-    run = (load_mapping(composed.config_file).get("run") or {}) if composed.config_file else {}
-    declared = command.artifacts.get(slot)
-    return run.get(slot) or (declared.default_name if declared else None)
-
-
 def input_slots(command: Command, frozen: Mapping[str, Any]) -> list[str]:
     """The inputs that a frozen config reads. UserError for a key of `run` that means nothing."""
-    used = slots_used({key: value for key, value in frozen.items() if key != "run"}) | slots_used(frozen.get("run", {}))
-    unknown = [key for key in frozen.get("run", {}) if key not in RESERVED_SLOTS | set(command.artifacts) | used]
+    run, used = frozen.get("run", {}), slots_used(frozen)
+    unknown = [key for key in run if key not in RESERVED_SLOTS | set(command.artifacts) | used]
     if unknown:
         known = sorted((RESERVED_SLOTS - {"run"}) | set(command.artifacts))
         raise UserError(
             f"run.{unknown[0]}: no such field, and nothing refers to ${{art:{unknown[0]}}}.",
             hint=sentence(nearest(unknown[0], known)),
         )
-    # An input without mappings is read by the handler itself.
-    run = frozen.get("run", {})
-    unmapped = {
-        slot
-        for slot, artifact in command.artifacts.items()
-        if not artifact.mappings and slot not in used and not (artifact.optional and run.get(slot) is None)
-    }
-    return sorted(used | {slot for slot in unmapped if not _files_refer(slot, command)})
-
-
-def _files_refer(slot: str, command: Command) -> bool:
-    """Whether the command's config files refer to the input: then a composed config that does not has dropped it."""
-    return any(slot in slots_used(load_mapping(path)) for path in config_files(command).values())
+    for slot, artifact in command.artifacts.items():
+        # An input without mappings is read by the handler itself; but if a config file of the command refers to it, a
+        # composed config that does not has dropped it.
+        if artifact.mappings or slot in used or (artifact.optional and run.get(slot) is None):
+            continue
+        if not any(slot in slots_used(load_mapping(path)) for path in config_files(command).values()):
+            used.add(slot)
+    return sorted(used)
 
 
 def makers(reference: str, app: App, asking: Composed) -> str:
@@ -274,13 +257,14 @@ def makers(reference: str, app: App, asking: Composed) -> str:
                     config = asking.config_name
                 option = f" -c {config}" if config and config != "default" else ""
                 return f"Make it with: nemotron {command.full_name}{option}"
-    unsure = [f"nemotron {c.full_name}" for c in app.commands() if c is not asking.command and _returns_artifact(c)]
+    unsure = []
+    for command in app.commands():
+        hints = getattr(command.handler, "__annotations__", {}) if callable(command.handler) else {}
+        returned = hints.get("return")
+        returned = returned if isinstance(returned, str) else getattr(returned, "__name__", "")
+        if command is not asking.command and "Artifact" in returned:
+            unsure.append(f"nemotron {command.full_name}")
     return f"Commands that save artifacts: {', '.join(unsure)}." if unsure else ""
-
-
-def _returns_artifact(command: Command) -> bool:
-    returned = getattr(command.handler, "__annotations__", {}).get("return") if callable(command.handler) else None
-    return "Artifact" in (returned if isinstance(returned, str) else getattr(returned, "__name__", ""))
 
 
 # Cached for one launch, so that all jobs of a sweep read the same version, whatever is saved meanwhile.
@@ -314,7 +298,12 @@ def look_up_for(resolved: ResolvedJob, run_id: str, transports: TransportFactory
             }
             found = _resolve_remotely(resolved, {**new, **more}, fields, transports) if new or more else {}
         else:
-            found = _resolve_locally(resolved.paths, new)
+            registry, found = open_registry(root), {}
+            for slot, (text, default) in new.items():
+                try:
+                    found[slot] = registry.resolve(parse_override(text, default, aliases=registry.aliases))
+                except NemotronError as error:
+                    found[slot] = error
         _answers.update({(root, *asked[slot]): answer for slot, answer in found.items() if slot in new})
         return {slot: _answers[root, *pair] for slot, pair in asked.items()}
 
@@ -344,17 +333,6 @@ def pin_slots(
         if isinstance(pin, NemotronError):
             raise UserError(f"run.{slot}: {pin.message}", hint=pin.hint)
     return {slot: pin for slot, pin in found.items() if pin is not None and not isinstance(pin, NemotronError)}
-
-
-def _resolve_locally(paths: RemotePaths, asked: Asked) -> dict[str, Pin | NemotronError | None]:
-    registry = open_registry(paths.artifacts)
-    found: dict[str, Pin | NemotronError | None] = {}
-    for slot, (text, default) in asked.items():
-        try:
-            found[slot] = registry.resolve(parse_override(text, default, aliases=registry.aliases))
-        except NemotronError as error:
-            found[slot] = error
-    return found
 
 
 def _resolve_remotely(

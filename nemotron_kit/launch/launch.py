@@ -35,7 +35,16 @@ def code_facts() -> dict[str, Any]:
     """`{"kit", "python", "folder", "commit", "dirty"}` of the working folder. `commit` is None outside a git work tree
     and before the first commit, `dirty` None where it isn't known. Starts git once, and only in a work tree."""
     cwd = Path.cwd()
-    commit, dirty = _git(cwd) if any((folder / ".git").exists() for folder in (cwd, *cwd.parents)) else (None, None)
+    commit: str | None = None
+    dirty: bool | None = None
+    if any((folder / ".git").exists() for folder in (cwd, *cwd.parents)):
+        status = _ask(cwd, "status", "--porcelain=v2", "--branch", "-z", "--untracked-files=normal")
+        if status is None:
+            commit = (_ask(cwd, "rev-parse", "--verify", "HEAD") or "").strip() or None
+        else:
+            lines = [line for line in status.split("\0") if line]
+            oid = next((line.split()[-1] for line in lines if line.startswith("# branch.oid ")), "(initial)")
+            commit, dirty = None if oid == "(initial)" else oid, any(not line.startswith("#") for line in lines)
     return {
         "kit": __version__,
         "python": platform.python_version(),
@@ -43,16 +52,6 @@ def code_facts() -> dict[str, Any]:
         "commit": commit,
         "dirty": dirty,
     }
-
-
-def _git(folder: Path) -> tuple[str | None, bool | None]:
-    status = _ask(folder, "status", "--porcelain=v2", "--branch", "-z", "--untracked-files=normal")
-    if status is None:
-        commit = _ask(folder, "rev-parse", "--verify", "HEAD")
-        return (commit.strip() if commit else None), None
-    lines = [line for line in status.split("\0") if line]
-    oid = next((line.split()[-1] for line in lines if line.startswith("# branch.oid ")), "(initial)")
-    return None if oid == "(initial)" else oid, any(not line.startswith("#") for line in lines)
 
 
 def _ask(folder: Path, *arguments: str) -> str | None:
