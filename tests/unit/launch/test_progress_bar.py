@@ -18,8 +18,7 @@ import pytest
 
 from nemotron_kit.executors.base import executor_for
 from nemotron_kit.home import new_run_id
-from nemotron_kit.launch.attach import attach
-from nemotron_kit.launch.progress_bar import ProgressBar
+from nemotron_kit.launch.attach import ProgressBar, attach
 from nemotron_kit.runs.folder import RunFolder, create_run
 from nemotron_kit.runs.process_facts import process_facts
 from nemotron_kit.spec.plan import stored_plan
