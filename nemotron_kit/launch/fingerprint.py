@@ -1,5 +1,5 @@
-"""The fingerprint of a stage, which decides whether it can be skipped: its config, its code, the files that these name,
-its inputs."""
+"""What decides whether a stage of a pipeline can be skipped: its fingerprint (its config, its code, the files that
+these name), and its earlier runs with theirs, their inputs and their outputs."""
 
 from __future__ import annotations
 
@@ -18,11 +18,18 @@ from pathlib import Path
 from typing import Any
 
 import nemotron_kit
-from nemotron_kit.app import Command
+from nemotron_kit.app import Command, Pipeline
+from nemotron_kit.artifacts.reference import Pin
 from nemotron_kit.config.config_files import load_mapping
 from nemotron_kit.config.freeze import flat, walk_strings
-from nemotron_kit.errors import UserError
+from nemotron_kit.errors import DamagedRecordError, NemotronError, UserError
+from nemotron_kit.home import new_run_id, runs_root
 from nemotron_kit.launch.placing import ResolvedJob
+from nemotron_kit.launch.status import is_mirrored, mirror, refresh
+from nemotron_kit.runs.folder import DAMAGE, PIPELINE, RunFolder
+from nemotron_kit.runs.job import DamagedRecord
+from nemotron_kit.runs.ledger import run_ids
+from nemotron_kit.spec.plan import is_local, stored_plan
 
 # A larger file is identified by size and modification time.
 _HASHED = 64 << 20
@@ -115,8 +122,15 @@ def code_of(command: Command) -> dict[str, str]:
     files if the recipe uses them."""
     found: dict[Path, str] = {}
     engines: set[str] = set()
-    left = [path for path in _roots(command) if path.is_file()]
-    recipe_packages = {_top(name) for name in (command.handler_name, _class_name(command)) if name}
+    cls = command.config_cls
+    names = [command.handler_name, cls if isinstance(cls, str) else f"{cls.__module__}:{cls.__qualname__}"]
+    left = [command.script_path.resolve()] if command.script_path else []
+    for module in (name.rpartition(":")[0] for name in names):
+        file = Path(module) if module.endswith(".py") else _spec_file(module)
+        if file is not None and not file.resolve().is_relative_to(_PACKAGE):
+            left.append(file.resolve())
+    left = [path for path in left if path.is_file()]
+    recipe_packages = {name.partition(":")[0].partition(".")[0] for name in names if name}
     while left:
         path = left.pop()
         if path in found:
@@ -132,31 +146,12 @@ def code_of(command: Command) -> dict[str, str]:
         for file in sorted((_PACKAGE / engine).rglob("*")):
             if file.is_file() and "__pycache__" not in file.parts:
                 found[file] = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
-    return {"nemotron_kit": nemotron_kit.__version__, **{_portable_name(file): found[file] for file in sorted(found)}}
-
-
-def _portable_name(file: Path) -> str:
-    """The name of one of nemotron_kit's files, relative to the package: the same wherever that is installed."""
-    return str(Path("nemotron_kit", file.relative_to(_PACKAGE))) if file.is_relative_to(_PACKAGE) else str(file)
-
-
-def _class_name(command: Command) -> str:
-    cls = command.config_cls
-    return cls if isinstance(cls, str) else f"{cls.__module__}:{cls.__qualname__}"
-
-
-def _roots(command: Command) -> Iterator[Path]:
-    if command.script_path:
-        yield command.script_path.resolve()
-    for name in (command.handler_name, _class_name(command)):
-        module = name.rpartition(":")[0]
-        found = Path(module) if module.endswith(".py") else _spec_file(module)
-        if found is not None and not found.resolve().is_relative_to(_PACKAGE):
-            yield found.resolve()
-
-
-def _top(name: str) -> str:
-    return name.partition(":")[0].partition(".")[0]
+    digests = {"nemotron_kit": nemotron_kit.__version__}
+    for file in sorted(found):
+        # nemotron_kit's own files by their names in the package: the same wherever that is installed.
+        name = Path("nemotron_kit", file.relative_to(_PACKAGE)) if file.is_relative_to(_PACKAGE) else file
+        digests[str(name)] = found[file]
+    return digests
 
 
 def _spec_file(module: str) -> Path | None:
@@ -173,7 +168,11 @@ def _imported(path: Path, data: bytes) -> Iterator[str]:
         tree = ast.parse(data)
     except (SyntaxError, ValueError):
         return
-    package = _package_of(path)
+    package: list[str] = []  # the names of the package that the file is in, from the topmost folder with an __init__.py
+    folder = path.parent
+    while (folder / "__init__.py").is_file():
+        package.insert(0, folder.name)
+        folder = folder.parent
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -186,16 +185,6 @@ def _imported(path: Path, data: bytes) -> Iterator[str]:
             module, _, name = node.value.partition(":")
             if name.isidentifier() and module.replace(".", "").isidentifier():
                 yield module
-
-
-def _package_of(path: Path) -> list[str]:
-    """The names of the package that a file is in, from the topmost folder with an __init__.py."""
-    names: list[str] = []
-    folder = path.parent
-    while (folder / "__init__.py").is_file():
-        names.insert(0, folder.name)
-        folder = folder.parent
-    return names
 
 
 def _source(module: str, recipe_packages: set[str]) -> Path | None:
@@ -231,7 +220,12 @@ def named_files(config: Mapping[str, Any], folders: Sequence[Path]) -> dict[str,
         if path is None or not path.is_file():  # a folder may be the stage's output
             continue
         found[str(path)] = _digest(path)
-        for listed in _listed(path):
+        is_listing = path.suffix.lower() in (".json", ".yaml", ".yml") and path.stat().st_size <= _LISTING
+        try:
+            values = load_mapping(path) if is_listing else {}
+        except (UserError, OSError):  # reported by the job, which reads it
+            continue
+        for _, listed in walk_strings(values):
             target = _existing_path(listed, [path.parent, *folders])
             if target is not None and target != path:
                 found[str(target)] = _digest(target) if target.is_file() else _folder_digest(target)
@@ -250,16 +244,6 @@ def _existing_path(text: str, folders: Sequence[Path]) -> Path | None:
     return None
 
 
-def _listed(path: Path) -> Iterator[str]:
-    if path.suffix.lower() not in (".json", ".yaml", ".yml") or path.stat().st_size > _LISTING:
-        return
-    try:
-        values = load_mapping(path)
-    except (UserError, OSError):  # reported by the job, which reads it
-        return
-    yield from (text for _, text in walk_strings(values))
-
-
 def _digest(path: Path) -> str:
     info = path.stat()
     if info.st_size > _HASHED or not os.access(path, os.R_OK):
@@ -276,3 +260,102 @@ def _folder_digest(folder: Path) -> str:
                 size, modified = (info := file.stat()).st_size, info.st_mtime_ns
         rows.append((str(file.relative_to(folder)), size, modified))
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+
+
+# --- the earlier runs of a pipeline's stages
+
+# How many of a pipeline's earlier runs are compared with.
+_REMEMBERED = 30
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """A stage's record in an earlier run of its pipeline, and the stage's run (None if it was skipped or removed)."""
+
+    record: Mapping[str, Any]
+    pipeline: str
+    run: RunFolder | None
+
+    @property
+    def id(self) -> str:
+        """The run that did the stage's work."""
+        return str(self.record.get("run") or self.record.get("producer") or self.pipeline)
+
+    @property
+    def removed(self) -> bool:
+        """Whether the run has been deleted."""
+        return bool(self.record.get("run")) and self.run is None
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether the stage's work was done: it succeeded, or was skipped."""
+        return bool(self.record.get("skipped")) or (self.run is not None and self.run.state() == "succeeded")
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """The fingerprint that the stage had then; an empty one if none is recorded."""
+        return Fingerprint.from_dict(self.record.get("fingerprint") or {})
+
+    def inputs(self) -> dict[str, Pin]:
+        """Slot → pin of the artifacts that the run read."""
+        return _pins_of(self._artifacts("inputs") or self.record.get("inputs") or {})
+
+    def outputs(self) -> list[Pin]:
+        """The versions that the run saved; of a skipped stage, those that it took over."""
+        found = self.record.get("outputs") if self.record.get("skipped") else self._artifacts("outputs")
+        return list(_pins_of(dict(enumerate(found or ()))).values())
+
+    def _artifacts(self, what: str) -> Any:
+        try:
+            return self.run.job(0).artifacts()[what] if self.run is not None else None
+        except (DamagedRecord, UserError):
+            return None
+
+
+def saved_by(run: RunFolder) -> list[Pin]:
+    """What a run has saved. Raises DamagedRecord."""
+    return list(_pins_of(dict(enumerate(run.job(0).artifacts()["outputs"]))).values())
+
+
+def _pins_of(stored: Mapping[Any, Any]) -> dict[Any, Pin]:
+    found = {}
+    for key, value in stored.items():
+        with suppress(DamagedRecordError):
+            found[key] = Pin.from_dict(value)
+    return found
+
+
+def earlier_runs(pipeline: Pipeline, connect: bool) -> dict[str, list[Earlier]]:
+    """Stage → its records, the newest first, in the last runs of the pipeline."""
+    middle = new_run_id(pipeline.recipe, pipeline.stage)[15:-6]
+    ids = [run_id for run_id in run_ids() if run_id[15:-6] == middle][:_REMEMBERED]
+    found: dict[str, list[Earlier]] = {}
+    for run in (RunFolder(runs_root() / run_id) for run_id in ids):
+        try:
+            stored = run.plan()
+        except DamagedRecord:
+            continue
+        if (stored.get("kind"), stored.get("recipe"), stored.get("stage")) != (
+            PIPELINE,
+            pipeline.recipe,
+            pipeline.stage,
+        ):
+            continue
+        for record in (each for each in run.stages() if DAMAGE not in each):
+            found.setdefault(str(record.get("stage")), []).append(Earlier(record, run.id, run.stage_run(record)))
+    if not connect:
+        return found
+    # Update the records of submitted runs, and fetch those of the artifacts that they saved.
+    submitted = []
+    for run in [each.run for records in found.values() for each in records if each.run is not None]:
+        with suppress(DamagedRecord):
+            plan = stored_plan(run)
+            if not is_local(plan.executor) and not (run.jobs() and is_mirrored(run.job(0))):
+                submitted.append((run, plan))
+    snapshots = refresh([run for run, _ in submitted])
+    for run, plan in submitted:
+        lost = run.id in snapshots and snapshots[run.id].lost
+        if not lost and run.state() == "succeeded":
+            with suppress(NemotronError):  # then it is not known what it saved, and the stage runs again
+                mirror(plan, run.jobs())
+    return found

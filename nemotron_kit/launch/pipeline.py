@@ -7,9 +7,9 @@ import gc
 import json
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from nemotron_kit.app import App, Command, in_order, may_be
 from nemotron_kit.artifacts.reference import LATEST, Pin, parse_override
@@ -17,14 +17,13 @@ from nemotron_kit.config.compose import Composed, compose
 from nemotron_kit.config.secrets import masked_overrides
 from nemotron_kit.discovery import Tree
 from nemotron_kit.envfile import EnvFile
-from nemotron_kit.errors import NemotronError, Problem, UserError
+from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.executors.base import executor_for
 from nemotron_kit.home import new_run_id, runs_root
 from nemotron_kit.launch.dependencies import After, wait_for
-from nemotron_kit.launch.fingerprint import Fingerprint, fingerprint
+from nemotron_kit.launch.fingerprint import Earlier, Fingerprint, earlier_runs, fingerprint, saved_by
 from nemotron_kit.launch.inputs import input_slots, look_up_for, makers
 from nemotron_kit.launch.launch import code_facts, execute
-from nemotron_kit.launch.pipeline_history import Earlier, earlier_runs, saved_by
 from nemotron_kit.launch.pipeline_request import Request
 from nemotron_kit.launch.placing import ResolvedJob, TransportFactory, resolve_job
 from nemotron_kit.launch.plan import build_plan
@@ -224,10 +223,11 @@ class Launch:
         """Pin the inputs that no selected stage saves: the version that another stage of the pipeline saved last, else
         as named."""
         settings = stage.resolved.settings
-        if (count := _tasks_asked(stage.composed, settings.nodes)) > 1:
-            otherwise = (
-                f"; 'nemotron {stage.command.full_name}' by itself does" if executor_for(settings).holds_back else ""
-            )
+        config = stage.composed.config
+        count = int(config.tasks or settings.nodes or 1) if stage.command.array and config.step is None else 1
+        if count > 1:
+            alone = f"; 'nemotron {stage.command.full_name}' by itself does"
+            otherwise = alone if executor_for(settings).holds_back else ""
             stage.notes.append(f"one job does all of its work: a pipeline submits no array of {count} tasks{otherwise}")
         asked: dict[str, tuple[str, str | None]] = {}
         for slot, text in stage.references.items():
@@ -351,33 +351,29 @@ class Launch:
             composed,
             self.app,
             run_id=run_id,
-            argv=self._line(stage, pins),
+            # The command line that starts the same job by itself.
+            argv=[
+                *(*self.prog, *stage.command.path[1:]),
+                *(["-c", stage.config] if stage.config is not None else []),
+                *(*self.base, *self.request.common, *self._stage_overrides(stage.number), *pins),
+            ],
             connect=self.transports is not None,
             transports=self.transports,
             labels=self.labels,
         )
         return composed, replace(plan, part_of=self.id, labels=None)  # the labels are the whole run's
 
-    def _line(self, stage: Stage, pins: Sequence[str]) -> list[str]:
-        """The command line that starts the same job by itself."""
-        config = ["-c", stage.config] if stage.config is not None else []
-        stage_overrides = self._stage_overrides(stage.number)
-        return [*self.prog, *stage.command.path[1:], *config, *self.base, *self.request.common, *stage_overrides, *pins]
-
     def _stage_overrides(self, at: int) -> list[str]:
         """The overrides that concern one stage only. A forced one with a field `force` gets `force=true`."""
-        stage_overrides = [override for override in self.request.by_stage[at] if not override.startswith("config=")]
-        if at in self.request.forced and not any(
-            override.lstrip("+").startswith("force=") for override in stage_overrides
-        ):
+        found = [override for override in self.request.by_stage[at] if not override.startswith("config=")]
+        if at in self.request.forced and not any(override.lstrip("+").startswith("force=") for override in found):
             named = {field.name: field.type for field in fields(self.request.pipeline.stages[at].load_config_cls())}
-            stage_overrides += ["force=true"] if named.get("force") in (bool, "bool") else []
-        return stage_overrides
+            found += ["force=true"] if named.get("force") in (bool, "bool") else []
+        return found
 
     def record(self) -> RunFolder:
         """Create the run of the pipeline, without stages yet."""
         first, pipeline = self.stages[0], self.request.pipeline
-
         plan = {
             "kind": PIPELINE,
             "recipe": pipeline.recipe,
@@ -398,23 +394,26 @@ class Launch:
         if self.after:
             wait_for(None, self.after)
         run, outcome = self.record(), Outcome(0, "succeeded")
-        for index, stage in enumerate(self.stages):
-            decision = self.decide(stage)
-            progress.decided(stage, decision, len(self.stages))
-            if decision.skip:
-                self._skip(run, index, stage, decision)
-                continue
-            self._require_inputs(stage)
+        for index, stage, decision in self._unskipped(run, progress):
+            for slot, pin in stage.inputs().items():
+                if pin is None and slot in stage.wired:
+                    maker, name = stage.wired[slot]
+                    saved = ", ".join(each.label for each in maker.outputs or ()) or "nothing"
+                    raise UserError(
+                        f"{stage.label} reads {name}, which {maker.label} was to save; it saved {saved}.",
+                        hint=f"Its record: nemotron runs show {maker.run}" if maker.run else None,
+                    )
             stage.run = new_run_id(stage.command.recipe, stage.name)
             composed, plan = self.plan(stage, stage.run)
             _refuse(stage, plan.problems)
             plan = replace(plan, code=code_facts(), files={**plan.files, **hydra_files(composed)})
             progress.starts(plan)
             started = time.monotonic()
-            self._note(run, index, stage, decision)
+            self._note(run, index, stage, decision, run=stage.run, state=None)
             outcome = execute(plan, composed)
             progress.ended(plan, outcome, time.monotonic() - started)
-            self._note(run, index, stage, decision, state=outcome.state)
+            # The run may be removed later.
+            self._note(run, index, stage, decision, run=stage.run, state=outcome.state)
             if outcome.state != "succeeded":
                 return outcome
             stage.outputs = saved_by(RunFolder(runs_root() / stage.run))
@@ -427,12 +426,7 @@ class Launch:
         after the one before it). The decision is made again when a stage starts, once its inputs exist."""
         run = self.record()
         given: list[tuple[Stage, Plan]] = []
-        for index, stage in enumerate(self.stages):
-            decision = self.decide(stage)
-            progress.decided(stage, decision, len(self.stages))
-            if decision.skip:
-                self._skip(run, index, stage, decision)
-                continue
+        for index, stage, decision in self._unskipped(run, progress):
             stage.run = new_run_id(stage.command.recipe, stage.name)
             composed, plan = self.plan(stage, stage.run)
             after = [other.run for other in stage.waits_for() if other.run]
@@ -448,64 +442,36 @@ class Launch:
                 files={**plan.files, **hydra_files(composed), **_with_unchanged(plan, decision)},
             )
             progress.starts(plan)
-            self._note(run, index, stage, decision)
+            self._note(run, index, stage, decision, run=stage.run, state=None)
             progress.ended(plan, execute(plan, composed), 0.0)
             given.append((stage, plan))
         return given
 
-    def _require_inputs(self, stage: Stage) -> None:
-        for slot, pin in stage.inputs().items():
-            if pin is None and slot in stage.wired:
-                maker, name = stage.wired[slot]
-                saved = ", ".join(each.label for each in maker.outputs or ()) or "nothing"
-                raise UserError(
-                    f"{stage.label} reads {name}, which {maker.label} was to save; it saved {saved}.",
-                    hint=f"Its record: nemotron runs show {maker.run}" if maker.run else None,
-                )
+    def _unskipped(self, run: RunFolder, progress: PipelineProgress) -> Iterator[tuple[int, Stage, Decision]]:
+        """(index, stage, decision) of the stages, each decided when it is its turn; one that is skipped is only
+        recorded."""
+        for index, stage in enumerate(self.stages):
+            decision = self.decide(stage)
+            progress.decided(stage, decision, len(self.stages))
+            if not decision.skip:
+                yield index, stage, decision
+                continue
+            assert decision.before is not None  # noqa: S101 — only what ran before is skipped
+            stage.outputs = decision.before.outputs()
+            saved = [pin.to_dict() for pin in stage.outputs]
+            self._note(run, index, stage, decision, skipped=True, producer=decision.before.id, outputs=saved)
 
-    def _note(self, run: RunFolder, index: int, stage: Stage, decision: Decision, *, state: str | None = None) -> None:
-        """Add a stage's run to the pipeline's record, with its `state` once it has ended: the run may be removed
-        later."""
-        run.add_stage(
-            index,
-            {
-                "stage": stage.name,
-                "run": stage.run,
-                "state": state,
-                "why": decision.why,
-                "inputs": {slot: pin.to_dict() for slot, pin in stage.inputs().items() if pin},
-                "fingerprint": stage.fingerprint.to_dict(),
-            },
-        )
-
-    def _skip(self, run: RunFolder, index: int, stage: Stage, decision: Decision) -> None:
-        assert decision.before is not None  # noqa: S101 — only what ran before is skipped
-        stage.outputs = decision.before.outputs()
-        run.add_stage(
-            index,
-            {
-                "stage": stage.name,
-                "skipped": True,
-                "why": decision.why,
-                "producer": decision.before.id,
-                "inputs": {slot: pin.to_dict() for slot, pin in stage.inputs().items() if pin},
-                "outputs": [pin.to_dict() for pin in stage.outputs],
-                "fingerprint": stage.fingerprint.to_dict(),
-            },
-        )
+    def _note(self, run: RunFolder, index: int, stage: Stage, decision: Decision, /, **facts: Any) -> None:
+        """Write a stage's entry in the pipeline's record."""
+        inputs = {slot: pin.to_dict() for slot, pin in stage.inputs().items() if pin}
+        entry = {"stage": stage.name, **facts, "why": decision.why, "inputs": inputs}
+        run.add_stage(index, {**entry, "fingerprint": stage.fingerprint.to_dict()})
 
 
 def _refuse(stage: Stage, problems: Sequence[str]) -> None:
     """Raise the problems of a stage as one UserError that names it."""
     if problems:
         raise UserError(f"{stage.label}: {problems[0]}", hint="\n".join(problems[1:]) or None)
-
-
-def _tasks_asked(composed: Composed, nodes: int | None) -> int:
-    """Among how many tasks a launch of this stage by itself would divide its work."""
-    if not composed.command.array or composed.config.step is not None:
-        return 1
-    return int(composed.config.tasks or nodes or 1)
 
 
 def _with_unchanged(plan: Plan, decision: Decision) -> dict[str, str]:
@@ -526,5 +492,4 @@ def problems_of(launch: Launch, stage: Stage) -> list[str]:
     """The problems of a stage, for a dry-run; an artifact that an earlier stage will save is no problem."""
     found = [str(pin) for pin in stage.pins.values() if isinstance(pin, NemotronError)]
     _, plan = launch.plan(stage, new_run_id(stage.command.recipe, stage.name), deferred=launch.id)
-    known: list[Problem] = [problem for problem in plan.problems if problem.slot not in stage.references]
-    return found + [str(problem) for problem in known]
+    return found + [str(problem) for problem in plan.problems if problem.slot not in stage.references]
