@@ -31,50 +31,51 @@ def check_yaml_limits(path: Path, text: str) -> None:
     indented = f"\n{'  ' * (MAX_DEPTH + 1)}" in f"\n{text}"
     if "*" not in text and nested <= MAX_DEPTH and not indented:
         return
-    counter = _Counter()
+    containers: list[tuple[str | None, int]] = [(None, 0)]  # (anchor, values so far) of each that is open
+    sizes: dict[str, int] = {}  # anchor → values, of those that are closed
     try:
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            if wrong := counter.wrong(event):
-                mark = event.start_mark
-                raise UserError(f"{path}:{mark.line + 1 if mark else 1}: {wrong}.")
+            anchor, values, wrong = getattr(event, "anchor", None), 0, None
+            if isinstance(event, yaml.AliasEvent):
+                if any(anchor == each for each, _ in containers):
+                    wrong = f"the alias *{anchor} is inside of the value that it refers to"
+                anchor, values = None, sizes.get(anchor or "", 1)
+            elif isinstance(event, yaml.ScalarEvent):
+                values = 1
+            elif isinstance(event, yaml.CollectionStartEvent):
+                containers.append((anchor, 1))
+                anchor = None
+                if len(containers) > MAX_DEPTH + 1:
+                    wrong = f"nested deeper than {MAX_DEPTH} levels"
+            elif isinstance(event, yaml.CollectionEndEvent):
+                anchor, values = containers.pop()
+            if anchor:
+                sizes[anchor] = values
+            outer, before = containers[-1]
+            containers[-1] = (outer, before + values)
+            if wrong is None and before + values > MAX_NODES:
+                wrong = f"its aliases unfold to more than {MAX_NODES} values"
+            if wrong:
+                raise UserError(f"{path}:{event.start_mark.line + 1 if event.start_mark else 1}: {wrong}.")
     except yaml.YAMLError:
         return  # the loader raises it, with its location
 
 
-class _Counter:
-    """Counts, event by event, the nodes that a document expands to."""
-
-    def __init__(self) -> None:
-        self.open: list[tuple[str | None, int]] = [(None, 0)]  # (anchor, nodes so far) of each collection
-        self.size: dict[str, int] = {}  # anchor → nodes, of those that are closed
-
-    def wrong(self, event: Any) -> str | None:
-        import yaml
-
-        if isinstance(event, yaml.AliasEvent):
-            if any(anchor == event.anchor for anchor, _ in self.open):
-                return f"the alias *{event.anchor} is inside of the value that it refers to"
-            self._add(self.size.get(event.anchor or "", 1))
-        elif isinstance(event, yaml.ScalarEvent):
-            self._add(1)
-            self._close(event.anchor, 1)
-        elif isinstance(event, yaml.CollectionStartEvent):
-            self.open.append((event.anchor, 1))
-            if len(self.open) > MAX_DEPTH + 1:
-                return f"nested deeper than {MAX_DEPTH} levels"
-        elif isinstance(event, yaml.CollectionEndEvent):
-            anchor, nodes = self.open.pop()
-            self._add(nodes)
-            self._close(anchor, nodes)
-        return f"its aliases unfold to more than {MAX_NODES} values" if self.open[-1][1] > MAX_NODES else None
-
-    def _add(self, nodes: int) -> None:
-        anchor, before = self.open[-1]
-        self.open[-1] = (anchor, before + nodes)
-
-    def _close(self, anchor: str | None, nodes: int) -> None:
-        if anchor:
-            self.size[anchor] = nodes
+@contextmanager
+def _patched(*changes: tuple[Any, str, Any]) -> Iterator[None]:
+    """Within the block attributes have other values: each change is (class or module, attribute, value)."""
+    # `vars` and not getattr, which would give a static method as a function.
+    before = [(owner, name, vars(owner).get(name)) for owner, name, _ in changes]
+    for owner, name, value in changes:
+        setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        for owner, name, value in before:
+            if value is None:
+                delattr(owner, name)
+            else:
+                setattr(owner, name, value)
 
 
 @contextmanager
@@ -105,11 +106,8 @@ def bounded_interpolations(*, total: int | None = None) -> Iterator[None]:
             raise UserError(f"{location}: an interpolation gives more than {MAX_TEXT >> 20} MiB of text.")
         return value
 
-    container.resolve_parse_tree = counted
-    try:
+    with _patched((container, "resolve_parse_tree", counted)):
         yield
-    finally:
-        container.resolve_parse_tree = resolve
 
 
 @contextmanager
@@ -122,43 +120,49 @@ def faster_omegaconf() -> Iterator[None]:
     from hydra._internal import defaults_list
     from hydra.core.config_store import ConfigStore
     from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import Override, OverrideType, ValueType
 
-    utils, base, node = vars(omegaconf)["_utils"], vars(omegaconf)["base"], omegaconf.Node
-    loader, parse, store, rule = utils.get_yaml_loader, base.parse, ConfigStore.store, OverridesParser.parse_rule
-    target, choices = node._maybe_dereference_node, vars(defaults_list)["_create_interpolation_map"]
-    quick = with_libyaml(yaml_loader())
-    utils.get_yaml_loader = lambda: quick
-    utils.parse = base.parse = _cached(parse)
-    # What is loaded from it is a copy already.
-    ConfigStore.__deepcopy__ = lambda self, memo: self
-    ConfigStore.store = _storing(store)
-    OverridesParser.parse_rule = _parsing(rule)
-    vars(omegaconf)["Node"]._maybe_dereference_node = _merging(target)
-    defaults_list._create_interpolation_map = lambda overrides, defaults, self_added: (
-        choices(overrides, defaults, self_added) if any(each.is_interpolation() for each in defaults) else None
-    )
-    try:
-        with hydra_reading_fixes(), bounded_interpolations():
-            yield
-    finally:
-        utils.get_yaml_loader, utils.parse, base.parse = loader, parse, parse
-        ConfigStore.store, OverridesParser.parse_rule = store, rule
-        vars(omegaconf)["Node"]._maybe_dereference_node = target
-        defaults_list._create_interpolation_map = choices
-        del ConfigStore.__deepcopy__
+    utils, base, node = vars(omegaconf)["_utils"], vars(omegaconf)["base"], vars(omegaconf)["Node"]
+    parse_rule, choices_of = OverridesParser.parse_rule, vars(defaults_list)["_create_interpolation_map"]
+    dereference, parse = node._maybe_dereference_node, _cached(base.parse)
+    loader = with_libyaml(yaml_loader())
 
+    def parse_override(self: Any, text: str, name: str) -> Any:
+        found = _PLAIN.fullmatch(text) if name == "override" else None
+        if found is None or found[2].lower() in _NOT_TEXT:
+            return parse_rule(self, text, name)
+        return Override(OverrideType.CHANGE, found[1], ValueType.ELEMENT, found[2], input_line=text)
 
-def _merging(target: Any) -> Any:
-    """Node._maybe_dereference_node, which a merge asks whether a value leads to a block: a text that holds an
-    interpolation among other characters never does."""
-
-    def quick(self: Any, throw_on_resolution_failure: bool = False, memo: Any = None) -> Any:
+    def block_of(self: Any, throw_on_resolution_failure: bool = False, memo: Any = None) -> Any:
         value = self._value() if memo is None and not throw_on_resolution_failure else None
         if isinstance(value, str) and not (value[:2] == "${" and value[-1:] == "}"):
-            return self
-        return target(self, throw_on_resolution_failure, memo)
+            return self  # an interpolation among other characters never leads to a block
+        return dereference(self, throw_on_resolution_failure, memo)
 
-    return quick
+    def choices_in(overrides: Any, defaults: Any, self_added: Any) -> Any:
+        named = any(each.is_interpolation() for each in defaults)
+        return choices_of(overrides, defaults, self_added) if named else None
+
+    with (
+        hydra_reading_fixes(),
+        bounded_interpolations(),
+        _patched(
+            (utils, "get_yaml_loader", lambda: loader),
+            (utils, "parse", parse),
+            (base, "parse", parse),
+            (node, "_maybe_dereference_node", block_of),
+            (ConfigStore, "__deepcopy__", lambda self, memo: self),  # what is loaded from it is a copy already
+            (ConfigStore, "store", _storing(ConfigStore.store)),
+            (OverridesParser, "parse_rule", parse_override),
+            (defaults_list, "_create_interpolation_map", choices_in),
+        ),
+    ):
+        yield
+
+
+# A key of names and a value that is a name: a text in Hydra's grammar, unless it is one of _NOT_TEXT.
+_PLAIN = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)=([A-Za-z_]\w*)", re.ASCII)
+_NOT_TEXT = frozenset(("true", "false", "null", "nan", "inf"))
 
 
 @functools.cache
@@ -201,25 +205,6 @@ def _storing(store: Any) -> Any:
     return store_deferred
 
 
-# A key of names and a value that is a name: a text in Hydra's grammar, unless it is one of _NOT_TEXT.
-_PLAIN = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)=([A-Za-z_]\w*)", re.ASCII)
-_NOT_TEXT = frozenset(("true", "false", "null", "nan", "inf"))
-
-
-def _parsing(rule: Any) -> Any:
-    """OverridesParser.parse_rule, which reads an override of plain names without the parser: building that takes longer
-    than parsing."""
-    from hydra.core.override_parser.types import Override, OverrideType, ValueType
-
-    def quick(self: Any, text: str, name: str) -> Any:
-        found = _PLAIN.fullmatch(text) if name == "override" else None
-        if found is None or found[2].lower() in _NOT_TEXT:
-            return rule(self, text, name)
-        return Override(OverrideType.CHANGE, found[1], ValueType.ELEMENT, found[2], input_line=text)
-
-    return quick
-
-
 @contextmanager
 def hydra_reading_fixes() -> Iterator[None]:
     """Within the block, files that Hydra itself reads have no sexagesimal numbers either; a path may be a number;
@@ -228,8 +213,7 @@ def hydra_reading_fixes() -> Iterator[None]:
     import omegaconf
 
     utils, containers = vars(omegaconf)["_utils"], vars(omegaconf)["basecontainer"].BaseContainer
-    loader, update, merge_maps = utils.get_yaml_loader, omegaconf.OmegaConf.update, containers._map_merge
-
+    update, merge_maps, loader = omegaconf.OmegaConf.update, containers._map_merge, yaml_loader()
     path_node: Any = omegaconf.PathNode
     to_path = path_node._validate_and_convert_impl
 
@@ -247,16 +231,13 @@ def hydra_reading_fixes() -> Iterator[None]:
         _fill(cfg, utils.split_key(key), value, merge=merge)
         update(cfg, key, value, merge=merge, force_add=force_add)
 
-    utils.get_yaml_loader = functools.cache(lambda: without_sexagesimal(loader()))
-    omegaconf.OmegaConf.update = staticmethod(fill_and_update)  # type: ignore[method-assign]
-    containers._map_merge = staticmethod(choose_and_merge)
-    path_node._validate_and_convert_impl = to_path_of_number
-    try:
+    with _patched(
+        (utils, "get_yaml_loader", lambda: loader),
+        (omegaconf.OmegaConf, "update", staticmethod(fill_and_update)),
+        (containers, "_map_merge", staticmethod(choose_and_merge)),
+        (path_node, "_validate_and_convert_impl", to_path_of_number),
+    ):
         yield
-    finally:
-        containers._map_merge = staticmethod(merge_maps)
-        path_node._validate_and_convert_impl = to_path
-        utils.get_yaml_loader, omegaconf.OmegaConf.update = loader, staticmethod(update)  # type: ignore[method-assign]
 
 
 # The blocks that are one of several dataclasses by default, by a flag of their nodes: (the default's values, its class,
@@ -367,35 +348,26 @@ def open_dicts(node: Any) -> None:
             open_dicts(child)
 
 
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+
+
 @functools.cache
 def yaml_loader() -> Any:
-    """OmegaConf's safe loader: 1e-3 is a number, a duplicate key is an error; but 12:00:00 is a text. Made once, since
-    OmegaConf makes a class of it at each call."""
+    """OmegaConf's safe loader: 1e-3 is a number, a duplicate key is an error; but without YAML 1.1's sexagesimal
+    numbers: 12:00:00 is a text, not 43200. Made once, since OmegaConf makes a class of it at each call."""
     from omegaconf._utils import get_yaml_loader
 
-    return without_sexagesimal(get_yaml_loader())
-
-
-@functools.cache
-def without_sexagesimal(loader: Any) -> Any:
-    """The YAML loader without YAML 1.1's sexagesimal numbers: 12:00:00 is a string, not 43200."""
-    if hasattr(loader, "sexagesimal"):
-        return loader
-
-    class Loader(loader):  # type: ignore[misc]
-        sexagesimal = False
+    class Loader(get_yaml_loader()):  # type: ignore[misc]
+        pass
 
     Loader.yaml_implicit_resolvers = {
         first: [
             (tag, re.compile(f"(?!.*:)(?:{regexp.pattern})", regexp.flags) if tag in _NUMBERS else regexp)
             for tag, regexp in resolvers
         ]
-        for first, resolvers in loader.yaml_implicit_resolvers.items()
+        for first, resolvers in Loader.yaml_implicit_resolvers.items()
     }
     return Loader
-
-
-_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
 @functools.cache
@@ -406,8 +378,6 @@ def with_libyaml(loader: Any) -> Any:
     if not yaml.__with_libyaml__:
         return loader
     parser: Any = vars(yaml.cyaml)["CParser"]
-    if issubclass(loader, parser):
-        return loader
 
     def start(self: Any, stream: Any) -> None:
         parser.__init__(self, stream)
