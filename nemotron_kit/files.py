@@ -12,7 +12,7 @@ import shutil
 import stat
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from io import FileIO
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -187,6 +187,13 @@ def write_cache(path: Path, version: int, entries: dict[str, Any]) -> None:
     with contextlib.suppress(OSError):
         body = json.dumps(entries).encode()
         write_bytes(path, json.dumps({"version": version, "crc": binascii.crc32(body)}).encode() + b"\n" + body)
+
+
+def map_leaves(value: Any, change: Callable[[Any], Any]) -> Any:
+    """Plain data with `change` applied to every value in it that is no mapping and no list."""
+    if isinstance(value, Mapping):
+        return {key: map_leaves(item, change) for key, item in value.items()}
+    return [map_leaves(item, change) for item in value] if isinstance(value, list) else change(value)
 
 
 def plain(value: Any) -> Any:

@@ -17,6 +17,7 @@ from typing import Any
 
 from nemotron_kit.app import Command
 from nemotron_kit.config.config_files import config_files, key_location, load_mapping
+from nemotron_kit.config.freeze import leaves
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.home import nemotron_home
 from nemotron_kit.ownership import untrusted_reason
@@ -93,7 +94,7 @@ def check_file(path: Path, values: Mapping[str, Any], command: Command, package:
             group, _, into = str(text).rpartition(" ")[2].partition("@")
             _check_package(path, group.strip("/").replace("/", "."), f"defaults: {text!r}", only=("hydra",))
             _check_package(path, into, f"defaults: {text!r}")
-    for key, value in _leaves({k: v for k, v in values.items() if k != "defaults"}, _prefix(package)):
+    for key, value in leaves({k: v for k, v in values.items() if k != "defaults"}, _prefix(package)):
         head = key.partition(".")[0]
         if head == "hydra" and not _HYDRA.match(key):
             raise _refused(path, key, "it decides what is run, and which files are written")
@@ -123,7 +124,7 @@ def check_targets(values: Mapping[str, Any], command: Command, name: str, typed:
     recipe nor the command line (`typed`) names: an interpolation can put a value of that part into one."""
     if (command.path, name) not in _foreign:
         return
-    named = [(key, str(value)) for key, value in _leaves(values, "") if key.rpartition(".")[2] == TARGET]
+    named = [(key, str(value)) for key, value in leaves(values) if key.rpartition(".")[2] == TARGET]
     allowed = allowed_targets(command) if named else ()
     for key, value in named:
         if not permitted(value, allowed) and value not in typed:
@@ -161,7 +162,7 @@ def _of_class(cls: Any) -> Iterator[str]:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    yield from (text for _, text in _leaves(value, "") if isinstance(text, str) and "${" not in text)
+    yield from (text for _, text in leaves(value) if isinstance(text, str) and "${" not in text)
 
 
 def _project() -> Path | None:
@@ -192,14 +193,3 @@ def _refused(path: Path, key: str, why: str) -> UserError:
         hint="Give it on the command line; or put the file into your project (a folder with a pyproject.toml or .git, "
         "in which you work) that only you may write, if you trust it.",
     )
-
-
-def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping) and value:
-        for name, item in value.items():
-            yield from _leaves(item, f"{key}.{name}" if key else str(name))
-    elif isinstance(value, list) and value:
-        for index, item in enumerate(value):
-            yield from _leaves(item, f"{key}[{index}]")
-    else:
-        yield key, value

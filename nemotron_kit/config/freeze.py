@@ -8,13 +8,14 @@ import os
 import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache, cached_property
+from functools import cache, partial
 from typing import Any, TypeVar
 
 from nemotron_kit.config.convert import Deferred, to_dataclass
 from nemotron_kit.config.limits import MAX_IN_CONFIG, bounded_interpolations, faster_omegaconf
 from nemotron_kit.config.resolvers import multiplying, register_resolvers
 from nemotron_kit.errors import UserError
+from nemotron_kit.files import map_leaves
 from nemotron_kit.masking import is_secret_name
 from nemotron_kit.quoting import expanded, omegaconf_escaped
 
@@ -54,17 +55,12 @@ class Unresolved:
         from omegaconf import OmegaConf
 
         self.raw = OmegaConf.to_container(config, resolve=False)
+        self.config = OmegaConf.create(self.raw)
 
     @classmethod
     def of(cls, config: Any) -> Unresolved:
         """`config`, a DictConfig or one of these already."""
         return config if isinstance(config, cls) else cls(config)
-
-    @cached_property
-    def config(self) -> Any:
-        from omegaconf import OmegaConf
-
-        return OmegaConf.create(self.raw)
 
 
 def freeze(config: Any, job_folder: str, *, pwd: str | None = None, keep: Collection[str] = ()) -> dict[str, Any]:
@@ -88,10 +84,7 @@ def freeze(config: Any, job_folder: str, *, pwd: str | None = None, keep: Collec
             OmegaConf.clear_cache(untyped)  # a resolver may read the environment
             values = OmegaConf.to_container(untyped, resolve=True, enum_to_str=True)
         except OmegaConfBaseException as error:
-            key = getattr(error, "full_key", None) or "config"
-            if resolver_error := user_error(error):
-                raise UserError(f"{key}: {resolver_error.message}", hint=resolver_error.hint) from error
-            raise UserError(f"{key}: {omegaconf_message(error)}", hint=missing_table_hint(str(error))) from error
+            raise _worded(error) from error
     return restore(values, kept)  # type: ignore[no-any-return]
 
 
@@ -163,15 +156,18 @@ def omegaconf_message(error: Exception | str) -> str:
     return re.sub(r"\A\w+ raised while resolving interpolation: ", "", line).strip('"')
 
 
-def missing_table_hint(text: str) -> str | None:
-    """A hint for an interpolation that was not found, where it refers to a table of env.toml; else None."""
-    match = re.search(r"Interpolation key 'run\.wandb(?:\.([a-z_]+))?' not found", text)
-    if match is None:
-        return None
-    name = match[1] or "project"
-    return (
-        f'env.toml has no such key. Add to it:\n[wandb]\n{name} = "…"\nor give --wandb.{name.replace("_", "-")} VALUE.'
-    )
+def _worded(error: Any) -> UserError:
+    """The error for an interpolation that OmegaConf can't resolve: its key, then what the resolver says about it, or
+    OmegaConf's first line."""
+    key = getattr(error, "full_key", None) or "config"
+    if resolver_error := user_error(error):
+        return UserError(f"{key}: {resolver_error.message}", hint=resolver_error.hint)
+    hint = None
+    if missing := re.search(r"Interpolation key 'run\.wandb(?:\.([a-z_]+))?' not found", str(error)):
+        name = missing[1] or "project"
+        option = f"--wandb.{name.replace('_', '-')}"
+        hint = f'env.toml has no such key. Add to it:\n[wandb]\n{name} = "…"\nor give {option} VALUE.'
+    return UserError(f"{key}: {omegaconf_message(error)}", hint=hint)
 
 
 def launch_environment(config: Any) -> dict[str, str]:
@@ -181,12 +177,9 @@ def launch_environment(config: Any) -> dict[str, str]:
     return {name: os.environ[name] for name in names if name in os.environ and not is_secret_name(name)}
 
 
-def slots_used(config: Any) -> set[str]:
-    """The artifact slots that ${art:slot} refers to anywhere in a config."""
-    from omegaconf import OmegaConf
-
-    raw = config if isinstance(config, Mapping) else OmegaConf.to_container(config, resolve=False)
-    return {slot for _, text in walk_strings(raw) for slot in _ART.findall(text)}
+def slots_used(config: Mapping[str, Any]) -> set[str]:
+    """The artifact slots that ${art:slot} refers to anywhere in a plain config."""
+    return {slot for _, text in walk_strings(config) for slot in _ART.findall(text)}
 
 
 def secrets_used(config: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -204,15 +197,21 @@ def flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]
             yield name, value
 
 
-def walk_strings(value: Any, key: str = "") -> list[tuple[str, str]]:
-    """(dotted key, text) of every string in a plain config."""
-    if isinstance(value, Mapping):
+def leaves(value: Any, key: str = "") -> list[tuple[str, Any]]:
+    """(dotted key, value) of every value in a plain config that holds no others: `a.b`, `a.c[0]`. An empty block or
+    list is one as well."""
+    if isinstance(value, Mapping) and value:
         items = [(f"{key}.{name}" if key else str(name), item) for name, item in value.items()]
-    elif isinstance(value, list):
+    elif isinstance(value, list) and value:
         items = [(f"{key}[{index}]", item) for index, item in enumerate(value)]
     else:
-        return [(key, value)] if isinstance(value, str) else []
-    return [found for dotted, item in items for found in walk_strings(item, dotted)]
+        return [(key, value)]
+    return [leaf for dotted, item in items for leaf in leaves(item, dotted)]
+
+
+def walk_strings(value: Any) -> list[tuple[str, str]]:
+    """(dotted key, text) of every string in a plain config."""
+    return [(key, text) for key, text in leaves(value) if isinstance(text, str)]
 
 
 @contextmanager
@@ -221,17 +220,14 @@ def deferring(kept: list[str], names: Collection[str]) -> Iterator[None]:
     interpolations."""
     from omegaconf import OmegaConf
 
-    def mark(name: str) -> Any:
-        def keep(*arguments: Any) -> str:
-            text = f"${{{name}:{','.join(map(str, arguments))}}}"
-            if not _DEFERRED[name].fullmatch(text):
-                raise UserError(f"{text}: that can't be resolved.", hint=f"It is {_WRITTEN[name]}.")
-            return _placeholder(kept, text)
-
-        return keep
+    def keep(name: str, *arguments: Any) -> str:
+        text = f"${{{name}:{','.join(map(str, arguments))}}}"
+        if not _DEFERRED[name].fullmatch(text):
+            raise UserError(f"{text}: that can't be resolved.", hint=f"It is {_WRITTEN[name]}.")
+        return _placeholder(kept, text)
 
     for name in names:
-        OmegaConf.register_new_resolver(name, mark(name), replace=True)
+        OmegaConf.register_new_resolver(name, partial(keep, name), replace=True)
     try:
         yield
     finally:
@@ -247,16 +243,16 @@ def _placeholder(kept: list[str], text: str) -> str:
 
 def restore(value: Any, kept: list[str]) -> Any:
     """A resolved config with its deferred interpolations written out again, ready to be saved."""
-    if isinstance(value, dict):
-        return {key: restore(item, kept) for key, item in value.items()}
-    if isinstance(value, list):
-        return [restore(item, kept) for item in value]
-    if isinstance(value, str):
-        if "${" not in value and "\x00" not in value:
-            return value
+
+    def written(each: Any) -> Any:
+        if not isinstance(each, str):
+            return str(each) if hasattr(each, "__fspath__") else each
+        if "${" not in each and "\x00" not in each:
+            return each
         # What is left of `${` came from an escape or from the environment: it must not be read as an interpolation.
-        return re.sub("\x00(\\d+)\x00", lambda m: kept[int(m[1])], omegaconf_escaped(value))
-    return str(value) if hasattr(value, "__fspath__") else value
+        return re.sub("\x00(\\d+)\x00", lambda m: kept[int(m[1])], omegaconf_escaped(each))
+
+    return map_leaves(value, written)
 
 
 def to_yaml(values: Mapping[str, Any]) -> str:
@@ -310,7 +306,7 @@ def resolve(values: Mapping[str, Any], *, keep_secrets: bool = False) -> dict[st
         try:
             resolved: Any = OmegaConf.to_container(OmegaConf.create(dict(values)), resolve=True)
         except OmegaConfBaseException as error:
-            raise _worded(error) from error
+            raise user_error(error) or _worded(error) from error
     return restore(resolved, kept) if keep_secrets else resolved  # type: ignore[no-any-return]
 
 
@@ -344,14 +340,6 @@ def _defer(value: Any, key: str, missing: list[str]) -> Any:
         missing.append(key)
         return Deferred(value)
     return Deferred(value) if isinstance(value, str) and _LATER.search(value) else value
-
-
-def _worded(error: Any) -> UserError:
-    """The UserError that a resolver raised where there is one, else OmegaConf's first line with its key."""
-    if resolver_error := user_error(error):
-        return resolver_error
-    key = getattr(error, "full_key", None) or "config"
-    return UserError(f"{key}: {omegaconf_message(error)}", hint=missing_table_hint(str(error)))
 
 
 class _Everything:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+from nemotron_kit.config.freeze import leaves
 from nemotron_kit.errors import UserError
 from nemotron_kit.masking import MASK, is_harmless, is_literal, is_secret_name, mask, secret_in, without_passwords
 
@@ -79,8 +80,21 @@ def _referring(key: str, address: str) -> str:
 def masked_overrides(overrides: Iterable[str]) -> list[str]:
     """Overrides as they may be recorded: without secrets, by name and by value, and without the values that Hydra's
     env_set gives to environment variables."""
-    without = [_masked_override(_ENV_SET.sub(rf"\1{MASK}", override)) for override in overrides]
-    return [mask(override) for override in without]
+
+    def masked_inside(found: re.Match[str]) -> str:
+        secret = is_secret_name(found[2]) and is_literal(found[4])
+        return f"{found[1]}{found[2]}{found[1]}{found[3]}{MASK}" if secret else found[0]
+
+    masked = []
+    for given in overrides:
+        override = _ENV_SET.sub(rf"\1{MASK}", given)
+        match = _OVERRIDE.match(override)
+        if match and is_secret_name(match[1]) and is_literal(match[2]):
+            override = f"{override[: match.start(2)]}{MASK}"
+        elif "{" in override:
+            override = _INSIDE.sub(masked_inside, override)
+        masked.append(mask(override))
+    return masked
 
 
 def _given(override: str) -> Iterator[tuple[str, Any]]:
@@ -102,25 +116,10 @@ def _given(override: str) -> Iterator[tuple[str, Any]]:
 
 
 def _leaves(value: Any, key: str) -> list[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        items = [(f"{key}.{name}" if key else str(name), item) for name, item in value.items()]
-    elif isinstance(value, list):
-        items = [(f"{key}[{n}]" if isinstance(item, Mapping | list) else key, item) for n, item in enumerate(value)]
-    else:
-        return [(key, getattr(value, "text", value))]  # Hydra's quoted strings
-    return [leaf for dotted, item in items for leaf in _leaves(item, dotted)]
-
-
-def _masked_override(override: str) -> str:
-    match = _OVERRIDE.match(override)
-    if match and is_secret_name(match[1]) and is_literal(match[2]):
-        return f"{override[: match.start(2)]}{MASK}"
-
-    def masked(found: re.Match[str]) -> str:
-        secret = is_secret_name(found[2]) and is_literal(found[4])
-        return f"{found[1]}{found[2]}{found[1]}{found[3]}{MASK}" if secret else found[0]
-
-    return _INSIDE.sub(masked, override) if "{" in override else override
+    """`leaves` without empty blocks and lists; an item of a list has the list's key, a quoted string of Hydra's its
+    text."""
+    found = [(re.sub(r"\[\d+\]\Z", "", dotted), getattr(each, "text", each)) for dotted, each in leaves(value, key)]
+    return [(dotted, each) for dotted, each in found if each not in ({}, [])]
 
 
 def _variable(key: str) -> str:

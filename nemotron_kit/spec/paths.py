@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_kit.errors import UserError
+from nemotron_kit.files import map_leaves
 from nemotron_kit.home import check_text, expand_user, nemotron_home
 from nemotron_kit.lazy import Value
 from nemotron_kit.spec.package import package_hash, package_roots
@@ -318,7 +319,11 @@ def cloud_paths(settings: RunConfig, *, registry: str | None = None) -> RemotePa
 
 def moved(values: Mapping[str, Any], paths: RemotePaths) -> dict[str, Any]:
     """A frozen config with its paths translated to the target's; the section `run` is not touched."""
-    return {key: value if key == "run" else _moved(value, paths) for key, value in values.items()}
+
+    def moved_text(value: Any) -> Any:
+        return paths.move(value) if isinstance(value, str) else value
+
+    return {key: value if key == "run" else map_leaves(value, moved_text) for key, value in values.items()}
 
 
 def below(text: str, folder: str) -> bool:
@@ -373,11 +378,3 @@ def _spellings(path: str) -> Iterator[str]:
         yield logical[: -len(rest)]
     elif not rest:
         yield logical
-
-
-def _moved(value: Any, paths: RemotePaths) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _moved(item, paths) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_moved(item, paths) for item in value]
-    return paths.move(value) if isinstance(value, str) else value

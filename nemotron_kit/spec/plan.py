@@ -20,7 +20,7 @@ from nemotron_kit.config.config_files import load_mapping
 from nemotron_kit.config.freeze import secrets_used
 from nemotron_kit.config.secrets import masked_overrides
 from nemotron_kit.errors import DamagedRecordError, NemotronError, Problem, UserError
-from nemotron_kit.files import read_regular
+from nemotron_kit.files import map_leaves, read_regular
 from nemotron_kit.lazy import Value
 from nemotron_kit.masking import note_secrets, secret_in
 from nemotron_kit.runs.job import DamagedRecord, JobFolder, misshapen
@@ -39,15 +39,6 @@ IN_PROCESS, TORCHRUN, RAY, DETACHED, INTERACTIVE = "in-process", "torchrun", "ra
 
 _TAG = r"\w[\w.:/=-]{0,63}"
 _LONGEST = {"name": 100, "note": 2000}
-
-
-def _json_value(value: Any) -> Any:
-    """A frozen config with its bytes in Base64, as its YAML has them: JSON has no such type."""
-    if isinstance(value, dict):
-        return {key: _json_value(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_json_value(item) for item in value]
-    return b64encode(value).decode() if isinstance(value, bytes) else value
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -235,7 +226,9 @@ class Plan(Value):
             "launch_command": list(self.launch_command),
             "config_name": self.config_name,
             "config_file": self.config_file,
-            "config": _json_value(dict(self.config)),
+            "config": map_leaves(
+                self.config, lambda each: b64encode(each).decode() if isinstance(each, bytes) else each
+            ),
             "inputs": {slot: pin.to_dict() if pin else None for slot, pin in self.inputs.items()},
             "references": dict(self.references),
             "environment": dict(self.environment),

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from nemotron_kit.errors import Note, UserError
+from nemotron_kit.files import map_leaves
 from nemotron_kit.lazy import Value
 from nemotron_kit.quoting import omegaconf_unescaped
 from nemotron_kit.spec.runconfig import DEFAULTS, RunConfig, field_name, with_overrides
@@ -29,7 +30,7 @@ def effective_settings(
     if mode != "local" and not profile:
         option = "--run" if mode == "run" else "--batch"
         raise UserError(f"run.mode={mode} needs a profile.", hint=f"Give run.profile=NAME, or {option} NAME.")
-    environment = {key: _unescaped(value) for key, value in (run.get("env") or {}).items()}
+    environment = map_leaves(run.get("env") or {}, _unescaped)
     given = {key for key in environment if _on_command_line(key, overrides)}
     if recorded is not None:
         typed = {key: value for key, value in environment.items() if key in given}
@@ -47,14 +48,8 @@ def effective_settings(
 
 
 def _unescaped(value: Any) -> Any:
-    r"""The text of a frozen value, in which `\${` means a literal `${`."""
-    if isinstance(value, Mapping):
-        return {key: _unescaped(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_unescaped(item) for item in value]
-    if not isinstance(value, str):
-        return value
-    return omegaconf_unescaped(value)
+    r"""A text of a frozen config, in which `\${` means a literal `${`, as it is meant; another value as it is."""
+    return omegaconf_unescaped(value) if isinstance(value, str) else value
 
 
 def _on_command_line(key: str, overrides: Sequence[str]) -> bool:
