@@ -9,11 +9,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, get_args, get_origin
+from typing import TYPE_CHECKING, Any, get_origin
 
 from nemotron_kit.app import Command
 from nemotron_kit.config.config_files import TAKEN, config_files, find_config_file, group_choices, group_folder
-from nemotron_kit.config.convert import MAPPINGS, input_fields, type_at
+from nemotron_kit.config.convert import MAPPINGS, input_fields, members_of, type_at
 from nemotron_kit.config.limits import faster_omegaconf
 from nemotron_kit.config.registration import (
     RegisteredCommand,
@@ -78,19 +78,29 @@ def compose_prepared(prepared: PreparedCommand, config_dir: str | None = None) -
     from hydra._internal.hydra import Hydra
     from hydra.core.global_hydra import GlobalHydra
     from hydra.types import RunMode
+    from omegaconf import flag_override, open_dict, read_write
 
     GlobalHydra.instance().clear()
     with faster_omegaconf():
         where = search_path(config_dir)
         with translated(prepared):
-            hydra = Hydra.create_main_hydra2(task_name="nemotron", config_search_path=where)
+            loaded = Hydra.create_main_hydra2(task_name="nemotron", config_search_path=where)
             try:
-                full = hydra.compose_config(
+                config: Any = loaded.compose_config(
                     "config", prepared.overrides, run_mode=RunMode.RUN, with_log_configuration=False
                 )
             finally:
                 GlobalHydra.instance().clear()
-    return _split(prepared, full)
+    # As @hydra.main does before it calls the task (there, off a copy).
+    hydra = config._get_node("hydra")
+    with flag_override(config, "readonly", False), open_dict(config):
+        del config["hydra"]
+    if hydra.mode is None:  # as Hydra's run() does
+        with read_write(hydra):
+            hydra.mode = RunMode.RUN
+    name, registered = str(hydra.runtime.choices.get("config")), prepared.registered
+    file = registered.files.get(name)
+    return Composed(prepared.command, config, hydra, prepared.typed, name, file, registered.notes, prepared.env)
 
 
 def search_path(config_dir: str | None) -> Any:
@@ -105,10 +115,10 @@ def search_path(config_dir: str | None) -> Any:
     return path
 
 
-def from_hydra(command: Command, config: DictConfig, hydra: DictConfig) -> Composed:
+def from_hydra(tree: Tree, config: DictConfig, hydra: DictConfig) -> Composed:
     """The config that one of Hydra's launchers passes to a task function, in the form that `compose` returns."""
-    overrides = [str(o) for o in hydra.overrides.task]
-    name = str(hydra.runtime.choices.get("config"))
+    choices, overrides = hydra.runtime.choices, [str(o) for o in hydra.overrides.task]
+    command, name = find_command(tree, choices.recipe, choices.stage), str(choices.get("config"))
     return Composed(command, config, hydra, overrides, name, config_files(command).get(name))
 
 
@@ -142,7 +152,13 @@ def prepare(tree: Tree, overrides: Sequence[str], env: EnvFile, *, sweep: bool =
             command, siblings, env, only=needed, stages=[str(stage)], asked=several[0] if len(several) == 1 else None
         )
     # The listing of choices stays complete, without reading each file.
-    names = [_config_option(command, str(stage), part, registered, siblings) for part in several]
+    names = []
+    for option in several:
+        if option != "default" or "default" in files:
+            path = find_config_file(option, command.config_folder, command.full_name)
+            if registered.files.get(option) != path:
+                option = add_file(command, str(stage), path, registered, siblings)
+        names.append(option)
     rewritten = [f"config={','.join(map(hydra_text, names))}" if o.startswith("config=") else o for o in overrides]
     rewritten = _with_groups(command, siblings, rewritten, names or ["default"], registered)
     refuse_deleted_fields(command, rewritten, {each for named in registered.named_groups.values() for each in named})
@@ -166,20 +182,16 @@ _ASSIGNED = re.compile(r"(\+{0,2}([A-Za-z_][\w.]*)=)([\w.+-]+(?:,[\w.+-]+)*)", r
 def keep_texts(command: Command, overrides: Sequence[str], *, sweep: bool = False) -> list[str]:
     """The overrides with quotes around what Hydra's grammar would read as a number or boolean whose text is another,
     for fields that are texts: `name=1.10` is not "1.1". In a `sweep`, each of several values is quoted."""
-    return [_with_quotes(command, override, sweep) for override in overrides]
-
-
-def _with_quotes(command: Command, override: str, sweep: bool) -> str:
-    match = _ASSIGNED.fullmatch(override)
-    if match is None or ("," in match[3] and not sweep) or match[2] in CHOICES:
-        return override
-    values = match[3].split(",")
-    read_otherwise = [_changes_as_number(value) for value in values]
-    spot = tuple(match[2].split("."))
-    if not any(read_otherwise) or spot[:3] == ("run", "env", "extra") or not means_text_of(command, spot):
-        return override
-    pairs = zip(values, read_otherwise, strict=True)
-    return match[1] + ",".join(hydra_quoted(value) if changes else value for value, changes in pairs)
+    result = []
+    for override in overrides:
+        match = _ASSIGNED.fullmatch(override)
+        if match is not None and (sweep or "," not in match[3]) and match[2] not in CHOICES:
+            values, spot = match[3].split(","), tuple(match[2].split("."))
+            quoted = [hydra_quoted(value) if _changes_as_number(value) else value for value in values]
+            if quoted != values and spot[:3] != ("run", "env", "extra") and means_text_of(command, spot):
+                override = match[1] + ",".join(quoted)
+        result.append(override)
+    return result
 
 
 def _changes_as_number(text: str) -> bool:
@@ -233,7 +245,8 @@ def expand_choice(key: str, value: str | None, names: Collection[str]) -> list[s
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import OverrideParseException
 
-    loader: Any = _Options(names)
+    # What Hydra's grammar asks for the options of a group.
+    loader: Any = SimpleNamespace(get_group_options=lambda group, results_filter=None: sorted(names))
     try:
         (choice,) = OverridesParser.create(config_loader=loader).parse_overrides([f"{key}={value}"])
     except OverrideParseException as error:
@@ -301,8 +314,7 @@ def refuse_deleted_fields(command: Command, overrides: Sequence[str], groups: Co
         if not override.startswith("~") or key in groups:
             continue
         *above, name = key.split(".")
-        annotation = type_at(cls, above)
-        for each in get_args(annotation) or (annotation,):
+        for each in members_of(type_at(cls, above)):
             if is_dataclass(each) and name in input_fields(each):
                 raise UserError(
                     f"{override}: {key} is a field of {command.full_name}, which can't be taken out of its config.",
@@ -328,8 +340,7 @@ def _chosen(group: str, value: str, groups: Mapping[str, Collection[str]], comma
     if value.lstrip()[:1] in ("{", "[", "$") or value.strip() in ("null", "???", "''", '""'):
         return []
     annotation = type_at(command.load_config_cls(), group.split("/"))
-    members = [each for each in get_args(annotation) or (annotation,) if each is not type(None)]
-    if not any(is_dataclass(each) or (get_origin(each) or each) in _BLOCKS for each in members):
+    if not any(is_dataclass(each) or (get_origin(each) or each) in _BLOCKS for each in members_of(annotation)):
         return []
     options = groups[group]
     found = expand_choice(group, value, options)
@@ -341,42 +352,6 @@ def _chosen(group: str, value: str, groups: Mapping[str, Collection[str]], comma
     return found
 
 
-@dataclass
-class _Options:
-    """What Hydra's grammar asks for the options of a group."""
-
-    names: Collection[str]
-
-    def get_group_options(self, group: str, results_filter: Any = None) -> list[str]:
-        return sorted(self.names)
-
-
 def _plain(value: str) -> str:
     text = hydra_unquoted(value.strip())
     return value.strip() if text is None else text
-
-
-def _config_option(
-    command: Command, stage: str, value: str, registered: RegisteredCommand, siblings: list[Command]
-) -> str:
-    if value == "default" and "default" not in config_files(command):
-        return value
-    path = find_config_file(value, command.config_folder, command.full_name)
-    return value if registered.files.get(value) == path else add_file(command, stage, path, registered, siblings)
-
-
-def _split(prepared: PreparedCommand, config: Any) -> Composed:
-    """Split Hydra's node off the job's config, as @hydra.main does before it calls the task (there, off a copy)."""
-    from hydra.types import RunMode
-    from omegaconf import flag_override, open_dict, read_write
-
-    hydra = config._get_node("hydra")
-    with flag_override(config, "readonly", False), open_dict(config):
-        del config["hydra"]
-    if hydra.mode is None:  # as Hydra's run() does
-        with read_write(hydra):
-            hydra.mode = RunMode.RUN
-    name = str(hydra.runtime.choices.get("config"))
-    registered = prepared.registered
-    file = registered.files.get(name)
-    return Composed(prepared.command, config, hydra, prepared.typed, name, file, registered.notes, prepared.env)

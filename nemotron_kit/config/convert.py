@@ -9,7 +9,7 @@ import types
 import typing
 from collections import abc
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
@@ -60,11 +60,6 @@ def input_fields(cls: Any) -> dict[str, dataclasses.Field[Any]]:
     }
 
 
-def computed_fields(cls: Any) -> set[str]:
-    """The fields with `init=False`: the class computes them, so they are no input."""
-    return {field.name for field in dataclasses.fields(cls) if not field.init}
-
-
 class RecordedDefaults:
     """The defaults of dataclass fields, with the constructor arguments of each dataclass object among them.
 
@@ -78,8 +73,15 @@ class RecordedDefaults:
         """The field's default, made anew; MISSING without one."""
         if field.default_factory is dataclasses.MISSING:
             return field.default
-        with self._watching(set(_dataclasses_in(annotation))):
+        classes = set(_dataclasses_in(annotation))
+        before = {cls: vars(cls)["__post_init__"] for cls in classes if "__post_init__" in vars(cls)}
+        for cls, original in before.items():
+            cls.__post_init__ = self._noting(original)
+        try:
             return field.default_factory()
+        finally:
+            for cls, original in before.items():
+                cls.__post_init__ = original
 
     def values(self, instance: Any) -> dict[str, Any]:
         """The constructor arguments of a dataclass object; its attributes, if the call was not recorded."""
@@ -89,18 +91,9 @@ class RecordedDefaults:
             for name in input_fields(type(instance))
         }
 
-    @contextmanager
-    def _watching(self, classes: set[Any]) -> Iterator[None]:
-        before = {cls: vars(cls)["__post_init__"] for cls in classes if "__post_init__" in vars(cls)}
-        for cls, original in before.items():
-            cls.__post_init__ = self._noting(original)
-        try:
-            yield
-        finally:
-            for cls, original in before.items():
-                cls.__post_init__ = original
-
     def _noting(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """A `__post_init__` that records the arguments of the object, then calls `original`."""
+
         def note(instance: Any, *init_vars: Any) -> Any:
             if id(instance) not in self._found:  # a base's, called by super(), comes later
                 declared = {field.name: field for field in dataclasses.fields(instance)}
@@ -129,14 +122,6 @@ def _dataclasses_in(annotation: Any) -> Iterator[Any]:
         todo += type_hints(current).values()
 
 
-def same_values(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two constructors were given the same; values that can't be compared (arrays) are not the same."""
-    try:
-        return bool(one == other)
-    except (ValueError, TypeError):
-        return False
-
-
 def type_name(annotation: Any) -> str:
     """An annotation as messages have it: `int | None`, `list[str]`, `one of 'a', 'b'`."""
     if get_origin(annotation) is Literal:
@@ -154,6 +139,12 @@ def type_name(annotation: Any) -> str:
     return str(annotation).replace("typing.", "")
 
 
+def members_of(annotation: Any) -> list[Any]:
+    """The types of a union without None; of any other annotation, itself."""
+    members = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+    return [each for each in members if each is not type(None)]
+
+
 def type_at(cls: Any, parts: Iterable[str | int]) -> Any:
     """The annotation of what lies at `parts` below a dataclass; None where it is not known."""
     current = cls
@@ -167,22 +158,24 @@ def means_text(cls: Any, parts: Iterable[str | int]) -> bool:
     annotation = type_at(cls, parts)
     if get_origin(annotation) is typing.Annotated:
         annotation = get_args(annotation)[0]
-    members = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
-    kinds = [each for each in members if each is not type(None)]
-    return bool(kinds) and all(map(_is_text, kinds))
-
-
-def _is_text(annotation: Any) -> bool:
-    if get_origin(annotation) is Literal:
-        return all(isinstance(choice, str | enum.Enum) for choice in get_args(annotation))
-    return isinstance(annotation, type) and issubclass(annotation, str | Path | enum.Enum)
+    kinds = members_of(annotation)
+    for each in kinds:
+        if get_origin(each) is Literal:
+            is_text = all(isinstance(choice, str | enum.Enum) for choice in get_args(each))
+        else:
+            is_text = isinstance(each, type) and issubclass(each, str | Path | enum.Enum)
+        if not is_text:
+            return False
+    return bool(kinds)
 
 
 def type_inside(annotation: Any, part: str) -> Any:
     """The type of one field, value or item of a type; None where it is not known."""
     origin, args = get_origin(annotation), get_args(annotation)
-    if origin in (Union, types.UnionType, typing.Annotated):
-        members = [each for each in args[: 1 if origin is typing.Annotated else None] if each is not type(None)]
+    if origin is typing.Annotated:
+        return type_inside(args[0], part)
+    if origin in (Union, types.UnionType):
+        members = members_of(annotation)
         return type_inside(members[0], part) if len(members) == 1 else None
     if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
         return type_hints(annotation).get(part)
@@ -248,7 +241,8 @@ def _dataclass(
     if not isinstance(values, abc.Mapping):
         raise _Mismatch(where or cls.__name__, values, f"a block of {cls.__name__}'s fields")
     hints = type_hints(cls)
-    fields, computed = input_fields(cls), computed_fields(cls)
+    fields = input_fields(cls)
+    computed = {each.name for each in dataclasses.fields(cls) if not each.init}
     known, added = {}, {}
     for key, value in values.items():
         name = f"{where}.{key}" if where else str(key)
@@ -259,7 +253,10 @@ def _dataclass(
         elif (extras is not None and name in extras) or (default is not None and default.metadata.get("open")):
             added[str(key)] = value
         else:
-            raise UserError(f"{name}: no such field.", hint=_hint(str(key), fields, "" if extras is None else name))
+            hint = sentence(nearest(str(key), fields))
+            if extras is not None and "[" not in name:  # an override can add it
+                hint = f"{hint} Add a new one with +{name}=…" if hint else f"Add it with +{name}=…"
+            raise UserError(f"{name}: no such field.", hint=hint)
     made, before = None, dict[str, Any]()
     if default is not None and (hasattr(cls, "__post_init__") or cls.__subclasses__() or fields.keys() != known.keys()):
         # What is not given is as in the field's default, which may be of a subclass.
@@ -283,14 +280,13 @@ def _field(
     value: Any, annotation: Any, where: str, extras: abc.Container[str] | None, field: dataclasses.Field[Any]
 ) -> Any:
     """A field's value; a block gets the field, for its default."""
-    origin, args = get_origin(annotation), [a for a in get_args(annotation) if a is not type(None)]
-    block = args[0] if origin in (Union, types.UnionType) and len(args) == 1 else annotation
-    if dataclasses.is_dataclass(block) and isinstance(value, abc.Mapping):
-        return _dataclass(value, block, where, extras, field)
-    if len(args) > 1 and isinstance(value, abc.Mapping) and any(map(dataclasses.is_dataclass, args)):
+    members = members_of(annotation) if isinstance(value, abc.Mapping) else []
+    if len(members) == 1 and dataclasses.is_dataclass(members[0]):
+        return _dataclass(value, members[0], where, extras, field)
+    if len(members) > 1 and any(map(dataclasses.is_dataclass, members)):
         # Of several dataclasses that have these keys, the default's.
         made = type(RecordedDefaults().default(field, annotation))
-        if made in args and dataclasses.is_dataclass(made):
+        if made in members and dataclasses.is_dataclass(made):
             with suppress(_Mismatch, UserError):
                 return _dataclass(value, made, where, None, field)
     return _value(value, annotation, where, extras)
@@ -319,24 +315,15 @@ def _merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
 def _construct(cls: Any, known: dict[str, Any], where: str, made: Any, before: dict[str, Any]) -> Any:
     """An instance with the arguments `known`, and otherwise those of the field's default `made`, which are `before`;
     `made` itself, if `known` changes none of them."""
+    with suppress(ValueError, TypeError):  # values that can't be compared (arrays) are not the same
+        if before and {name: before.get(name) for name in known} == known:
+            return made
     try:
-        if before:
-            if same_values({name: before.get(name) for name in known}, known):
-                return made
-            return type(made)(**{**before, **known})
-        return cls(**known)
+        return type(made)(**{**before, **known}) if before else cls(**known)
     except UserError:
         raise
     except (ValueError, TypeError) as error:
         raise UserError(f"{where or cls.__name__}: {error}") from error
-
-
-def _hint(key: str, fields: abc.Iterable[str], name: str) -> str:
-    """`name` is the key as an override adds it; "" where none can."""
-    close = nearest(key, fields)
-    if not name or "[" in name:
-        return sentence(close)
-    return f"{sentence(close)} Add a new one with +{name}=…" if close else f"Add it with +{name}=…"
 
 
 def _value(value: Any, annotation: Any, where: str, extras: abc.Container[str] | None) -> Any:
@@ -354,11 +341,21 @@ def _value(value: Any, annotation: Any, where: str, extras: abc.Container[str] |
     if origin in (Union, types.UnionType):
         return _union(value, annotation, where, extras)
     if origin is Literal:
-        return _literal(value, annotation, where)
+        exact = [choice for choice in args if value == choice and type(value) is type(choice)]
+        same_text = [c for c in args if (c.name if isinstance(c, enum.Enum) else str(c)) == str(value)]
+        if not (exact or same_text):
+            raise _Mismatch(where, value, type_name(annotation))
+        return (exact or same_text)[0]
     if dataclasses.is_dataclass(annotation):
         return _dataclass(value, annotation, where, extras)
     if origin in MAPPINGS or annotation in MAPPINGS:
-        return _mapping(value, args, annotation, where, extras)
+        if not isinstance(value, abc.Mapping):
+            raise _Mismatch(where, value, type_name(annotation))
+        key_type, item_type = args or (Any, Any)
+        return {
+            _value(key, key_type, f"{where} (key)", extras): _value(item, item_type, f"{where}.{key}", extras)
+            for key, item in value.items()
+        }
     if origin in SEQUENCES or annotation in SEQUENCES:
         return _sequence(value, origin or annotation, args, annotation, where, extras)
     return _scalar(value, annotation, where)
@@ -390,26 +387,6 @@ def _union(value: Any, annotation: Any, where: str, extras: abc.Container[str] |
             if len(blocks) < 2:
                 raise
     raise _Mismatch(where, value, type_name(annotation))
-
-
-def _literal(value: Any, annotation: Any, where: str) -> Any:
-    for choice in get_args(annotation):
-        if value == choice and type(value) is type(choice):
-            return choice
-    same_text = [c for c in get_args(annotation) if (c.name if isinstance(c, enum.Enum) else str(c)) == str(value)]
-    if same_text:
-        return same_text[0]
-    raise _Mismatch(where, value, type_name(annotation))
-
-
-def _mapping(value: Any, args: tuple[Any, ...], annotation: Any, where: str, extras: abc.Container[str] | None) -> Any:
-    if not isinstance(value, abc.Mapping):
-        raise _Mismatch(where, value, type_name(annotation))
-    key_type, item_type = args or (Any, Any)
-    return {
-        _value(key, key_type, f"{where} (key)", extras): _value(item, item_type, f"{where}.{key}", extras)
-        for key, item in value.items()
-    }
 
 
 def _sequence(

@@ -17,6 +17,7 @@ from nemotron_kit.config.convert import (
     SEQUENCES,
     RecordedDefaults,
     input_fields,
+    members_of,
     other_class_values,
     type_hints,
     type_inside,
@@ -74,35 +75,25 @@ def schema_node(command: Command, wandb: dict[str, Any]) -> DictConfig:
     for name, f in input_fields(cls).items():
         if f.metadata.get("open"):  # a block of known fields and others
             root._get_node(name)._set_flag("struct", False)  # type: ignore[union-attr]
-    _note_unions(root, cls)
+    given, hints = RecordedDefaults(), type_hints(cls)
+    for name, f in input_fields(cls).items():
+        if _takes_one_of_several(hints[name]):  # for the merges of the composition
+            default = given.default(f, hints[name])
+            _note_union(root._get_node(name), hints[name], default, f"{cls.__module__}.{cls.__qualname__}.{name}")
     # An artifact that only the config file names (`run.X`, used as ${art:X}) is legitimate; the plan checks the rest.
     run: Any = root._get_node("run")
     run._set_flag("struct", False)
     return root
 
 
-def _note_unions(root: Any, cls: type) -> None:
-    """Note, for the merges of the composition, each block whose field takes one of several dataclasses."""
-    given, hints, inputs = RecordedDefaults(), type_hints(cls), input_fields(cls)
-    for name in _union_fields(cls):
-        default = given.default(inputs[name], hints[name])
-        _note_union(root._get_node(name), hints[name], default, f"{cls.__module__}.{cls.__qualname__}.{name}")
-
-
-@functools.cache
-def _union_fields(cls: type) -> tuple[str, ...]:
-    """The fields whose annotation, or that of a field below them, is a union of dataclasses."""
-    return tuple(name for name in input_fields(cls) if _takes_one_of_several(type_hints(cls)[name]))
-
-
 def _takes_one_of_several(annotation: Any) -> bool:
+    """Whether an annotation, or that of a field below it, is a union of dataclasses."""
     todo, visited = [annotation], set[type]()
     while todo:
         current: Any = todo.pop()
-        members = get_args(current)
-        if get_origin(current) in (Union, types.UnionType) and sum(map(dataclasses.is_dataclass, members)) > 1:
+        if sum(map(dataclasses.is_dataclass, members_of(current))) > 1:
             return True
-        todo += members
+        todo += get_args(current)
         if isinstance(current, type) and dataclasses.is_dataclass(current) and current not in visited:
             visited.add(current)
             todo += type_hints(current).values()
@@ -112,8 +103,7 @@ def _takes_one_of_several(annotation: Any) -> bool:
 def _note_union(node: Any, annotation: Any, default: Any, where: str) -> None:
     if not hasattr(node, "keys") or node._is_none() or node._is_missing() or node._is_interpolation():
         return
-    is_union = get_origin(annotation) in (Union, types.UnionType)
-    members = [each for each in get_args(annotation) if each is not type(None)] if is_union else [annotation]
+    members = members_of(annotation)
     made: Any = type(default)
     if len(members) > 1:
         if made in members and dataclasses.is_dataclass(default):
@@ -161,9 +151,13 @@ def mapped_fields(command: Command) -> dict[str, str]:
 
 
 def _joined(command: Command, cls: type, wandb: dict[str, Any]) -> type:
-    mapped = mapped_fields(command)
+    mapped, names = mapped_fields(command), input_fields(cls)
     fields = _fields(cls, command.full_name, mapped)
-    _check_mappings(command, cls, mapped)
+    for target in mapped:
+        if target.split(".")[0] not in names:
+            raise UserError(
+                f"{command.full_name}: an artifact is mapped to {target!r}, which {cls.__name__} has no field for."
+            )
     identity = {"name": f"{command.recipe}/{command.stage}", "script": str(command.script_path or "")}
     inputs: list[tuple[str, Any, str | None]] = [
         (slot, str | None, None) if artifact.optional else (slot, str, artifact.default_name)
@@ -172,15 +166,6 @@ def _joined(command: Command, cls: type, wandb: dict[str, Any]) -> type:
     run = dataclasses.make_dataclass("Run", inputs, bases=(RunSection,), **_BARE)
     default = dataclasses.field(default_factory=lambda: run(recipe=dict(identity), wandb=dict(wandb)))
     return dataclasses.make_dataclass(cls.__name__, [*fields, ("run", run, default)], init=False, **_BARE)
-
-
-def _check_mappings(command: Command, cls: type, mapped: dict[str, str]) -> None:
-    names = input_fields(cls)
-    for target in mapped:
-        if target.split(".")[0] not in names:
-            raise UserError(
-                f"{command.full_name}: an artifact is mapped to {target!r}, which {cls.__name__} has no field for."
-            )
 
 
 def _translate(cls: type, where: str) -> type:
@@ -225,16 +210,17 @@ def _default(value: Any, annotation: Any, given: RecordedDefaults) -> Any:
 
 def _convert(value: Any, annotation: Any, given: RecordedDefaults) -> Any:
     """A default of the user's classes as one of the translated classes."""
-    members = [a for a in get_args(annotation) if a is not type(None)]
-    is_union = get_origin(annotation) in (Union, types.UnionType)
-    target = members[0] if is_union and len(members) == 1 else annotation
+    members = members_of(annotation)
+    target = members[0] if len(members) == 1 else annotation
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         values = given.values(value)
         if not (isinstance(target, type) and dataclasses.is_dataclass(target)):
             return {name: _convert(each, Any, given) for name, each in values.items()}
-        hints = {f.name: f.type for f in dataclasses.fields(target)}
-        known = {name: _convert(values.get(name, "???"), hint, given) for name, hint in hints.items()}
-        return _holding(target, {name: "???" if v is dataclasses.MISSING else v for name, v in known.items()})
+        made: Any = object.__new__(target)  # without its `__post_init__`, which the job calls
+        for f in dataclasses.fields(target):
+            each = _convert(values.get(f.name, "???"), f.type, given)
+            object.__setattr__(made, f.name, "???" if each is dataclasses.MISSING else each)
+        return made
     if isinstance(value, dict):
         return {k: _convert(v, _item(target), given) for k, v in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
@@ -270,8 +256,8 @@ def _fields_over(
 
 def _over(default: Any, value: Any, annotation: Any, made: Any) -> Any:
     """`value`, of the type `annotation`, over the config values `default`, which are those of the object `made`."""
-    members = [each for each in get_args(annotation) if each is not type(None)]
-    kind = members[0] if get_origin(annotation) in (Union, types.UnionType) and len(members) == 1 else annotation
+    members = members_of(annotation)
+    kind = members[0] if len(members) == 1 else annotation
     if isinstance(value, Mapping):
         if isinstance(default, list) and value and all(str(k).isdecimal() and int(k) < len(default) for k in value):
             given = {int(k): _over(default[int(k)], v, type_inside(kind, str(k)), None) for k, v in value.items()}
@@ -309,14 +295,6 @@ def _storable(value: Any) -> Any:
     return value if isinstance(value, _CONFIG_VALUES) else dataclasses.MISSING
 
 
-def _holding(cls: type, values: dict[str, Any]) -> Any:
-    """An object of `cls` with these values, made without its `__post_init__`, which the job calls."""
-    instance: Any = object.__new__(cls)
-    for name, value in values.items():
-        object.__setattr__(instance, name, value)
-    return instance
-
-
 def _annotation(annotation: Any, where: str) -> Any:
     origin, args = get_origin(annotation), get_args(annotation)
     if annotation is Any or annotation in PRIMITIVES:
@@ -327,12 +305,22 @@ def _annotation(annotation: Any, where: str) -> Any:
         kinds = {type(choice) for choice in args}
         return kinds.pop() if len(kinds) == 1 and kinds <= set(PRIMITIVES) else Any
     if origin in (Union, types.UnionType):
-        return _union(args, where)
+        members = [_annotation(each, where) for each in members_of(annotation)]
+        if float in members and int not in members and len(members) > 1:
+            members.append(int)  # in Python a whole number is a float as well; the job gets 5.0 for 5
+        is_one = len(members) == 1 and members != [Any]
+        if not is_one and not all(each in (int, float, bool, str, bytes) for each in members):
+            return Any
+        union: Any = Union[tuple(members)]  # noqa: UP007
+        return union | None if type(None) in args else union
     if origin in MAPPINGS or annotation in MAPPINGS:
         key, value = args or (str, Any)
-        return dict[_dict_key(key, where), _annotation(value, where)]  # type: ignore[misc]
+        if key not in (str, int, float, bool) and not (isinstance(key, type) and issubclass(key, enum.Enum)):
+            raise UserError(f"{where}: a config's dict can't have keys of type {type_name(key)}.")
+        return dict[key, _annotation(value, where)]  # type: ignore[misc, valid-type]
     if origin in SEQUENCES or annotation in SEQUENCES:
-        return list[_items(args, where)]  # type: ignore[misc]
+        kinds = {_annotation(each, where) for each in args if each is not Ellipsis}
+        return list[kinds.pop() if len(kinds) == 1 else Any]  # type: ignore[misc]
     if isinstance(annotation, type):
         if dataclasses.is_dataclass(annotation):
             return _translate(annotation, where)
@@ -344,25 +332,3 @@ def _annotation(annotation: Any, where: str) -> Any:
         f"{where}: a config can't hold the type {type_name(annotation)}.",
         hint="Use int, float, bool, str, Path, an enum, Literal, a dataclass, or a list, dict or union of these.",
     )
-
-
-def _union(args: tuple[Any, ...], where: str) -> Any:
-    members = [_annotation(a, where) for a in args if a is not type(None)]
-    if float in members and int not in members and len(members) > 1:
-        members.append(int)  # in Python a whole number is a float as well; the job gets 5.0 for 5
-    plain = (len(members) == 1 and members != [Any]) or all(m in (int, float, bool, str, bytes) for m in members)
-    result: Any = Any
-    if plain:
-        result = Union[tuple(members)]  # noqa: UP007
-    return result | None if plain and type(None) in args else result
-
-
-def _dict_key(key: Any, where: str) -> Any:
-    if key in (str, int, float, bool) or (isinstance(key, type) and issubclass(key, enum.Enum)):
-        return key
-    raise UserError(f"{where}: a config's dict can't have keys of type {type_name(key)}.")
-
-
-def _items(args: tuple[Any, ...], where: str) -> Any:
-    kinds = {_annotation(a, where) for a in args if a is not Ellipsis}
-    return kinds.pop() if len(kinds) == 1 else Any

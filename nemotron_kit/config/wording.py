@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import re
 import shlex
-import types
+import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 from nemotron_kit.app import Command
 from nemotron_kit.config.config_files import group_files, key_location, load_mapping
@@ -18,13 +18,14 @@ from nemotron_kit.config.convert import (
     SEQUENCES,
     fits_type,
     input_fields,
+    members_of,
     type_at,
     type_hints,
     type_inside,
     type_name,
 )
 from nemotron_kit.config.foreign import RUN_ENV
-from nemotron_kit.config.freeze import omegaconf_message
+from nemotron_kit.config.freeze import omegaconf_message, user_error
 from nemotron_kit.config.registration import broken_choice
 from nemotron_kit.errors import NemotronError, UserError, nearest, sentence
 
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
 
 _RUN_BLOCKS = ("env", "recipe", "wandb")
-UNIONS = (Union, types.UnionType)
 # Names that other launchers have for a field of the profile.
 _PROFILE_FIELDS = {
     **dict.fromkeys(("gpu", "gpus", "num_gpus", "n_gpus", "ngpus", "nproc"), "gpus_per_node"),
@@ -70,12 +70,16 @@ def translated(prepared: PreparedCommand) -> Iterator[None]:
     except RecursionError as error:
         raise UserError(f"The defaults lists form a circle (given in {' '.join(prepared.typed)}).") from error
     except (ValueError, TypeError, AssertionError) as error:  # Hydra's checks of a choice raise these
-        if _of_a_job(error):
+        import hydra.core.utils as jobs
+
+        callers = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
+        if jobs.__file__ in callers:  # from a job of a sweep, passed on by a launcher: no mistake of the composition
             raise
         reason = str(error).rstrip(".")
-        if files_of := _sweeper_files(error):
-            reason = reason or f"{type(error).__name__} in {files_of[-1]}"
-            stores = any("/optuna/storages/_rdb/" in file for file in files_of)
+        # By a sweeper's own package, and not by Hydra while it composed a job for it.
+        if any("/hydra_plugins/" in file for file in callers) and not any("/config_loader" in file for file in callers):
+            reason = reason or f"{type(error).__name__} in {callers[-1]}"
+            stores = any("/optuna/storages/_rdb/" in file for file in callers)
             hint = f"optuna 2 can't store studies with SQLAlchemy 2: {STORAGE_FIX}" if stores else None
             raise UserError(f"The sweeper stopped: {reason}.", hint=hint) from error
         if "group override must be a string" in reason and (
@@ -91,30 +95,6 @@ def translated(prepared: PreparedCommand) -> Iterator[None]:
         raise UserError(f"Hydra can't compose {' '.join(prepared.typed)}: {reason}.") from error
 
 
-def _sweeper_files(error: BaseException) -> list[str]:
-    """The files of the calls by which a sweeper's own package raised an exception, the outermost first; [] if it did
-    not, or if Hydra did while it composed a job for it."""
-    frame, files = error.__traceback__, []
-    while frame is not None:
-        files.append(frame.tb_frame.f_code.co_filename)
-        frame = frame.tb_next
-    is_sweeper = any("/hydra_plugins/" in file for file in files) and not any(
-        "/config_loader" in file for file in files
-    )
-    return files if is_sweeper else []
-
-
-def _of_a_job(error: BaseException) -> bool:
-    """Whether an exception passed on by a launcher was raised in a job of a sweep: then it is no mistake of the
-    composition."""
-    import hydra.core.utils as jobs
-
-    frame = error.__traceback__
-    while frame is not None and frame.tb_frame.f_code.co_filename != jobs.__file__:
-        frame = frame.tb_next
-    return frame is not None
-
-
 def translate(error: Exception, command: Command, files: dict[str, Path], typed: Sequence[str] = ()) -> UserError:
     """The UserError for an exception of Hydra's; `typed` are the overrides given."""
     from hydra.errors import OverrideParseException
@@ -126,7 +106,8 @@ def translate(error: Exception, command: Command, files: dict[str, Path], typed:
     key = str("" if (full_key := getattr(origin, "full_key", None)) is None else full_key)
     given = _given(str(error), key, files)
     if isinstance(origin, ConfigAttributeError | ConfigKeyError) and "not in" in str(origin):
-        unknown = _added_key(str(error)) or key or "''"
+        added = re.search(r"Could not (?:override|append|delete)[^']*'([^']+)'", str(error))
+        unknown = (added and added[1]) or key or "''"
         if unknown.startswith("hydra."):
             return _unknown_setting(unknown, given, getattr(origin, "parent_node", None))
         found = list(_unknown_keys(_given_values(str(error), files, unknown, typed), command.load_config_cls(), ""))
@@ -137,7 +118,7 @@ def translate(error: Exception, command: Command, files: dict[str, Path], typed:
     if isinstance(origin, ValidationError):
         found = list(_misfits(_given_values(str(error), files, key, typed), command.load_config_cls(), ""))
         return _wrong_type(origin, _from_top(key, found) or key, given, command)
-    if nested := _nested_user_error(error):
+    if nested := user_error(error):
         return nested
     text = str(error).split("\nConfig search path:")[0].strip()
     if composing := re.match(_COMPOSING, text):
@@ -216,6 +197,7 @@ def _no_such_choice(
     )
 
 
+_JOB_FILE = r"'job/[^']*?([^/']+)'"
 # Hydra's prefix of OmegaConf's message.
 _COMPOSING = r"(?s)In '[^']*': \w+ raised while composing config:\s*\n(.*)"
 
@@ -224,9 +206,17 @@ def _misfit(text: str, whole: str, files: dict[str, Path], command: Command) -> 
     """The error for a value of another shape than its field's (such as a list for a block), or with an invalid
     reference."""
     found = re.search(r"full_key: *(\S+)", text)
-    path = files.get(named[1]) if (named := re.search(r"'job/[^']*?([^/']+)'", whole)) else None
+    path = files.get(named[1]) if (named := re.search(_JOB_FILE, whole)) else None
     values = load_mapping(path) if path and not found else {}
-    key = found[1] if found else _run_of_other_shape(values) or _other_shape(values, command.load_config_cls())
+    run = values.get("run") or {}
+    if found:
+        key = found[1]
+    elif not isinstance(run, Mapping):
+        key = "run"
+    elif wrong := next((name for name in _RUN_BLOCKS if not isinstance(run.get(name) or {}, Mapping)), None):
+        key = f"run.{wrong}"
+    else:
+        key = _other_shape(values, command.load_config_cls())
     given = _given(whole, key or "", files)
     expected = _expected(command, key) if key else ""
     if expected and re.match(r"Cannot merge|Merge error", text):
@@ -237,14 +227,6 @@ def _misfit(text: str, whole: str, files: dict[str, Path], command: Command) -> 
     )
 
 
-def _run_of_other_shape(values: Mapping[str, Any]) -> str | None:
-    """The key of the launcher's section, or of one of its blocks, that has another value in a config; else None."""
-    run = values.get("run") or {}
-    if not isinstance(run, Mapping):
-        return "run"
-    return next((f"run.{key}" for key in _RUN_BLOCKS if not isinstance(run.get(key) or {}, Mapping)), None)
-
-
 def _other_shape(values: Mapping[str, Any], cls: Any, above: tuple[str, ...] = ()) -> str | None:
     """The first key of a config whose value is a block, list or scalar where the dataclass has another kind."""
     for key, value in values.items():
@@ -252,8 +234,7 @@ def _other_shape(values: Mapping[str, Any], cls: Any, above: tuple[str, ...] = (
         kind = type_at(cls, spot)
         if kind is None or value is None:
             continue
-        members = [each for each in get_args(kind) if each is not type(None)] or [kind]
-        bases = [get_origin(each) or each for each in (members if get_origin(kind) in UNIONS else [kind])]
+        bases = [get_origin(each) or each for each in members_of(kind)]
         blocks = [each for each in bases if dataclasses.is_dataclass(each) or each in MAPPINGS]
         lists = [each for each in bases if each in SEQUENCES]
         if (blocks and not lists and not isinstance(value, Mapping)) or (lists and not isinstance(value, list)):
@@ -305,26 +286,12 @@ def _origin(error: BaseException) -> BaseException:
     return found
 
 
-def _nested_user_error(error: BaseException) -> UserError | None:
-    current: BaseException | None = error
-    while current is not None:
-        if isinstance(current, UserError):
-            return current
-        current = current.__cause__ or current.__context__
-    return None
-
-
-def _added_key(text: str) -> str:
-    match = re.search(r"Could not (?:override|append|delete)[^']*'([^']+)'", text)
-    return match[1] if match else ""
-
-
 def _given(text: str, key: str, files: dict[str, Path]) -> str:
     """Where the value came from: the override as typed, or file:line."""
     override = re.search(r"Error merging override (.*)", text, re.DOTALL)
     if override:
         return override[1].strip()
-    job = re.search(r"'job/[^']*?([^/']+)'", text)
+    job = re.search(_JOB_FILE, text)
     group = re.search(r"In '([^']+)'", text)
     path = files.get(job[1]) if job else files.get(group[1]) if group else None
     if path is None:
@@ -384,7 +351,7 @@ def _given_values(text: str, files: dict[str, Path], key: str, typed: Sequence[s
     about, from the top."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    job = re.search(r"'job/[^']*?([^/']+)'", text)
+    job = re.search(_JOB_FILE, text)
     if job and job[1] in files:
         return load_mapping(files[job[1]])
     merged = re.search(r"Error merging override (.*)", text, re.DOTALL)
@@ -409,8 +376,8 @@ def _unknown_keys(values: Any, kind: Any, above: str) -> Iterator[str]:
         for index, item in enumerate(values):
             yield from _unknown_keys(item, type_inside(kind, str(index)), f"{above}[{index}]")
     elif isinstance(values, Mapping):
-        members = [each for each in get_args(kind) if each is not type(None)]
-        kind = members[0] if get_origin(kind) in UNIONS and len(members) == 1 else kind
+        members = members_of(kind)
+        kind = members[0] if len(members) == 1 else kind
         names = input_fields(kind) if dataclasses.is_dataclass(kind) else None
         for name, item in values.items():
             key = f"{above}.{name}" if above else str(name)
@@ -486,8 +453,7 @@ def _wrong_type(error: Any, key: str, given: str, command: Command) -> UserError
 def _of_block(command: Command, key: str) -> str | None:
     """What to write on the command line for a field that is a block; None for another one."""
     kind = type_at(command.load_config_cls(), key.split("."))
-    each_of = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
-    block = next((each for each in each_of if dataclasses.is_dataclass(each)), None)
+    block = next((each for each in members_of(kind) if dataclasses.is_dataclass(each)), None)
     if block is None:
         return None
     first = next((field.name for field in dataclasses.fields(block)), "FIELD")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_kit import worker
-from nemotron_kit.config.compose import Composed, find_command, from_hydra
+from nemotron_kit.config.compose import Composed, from_hydra
 from nemotron_kit.config.limits import hydra_reading_fixes
 from nemotron_kit.config.resolvers import set_run_dir
 from nemotron_kit.discovery import discover, tree_in_use
@@ -93,7 +93,7 @@ class RecipeTask:
         hydra = HydraConfig.get()
         try:
             refuse_several_tasks(hydra.launcher)
-            composed = composed_by_hydra(config, hydra)
+            composed = from_hydra(tree_in_use(), config, hydra)
             plan = self.plan(composed, int(hydra.job.num))
             refuse_problems(plan)
             if plan.launch == IN_PROCESS:  # an import that fails leaves no run, as of a single job
@@ -215,7 +215,7 @@ class RecipePlanner:
 
         with open_dict(config):
             set_run(config.run, self.settings)
-        composed = composed_by_hydra(config, hydra)
+        composed = from_hydra(tree_in_use(), config, hydra)
         plan = replace(self.task.plan(composed, number), objective=objective_of(hydra, composed.command))
         if self.settings.max_parallel:
             plan = replace(plan, settings=replace(plan.settings, max_parallel=self.settings.max_parallel))
@@ -241,12 +241,6 @@ def sweep_job_of(plan: Plan, composed: Composed, overrides: Sequence[str]) -> Sw
     texts = hydra_files(composed)
     plan = replace(plan, files={**plan.files, hydra_module.FILE: texts[hydra_module.FILE]})
     return SweepJob(plan, tuple(overrides), texts)
-
-
-def composed_by_hydra(config: Any, hydra: Any) -> Composed:
-    """The config passed by a launcher to a task function, in the form that `compose` returns."""
-    choices = hydra.runtime.choices
-    return from_hydra(find_command(tree_in_use(), choices.recipe, choices.stage), config, hydra)
 
 
 def _set(name: str, value: str | None) -> None:
