@@ -32,7 +32,6 @@ from nemotron_kit.artifacts.store import (
     Draft,
     Store,
     collect_garbage,
-    make_below,
     make_folder,
     pointer_document,
     publish,
@@ -143,74 +142,63 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "…"
 
 
-FOLDER = "index"
-_COMPLETE, _NEWEST = "complete", "newest"
+# The content index of a name: `index/<digest>/v<N>`, an empty file for each version with that digest, by which an equal
+# version is found without reading every record.
+_INDEX, _COMPLETE, _NEWEST = "index", "complete", "newest"
 # How many numbers are tried after the recorded newest one before all versions are listed.
 _FAR = 64
 
 
-class ContentIndex:
-    """The content index of one artifact name: `index/<digest>/v<N>`, an empty file for each version with that
-    digest. It finds an existing version of equal content without reading every record."""
-
-    def __init__(self, store: Store, name: str) -> None:
-        self._store, self._name = store, name
-        self._folder = store.folder(name) / FOLDER
-
-    def versions_of(self, digest: str) -> list[int]:
-        """The versions that may have this content, newest first. Builds the index if there is none."""
-        if not (self._folder / _COMPLETE).exists():
-            self._make()
-        # Opening the folder makes an NFS client drop its cache of names that did not exist.
-        with contextlib.suppress(OSError):
-            os.close(os.open(self._folder, os.O_RDONLY))
-        try:
-            lines = os.listdir(self._folder / digest)  # noqa: PTH208 — names only
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        return sorted((int(line[1:]) for line in lines if VERSION_FOLDER.match(line)), reverse=True)
-
-    def announce(self, digest: str, version: int) -> None:
-        """Add a version to the index; called before the version is published."""
-        folder = self._folder / digest
-        make_below(self._store.folder(self._name), folder, self._store.modes)
-        touch(folder / f"v{version}", self._store.modes)
-        fsync_dir(folder)
-
-    def next_number(self) -> int:
-        """The lowest number above all that versions have or had."""
-        number = self._hint()
-        if number is not None:
-            for candidate in range(number + 1, number + _FAR):
-                if not self._store.is_taken(self._name, candidate):
-                    return candidate
-        return max(self._store.numbers(self._name), default=-1) + 1
-
-    def note_newest(self, version: int) -> None:
-        """Record where the search for the next number may begin. Not synced: a wrong value only costs time."""
-        file, aside = self._folder / _NEWEST, self._folder / f".tmp-{os.urandom(8).hex()}"
-        with contextlib.suppress(OSError):  # then the next save lists the versions
-            touch(aside, self._store.modes, f"{version}\n")
-            aside.replace(file)
-
-    def _hint(self) -> int | None:
-        try:
-            text = (self._folder / _NEWEST).read_text(encoding="ascii").strip()
-        except (OSError, ValueError):
-            return None
-        known = VERSION_FOLDER.match(f"v{text}") is not None and self._store.is_taken(self._name, int(text))
-        return int(text) if known else None
-
-    def _make(self) -> None:
-        """Build the index of a name that has versions but no index yet."""
-        make_below(self._store.folder(self._name), self._folder, self._store.modes)
+def _indexed_versions(store: Store, name: str, digest: str) -> list[int]:
+    """The versions that may have this content, newest first. Builds the index of a name that has none yet."""
+    folder = store.folder(name) / _INDEX
+    if not (folder / _COMPLETE).exists():
+        make_folder(folder, store.modes, below=store.folder(name))
         with synced_later():
-            for version in self._store.versions(self._name):
+            for version in store.versions(name):
                 with contextlib.suppress(DamagedRecordError):  # a damaged version equals no content
-                    self.announce(self._store.record(self._name, version).digest, version)
-        sync_file_system(self._folder)
-        touch(self._folder / _COMPLETE, self._store.modes)
-        fsync_dir(self._folder)
+                    _announce(store, name, store.record(name, version).digest, version)
+        sync_file_system(folder)
+        touch(folder / _COMPLETE, store.modes)
+        fsync_dir(folder)
+    # Opening the folder makes an NFS client drop its cache of names that did not exist.
+    with contextlib.suppress(OSError):
+        os.close(os.open(folder, os.O_RDONLY))
+    try:
+        lines = os.listdir(folder / digest)  # noqa: PTH208 — names only
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted((int(line[1:]) for line in lines if VERSION_FOLDER.match(line)), reverse=True)
+
+
+def _announce(store: Store, name: str, digest: str, version: int) -> None:
+    """Add a version to the index; called before the version is published."""
+    folder = store.folder(name) / _INDEX / digest
+    make_folder(folder, store.modes, below=store.folder(name))
+    touch(folder / f"v{version}", store.modes)
+    fsync_dir(folder)
+
+
+def _next_number(store: Store, name: str) -> int:
+    """The lowest number above all that versions have or had."""
+    try:
+        text = (store.folder(name) / _INDEX / _NEWEST).read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        text = ""
+    if VERSION_FOLDER.match(f"v{text}") and store.is_taken(name, int(text)):
+        for number in range(int(text) + 1, int(text) + _FAR):
+            if not store.is_taken(name, number):
+                return number
+    return max(store.numbers(name), default=-1) + 1
+
+
+def _note_newest(store: Store, name: str, version: int) -> None:
+    """Record where the search for the next number may begin. Not synced: a wrong value only costs time."""
+    folder = store.folder(name) / _INDEX
+    aside = folder / f".tmp-{os.urandom(8).hex()}"
+    with contextlib.suppress(OSError):  # then the next save lists the versions
+        touch(aside, store.modes, f"{version}\n")
+        aside.replace(folder / _NEWEST)
 
 
 logger = logging.getLogger(__name__)
@@ -227,15 +215,27 @@ def commit(store: Store, draft: Draft, hash_limit: int | None) -> ArtifactVersio
     or disappears during the commit, NemotronError if the registry can't be written (no partial version is visible then)
     or has been moved.
     """
-    folder_id = _folder_id(draft.root)
+    name, folder_id = draft.name, _folder_id(draft.root)
     files = scan(draft.root, hash_limit, draft.sums)
     with writing_to(store.root):
         ensure_registry(store)
-        _ensure_name(store, draft.name)
-        record = _Commit(store, draft, files, identity(draft.type, files, draft.fields), folder_id).run()
-        note_run(store, draft.name, draft.producer, record.version)
+        folder = store.folder(name)
+        if not folder.is_dir():
+            for other in store.entries():
+                if other != name and other.casefold() == name.casefold() and store.versions(other):
+                    raise UserError(
+                        f"{name!r} differs from the registered {other!r} in case only.", hint="Use one of them."
+                    )
+            make_folder(folder, store.modes, below=store.root)
+        opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            digest = identity(draft.type, files, draft.fields)
+            record = _Commit(store, draft, files, digest, folder_id, opened).run()
+        finally:
+            os.close(opened)
+        note_run(store, name, draft.producer, record.version)
         require_registered(store, record.pin)
-        _collect(store, draft.name)
+        _collect(store, name)
     return record
 
 
@@ -286,14 +286,6 @@ def _being_removed(root: Path) -> bool:
     return missing is not None and any(missing.parent.glob(f".{glob.escape(missing.name)}.*{REMOVED}"))
 
 
-def _withdraw(number: int, opened: int) -> None:
-    """Drop a version that this process committed and whose files were removed; its number is not used again. `opened`
-    is a descriptor of the name's folder, which may have been moved."""
-    with contextlib.suppress(OSError):  # then listings mark its files as gone
-        os.rename(f"v{number}", f"{DROPPED}v{number}", src_dir_fd=opened, dst_dir_fd=opened)
-        os.fsync(opened)
-
-
 def ensure_registry(store: Store) -> None:
     """Create the registry's folder and uuid on its first use, or a registry.json that is missing. Safe if two processes
     do so at once."""
@@ -304,7 +296,7 @@ def ensure_registry(store: Store) -> None:
 
     # Neither a registry nor a home that was moved meanwhile is created again.
     if not known and store.folder_existed:
-        make_below(store.root.parent, store.root, store.modes)
+        make_folder(store.root, store.modes, below=store.root.parent)
     elif not known:
         make_folder(store.root, store.modes)
     with staged(store.root, store.modes) as stage:
@@ -312,17 +304,6 @@ def ensure_registry(store: Store) -> None:
         if not publish(stage, file.parent) and not file.exists():  # the folder exists without its file
             os.replace(stage / file.name, file)  # noqa: PTH105
             fsync_dir(file.parent)
-
-
-def _ensure_name(store: Store, name: str) -> None:
-    if not store.folder(name).is_dir():
-        alike = [entry for entry in store.entries() if entry != name and entry.casefold() == name.casefold()]
-        for other in alike:
-            if store.versions(other):
-                raise UserError(
-                    f"{name!r} differs from the registered {other!r} in case only.", hint="Use one of them."
-                )
-        make_below(store.root, store.folder(name), store.modes)
 
 
 @dataclass
@@ -334,41 +315,42 @@ class _Commit:
     files: tuple[FileEntry, ...]
     digest: str
     folder_id: tuple[int, int] | None
+    opened: int  # a descriptor of the name's folder, which may be moved meanwhile
 
     def run(self) -> ArtifactVersion:
-        folder = self.store.folder(self.draft.name)
-        opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            return self._run(folder, opened)
-        finally:
-            os.close(opened)
-
-    def _run(self, folder: Path, opened: int) -> ArtifactVersion:
-        mark = os.urandom(16).hex()
-        contents = ContentIndex(self.store, self.draft.name)
-        number = contents.next_number()  # first, so that versions_of finds every version with a lower number
-        candidates: Iterable[int] = contents.versions_of(self.digest)
-        with staged(folder, self.store.modes) as stage:
+        store, name = self.store, self.draft.name
+        folder, mark = store.folder(name), os.urandom(16).hex()
+        number = _next_number(store, name)  # first, so that every version with a lower number is among the candidates
+        candidates: Iterable[int] = _indexed_versions(store, name, self.digest)
+        with staged(folder, store.modes) as stage:
             while True:
                 existing = self._equal(candidates, number)
                 if existing is not None:
                     self._require_files()
                     return existing
-                contents.announce(self.digest, number)
+                _announce(store, name, self.digest, number)
                 record = self._record(number, mark)
-                self.store.write_record(stage / RECORD, record)
+                store.write_record(stage / RECORD, record)
                 self._require_files()
-                if publish(stage, folder / f"v{number}") or self._is_mine(number, mark):
+                if publish(stage, folder / f"v{number}") or (
+                    (written := self._read(number)) is not None and written.commit == mark
+                ):
                     try:
-                        contents.note_newest(number)
+                        _note_newest(store, name, number)
                         self._require_files()
                     except ArtifactChangedError:
-                        _withdraw(number, opened)
+                        self._withdraw(number)
                         raise
                     return record
                 # The version that took the number may have this content: compare it, also if the index lacks it.
-                taken, number = number, contents.next_number()
+                taken, number = number, _next_number(store, name)
                 candidates = range(number - 1, taken - 1, -1)
+
+    def _withdraw(self, number: int) -> None:
+        """Drop a version that this process committed and whose files were removed; its number is not used again."""
+        with contextlib.suppress(OSError):  # then listings mark its files as gone
+            os.rename(f"v{number}", f"{DROPPED}v{number}", src_dir_fd=self.opened, dst_dir_fd=self.opened)
+            os.fsync(self.opened)
 
     def _equal(self, candidates: Iterable[int], number: int) -> ArtifactVersion | None:
         """The newest version with the draft's content; None if there is none, or if the files of the name's newest
@@ -376,30 +358,29 @@ class _Commit:
         folder = self.store.folder(self.draft.name)
         for version in candidates:
             record = self._read(version)
-            if record and record.digest == self.digest and self._is_loadable(record):
-                above = (n for n in range(number - 1, version, -1) if (folder / f"v{n}").exists())
-                newest = next(above, None)
-                if newest is None:
-                    return record
-                lost = self._why_unreadable(newest)
-                if lost is None:
-                    logger.warning(
-                        "%s has the same content, so this is no new version; latest stays v%d.",
-                        record.pin.label,
-                        newest,
-                    )
-                    return record
-                logger.warning("%s has this content; a new version is made of it, since %s.", record.pin.label, lost)
-                return None
+            if record is None or record.digest != self.digest or not self._is_loadable(record):
+                continue
+            above = (n for n in range(number - 1, version, -1) if (folder / f"v{n}").exists())
+            newest = next(above, None)
+            if newest is None:
+                return record
+            latest = self._read(newest)
+            stamps = self.store.stamps(record.name, newest)
+            change = first_change(Path(latest.root), latest.files, stamps=stamps) if latest else None
+            if latest and change is None:
+                logger.warning(
+                    "%s has the same content, so this is no new version; latest stays v%d.", record.pin.label, newest
+                )
+                return record
+            lost = f"can't be read: {change}" if latest else "is damaged"
+            logger.warning(
+                "%s has this content; a new version is made of it, since v%d, the newest, %s.",
+                record.pin.label,
+                newest,
+                lost,
+            )
+            return None
         return None
-
-    def _why_unreadable(self, version: int) -> str | None:
-        """Why the version can't be read; None if it can be."""
-        record = self._read(version)
-        if record is None:
-            return f"v{version}, the newest, is damaged"
-        change = first_change(Path(record.root), record.files, stamps=self.store.stamps(record.name, version))
-        return None if change is None else f"v{version}, the newest, can't be read: {change}"
 
     def _read(self, version: int) -> ArtifactVersion | None:
         try:
@@ -445,10 +426,6 @@ class _Commit:
         if _folder_id(root) != self.folder_id:
             return root
         return next((root / e.path for e in self.files if not os.path.lexists(root / e.path)), None)
-
-    def _is_mine(self, number: int, mark: str) -> bool:
-        record = self._read(number)
-        return record is not None and record.commit == mark
 
     def _record(self, number: int, mark: str) -> ArtifactVersion:
         draft = self.draft

@@ -454,23 +454,13 @@ STAGE = ".tmp-"
 _TAKEN = frozenset({errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR})
 
 
-def make_folder(folder: Path, modes: FileModes) -> None:
-    """Create `folder` and its missing parents, durably. An existing folder is not changed."""
+def make_folder(folder: Path, modes: FileModes, *, below: Path | None = None) -> None:
+    """Create `folder` and its missing parents, durably. An existing folder is not changed. Raises FileNotFoundError if
+    `below`, a folder above it, is missing, so that a registry that was moved is not recreated at its old path."""
     if folder.is_dir():
         return
-    make_folder(folder.parent, modes)
-    with contextlib.suppress(FileExistsError):
-        _mkdir(folder, modes)
-        fsync_dir(folder.parent)
-
-
-def make_below(top: Path, folder: Path, modes: FileModes) -> None:
-    """Create `folder` and its missing parents below `top`, durably. Raises FileNotFoundError if `top` itself is
-    missing, so that a registry that was moved is not recreated at its old path."""
-    if folder.is_dir():
-        return
-    if folder.parent != top:
-        make_below(top, folder.parent, modes)
+    if folder.parent != below:
+        make_folder(folder.parent, modes, below=below)
     with contextlib.suppress(FileExistsError):
         _mkdir(folder, modes)
         fsync_dir(folder.parent)
@@ -522,7 +512,7 @@ def publish(stage: Path, target: Path) -> bool:
 
 def replace_checksummed(path: Path, document: dict[str, Any], modes: FileModes) -> None:
     """Replace the small document at `path` atomically, with its final permissions."""
-    make_below(path.parent.parent, path.parent, modes)
+    make_folder(path.parent, modes, below=path.parent.parent)
     with staged(path.parent, modes) as stage:
         write_checksummed(stage / path.name, document, modes)
         os.replace(stage / path.name, path)  # noqa: PTH105
