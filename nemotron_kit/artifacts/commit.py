@@ -15,7 +15,7 @@ from typing import Any
 from nemotron_kit.artifacts.manifest import (
     METADATA,
     FileEntry,
-    file_info,
+    file_entry,
     first_change,
     identity,
     located_in,
@@ -33,9 +33,7 @@ from nemotron_kit.artifacts.store import (
     Store,
     collect_garbage,
     make_folder,
-    pointer_document,
     publish,
-    replace_checksummed,
     staged,
     touch,
     write_checksummed,
@@ -80,7 +78,7 @@ def files_status(store: Store, record: ArtifactVersion) -> str:
             return "changed"
     except DamagedRecordError:
         return "changed"
-    found = {path: file_info(str(root / path)) for path in large}
+    found = {path: file_entry(str(root / path), path) for path in large}
     return "other times" if any(now and now.stamp not in large[path] for path, now in found.items()) else ""
 
 
@@ -242,7 +240,7 @@ def commit(store: Store, draft: Draft, hash_limit: int | None) -> ArtifactVersio
 def note_run(store: Store, name: str, run: str, version: int) -> None:
     """Make `Name@run:RUN` refer to a version. Does nothing if `run` is not a run id."""
     if SLUG.match(run) and run != "local":
-        replace_checksummed(store.folder(name) / "runs" / run, pointer_document(name, run, version), store.modes)
+        store.set_pointer(name, "runs", run, version)
 
 
 def _collect(store: Store, name: str) -> None:
@@ -399,8 +397,7 @@ class _Commit:
             return first_change(Path(record.root), record.files, stamps=stamps) is None
         now = {entry.path: entry.stamp for entry in self.files}
         if now != {**{entry.path: entry.stamp for entry in record.files}, **stamps}:
-            file = self.store.folder(record.name) / "stamps" / f"v{record.version}"
-            replace_checksummed(file, {"files": {path: list(stamp) for path, stamp in now.items()}}, self.store.modes)
+            self.store.set_stamps(record.name, record.version, now)
         return True
 
     def _require_files(self) -> None:

@@ -16,8 +16,8 @@ import os
 import re
 import stat
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,32 +43,58 @@ _BEGINS, _MARKED = b'{\n "path": "', b'"sealed_by": "nemotron_kit"'
 _DEBRIS = re.compile(r"\..+\.[0-9]+\.[0-9a-f]{8}\.tmp\Z|\.nfs[0-9a-fA-F]+\Z")
 # A file system stamps files by a coarse clock (4 to 10 ms); younger files could change under an unchanged stamp.
 _SETTLE_NS = 20_000_000
+# Seconds between the scans of files that change.
+_PAUSES = (0.1, 0.2, 0.4, 0.8)
 _MANY_BYTES = 64 << 20
 
 Stamp = tuple[int, int, int]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class FileInfo(Value):
-    """A file as stat shows it: size in bytes, mtime and ctime in ns. `link` is the target of a broken or circular
-    link."""
+class FileEntry(Value):
+    """One file: its path inside the folder, bytes, sha256, and (mtime, ctime) in ns when it was hashed.
 
+    `sha256` is None above the hash limit, and of a file that was not read; `link` holds the target of a symbolic link
+    that leads nowhere or in a circle.
+    """
+
+    path: str
     size: int
+    sha256: str | None
     mtime_ns: int
     ctime_ns: int
     link: str | None = None
+
+    @property
+    def identity(self) -> list[Any]:
+        """The part of the entry that goes into the artifact's digest."""
+        if self.link is not None:
+            return [self.path, "link", self.link]
+        return [self.path, self.size, self.sha256 if self.sha256 is not None else f"mtime:{self.mtime_ns}"]
 
     @property
     def stamp(self) -> Stamp:
         """(size, mtime, ctime), which a change of the content changes."""
         return (self.size, self.mtime_ns, self.ctime_ns)
 
+    def to_list(self) -> list[Any]:
+        """One row of JSON."""
+        return [self.path, self.size, self.sha256, self.mtime_ns, self.ctime_ns, self.link]
 
-_SPECIAL = FileInfo(-1, 0, 0)
+    @classmethod
+    def from_list(cls, row: Any) -> FileEntry:
+        """The entry that `to_list` wrote. Raises DamagedRecordError for anything else, and for a path outside of the
+        folder."""
+        if not (isinstance(row, list) and len(row) == 6 and all(isinstance(row[i], int) for i in (1, 3, 4))):
+            raise DamagedRecordError(f"not a manifest entry: {row!r}")
+        path = row[0]
+        if not isinstance(path, str) or path.startswith("/") or ".." in path.split("/") or "\0" in path:
+            raise DamagedRecordError(f"a manifest entry leads out of its folder: {path!r}")
+        return cls(*row)
 
 
-def walk(root: Path) -> dict[str, FileInfo]:
-    """Every regular file below `root` by its relative path, sorted, the top metadata.json left out.
+def walk(root: Path) -> dict[str, FileEntry]:
+    """Every regular file below `root` by its relative path, sorted, not hashed, the top metadata.json left out.
 
     Links are followed, except in circles; sockets, pipes and writers' debris are left out. FileNotFoundError without
     a folder `root`.
@@ -76,24 +102,41 @@ def walk(root: Path) -> dict[str, FileInfo]:
     return dict(sorted(_walked_folder(str(root), "", ()).items(), key=lambda item: item[0]))
 
 
-def file_info(path: str) -> FileInfo | None:
-    """The stat of one file, links followed; None for a folder. Raises ArtifactChangedError if it can't be read."""
+def _walked_folder(folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> dict[str, FileEntry]:
+    inode, files = _inode(folder), {}
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            path = prefix + entry.name
+            if path == METADATA or _DEBRIS.match(entry.name):
+                continue
+            found = file_entry(entry.path, path)
+            if found is None and _inode(entry.path) in (*above, inode):
+                files[path] = FileEntry(path, 0, None, 0, 0, os.readlink(entry.path))  # noqa: PTH115
+            elif found is None:
+                files.update(_walked_folder(entry.path, path + "/", (*above, inode)))
+            elif found.size >= 0:
+                files[path] = found
+    return files
+
+
+def _inode(folder: str) -> tuple[int, int]:
+    info = os.stat(folder)  # noqa: PTH116
+    return info.st_dev, info.st_ino
+
+
+def file_entry(file: str, path: str) -> FileEntry | None:
+    """The entry of one file, links followed, not hashed; None for a folder, size -1 for a socket or the like. `path` is
+    the one inside its artifact. Raises ArtifactChangedError if it can't be read."""
     try:
-        info = os.stat(path)  # noqa: PTH116
+        info = os.stat(file)  # noqa: PTH116
     except OSError as error:
-        if os.path.islink(path):  # noqa: PTH114
-            return FileInfo(0, 0, 0, os.readlink(path))  # noqa: PTH115
-        raise ArtifactChangedError(f"{path} can't be read: {error.strerror}.") from error
+        if os.path.islink(file):  # noqa: PTH114
+            return FileEntry(path, 0, None, 0, 0, os.readlink(file))  # noqa: PTH115
+        raise ArtifactChangedError(f"{file} can't be read: {error.strerror}.") from error
     if stat.S_ISDIR(info.st_mode):
         return None
-    return FileInfo(info.st_size, info.st_mtime_ns, info.st_ctime_ns) if stat.S_ISREG(info.st_mode) else _SPECIAL
-
-
-def wait_for_fresh_stamps(files: Iterable[FileInfo]) -> None:
-    """Wait, 20 ms at most, until any later change to these files will also change their time stamps."""
-    youngest = max((max(found.mtime_ns, found.ctime_ns) for found in files), default=0)
-    if time.time_ns() - youngest < _SETTLE_NS:
-        time.sleep(_SETTLE_NS / 1e9)
+    size = info.st_size if stat.S_ISREG(info.st_mode) else -1
+    return FileEntry(path, size, None, info.st_mtime_ns, info.st_ctime_ns)
 
 
 def sha256_file(path: Path) -> str:
@@ -115,74 +158,6 @@ def sha256_files(paths: Sequence[Path], total_bytes: int) -> list[str]:
         return list(pool.map(sha256_file, paths))
 
 
-def _walked_folder(folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> dict[str, FileInfo]:
-    inode, files = _inode(folder), {}
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            path = prefix + entry.name
-            if path == METADATA or _DEBRIS.match(entry.name):
-                continue
-            found = file_info(entry.path)
-            if found is None and _inode(entry.path) in (*above, inode):
-                files[path] = FileInfo(0, 0, 0, os.readlink(entry.path))  # noqa: PTH115
-            elif found is None:
-                files.update(_walked_folder(entry.path, path + "/", (*above, inode)))
-            elif found is not _SPECIAL:
-                files[path] = found
-    return files
-
-
-def _inode(folder: str) -> tuple[int, int]:
-    info = os.stat(folder)  # noqa: PTH116
-    return info.st_dev, info.st_ino
-
-
-# Seconds between the scans of files that change.
-_PAUSES = (0.1, 0.2, 0.4, 0.8)
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class FileEntry(Value):
-    """One file: its path inside the folder, bytes, sha256, and (mtime, ctime) in ns when it was hashed.
-
-    `sha256` is None above the hash limit; `link` holds the target of a symbolic link that leads nowhere or in a circle.
-    """
-
-    path: str
-    size: int
-    sha256: str | None
-    mtime_ns: int
-    ctime_ns: int
-    link: str | None = None
-
-    @property
-    def identity(self) -> list[Any]:
-        """The part of the entry that goes into the artifact's digest."""
-        if self.link is not None:
-            return [self.path, "link", self.link]
-        return [self.path, self.size, self.sha256 if self.sha256 is not None else f"mtime:{self.mtime_ns}"]
-
-    @property
-    def stamp(self) -> Stamp:
-        """The (size, mtime, ctime) of the unchanged file."""
-        return (self.size, self.mtime_ns, self.ctime_ns)
-
-    def to_list(self) -> list[Any]:
-        """One row of JSON."""
-        return [self.path, self.size, self.sha256, self.mtime_ns, self.ctime_ns, self.link]
-
-    @classmethod
-    def from_list(cls, row: Any) -> FileEntry:
-        """The entry that `to_list` wrote. Raises DamagedRecordError for anything else, and for a path outside of the
-        folder."""
-        if not (isinstance(row, list) and len(row) == 6 and all(isinstance(row[i], int) for i in (1, 3, 4))):
-            raise DamagedRecordError(f"not a manifest entry: {row!r}")
-        path = row[0]
-        if not isinstance(path, str) or path.startswith("/") or ".." in path.split("/") or "\0" in path:
-            raise DamagedRecordError(f"a manifest entry leads out of its folder: {path!r}")
-        return cls(*row)
-
-
 def identity(kind: str, files: Sequence[FileEntry], fields: Mapping[str, Any]) -> str:
     """An artifact's digest: computed from type, manifest and typed fields, and not from time, run or metrics."""
     return sha256_of({"type": kind, "files": [entry.identity for entry in files], "fields": dict(fields)})
@@ -198,15 +173,23 @@ def scan(
     if they keep changing. `sums` are the (size, sha256) of files that their writer has just hashed: they aren't read
     again.
     """
-    known: dict[str, tuple[FileInfo, str | None]] = {}
+    known: dict[str, FileEntry] = {}
     written = dict(sums or {})
     for pause in (*_PAUSES, None):
-        found = _walked(root)
-        wait_for_fresh_stamps(found.values())
+        try:
+            found = walk(root)
+        except FileNotFoundError as error:
+            raise ArtifactNotFoundError(str(root), f"There is no folder {error.filename}.") from error
+        except OSError as error:
+            raise UserError(f"{error.filename} can't be read: {error.strerror}.") from error
+        # Wait, 20 ms at most, until any later change to these files will also change their time stamps.
+        youngest = max((max(file.mtime_ns, file.ctime_ns) for file in found.values()), default=0)
+        if time.time_ns() - youngest < _SETTLE_NS:
+            time.sleep(_SETTLE_NS / 1e9)
         known = _hashed(root, found, known, hash_limit, written)
         written = {}  # not used for files that change meanwhile
         changed = next(
-            (name for name, file in found.items() if not file.link and file_info(str(root / name)) != file), None
+            (path for path, file in found.items() if not file.link and file_entry(str(root / path), path) != file), None
         )
         if changed is None:
             break
@@ -215,36 +198,25 @@ def scan(
                 f"{root / changed} changed while the artifact was being saved.", hint="Save when all is written."
             )
         time.sleep(pause)
-    return tuple(
-        FileEntry(name, file.size, digest, file.mtime_ns, file.ctime_ns, file.link)
-        for name, (file, digest) in known.items()
-    )
-
-
-def _walked(root: Path) -> dict[str, FileInfo]:
-    try:
-        return walk(root)
-    except FileNotFoundError as error:
-        raise ArtifactNotFoundError(str(root), f"There is no folder {error.filename}.") from error
-    except OSError as error:
-        raise UserError(f"{error.filename} can't be read: {error.strerror}.") from error
+    return tuple(known.values())
 
 
 def _hashed(
     root: Path,
-    found: Mapping[str, FileInfo],
-    known: Mapping[str, tuple[FileInfo, str | None]],
+    found: Mapping[str, FileEntry],
+    known: Mapping[str, FileEntry],
     limit: int | None,
     written: Mapping[str, tuple[int, str]],
-) -> dict[str, tuple[FileInfo, str | None]]:
-    """Each file found, with its digest: the known one if the file's stat is unchanged."""
-    fresh = {name: file for name, file in found.items() if name not in known or known[name][0] != file}
-    read = [name for name, file in fresh.items() if file.link is None and (limit is None or file.size <= limit)]
-    sums = {name: written[name][1] for name in read if name in written and written[name][0] == fresh[name].size}
-    read = [name for name in read if name not in sums]
-    hashes = sha256_files([root / name for name in read], sum(fresh[name].size for name in read))
-    digests = {**sums, **dict(zip(read, hashes, strict=True))}
-    return {name: (file, digests.get(name)) if name in fresh else known[name] for name, file in found.items()}
+) -> dict[str, FileEntry]:
+    """The files found, with their sha256: the known one if the file's stat is unchanged."""
+    same = {path for path, file in known.items() if path in found and replace(file, sha256=None) == found[path]}
+    fresh = {path: file for path, file in found.items() if path not in same}
+    read = [path for path, file in fresh.items() if file.link is None and (limit is None or file.size <= limit)]
+    sums = {path: written[path][1] for path in read if path in written and written[path][0] == fresh[path].size}
+    read = [path for path in read if path not in sums]
+    hashes = sha256_files([root / path for path in read], sum(fresh[path].size for path in read))
+    sums |= dict(zip(read, hashes, strict=True))
+    return {path: known[path] if path in same else replace(file, sha256=sums.get(path)) for path, file in found.items()}
 
 
 def first_change(
@@ -261,37 +233,31 @@ def first_change(
     saved again) is taken as unchanged; any other is hashed, and so is every file with `deep`; those in `unread` are
     only compared by size. Hidden files that were added don't count. A file that can't be read differs.
     """
+    recorded = {entry.path: entry for entry in files}
     try:
-        return _first_change(root, files, stamps or {}, deep=deep, unread=unread)
+        found = walk(root)
+        for path in sorted(recorded.keys() | found.keys()):
+            entry, now = recorded.get(path), found.get(path)
+            trusted = {entry.stamp, (stamps or {}).get(path)} if entry and not deep else set()
+            if path in unread and now:
+                trusted.add(now.stamp)
+            if why := _difference(root / path, entry, now, trusted):
+                return f"{path} {why}"
     except (FileNotFoundError, NotADirectoryError):
         return f"{root} is gone"
     except OSError as error:
         return f"{error.filename} can't be read: {error.strerror}"
     except ArtifactChangedError as error:
         return error.message.removesuffix(".")
-
-
-def _first_change(
-    root: Path, files: Sequence[FileEntry], stamps: Mapping[str, Stamp], *, deep: bool, unread: Collection[str]
-) -> str | None:
-    recorded = {entry.path: entry for entry in files}
-    found = walk(root)
-    for name in sorted(recorded.keys() | found.keys()):
-        known = recorded[name].stamp if name in recorded else None
-        trusted: tuple[Stamp | None, ...] = () if deep else (known, stamps.get(name))
-        if name in unread and name in found:
-            trusted = (*trusted, found[name].stamp)
-        why = _difference(root / name, name, recorded.get(name), found.get(name), trusted)
-        if why:
-            return f"{name} {why}"
     return None
 
 
 def _difference(
-    file: Path, name: str, entry: FileEntry | None, now: FileInfo | None, trusted: tuple[Stamp | None, ...]
+    file: Path, entry: FileEntry | None, now: FileEntry | None, trusted: Collection[Stamp | None]
 ) -> str | None:
     if entry is None:
-        hidden = any(part.startswith(".") or part == "__pycache__" for part in name.split("/"))
+        parts = now.path.split("/") if now else []
+        hidden = any(part.startswith(".") or part == "__pycache__" for part in parts)
         return None if hidden else "was added"
     if now is None:
         return "is missing"

@@ -150,50 +150,35 @@ def check_public(text: str, what: str) -> str:
 
 
 def _parse_name(body: str, text: str) -> Reference:
+    """The reference in `body`, which is no path; `text` is all that was given, for messages."""
+    selected: dict[str, Any]
     if "@" in body:
         name, _, selector = body.partition("@")
         if selector.startswith("run:"):
-            return _build(name, text, run=check_slug(selector.removeprefix("run:"), "run id"))
-        return _build(name, text, digest=_digest(selector))
-    name, colon, selector = body.partition(":")
-    if not colon:
-        return _build(name, text, alias=LATEST)
-    version = VERSION.match(selector)
-    if version:
-        return _build(name, text, version=int(version[1]))
-    return _build(name, text, alias=check_alias(selector))
-
-
-def _digest(selector: str) -> str:
-    digest = selector.removeprefix("sha256:").lower()
-    if not _DIGEST.match(digest):
-        raise UserError(
-            f"{selector!r} is no digest.", hint="After '@' come 4 to 64 hex digits of the sha256, or run:ID."
-        )
-    return digest
-
-
-def _build(
-    name: str,
-    text: str,
-    *,
-    version: int | None = None,
-    alias: str | None = None,
-    digest: str | None = None,
-    run: str | None = None,
-) -> Reference:
+            selected = {"run": check_slug(selector.removeprefix("run:"), "run id")}
+        else:
+            selected = {"digest": selector.removeprefix("sha256:").lower()}
+            if not _DIGEST.match(selected["digest"]):
+                raise UserError(
+                    f"{selector!r} is no digest.", hint="After '@' come 4 to 64 hex digits of the sha256, or run:ID."
+                )
+    else:
+        name, colon, selector = body.partition(":")
+        if version := VERSION.match(selector):
+            selected = {"version": int(version[1])}
+        else:
+            selected = {"alias": check_alias(selector) if colon else LATEST}
     parts = name.split("/")
     for part in parts:
         if not SLUG.match(part) or ".." in part:
             raise UserError(f"{text!r} is no artifact reference: {part!r} is no name.", hint=NOT_A_REFERENCE)
-    entity = project = None
     if len(parts) == 3:
-        entity, project, name = parts
-    elif len(parts) > 1:
+        return Reference(entity=parts[0], project=parts[1], name=parts[2], **selected)
+    if len(parts) > 1:
         name = check_slug("-".join(parts), "artifact name")
     elif name in _STAGES:
         name = f"ModelArtifact-{name}"
-    return Reference(name, version, alias, digest, run, entity, project)
+    return Reference(name, **selected)
 
 
 def parse_override(
@@ -260,25 +245,12 @@ class Pin(Value):
         """The pin that `to_dict` wrote; DamagedRecordError for anything else."""
         if not isinstance(data, dict):
             raise DamagedRecordError(f"Not a pin: {data!r}.")
-        pin = cls(
-            name=_text(data, "name"),
-            version=data.get("version"),
-            digest=data.get("digest"),
-            type=_text(data, "type"),
-            path=_text(data, "path"),
-            registry=_text(data, "registry"),
-        )
-        if not pin.path or not _is_version(pin.version) or not isinstance(pin.digest, str | None):
+        texts = {key: data.get(key, "") for key in ("name", "type", "path", "registry")}
+        for key, value in texts.items():
+            if not isinstance(value, str):
+                raise DamagedRecordError(f"Not a pin: {key} is {value!r}.")
+        version, digest = data.get("version"), data.get("digest")
+        is_version = version is None or (type(version) is int and version >= 0)
+        if not texts["path"] or not is_version or not isinstance(digest, str | None):
             raise DamagedRecordError(f"Not a pin: {data!r}.")
-        return pin
-
-
-def _text(data: dict[str, Any], key: str) -> str:
-    value = data.get(key, "")
-    if not isinstance(value, str):
-        raise DamagedRecordError(f"Not a pin: {key} is {value!r}.")
-    return value
-
-
-def _is_version(value: object) -> bool:
-    return value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 0)
+        return cls(version=version, digest=digest, **texts)

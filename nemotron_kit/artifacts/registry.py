@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemotron_kit import artifacts
 from nemotron_kit.artifacts import lineage
-from nemotron_kit.artifacts.commit import commit, describe_versions, note_run, require_registered, require_unchanged
+from nemotron_kit.artifacts.commit import commit, describe_versions, note_run, require_unchanged
 from nemotron_kit.artifacts.manifest import (
     absolute,
     first_change,
@@ -41,84 +42,15 @@ from nemotron_kit.artifacts.store import (
     Draft,
     Store,
     collect_garbage,
-    pointer_document,
-    replace_checksummed,
     writing_to,
 )
 from nemotron_kit.envfile import EnvFile, read_env_file
 from nemotron_kit.errors import UserError, listed, nearest, sentence
-from nemotron_kit.files import DAY_S, fsync_dir
+from nemotron_kit.files import DAY_S
 from nemotron_kit.home import expand_user, nemotron_home
 
 if TYPE_CHECKING:
     from nemotron_kit.artifacts.repair import DamageFinding
-
-
-def find_version(store: Store, ref: Reference) -> int:
-    """The version of `ref.slug` that the reference resolves to.
-
-    Raises ArtifactNotFoundError and ArtifactVersionNotFoundError (both list what exists), UserError for a digest prefix
-    that two contents share, DamagedRecordError.
-    """
-    versions = store.versions(ref.slug)
-    if not versions:
-        raise _no_such_name(store, ref)
-    found = _choose(store, ref, versions)
-    if found not in versions:
-        raise _no_such_version(store, ref, versions)
-    return found
-
-
-def _choose(store: Store, ref: Reference, versions: list[int]) -> int:
-    if ref.version is not None:
-        return ref.version
-    if ref.digest is not None:
-        return _by_digest(store, ref, versions)
-    if ref.alias == LATEST:
-        return versions[-1]
-    try:
-        return store.pointer(ref.slug, "runs" if ref.run else "aliases", ref.run or ref.alias or "")
-    except FileNotFoundError:
-        # A run that was killed before it wrote the pointer is named in the version's record.
-        saved = (v for v, record in _readable(store, ref, versions) if ref.run and record.producer == ref.run)
-        return max(saved, default=-1)
-
-
-def _by_digest(store: Store, ref: Reference, versions: list[int]) -> int:
-    digests = {v: record.digest for v, record in _readable(store, ref, versions)}
-    found = {v: digest for v, digest in digests.items() if digest.startswith(ref.digest or "")}
-    if len(set(found.values())) > 1:
-        listed = ", ".join(f"v{v} ({digest[:12]}…)" for v, digest in found.items())
-        raise UserError(f"{ref} is ambiguous: {listed}.", hint="Give more digits.")
-    return max(found, default=-1)
-
-
-def _readable(store: Store, ref: Reference, versions: list[int]) -> Iterator[tuple[int, ArtifactVersion]]:
-    for version in versions:
-        record = store.read_version(ref.slug, version)
-        if isinstance(record, ArtifactVersion):
-            yield version, record
-
-
-def _no_such_name(store: Store, ref: Reference) -> ArtifactNotFoundError:
-    where = f"in the registry {store.root}"
-    hint = sentence(nearest(ref.slug, store.names())) or "Nothing has been saved in it yet."
-    if ref.entity:
-        message = f"No artifact is called {ref.slug!r} {where}, and {ref}, as W&B's entity/project/Name, needs W&B."
-        return ArtifactNotFoundError(ref.slug, message, hint=f"Local names have no entity: {ref.name}. {hint}")
-    return ArtifactNotFoundError(ref.slug, f"No artifact is called {ref.slug!r} {where}.", hint=hint)
-
-
-def _no_such_version(store: Store, ref: Reference, versions: list[int]) -> ArtifactVersionNotFoundError:
-    aliases = store.aliases(ref.slug)
-    close = nearest(ref.alias, [*aliases, LATEST]) if ref.alias else ""
-    hint = describe_versions(versions, aliases)
-    if close.startswith("did you mean"):
-        hint = f"{close[0].upper()}{close[1:]} {hint}"
-    what = ref.selector.lstrip(":")
-    if ref.run:
-        return ArtifactVersionNotFoundError(ref.slug, what, f"The run {ref.run} has saved no {ref.slug}.", hint=hint)
-    return ArtifactVersionNotFoundError(ref.slug, what, f"{ref.slug} has no {what}.", hint=hint)
 
 
 class LocalRegistry(Store):
@@ -148,9 +80,54 @@ class LocalRegistry(Store):
         return record.pin
 
     def find(self, reference: Reference | str) -> ArtifactVersion:
-        """The record that a name's reference resolves to; its files are not checked."""
+        """The record that a name's reference resolves to; its files are not checked.
+
+        Raises ArtifactNotFoundError and ArtifactVersionNotFoundError (both list what exists), UserError for a digest
+        prefix that two contents share, DamagedRecordError.
+        """
         ref = Reference.parse(reference) if isinstance(reference, str) else reference
-        return self.record(ref.slug, find_version(self, ref))
+        versions = self.versions(ref.slug)
+        found = self._choose(ref, versions) if versions else -1
+        if found not in versions:
+            raise self._not_found(ref, versions)
+        return self.record(ref.slug, found)
+
+    def _choose(self, ref: Reference, versions: list[int]) -> int:
+        """The version that a reference names, whether it exists or not; -1 if none fits."""
+        if ref.version is not None:
+            return ref.version
+        if ref.alias == LATEST:
+            return versions[-1]
+        if ref.digest is None:
+            with contextlib.suppress(FileNotFoundError):
+                return self.pointer(ref.slug, "runs" if ref.run else "aliases", ref.run or ref.alias or "")
+        records = [self.read_version(ref.slug, version) for version in versions if ref.alias is None]
+        known = [record for record in records if isinstance(record, ArtifactVersion)]
+        if ref.digest is None:  # a run that was killed before it wrote the pointer is named in the version's record
+            return max((record.version for record in known if record.producer == ref.run), default=-1)
+        fitting = {record.version: record.digest for record in known if record.digest.startswith(ref.digest)}
+        if len(set(fitting.values())) > 1:
+            which = ", ".join(f"v{version} ({digest[:12]}…)" for version, digest in fitting.items())
+            raise UserError(f"{ref} is ambiguous: {which}.", hint="Give more digits.")
+        return max(fitting, default=-1)
+
+    def _not_found(self, ref: Reference, versions: list[int]) -> ArtifactNotFoundError:
+        """The error for a reference to a name that has no versions, or not this one."""
+        if not versions:
+            message = f"No artifact is called {ref.slug!r} in the registry {self.root}"
+            hint = sentence(nearest(ref.slug, self.names())) or "Nothing has been saved in it yet."
+            if ref.entity:
+                message = f"{message}, and {ref}, as W&B's entity/project/Name, needs W&B"
+                hint = f"Local names have no entity: {ref.name}. {hint}"
+            return ArtifactNotFoundError(ref.slug, f"{message}.", hint=hint)
+        aliases = self.aliases(ref.slug)
+        close = nearest(ref.alias, [*aliases, LATEST]) if ref.alias else ""
+        hint = describe_versions(versions, aliases)
+        if close.startswith("did you mean"):
+            hint = f"{close[0].upper()}{close[1:]} {hint}"
+        what = ref.selector.lstrip(":")
+        message = f"The run {ref.run} has saved no {ref.slug}." if ref.run else f"{ref.slug} has no {what}."
+        return ArtifactVersionNotFoundError(ref.slug, what, message, hint=hint)
 
     def verify(self, pin: Pin, *, deep: bool = False) -> ArtifactVersion | None:
         """The record of a pin, if it belongs to this registry, has the same content, and its files are unchanged;
@@ -190,10 +167,6 @@ class LocalRegistry(Store):
         with writing_to(self.root):
             note_run(self, record.name, run, record.version)
 
-    def require_registered(self, pin: Pin) -> None:
-        """Raise NemotronError if a version that was just committed is no longer in the registry at this path."""
-        require_registered(self, pin)
-
     def set_alias(self, name: str, alias: str, version: int) -> None:
         """Make `name:alias` refer to a version. An alias can be moved at any time; `latest` is maintained by the
         registry."""
@@ -201,8 +174,7 @@ class LocalRegistry(Store):
             raise UserError(f"{alias!r} is always the newest version and can't be set.", hint="Use another alias.")
         record = self.find(Reference(registry_name(name), version=version))
         with writing_to(self.root):
-            file = self.folder(record.name) / "aliases" / alias
-            replace_checksummed(file, pointer_document(record.name, alias, version), self.modes)
+            self.set_pointer(record.name, "aliases", alias, version)
 
     def check_removable(
         self, reference: Reference | str, *, force: bool = False, without: Collection[str] = ()
@@ -231,10 +203,8 @@ class LocalRegistry(Store):
         """Remove a version and its aliases from the registry; its files are kept, and its number is not used again.
         Raises the errors of `check_removable`. If it is killed, it can be called again."""
         record = self.check_removable(reference, force=force)
-        folder, version = self.folder(record.name), record.version
         with writing_to(self.root):
-            (folder / f"v{version}").rename(folder / f"{DROPPED}v{version}")
-            fsync_dir(folder)
+            self.drop(record.name, record.version)
             self.remove_dangling(record.name)
         return record
 
@@ -256,7 +226,7 @@ class LocalRegistry(Store):
         if change is not None or dry_run:
             return change
         # As they are now: a copy has other times than the files that were saved.
-        stamps = {path: list(info.stamp) for path, info in walk(Path(root)).items()}
+        stamps = {path: entry.stamp for path, entry in walk(Path(root)).items()}
         here = {record.root: root}
         changed = replace(
             record,
@@ -265,8 +235,7 @@ class LocalRegistry(Store):
             document=relative_to(record.document, here),
         )
         with writing_to(self.root):
-            folder = self.folder(record.name)
-            replace_checksummed(folder / "stamps" / f"v{record.version}", {"files": stamps}, self.modes)
+            self.set_stamps(record.name, record.version, stamps)
             self.replace_record(changed)
         return None
 

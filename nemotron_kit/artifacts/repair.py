@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_kit.artifacts.commit import ensure_registry
-from nemotron_kit.artifacts.store import DROPPED, DamagedVersion, Store, write_checksummed
+from nemotron_kit.artifacts.store import DamagedVersion, Store, write_checksummed
 from nemotron_kit.errors import DamagedRecordError, NemotronError, UserError
-from nemotron_kit.files import CHECKSUM, decoded, fsync_dir, read_checksummed, render_checksummed, sha256_of
+from nemotron_kit.files import CHECKSUM, decoded, read_checksummed, render_checksummed, sha256_of
 from nemotron_kit.lazy import Value
 
 # The longest text in which every byte is tried as the surplus one.
@@ -71,7 +71,9 @@ def _registry_record(store: Store) -> Iterator[DamageFinding]:
 def _version(store: Store, record: DamagedVersion) -> Iterator[DamageFinding]:
     document, error = _recovered(record.text), record.error.message
     if document is None or (document.get("name"), document.get("version")) != (record.name, record.version):
-        yield DamageFinding(record.label, record.file, error, "dropped", lambda: _drop(store, record))
+        yield DamageFinding(
+            record.label, record.file, error, "dropped", lambda: store.drop(record.name, record.version)
+        )
     # An intact record needs no repair: a newer version wrote it, or it was copied from another registry.
     elif not _is_intact(record.file):
         yield DamageFinding(
@@ -116,9 +118,3 @@ def _recovered(text: str) -> dict[str, Any] | None:
             if render_checksummed(document) == candidate:
                 return document
     return None
-
-
-def _drop(store: Store, record: DamagedVersion) -> None:
-    folder = store.folder(record.name)
-    (folder / f"v{record.version}").rename(folder / f"{DROPPED}v{record.version}")
-    fsync_dir(folder)

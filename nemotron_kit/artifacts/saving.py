@@ -17,6 +17,7 @@ from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from nemotron_kit import artifacts
 from nemotron_kit.artifacts import lineage
+from nemotron_kit.artifacts.commit import require_registered
 from nemotron_kit.artifacts.manifest import (
     METADATA,
     absolute,
@@ -217,7 +218,7 @@ class Artifact(BaseModel):
         lineage.record_output(self._pin)
         _track(self, stored or self.type, folder, used)
         if registry is not None:  # after everything is written: the version must exist when save() returns
-            registry.require_registered(self._pin)
+            require_registered(registry, self._pin)
 
     def _document(self) -> dict[str, Any]:
         """The content of metadata.json: all fields at the top level, and the typed ones also in `metadata`."""

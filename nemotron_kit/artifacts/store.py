@@ -219,6 +219,8 @@ class Store:
     def __init__(self, root: Path, modes: FileModes) -> None:
         self.root = root
         self.modes = modes
+        # The file with the registry's id, in a hidden folder that appears with it.
+        self.identity_file = root / ".registry" / "registry.json"
         self._uuid = ""
         # Whether the parent folder of the root existed before the registry.
         self.folder_existed = False
@@ -235,11 +237,6 @@ class Store:
         if self.root.is_relative_to(home):
             return home
         return self.root.parent if self.root.name == "artifacts" and (self.root.parent / "runs").is_dir() else None
-
-    @property
-    def identity_file(self) -> Path:
-        """The file with the registry's id, in a hidden folder that appears with it."""
-        return self.root / ".registry" / "registry.json"
 
     @property
     def uuid(self) -> str:
@@ -320,6 +317,13 @@ class Store:
                 hint="The record was copied or moved; save the artifact again.",
             )
         return record
+
+    def drop(self, name: str, version: int) -> None:
+        """Remove a version: its folder gets a name that readers skip, and that keeps its number from being used again.
+        The artifact's files are not touched."""
+        folder = self.folder(name)
+        (folder / f"v{version}").rename(folder / f"{DROPPED}v{version}")
+        fsync_dir(folder)
 
     def write_record(self, file: Path, record: ArtifactVersion) -> None:
         """Write a version's record, durably, into a folder that has not its final name yet."""
@@ -415,24 +419,35 @@ class Store:
             raise DamagedRecordError(f"{file}: this record is damaged: {data!r}.")
         return version
 
+    def set_pointer(self, name: str, kind: str, pointer: str, version: int) -> None:
+        """Make an alias or a run id refer to a version."""
+        self._replace(self.folder(name) / kind / pointer, {"name": f"{name}/{pointer}", "version": version})
+
     def stamps(self, name: str, version: int) -> dict[str, Stamp]:
         """The time stamps of the version's files when the same content was saved again; {} if it was not."""
         try:
             data = read_checksummed(self.folder(name) / "stamps" / f"v{version}", "stamps record")
             return {path: (row[0], row[1], row[2]) for path, row in data["files"].items()}
-        except FileNotFoundError:
+        # None were recorded; or they are damaged, and without this cache the files are hashed.
+        except (FileNotFoundError, NemotronError, LookupError, TypeError, AttributeError):
             return {}
-        except (NemotronError, LookupError, TypeError, AttributeError):  # without this cache the files are hashed
-            return {}
+
+    def set_stamps(self, name: str, version: int, stamps: Mapping[str, Stamp]) -> None:
+        """Record the time stamps of a version's files as they are now, its content being the same."""
+        rows = {path: list(stamp) for path, stamp in stamps.items()}
+        self._replace(self.folder(name) / "stamps" / f"v{version}", {"files": rows})
+
+    def _replace(self, path: Path, document: dict[str, Any]) -> None:
+        """Replace the small document at `path` atomically, with its final permissions."""
+        make_folder(path.parent, self.modes, below=path.parent.parent)
+        with staged(path.parent, self.modes) as stage:
+            write_checksummed(stage / path.name, document, self.modes)
+            os.replace(stage / path.name, path)  # noqa: PTH105
+            fsync_dir(path.parent)
 
     def pointers(self, name: str, kind: str) -> list[str]:
         """The names of all pointers of one kind: aliases or runs."""
         return sorted(entry for entry in _listing(self.folder(name) / kind) if SLUG.match(entry))
-
-
-def pointer_document(name: str, pointer: str, version: int) -> dict[str, Any]:
-    """The content of an alias file or a run file."""
-    return {"name": f"{name}/{pointer}", "version": version}
 
 
 def _stamp(file: Path) -> object:
@@ -508,15 +523,6 @@ def publish(stage: Path, target: Path) -> bool:
         raise
     fsync_dir(target.parent)
     return True
-
-
-def replace_checksummed(path: Path, document: dict[str, Any], modes: FileModes) -> None:
-    """Replace the small document at `path` atomically, with its final permissions."""
-    make_folder(path.parent, modes, below=path.parent.parent)
-    with staged(path.parent, modes) as stage:
-        write_checksummed(stage / path.name, document, modes)
-        os.replace(stage / path.name, path)  # noqa: PTH105
-        fsync_dir(path.parent)
 
 
 def discard(stage: Path) -> bool:
