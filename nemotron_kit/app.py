@@ -335,12 +335,7 @@ class Group:
             _check_name(each_name, "command")
             if each_name in self.children or each_name in self._aliases():
                 raise ValueError(f"{where}: {each_name!r} is registered already.")
-        for slot, artifact in (artifacts or {}).items():
-            _check_slot(slot, where)
-            if not isinstance(artifact, ArtifactInput):
-                raise TypeError(f"{where}: artifacts[{slot!r}] is {artifact!r}, not an ArtifactInput(default_name=…).")
-            if artifact.optional and artifact.mappings:
-                raise TypeError(f"{where}: {slot!r} is optional, and a mapped field would have no value without it.")
+        _check_inputs(artifacts or {}, where)
         if resources is not None:
             _check_name(resources, "resource class")
         if not isinstance(objective, str | None):
@@ -514,11 +509,16 @@ def _check_name(name: str, kind: str) -> None:
         raise ValueError(f"{kind} name {name!r}: use letters, digits, '.', '_' and '-', at most 64, no '..'.")
 
 
-def _check_slot(slot: str, where: str) -> None:
-    if slot in RESERVED_SLOTS:
-        raise ValueError(f"{where}: an artifact can't be called {slot!r}: `run.{slot}` is a key of the launcher.")
-    if not slot.isidentifier():
-        raise ValueError(f"{where}: artifact name {slot!r} is not an identifier.")
+def _check_inputs(artifacts: Mapping[str, Any], where: str) -> None:
+    for slot, artifact in artifacts.items():
+        if slot in RESERVED_SLOTS:
+            raise ValueError(f"{where}: an artifact can't be called {slot!r}: `run.{slot}` is a key of the launcher.")
+        if not slot.isidentifier():
+            raise ValueError(f"{where}: artifact name {slot!r} is not an identifier.")
+        if not isinstance(artifact, ArtifactInput):
+            raise TypeError(f"{where}: artifacts[{slot!r}] is {artifact!r}, not an ArtifactInput(default_name=…).")
+        if artifact.optional and artifact.mappings:
+            raise TypeError(f"{where}: {slot!r} is optional, and a mapped field would have no value without it.")
 
 
 def _check_fields(config_cls: type, where: str) -> None:

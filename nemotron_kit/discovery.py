@@ -62,7 +62,10 @@ def discover(env: EnvFile | None = None, names: Collection[str] = ()) -> Tree:
     for name, module in entry_points():
         _add(tree, name, module)
     for folder in recipe_folders(env):
-        _add_folder(tree, folder)
+        if problem := _make_importable(folder):
+            tree.broken[folder.name] = problem
+        else:
+            _add(tree, folder.name, folder.name, folder)
     return tree
 
 
@@ -77,13 +80,6 @@ def recipe_folders(env: EnvFile) -> list[Path]:
     if not isinstance(named, list) or not all(isinstance(name, str) and name for name in named):
         raise UserError(f"{env.path}: [cli] recipes: expected a list of folders.", hint='Write recipes = ["FOLDER"].')
     return [(env.folder / expand_user(name)).absolute() for name in named]
-
-
-def _add_folder(tree: Tree, folder: Path) -> None:
-    if problem := _make_importable(folder):
-        tree.broken[folder.name] = problem
-    else:
-        _add(tree, folder.name, folder.name, folder)
 
 
 def _make_importable(folder: Path) -> str | None:

@@ -87,8 +87,9 @@ def read_env_file(path: Path | None = None) -> EnvFile:
     import tomllib
 
     try:
-        why = None if _is_of_this_job(found) else untrusted_reason(found)
-        if why:
+        # The files in the folder of this process's job are trusted: on a cloud's volume they may have another owner.
+        job = os.environ.get("NEMO_RUN_DIR")
+        if not (job and found == Path(job, "env.toml")) and (why := untrusted_reason(found)):
             raise UserError(
                 f"{found} {why}, and it decides what is run: it is not read.",
                 hint="Copy what you trust into your own env.toml; NEMOTRON_ENV_FILE can name a file in another folder.",
@@ -119,10 +120,3 @@ def _state(path: Path) -> tuple[int, ...]:
     now = time.time_ns()
     unsettled = now if abs(now - found.st_mtime_ns) < _SETTLE_NS else 0
     return (found.st_dev, found.st_ino, found.st_mtime_ns, found.st_ctime_ns, found.st_size, unsettled)
-
-
-def _is_of_this_job(path: Path) -> bool:
-    """Whether the file is in the folder of this process's job: that folder's files are trusted, and on a cloud's volume
-    they may have another owner."""
-    folder = os.environ.get("NEMO_RUN_DIR")
-    return bool(folder) and path == Path(str(folder)) / "env.toml"

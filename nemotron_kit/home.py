@@ -89,7 +89,7 @@ def new_run_id(recipe: str, stage: str, *, now: datetime | None = None) -> str:
     The first five of the six hex digits are the microsecond: two launches in the same second still sort by time.
     """
     now = (now or datetime.now(UTC)).astimezone(UTC)
-    middle = "-".join(filter(None, (_slug(recipe), _slug(stage)))) or "run"
+    middle = _UNSAFE.sub("-", f"{recipe}-{stage}").strip("-") or "run"
     return f"{now.strftime(_TIME)}-{middle[:_MIDDLE].rstrip('-')}-{now.microsecond:05x}{os.urandom(1)[0] & 15:x}"
 
 
@@ -116,10 +116,6 @@ def first_id_since(age: timedelta) -> str:
     # Years before 1000 have three digits, which sort wrongly, and those before 1 raise OverflowError.
     now, earliest = datetime.now(UTC), datetime(1970, 1, 1, tzinfo=UTC)
     return (now - min(age, now - earliest)).strftime(_TIME)
-
-
-def _slug(text: str) -> str:
-    return _UNSAFE.sub("-", text).strip("-")
 
 
 def runs_root() -> Path:
@@ -188,11 +184,9 @@ def located(value: Any, run: Path) -> Any:
 
 @lru_cache(maxsize=4096)
 def _home_of(run: Path) -> tuple[str, ...]:
-    return tuple(home_in(_record(run / "plan.json"), run)) or _home_of_stages(run)
-
-
-def _home_of_stages(run: Path) -> tuple[str, ...]:
-    """For a pipeline's record of an older version: the home in the records of its stages."""
+    if own := home_in(_record(run / "plan.json"), run):
+        return tuple(own)
+    # A pipeline's record of an older version: the home is in the records of its stages.
     for file in sorted(run.glob("stages/[0-9]*.json")):
         stage = _record(file).get("run")
         if isinstance(stage, str) and is_run_id(stage) and (found := _home_of(run.with_name(stage))):

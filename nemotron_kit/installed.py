@@ -29,9 +29,8 @@ def versions(names: Iterable[str]) -> dict[str, str]:
             with suppress(metadata.PackageNotFoundError):
                 found[name] = metadata.version(name)
         return found
-    folders = dict(reversed(installed))  # the first on the import path wins
     for name in names:
-        folder = folders.get(_normalized(name))
+        folder = installed.get(_normalized(name))
         if folder is not None and (version := _version(folder)):
             found[name] = version
     return found
@@ -45,18 +44,22 @@ def entry_points(group: str) -> Iterator[tuple[str, str]]:
 
         yield from ((point.name, point.value) for point in metadata.entry_points(group=group))
         return
-    seen = set()
-    for name, folder in installed:
-        if name not in seen:
-            seen.add(name)
-            yield from _points(_text(f"{folder}/entry_points.txt"), group)
+    for folder in installed.values():
+        text, section = _text(f"{folder}/entry_points.txt"), ""
+        for line in map(str.strip, text.splitlines() if group in text else ()):
+            if line.startswith("[") and line.endswith("]"):
+                section = line[1:-1]
+            elif line and not line.startswith("#") and section == group:
+                name, _, value = line.partition("=")
+                yield name.strip(), value.strip()
 
 
-def _installed() -> list[tuple[str, str]] | None:
-    """(name, folder of its metadata) of each package in the order of the import path; None where folders don't tell."""
+def _installed() -> dict[str, str] | None:
+    """Name → folder of its metadata of each package, in the order of the import path, of which the first wins; None
+    where folders don't tell."""
     if any(finder is not PathFinder and hasattr(finder, "find_distributions") for finder in sys.meta_path):
         return None
-    found = []
+    found: dict[str, str] = {}
     for entry in map(str, sys.path):
         try:
             with os.scandir(entry or ".") as listed:
@@ -70,7 +73,7 @@ def _installed() -> list[tuple[str, str]] | None:
         for name in names:
             stem, _, kind = name.lower().rpartition(".")
             if kind in ("dist-info", "egg-info"):
-                found.append((_normalized(stem.partition("-")[0]), f"{entry or '.'}/{name}"))
+                found.setdefault(_normalized(stem.partition("-")[0]), f"{entry or '.'}/{name}")
     return found
 
 
@@ -86,16 +89,6 @@ def _version(folder: str) -> str | None:
         if line[:8].lower() == "version:":
             return line[8:].strip()
     return None
-
-
-def _points(text: str, group: str) -> Iterator[tuple[str, str]]:
-    section = ""
-    for line in map(str.strip, text.splitlines() if group in text else ()):
-        if line.startswith("[") and line.endswith("]"):
-            section = line[1:-1]
-        elif line and not line.startswith("#") and section == group:
-            name, _, value = line.partition("=")
-            yield name.strip(), value.strip()
 
 
 def _text(path: str) -> str:

@@ -73,11 +73,6 @@ def is_secret_name(name: str) -> bool:
     return bool(_SECRET.search(name) or _BARE_TOKEN.search(name) or _ENV_TOKEN.search(name))
 
 
-def secret_names(names: Iterable[str]) -> frozenset[str]:
-    """The names that mark secrets (see `is_secret_name`)."""
-    return frozenset(name for name in names if is_secret_name(name))
-
-
 def note_secrets(names: Iterable[str]) -> None:
     """Mask the values of these environment variables from now on, whatever the variables' names."""
     _noted.update(names)
@@ -119,22 +114,12 @@ def mask(text: str) -> str:
     return without_passwords(_pattern(values).sub(MASK, text) if values else text)
 
 
-# These take milliseconds to compile, and most launches need neither.
-@cache
-def _address() -> re.Pattern[str]:
-    return re.compile(_IN_ADDRESS)
-
-
-@cache
-def _address_bytes() -> re.Pattern[bytes]:
-    return re.compile(_IN_ADDRESS.encode())
-
-
 def without_passwords(text: str) -> str:
     """`text` with the password of each `scheme://user:password@host` masked."""
     if ":/" not in text or "@" not in text:
         return text
-    return _address().sub(lambda found: f"{found[1]}{found[2] or ''}{MASK}", text)
+    # Compiled on first use: it takes milliseconds, and most launches need none.
+    return re.sub(_IN_ADDRESS, lambda found: f"{found[1]}{found[2] or ''}{MASK}", text)
 
 
 def masked(value: Any) -> Any:
@@ -155,7 +140,7 @@ def masked(value: Any) -> Any:
 def masked_by_name(value: Any, key: str = "") -> Any:
     """A plain config, or other JSON-like value, in which each value that is a secret, by its key at any depth or by
     itself, is `***`."""
-    secrets = secret_names(_keys(value, key))
+    secrets = {name for name in _keys(value, key) if is_secret_name(name)}
     return masked(_without(value, key, secrets) if secrets else value)
 
 
@@ -211,7 +196,8 @@ class MaskedStream:
 
     def _masked(self, data: bytes) -> bytes:
         before = self._written
-        shown = _without_passwords(before + data)[len(before) :]
+        shown = re.sub(_IN_ADDRESS.encode(), lambda at: at[1] + (at[2] or b"") + MASK.encode(), before + data)
+        shown = shown[len(before) :]
         self._written = (before + shown)[-_SCHEME:]
         return shown
 
@@ -314,10 +300,6 @@ def _byte_pattern(values: tuple[str, ...]) -> re.Pattern[bytes]:
 @lru_cache(maxsize=16)
 def _encoded_forms(values: tuple[str, ...]) -> tuple[bytes, ...]:
     return tuple({_encoded(form) for value in values for form in _forms(value)})
-
-
-def _without_passwords(data: bytes) -> bytes:
-    return _address_bytes().sub(lambda found: found[1] + (found[2] or b"") + MASK.encode(), data)
 
 
 def _encoded(text: str) -> bytes:

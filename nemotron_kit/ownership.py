@@ -17,9 +17,10 @@ def untrusted_reason(path: str | os.PathLike[str]) -> str | None:
 
     For a link, both the link and its target are checked. Raises OSError if there is no file.
     """
-    found = os.stat(path)
+    found, user, sudo = os.stat(path), os.geteuid(), os.environ.get("SUDO_UID", "")
+    trusted = {0, user, int(sudo) if user == 0 and sudo.isdecimal() else user}
     for owner in (found.st_uid, os.lstat(path).st_uid):
-        if owner not in _ours():
+        if owner not in trusted:
             return f"belongs to another user (uid {owner})"
     if found.st_mode & stat.S_IWOTH:
         return "can be written by everybody"
@@ -39,8 +40,3 @@ def untrusted_code_reason(folder: str | os.PathLike[str]) -> str | None:
             if os.path.exists(path) and (why := untrusted_reason(path)):  # noqa: PTH110
                 return f"{path} {why}"
     return None
-
-
-def _ours() -> tuple[int, ...]:
-    sudo = os.environ.get("SUDO_UID", "")
-    return (0, os.geteuid(), *([int(sudo)] if os.geteuid() == 0 and sudo.isdecimal() else []))

@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import nemotron_kit
+from nemotron_kit.lazy import lend_names
 
 if TYPE_CHECKING:
     from nemotron_kit import *  # noqa: F403
@@ -11,13 +12,9 @@ if TYPE_CHECKING:
 __all__ = sorted(nemotron_kit.__all__)
 
 
+_load, __dir__ = lend_names(__name__, nemotron_kit, __all__)
+
+
 def __getattr__(name: str) -> Any:
-    if name == "cli":  # the package nemotron.kit.cli is callable
-        return import_module("nemotron.kit.cli")
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(nemotron_kit, name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+    # The package nemotron.kit.cli is callable.
+    return import_module("nemotron.kit.cli") if name == "cli" else _load(name)
