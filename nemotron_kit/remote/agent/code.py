@@ -97,23 +97,16 @@ def _named(root: Path, names: Collection[str]) -> set[str]:
     found: set[str] = set()
     runs = root / "runs"
     for folder in runs.iterdir() if runs.is_dir() else ():
-        if is_run_id(folder.name) and not _is_over(RunFolder(folder)):
-            text = b"\n".join(_texts(folder))
-            found |= {name for name in names if name.encode() in text}
-    return found
-
-
-def _is_over(run: RunFolder) -> bool:
-    jobs = run.jobs()
-    return bool(jobs) and all(job.state().terminal for job in jobs)
-
-
-def _texts(folder: Path) -> Iterator[bytes]:
-    for pattern in _REFERENCING:
-        for path in folder.glob(pattern):
+        if not is_run_id(folder.name):
+            continue
+        jobs = RunFolder(folder).jobs()
+        if jobs and all(job.state().terminal for job in jobs):
+            continue
+        for path in (path for pattern in _REFERENCING for path in folder.glob(pattern)):
             with suppress(FileNotFoundError):  # one that is being written, or a run that is being removed
-                if path.is_file():
-                    yield path.read_bytes()
+                text = path.read_bytes() if path.is_file() else b""
+                found |= {name for name in names if name.encode() in text}
+    return found
 
 
 def _bytes(path: Path) -> int:
@@ -216,8 +209,11 @@ def written_since(folder: Path, saved: Collection[Path] = ()) -> dict[str, Any]:
         names[:] = sorted(name for name in names if name != "__pycache__")
         if Path(parent) in saved:
             names[:], others = [], []
-        paths = [Path(parent, name) for name in sorted(others)]
-        found += [path.relative_to(folder).as_posix() for path in paths if _is_written(path)]
+        for path in (Path(parent, name) for name in sorted(others)):
+            with suppress(OSError):
+                status = path.lstat()
+                is_written = stat.S_ISREG(status.st_mode) and int(status.st_mtime) != _EXTRACTED_AT
+                found += [path.relative_to(folder).as_posix()] if is_written and path.suffix != ".pyc" else []
     if not found:
         return {}
     return {"folder": str(folder), "files": found[:_NAMED], "more": max(0, len(found) - _NAMED)}
@@ -229,14 +225,6 @@ def registered_folders(job: JobFolder) -> set[Path]:
         pins = [pin for pin in job.artifacts()["outputs"] if pin.get("version") is not None]
         return {folder_of(Path(str(pin.get("path")))) for pin in pins}
     return set()
-
-
-def _is_written(path: Path) -> bool:
-    try:
-        status = path.lstat()
-    except OSError:
-        return False
-    return stat.S_ISREG(status.st_mode) and int(status.st_mtime) != _EXTRACTED_AT and path.suffix != ".pyc"
 
 
 def _extract(archive: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:

@@ -12,7 +12,7 @@ import socket
 import sys
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path, PurePosixPath
@@ -75,29 +75,30 @@ def make_run(payload: bytes, *, folder: str) -> tuple[int, bytes]:
 
     `folder` is `<root>/runs/<run id>`; it and everything below are readable by the user only.
     """
-    run = Path(folder)
-    if run.parent.name != "runs" or not is_run_id(run.name):
-        raise NemotronError(f"{folder} is no folder of a run.")
+    run = _run_folder(folder)
     texts: dict[str, Any] = json.loads(zlib.decompress(payload))
     new = 0
     for name, text in texts.items():
-        path = _inside(run, name)
+        parts = PurePosixPath(name).parts
+        if not parts or PurePosixPath(name).is_absolute() or ".." in parts:
+            raise NemotronError(f"{name!r} is no file of a run.")
+        path = run
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for part in parts[:-1]:
+            path = path / part
+            path.mkdir(mode=0o700, exist_ok=True)
+        path = path / parts[-1]
         if not path.exists():
             files.write_text(path, text)
             new += 1
     return new, b""
 
 
-def _inside(run: Path, name: str) -> Path:
-    parts = PurePosixPath(name).parts
-    if not parts or PurePosixPath(name).is_absolute() or ".." in parts:
-        raise NemotronError(f"{name!r} is no file of a run.")
-    folder = run
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for part in parts[:-1]:
-        folder = folder / part
-        folder.mkdir(mode=0o700, exist_ok=True)
-    return folder / parts[-1]
+def _run_folder(folder: str) -> Path:
+    run = Path(folder)
+    if run.parent.name != "runs" or not is_run_id(run.name):
+        raise NemotronError(f"{folder} is no folder of a run.")
+    return run
 
 
 LOG_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
@@ -163,7 +164,16 @@ def job_records(payload: bytes, *, jobs: Sequence[str]) -> tuple[list[dict[str, 
     """`{"exit", "history", "artifacts", "metrics"}` of each job folder; None, or empty, for a missing file. For a job
     with a damaged record `{"error", "history"}`: the others' are complete."""
     del payload
-    return [_record(JobFolder(Path(job))) for job in jobs], b""
+    records: list[dict[str, Any]] = []
+    for job in map(JobFolder, map(Path, jobs)):
+        try:
+            exit_record, artifacts = job.exit_record(), job.artifacts()
+        except DamagedRecord as error:
+            records.append({"error": error.message, "history": job.history()})
+            continue
+        metrics = condensed(job, _METRICS)
+        records.append({"exit": exit_record, "history": job.history(), "artifacts": artifacts, "metrics": metrics})
+    return records, b""
 
 
 def metrics_tails(payload: bytes, *, jobs: Sequence[str]) -> tuple[list[dict[str, Any] | None], bytes]:
@@ -204,8 +214,11 @@ def saved_in(payload: bytes, *, folder: str, registry: str) -> tuple[list[str], 
 def versions_in(registry: LocalRegistry, folder: Path) -> list[str]:
     """The versions of a registry whose files are below `folder`, the folder of a run. A damaged record is judged by the
     readable rest of its text and by what the run's jobs recorded as saved: it counts if it names the run at all."""
-    resolved, found = folder.resolve(), []
-    saved = {f"{pin.get('name')}:v{pin.get('version')}" for pin in _saved(RunFolder(folder))}
+    resolved, found, saved = folder.resolve(), [], set()
+    for job in RunFolder(folder).jobs():
+        with contextlib.suppress(DamagedRecord):
+            pins = [pin for pin in job.artifacts()["outputs"] if isinstance(pin, dict)]
+            saved |= {f"{pin.get('name')}:v{pin.get('version')}" for pin in pins}
     for record in registry.everything():
         if isinstance(record, DamagedVersion):
             if folder.name in record.text or record.label in saved:
@@ -220,31 +233,15 @@ def lies_in(path: object, folder: Path) -> bool:
     return "\0" not in str(path) and Path(str(path)).resolve().is_relative_to(folder)
 
 
-def _saved(run: RunFolder) -> Iterator[dict[str, Any]]:
-    for job in run.jobs():
-        with contextlib.suppress(DamagedRecord):
-            yield from (pin for pin in job.artifacts()["outputs"] if isinstance(pin, dict))
-
-
 def remove_run(payload: bytes, *, folder: str, registry: str) -> tuple[bool, bytes]:
     """Delete a run's folder on the target; returns whether there was one. Raises UserError while it holds an artifact's
     files."""
-    run = Path(folder)
-    if run.parent.name != "runs" or not is_run_id(run.name):
-        raise NemotronError(f"{folder} is no folder of a run.")
+    run = _run_folder(folder)
     store = LocalRegistry(registry)
     if not run.is_dir():
         return False, b""
     remove_unreferenced(run, lambda: versions_in(store, run))
     return True, b""
-
-
-def _record(job: JobFolder) -> dict[str, Any]:
-    try:
-        exit_record, artifacts = job.exit_record(), job.artifacts()
-    except DamagedRecord as error:
-        return {"error": error.message, "history": job.history()}
-    return {"exit": exit_record, "history": job.history(), "artifacts": artifacts, "metrics": condensed(job, _METRICS)}
 
 
 Response = tuple[Any, bytes]
@@ -315,23 +312,16 @@ def serve(source: BinaryIO, sink: BinaryIO, mark: str) -> None:
         payload = source.read(request["payload"])
         if len(payload) != request["payload"]:
             return
-        head, data = _answer(request["op"], payload, request["args"])
-        sink.write(b"\n%s %s\n" % (mark.encode(), json.dumps(head).encode()))
+        try:
+            result, data = perform(request["op"], payload, request["args"])
+            head = json.dumps({"ok": True, "result": result, "payload": len(data)})
+        except Exception as error:  # noqa: BLE001 — a bug on the target has to be reported to the launch, too
+            if not isinstance(error, NemotronError):
+                error = NemotronError(f"{request['op']} failed on the target: {type(error).__name__}: {error}")
+            head, data = json.dumps({"ok": False, "error": error_to_dict(error), "payload": 0}), b""
+        sink.write(b"\n%s %s\n" % (mark.encode(), head.encode()))
         sink.write(data)
         sink.flush()
-
-
-def _answer(op: str, payload: bytes, args: Mapping[str, Any]) -> tuple[dict[str, Any], bytes]:
-    try:
-        result, data = perform(op, payload, args)
-        json.dumps(result)
-    except NemotronError as error:
-        return {"ok": False, "error": error_to_dict(error), "payload": 0}, b""
-    # A bug on the target has to be reported to the launch.
-    except Exception as error:  # noqa: BLE001
-        wrapped = NemotronError(f"{op} failed on the target: {type(error).__name__}: {error}")
-        return {"ok": False, "error": error_to_dict(wrapped), "payload": 0}, b""
-    return {"ok": True, "result": result, "payload": len(data)}, data
 
 
 def error_to_dict(error: NemotronError) -> dict[str, Any]:
@@ -364,8 +354,16 @@ def resolve(
     """
     del payload
     registry = LocalRegistry(root, mode=mode)
-    asked = fields or {}
-    return {slot: _one(registry, *pair, asked.get(slot, ())) for slot, pair in references.items()}, b""
+    found: dict[str, Any] = {}
+    for slot, (text, default) in references.items():
+        try:
+            pin = registry.resolve(parse_override(text, default, aliases=registry.aliases))
+        except NemotronError as error:
+            found[slot] = {"error": error_to_dict(error)}
+            continue
+        values = {name: _field(pin, name, registry) for name in (fields or {}).get(slot, ())}
+        found[slot] = {"pin": pin.to_dict(), "fields": values}
+    return found, b""
 
 
 def registry_facts(payload: bytes, root: str) -> tuple[dict[str, Any], bytes]:
@@ -382,14 +380,6 @@ def make_mounted(payload: bytes, root: str, registry: str, mode: str = "private"
     make_folder(Path(root, "code"), MODES["private"])
     make_folder(Path(registry), MODES[mode])
     return None, b""
-
-
-def _one(registry: LocalRegistry, text: str, default: str | None, fields: Sequence[str]) -> dict[str, Any]:
-    try:
-        pin = registry.resolve(parse_override(text, default, aliases=registry.aliases))
-    except NemotronError as error:
-        return {"error": error_to_dict(error)}
-    return {"pin": pin.to_dict(), "fields": {name: _field(pin, name, registry) for name in fields}}
 
 
 def _field(pin: Pin, name: str, registry: LocalRegistry) -> dict[str, Any]:

@@ -201,9 +201,11 @@ def submit(
             so_far = logged(run, jobs)
             record = Submission(intent, name, list(jobs), array, time.time(), logged=so_far)
             write(run, record)
-        elif record.job is None:
-            record = _settled(run, record)
-        env = _environment(given.get("secrets") or {}, hidden or [])
+        elif record.job is None and not record.refused:
+            record = _found(run, record, "an earlier attempt has had no answer")
+        # Without the launch's allocation, and without secrets except those that the profile names.
+        env = {k: v for k, v in os.environ.items() if not _FOREIGN.match(k) and k not in (hidden or ())}
+        env |= given.get("secrets") or {}
         arguments = [*(options or []), str(run / script)]
         if record.job is None and not has_begun(run, record):
             record = _sbatch(run, record, arguments, env, lock)
@@ -283,20 +285,18 @@ def limits(payload: bytes, *, partition: str | None = None, count: bool = False)
         )
     if code != 0 and _LOST.search(errors):
         raise Unreachable(f"scontrol: {errors}")
+    queued = None
+    if count:  # of all users, including those that ended a moment ago
+        arguments = ["squeue", "--noheader", "--array", "--states=all", "--format=x"]
+        failed, listed, _ = commands.run(arguments, seconds=commands.ASK_SECONDS)
+        queued = 0 if failed else listed.count("x")
     found = dict(re.findall(r"^(MaxArraySize|MaxJobCount)\s*=\s*(\d+)", out, re.MULTILINE)) if code == 0 else {}
     return {
         "max_array_size": int(found.get("MaxArraySize", 1001)),
         "max_job_count": int(found.get("MaxJobCount", 10000)),
-        "queued": _queued() if count else None,
+        "queued": queued,
         "time": None if partition is None else _time_limit(partition, all_apply=_ALL_APPLY.search(out) is not None),
     }, b""
-
-
-def _queued() -> int:
-    """The number of jobs of all users, including those that ended a moment ago; 0 if squeue fails."""
-    arguments = ["squeue", "--noheader", "--array", "--states=all", "--format=x"]
-    code, out, _ = commands.run(arguments, seconds=commands.ASK_SECONDS)
-    return out.count("x") if code == 0 else 0
 
 
 def _time_limit(partition: str, *, all_apply: bool) -> str | None:
@@ -319,11 +319,6 @@ def _limit_order(limit: str) -> tuple[int, int, list[int]]:
     days, _, rest = limit.rpartition("-")
     parts = rest.split(":")
     return int(days or 0), len(parts), [int(part) for part in parts]
-
-
-def _settled(run: Path, record: Submission) -> Submission:
-    """The outcome of an earlier attempt whose result was not recorded."""
-    return record if record.refused else _found(run, record, "an earlier attempt has had no answer")
 
 
 def _sbatch(run: Path, record: Submission, arguments: list[str], env: dict[str, str], lock: int) -> Submission:
@@ -386,10 +381,3 @@ def _found(run: Path, record: Submission, message: str) -> Submission:
 def _refuse(run: Path, record: Submission, message: str) -> Submission:
     write(run, replace(record, refused=message))
     raise UserError(message)
-
-
-def _environment(secrets: dict[str, str], hidden: list[str]) -> dict[str, str]:
-    """The environment that the job inherits: this one without the launch's allocation and without secrets, except
-    those that the profile names."""
-    kept = {k: v for k, v in os.environ.items() if not _FOREIGN.match(k) and k not in hidden}
-    return {**kept, **secrets}

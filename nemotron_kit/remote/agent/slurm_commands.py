@@ -46,13 +46,17 @@ def run(
     """Exit code, standard output and standard error of a command. Raises Unreachable if it does not end in time,
     UserError if it is not installed. `hold` is a file that stays open until the command has ended, even if this process
     ends first."""
+    if env is None:
+        # Without the variables that change the commands' meaning or output format.
+        foreign = ("SQUEUE_", "SACCT_", "SCANCEL_", "SLURM_TIME_FORMAT", "SLURM_BITSTR_LEN")
+        env = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     try:
         child = subprocess.Popen(
             list(arguments),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=dict(env) if env is not None else _environment(),
+            env=env,
             pass_fds=() if hold is None else (hold,),
             # Ctrl-C is for the launch; and a site's wrapper is stopped with what it started.
             start_new_session=True,
@@ -155,12 +159,6 @@ def _numbers(text: str) -> Iterator[int]:
         first, _, last = part.partition("-")
         if first.isdecimal() and (last or first).isdecimal():
             yield from range(int(first), int(last or first) + 1)
-
-
-def _environment() -> dict[str, str]:
-    """This environment without the variables that change the commands' meaning or output format."""
-    ours = ("SQUEUE_", "SACCT_", "SCANCEL_", "SLURM_TIME_FORMAT", "SLURM_BITSTR_LEN")
-    return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
 
 
 def user_name() -> str:

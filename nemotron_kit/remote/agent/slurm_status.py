@@ -7,6 +7,7 @@ import os
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +157,10 @@ class _Job:
         self.submission: Submission | None = None
         self.link: str | None = None
         self.status: JobStatus = {"state": "unknown", "error": "not submitted yet"}
-        self.record = _exit_record(run / "jobs" / str(number))
+        self.record: Mapping[str, Any] | None = None
+        with suppress(FileNotFoundError, DamagedRecord):
+            record = read_object(run / "jobs" / str(number) / "exit.json")
+            self.record = record if is_sound(record) else None
 
     @property
     def slurm_id(self) -> str | None:
@@ -188,14 +192,6 @@ class _Job:
         self.status = {"state": state, "code": code, "error": error, "slurm_id": self.slurm_id, **more}
 
 
-def _exit_record(folder: Path) -> Mapping[str, Any] | None:
-    try:
-        record = read_object(folder / "exit.json")
-    except (FileNotFoundError, DamagedRecord):
-        return None
-    return record if is_sound(record) else None
-
-
 def _ask(jobs: list[_Job], cluster: str | None) -> None:
     queue: dict[str, Entry] | None = None
     try:
@@ -224,7 +220,12 @@ def _ask(jobs: list[_Job], cluster: str | None) -> None:
         return
     for job in left:
         job.choose_link(accounts)
-        _from_accounting(job, accounts, queue is not None)
+        entry = commands.entry_of(accounts, job.slurm_id or "")
+        if entry and entry.state not in _PENDING | _RUNNING:
+            _final(job, entry)
+        elif queue is not None:  # else `unreachable` already: accounting does not know the state of a live job
+            recent = _is_recent(job.submission.at if job.submission else 0.0)
+            _unless_recorded(job, "running" if recent else "unknown", None if recent else _FORGOTTEN)
 
 
 def _few_ids(jobs: Sequence[_Job]) -> set[str]:
@@ -252,24 +253,21 @@ def _name(jobs: Iterable[_Job], queue: Mapping[str, Entry]) -> None:
             known = ids.get(record.name)
             found[record.name] = slurm.adopt(job.run, record, known) if known else slurm.find(job.run, record)
         job.submission = found[record.name]
-        if job.submission.job is None:
-            _absent(job, record)
+        if job.submission.job:
+            continue
+        # Neither squeue nor sacct, both of which have answered, has a job of that name.
+        if slurm.has_begun(job.run, record):
+            _unless_recorded(job, "unknown", _FORGOTTEN)
+        elif _is_recent(record.at):
+            job.set("unknown", None, "sbatch was asked, and Slurm does not show the job yet")
+        else:
+            job.set("failed", 1, "it never reached Slurm: neither squeue nor sacct has a job of its name")
 
 
 def _is_recent(submitted: float) -> bool:
     """Whether Slurm may not show what was submitted then yet. A time far in the future, of a damaged record, would be
     recent for ever."""
     return abs(time.time() - submitted) < _LAG_SECONDS
-
-
-def _absent(job: _Job, record: Submission) -> None:
-    """Record that neither squeue nor sacct, both of which have answered, has a job of that name."""
-    if slurm.has_begun(job.run, record):
-        _unless_recorded(job, "unknown", _FORGOTTEN)
-    elif _is_recent(record.at):
-        job.set("unknown", None, "sbatch was asked, and Slurm does not show the job yet")
-    else:
-        job.set("failed", 1, "it never reached Slurm: neither squeue nor sacct has a job of its name")
 
 
 def _from_queue(job: _Job, queue: Mapping[str, Entry]) -> bool:
@@ -287,18 +285,6 @@ def _from_queue(job: _Job, queue: Mapping[str, Entry]) -> bool:
     return False
 
 
-def _from_accounting(job: _Job, accounts: Mapping[str, Entry], queue_answered: bool) -> None:
-    entry = commands.entry_of(accounts, job.slurm_id or "")
-    if entry is None or entry.state in _PENDING | _RUNNING:
-        if not queue_answered:
-            return  # `unreachable` already: accounting does not know the state of a live job
-        submitted = job.submission.at if job.submission else 0.0
-        young = _is_recent(submitted)
-        _unless_recorded(job, "running" if young else "unknown", None if young else _FORGOTTEN)
-        return
-    _final(job, entry)
-
-
 def _final(job: _Job, entry: Entry) -> None:
     again = job.record is not None and job.record.get(AGAIN)
     code = entry.code or _CODES.get(entry.state, 1)
@@ -311,13 +297,9 @@ def _final(job: _Job, entry: Entry) -> None:
     elif job.record is None and entry.state == "COMPLETED" and not entry.code:
         job.set("succeeded", 0)
     elif job.record is None:
-        job.set("failed", code, f"Slurm reports {entry.state}, exit code {code}{_reason(job)}")
-
-
-def _reason(job: _Job) -> str:
-    """The reason why the job's worker wrote no record."""
-    record, number = job.submission, job.slurm_id
-    return (failure_reason(job.run, job.number, record.name, number) if record and number else None) or ""
+        record, number = job.submission, job.slurm_id
+        reason = failure_reason(job.run, job.number, record.name, number) if record and number else None
+        job.set("failed", code, f"Slurm reports {entry.state}, exit code {code}{reason or ''}")
 
 
 def _unless_recorded(job: _Job, state: str, error: str | None) -> None:
