@@ -9,7 +9,7 @@ import json
 import os
 import subprocess
 import tarfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -137,64 +137,38 @@ _CACHES = frozenset(
 )
 
 
-@dataclass(frozen=True)
-class Choice:
-    """The settings by which files are chosen: `root`, whether it is in a git work tree, and the profile's settings. In
-    the folders of `leave_out` only files tracked by git count as code."""
+def choose(tree: CodeTree, settings: RunConfig, leave_out: Collection[str] = ()) -> list[str]:
+    """Paths of files and links relative to the tree's root, sorted. Its packager decides:
 
-    root: Path
-    in_git: bool = False
-    patterns: Sequence[str] = ()
-    submodules: bool = True
-    leave_out: Collection[str] = field(default_factory=tuple)
-
-
-def choose(packager: str, choice: Choice) -> list[str]:
-    """Paths relative to the root, sorted: files and links."""
-    found = set(_PACKAGERS[packager](choice))
-    return sorted(name for name in found if _is_sendable(choice.root / name))
-
-
-def tracked(choice: Choice) -> list[str]:
-    """The files tracked by git, with the submodules' files if requested."""
-    return list(work_tree(choice.root, new=False, submodules=choice.submodules))
-
-
-def _worktree(choice: Choice) -> list[str]:
-    """Tracked and new files that git does not ignore; without git all files except environments, caches and records."""
-    if not choice.in_git:
-        return [name for name in _walk(choice.root, "") if not _left_out(choice, name)]
-    known = set(tracked(choice))
-    found = work_tree(choice.root, new=True, submodules=choice.submodules)
-    return [name for name in found if name in known or not _left_out(choice, name)]
+    `worktree`: tracked and new files that git does not ignore; without git all files except environments, caches and
+    records. `git`, `hybrid`: tracked files, and those that match the settings' patterns. `pattern`: the latter alone.
+    In the folders of `leave_out` only files tracked by git count as code.
+    """
+    root, submodules = Path(tree.root), settings.include_submodules is not False
+    patterns = settings.packager_include_pattern or ()
+    if tree.packager == "pattern":
+        if not patterns:
+            raise UserError("packager 'pattern' needs packager_include_pattern.", hint='For instance ["src/**/*.py"].')
+        found = set(_matching(root, patterns))
+        if not found:
+            raise UserError(f"packager_include_pattern: nothing in {root} matches {', '.join(patterns)}.")
+    elif tree.packager == "worktree":
+        tracked = set(work_tree(root, new=False, submodules=submodules)) if tree.git else set()
+        folders = tuple(f"{folder.rstrip('/')}/" for folder in leave_out)
+        names = work_tree(root, new=True, submodules=submodules) if tree.git else _walk(root, "")
+        found = {name for name in names if name in tracked or not f"{root / name}/".startswith(folders)}
+    else:
+        found = {*work_tree(root, new=False, submodules=submodules), *_matching(root, patterns)}
+    paths = [(name, root / name) for name in sorted(found)]
+    # Deleted files may still be tracked; sockets, pipes and a submodule's folder are no files.
+    return [name for name, path in paths if path.suffix != ".pyc" and (path.is_symlink() or path.is_file())]
 
 
-def _git(choice: Choice) -> list[str]:
-    return [*tracked(choice), *_matching(choice)]
-
-
-def _pattern(choice: Choice) -> list[str]:
-    if not choice.patterns:
-        raise UserError("packager 'pattern' needs packager_include_pattern.", hint='For instance ["src/**/*.py"].')
-    found = _matching(choice)
-    if not found:
-        raise UserError(f"packager_include_pattern: nothing in {choice.root} matches {', '.join(choice.patterns)}.")
-    return found
-
-
-_PACKAGERS: dict[str, Callable[[Choice], list[str]]] = {
-    "worktree": _worktree,
-    "git": _git,
-    "pattern": _pattern,
-    "hybrid": _git,
-}
-
-
-def _matching(choice: Choice) -> list[str]:
+def _matching(root: Path, patterns: Sequence[str]) -> list[str]:
     found: list[str] = []
-    for pattern in choice.patterns:
+    for pattern in patterns:
         if pattern.startswith("/") or ".." in Path(pattern).parts:
-            raise UserError(f"packager_include_pattern: {pattern} leads out of {choice.root}.")
+            raise UserError(f"packager_include_pattern: {pattern} leads out of {root}.")
         # pathlib fails at "" and "."; from Python 3.13 on it takes `**.py` for `*.py`.
         parts = Path(pattern).parts
         if not parts or any("**" in part and part != "**" for part in parts):
@@ -202,12 +176,11 @@ def _matching(choice: Choice) -> list[str]:
                 f"packager_include_pattern: {pattern!r} is no pattern of files: ** can only be a whole folder's name.",
                 hint='Write "src/**/*.py", or "*" for all files.',
             )
-        for path in choice.root.glob(pattern):
-            parents = path.relative_to(choice.root).parents
-            if any(_is_debris(choice.root / parent) for parent in parents if parent != Path()):
+        for path in root.glob(pattern):
+            name = path.relative_to(root)
+            if any(_is_debris(root / parent) for parent in name.parents if parent != Path()):
                 continue
-            name = path.relative_to(choice.root).as_posix()
-            found += _walk(choice.root, name) if path.is_dir() and not path.is_symlink() else [name]
+            found += _walk(root, str(name)) if path.is_dir() and not path.is_symlink() else [name.as_posix()]
     return found
 
 
@@ -219,11 +192,6 @@ def _walk(root: Path, below: str) -> Iterator[str]:
             yield (path / name).relative_to(root).as_posix()
 
 
-def _left_out(choice: Choice, name: str) -> bool:
-    text = str(choice.root / name)
-    return any(text == folder or text.startswith(folder.rstrip("/") + "/") for folder in choice.leave_out)
-
-
 def _is_debris(folder: Path) -> bool:
     """Whether a folder is a cache (it has a CACHEDIR.TAG), a Python environment, or holds nemotron's records."""
     if folder.name in _CACHES or folder.name.endswith(".egg-info"):
@@ -231,12 +199,6 @@ def _is_debris(folder: Path) -> bool:
     if (folder / "pyvenv.cfg").exists() or (folder / "CACHEDIR.TAG").exists():
         return True
     return folder.resolve() == nemotron_home().resolve()
-
-
-def _is_sendable(path: Path) -> bool:
-    """Whether the path is a file or link to be sent. Deleted files may still be tracked; sockets, pipes and a
-    submodule's folder are no files."""
-    return path.suffix != ".pyc" and (path.is_symlink() or path.is_file())
 
 
 LIMIT_BYTES = 100 * 1000 * 1000
@@ -281,9 +243,9 @@ def take_snapshot(
     "git".
     """
     settings = settings or RunConfig()
-    root, packager = Path(tree.root), tree.packager
+    root = Path(tree.root)
     commit, dirty = commit_of(root) if tree.git else (None, False)
-    if packager == "git" and dirty:
+    if tree.packager == "git" and dirty:
         if not settings.allow_dirty:
             refuse_dirty(root)
         members: Iterable[tuple[tarfile.TarInfo, bytes]] = committed(
@@ -291,14 +253,7 @@ def take_snapshot(
         )
         dirty = False
     else:
-        choice = Choice(
-            root=root,
-            in_git=tree.git,
-            patterns=settings.packager_include_pattern or (),
-            submodules=settings.include_submodules is not False,
-            leave_out=leave_out,
-        )
-        names = choose(packager, choice)
+        names = choose(tree, settings, leave_out)
         _check_size(root, {name: (root / name).lstat().st_size for name in names}, limit)
         members = _members(root, names)
     sizes, archive = _pack(members)

@@ -131,18 +131,6 @@ def ssh_command(host: str, user: str | None, identity: str | None, *options: str
     return [*arguments, "--", host]
 
 
-class Destination(Protocol):
-    """What an error message needs of an ssh target."""
-
-    host: str
-    user: str | None
-    python: str
-
-    @property
-    def address(self) -> str:
-        """`user@host`, or the host without a user."""
-
-
 _SSH_FAILED = 255
 _NO_COMMAND = 127
 # The first of these texts in ssh's output decides the message; {address} and {login} are filled in.
@@ -167,7 +155,7 @@ _REASONS: tuple[tuple[str, str, str], ...] = (
 )
 
 
-def not_reached(to: Destination, code: int | None, stderr: str) -> NemotronError:
+def not_reached(to: Ssh, code: int | None, stderr: str) -> NemotronError:
     """The error for an ssh that ended with `code` before the agent was ready (None: it had to be killed)."""
     output = printable(" ".join(line.strip() for line in stderr.splitlines() if line.strip())[-600:])
     if code is None:
@@ -176,18 +164,15 @@ def not_reached(to: Destination, code: int | None, stderr: str) -> NemotronError
         return NemotronError(f"{to.address}: there is no {to.python} there.", hint="Name it in the profile: python = …")
     if code != _SSH_FAILED:
         return NemotronError(f"{to.address}: {to.python} ended with exit code {code}.", hint=output or None)
-    fill = {"address": to.address, "host": to.host, "login": _login(to)}
+    login = f"nemotron profiles login {_profile_of(to) or 'NAME'}"
+    fill = {"address": to.address, "host": to.host, "login": login}
     for sign, what, hint in _REASONS:
         if sign.lower() in stderr.lower():
             return NotSent(what.format(**fill), hint=hint.format(**fill))
     return NotSent(f"{to.address} can't be reached.", hint=output or None)
 
 
-def _login(to: Destination) -> str:
-    return f"nemotron profiles login {_profile_of(to) or 'NAME'}"
-
-
-def _profile_of(to: Destination) -> str | None:
+def _profile_of(to: Ssh) -> str | None:
     """The name of the profile with this target. env.toml is read again, for an error message only."""
     try:
         for name in list_run_profiles():
@@ -357,9 +342,10 @@ class Ssh:
                 head, data = self._ask(pipe, op, payload, args)
             except Lost as lost:
                 self._pipe = None
+                output = [line for line in printable(lost.stderr).splitlines() if line.strip()]
                 raise Unreachable(
                     f"{self.address}: the connection was lost during {op}; whether it was done is not known.",
-                    hint=_last_line(printable(lost.stderr)),
+                    hint=output[-1] if output else None,
                 ) from lost
             except BaseException:  # Ctrl-C in the middle of a response: the next request needs a new connection
                 self._close()
@@ -415,7 +401,17 @@ class Ssh:
         python = f"{shell_path(self.python)} -I -c {shlex.quote(START)}"
         pipe = Pipe([*ssh_command(self.host, self.user, self.identity), python])
         try:
-            self._start_agent(pipe)
+            source = resources("nemotron_kit.remote.agent").joinpath("bootstrap.py").read_text(encoding="utf-8")
+            head = json.dumps({"mark": self._mark, "root": self._root, "kit": package_hash()})
+            pipe.send(f"exec({source!r})\n{head}\n".encode(), READY_SECONDS)
+            response = pipe.response(self._mark, READY_SECONDS)
+            if response.get("need") == "kit":
+                package = package_zip()
+                pipe.send(b"%d\n%s" % (len(package), package), STALL_SECONDS)
+                response = pipe.response(self._mark, STALL_SECONDS)
+            if "error" in response:
+                reason = printable(str(response["error"]))
+                raise NemotronError(f"{self.address}: nemotron_kit can't start there: {reason}.")
         except Lost as lost:
             if _FULL in lost.stderr and not is_retry:
                 time.sleep(_FULL_SECONDS)
@@ -425,18 +421,6 @@ class Ssh:
             pipe.close()
             raise
         return pipe
-
-    def _start_agent(self, pipe: Pipe) -> None:
-        source = resources("nemotron_kit.remote.agent").joinpath("bootstrap.py").read_text(encoding="utf-8")
-        head = json.dumps({"mark": self._mark, "root": self._root, "kit": package_hash()})
-        pipe.send(f"exec({source!r})\n{head}\n".encode(), READY_SECONDS)
-        response = pipe.response(self._mark, READY_SECONDS)
-        if response.get("need") == "kit":
-            package = package_zip()
-            pipe.send(b"%d\n%s" % (len(package), package), STALL_SECONDS)
-            response = pipe.response(self._mark, STALL_SECONDS)
-        if "error" in response:
-            raise NemotronError(f"{self.address}: nemotron_kit can't start there: {printable(str(response['error']))}.")
 
 
 _open: dict[tuple[str | None, ...], Ssh] = {}
@@ -458,11 +442,6 @@ def ssh_from(settings: RunConfig) -> Ssh:
     if key not in _open:
         _open[key] = Ssh(host, root, user=user, identity=identity, python=python)
     return _open[key]
-
-
-def _last_line(text: str) -> str | None:
-    lines = [line for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else None
 
 
 class Transport(Protocol):
