@@ -139,43 +139,30 @@ def wait_for(job: JobFolder | None, run_ids: Sequence[str]) -> None:
     pace, notified = Pace(0.1, 1.3), False
     while True:
         snapshots = refresh([each.run for each in waits])
-        states = {each.run.id: _state_of(each, snapshots.get(each.run.id)) for each in waits}
         for each in waits:
-            state = states[each.run.id]
+            removed = not each.run.path.is_dir()
+            if not removed:
+                each.update(snapshots.get(each.run.id))
+            state = _GONE if removed else each.state
             if state in _NEVER or (each.over and state != "succeeded"):
-                how = {**ENDED, _GONE: "was removed"}.get(state, f"is {state}{_why(each)}")
+                # Of an end that is not known: what is damaged, or the scheduler's error.
+                why = each.why or each.run.summary().error
+                how = {**ENDED, _GONE: "was removed"}.get(state, f"is {state}{f': {why}' if why else ''}")
                 raise NemotronError(f"it did not start: {each.run.id}, which it was to start after, {how}.")
         # One that has succeeded may be removed while the others are waited for.
         waits = [each for each in waits if not each.over]
         if not waits:
             return
         if not notified:
-            _notify(job, states)
+            reason = ", ".join(f"{each.run.id} ({each.state})" for each in waits)
+            sys.stderr.write(printable(f"waits for {reason}\n"))
+            if job is not None:
+                job.transition("pending", process=process_facts(), reason=reason)
             notified = True
         if job is not None and (job.cancel_requested or not job.path.is_dir()):
             raise Cancelled(f"{job.run_id}: cancelled before it ran.")
         pace.longest = 30.0 if snapshots else 2.0
         pace.wait()
-
-
-def _state_of(watch: Watch, snapshot: StatusSnapshot | None) -> str:
-    if not watch.run.path.is_dir():
-        return _GONE
-    watch.update(snapshot)
-    return watch.state
-
-
-def _why(watch: Watch) -> str:
-    """`: …`, the reason why a run's end is not known: what is damaged, or the scheduler's error; else ""."""
-    error = watch.why or watch.run.summary().error
-    return f": {error}" if error else ""
-
-
-def _notify(job: JobFolder | None, states: Mapping[str, str]) -> None:
-    reason = ", ".join(f"{run_id} ({state})" for run_id, state in states.items() if state != "succeeded")
-    sys.stderr.write(printable(f"waits for {reason}\n"))
-    if job is not None:
-        job.transition("pending", process=process_facts(), reason=reason)
 
 
 def _dependency_ids(executor: Executor, run: RunFolder, snapshot: StatusSnapshot | None) -> set[str]:

@@ -34,11 +34,22 @@ def resume(run: RunFolder, job: JobFolder) -> Outcome:
     _state(run, job)
     with run_lock(run, _LOCK):
         state = _state(run, job)
-        plan = _held(job, load_plan(run, job))
+        plan = load_plan(run, job)
+        if plan.after and all(entry["state"] != "running" for entry in job.history()):
+            after = After.of(plan.after)
+            for other in after.left:
+                how = ENDED.get(after.states[other.id], "has not succeeded yet")
+                hint = f"nemotron runs {'resume' if after.states[other.id] in ENDED else 'wait'} {other.id}"
+                what = f"{job.reference} starts after {other.id}, which {how}."
+                raise UserError(what, hint=f"That one first: {hint}")
+        plan = replace(plan, dependency=None, wait_first=None)  # nothing delays it any more
         for problem in missing_secrets(plan.secrets):
             raise UserError(f"{job.reference}: {problem}")
         backend = executor_for(plan.settings)
-        offsets = _printed_before(run, job)
+        offsets = LogOffsets(run)
+        # What the earlier attempts logged counts as printed.
+        logs = {path.stem: path.stat().st_size for path in (job.path / "logs").glob("*.log")}
+        offsets.keep({job.number: {**offsets.of(job.number), **logs}})
         sys.stderr.write(f"{job.reference}: another attempt\n")
         if state.terminal:
             _reset(job, plan)
@@ -76,12 +87,7 @@ def resume_levels(run: RunFolder) -> list[JobFolder]:
 
 def _state(run: RunFolder, job: JobFolder) -> JobState:
     """The job's state now. Raises UserError, or Unreachable, if no other attempt may begin."""
-    state = effective_state(job, refresh([run]).get(run.id))
-    _refuse(job, state, stored_plan(run))
-    return state
-
-
-def _refuse(job: JobFolder, state: JobState, plan: Plan) -> None:
+    state, plan = effective_state(job, refresh([run]).get(run.id)), stored_plan(run)
     name, run_id, is_remote = job.reference, job.run_id, not is_local(plan.executor)
     if state.state == "succeeded":
         # Only the program composes its jobs' configs, which `rerun` would have to.
@@ -101,18 +107,7 @@ def _refuse(job: JobFolder, state: JobState, plan: Plan) -> None:
         raise UserError(
             f"{name} is {state.state}: {str(state.error).removesuffix('.')}.", hint=f"nemotron runs show {run_id}"
         )
-
-
-def _held(job: JobFolder, plan: Plan) -> Plan:
-    """The plan without anything that delays it. Raises UserError for a job that waits for other runs, and has never
-    begun."""
-    if plan.after and all(entry["state"] != "running" for entry in job.history()):
-        known = After.of(plan.after)
-        for run in known.left:
-            how = ENDED.get(known.states[run.id], "has not succeeded yet")
-            hint = f"nemotron runs {'resume' if known.states[run.id] in ENDED else 'wait'} {run.id}"
-            raise UserError(f"{job.reference} starts after {run.id}, which {how}.", hint=f"That one first: {hint}")
-    return replace(plan, dependency=None, wait_first=None)
+    return state
 
 
 def _reset(job: JobFolder, plan: Plan) -> None:
@@ -122,13 +117,3 @@ def _reset(job: JobFolder, plan: Plan) -> None:
         folder = f"{plan.paths.run}/jobs/{job.number}"
         transport_for(plan.settings).call("begin_again", jobs=[folder])
     job.begin_again(starts_here=is_local(plan.executor))
-
-
-def _printed_before(run: RunFolder, job: JobFolder) -> LogOffsets:
-    """Mark what the earlier attempts logged as printed."""
-    offsets = LogOffsets(run)
-    logs = {path.stem: path.stat().st_size for path in (job.path / "logs").glob("*.log")}
-    offsets.keep(
-        {job.number: {**logs, **{name: at for name, at in offsets.of(job.number).items() if name not in logs}}}
-    )
-    return offsets

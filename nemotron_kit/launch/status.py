@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
@@ -64,12 +63,21 @@ class StatusCache:
     def fresh(self, wanted: Mapping[str, Sequence[int]], *, progress: bool = False) -> dict[str, StatusSnapshot] | None:
         """Run id → snapshot, if the cache has fresh responses for all of `wanted` (run id → job numbers), else None.
         `progress`: responses without it, which was not asked for, don't count."""
-        now, runs = time.time(), self._read()
-        if any(not _covers(runs.get(run_id), numbers, now) for run_id, numbers in wanted.items()):
-            return None
-        if progress and any("progress" not in runs[run_id] for run_id in wanted):
-            return None
-        return {run_id: _known(runs[run_id]) for run_id in wanted}
+        now, runs = time.time(), files.read_cache(self.path, _VERSION)
+        found = {}
+        for run_id, numbers in wanted.items():
+            entry = runs.get(run_id)
+            # A clock that was set back must not keep an answer alive.
+            if entry is None or not now - LONGEST <= entry["at"] <= now < entry["until"]:
+                return None
+            if not entry["lost"] and any(str(number) not in entry["jobs"] for number in numbers):
+                return None
+            if progress and "progress" not in entry:
+                return None
+            jobs = {int(number): Observation(**values) for number, values in entry["jobs"].items()}
+            measured = Progress(**entry["progress"]) if entry.get("progress") else None
+            found[run_id] = StatusSnapshot(float(entry["at"]), jobs, entry["lost"], measured)
+        return found
 
     def keep(
         self,
@@ -83,31 +91,16 @@ class StatusCache:
         """Store an answer, and until when it may be used. Fresh answers about other runs are kept."""
         now = time.time()
         until = now + min(LONGEST, max(SHORTEST, took if lost else _TIMES * took))
-        runs = {run_id: entry for run_id, entry in self._read().items() if entry["until"] > now}
+        kept = files.read_cache(self.path, _VERSION)
+        runs = {run_id: entry for run_id, entry in kept.items() if entry["until"] > now}
         for run_id in asked:
             jobs = {str(number): asdict(o) for number, o in found.get(run_id, {}).items()}
             runs[run_id] = {"at": at, "until": until, "lost": lost, "jobs": jobs}
             if measured is not None:
                 runs[run_id]["progress"] = asdict(measured[run_id]) if run_id in measured else None
-        with contextlib.suppress(OSError):  # a cache that can't be written is no reason to fail
+        with suppress(OSError):  # a cache that can't be written is no reason to fail
             self.path.parent.mkdir(mode=0o700, exist_ok=True)
         files.write_cache(self.path, _VERSION, runs)
-
-    def _read(self) -> dict[str, Any]:
-        return files.read_cache(self.path, _VERSION)
-
-
-def _covers(entry: Mapping[str, Any] | None, numbers: Sequence[int], now: float) -> bool:
-    # A clock that was set back must not keep an answer alive.
-    if entry is None or not now - LONGEST <= entry["at"] <= now < entry["until"]:
-        return False
-    return bool(entry["lost"]) or all(str(number) in entry["jobs"] for number in numbers)
-
-
-def _known(entry: Mapping[str, Any]) -> StatusSnapshot:
-    jobs = {int(number): Observation(**values) for number, values in entry["jobs"].items()}
-    progress = Progress(**entry["progress"]) if entry.get("progress") else None
-    return StatusSnapshot(float(entry["at"]), jobs, entry["lost"], progress)
 
 
 def mirror(plan: Plan, jobs: Sequence[JobFolder]) -> None:
@@ -136,21 +129,16 @@ def _write(job: JobFolder, found: Mapping[str, Any]) -> None:
         files.write_text(job.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in found["metrics"]))
     end, recorded = found["exit"], job.exit_record()
     if end is not None and is_final_end(end):
-        _began(job, found["history"])
         recorded = end  # otherwise the scheduler's state counts: a job that was stopped does not know why
+        # When it began, and with which versions: it may not have been observed while it ran, and no other record has
+        # the versions.
+        began = next((entry for entry in reversed(found["history"]) if entry.get("state") == "running"), None)
+        versions = {"versions": began["versions"]} if began and "versions" in began else {}
+        unversioned = versions and not any("versions" in entry for entry in job.history())
+        if began and (job.state().started is None or unversioned):
+            job.transition("running", observed=True, at=began["at"], **versions)
     if recorded is not None:
         files.write_json(job.path / "exit.json", {**recorded, "mirrored": True})
-
-
-def _began(job: JobFolder, history: Sequence[Mapping[str, Any]]) -> None:
-    """Record when the job began, and with which versions, by the history that it wrote: it may not have been observed
-    while it ran, and no other record has the versions."""
-    began = next((entry for entry in reversed(history) if entry.get("state") == "running"), None)
-    if began is None:
-        return
-    versions = {"versions": began["versions"]} if "versions" in began else {}
-    if job.state().started is None or (versions and not any("versions" in entry for entry in job.history())):
-        job.transition("running", observed=True, at=began["at"], **versions)
 
 
 LOST = "unreachable"
@@ -233,8 +221,20 @@ def progress_now(snapshot: StatusSnapshot) -> Progress | None:
 def refreshed(summaries: Sequence[RunSummary], runs: Mapping[str, RunFolder]) -> list[RunSummary]:
     """The summaries, updated with what their back ends report, progress included. `runs`: run id → folder of the runs
     to query."""
-    snapshots = refresh(runs.values(), progress=True)
-    return [_updated(runs[s.id], snapshots[s.id]) if s.id in snapshots else s for s in summaries]
+    snapshots, found = refresh(runs.values(), progress=True), list[RunSummary]()
+    for summary in summaries:
+        if (snapshot := snapshots.get(summary.id)) is not None:
+            run = runs[summary.id]
+            summary, state = run.summary(), effective_run_state(run, snapshot)
+            if summary.state == "pending" and state == "pending":
+                reasons = [o.reason for o in snapshot.observed.values() if o.state == "pending" and o.reason]
+                summary = replace(summary, reason=next(iter(reasons), summary.reason))
+            elif summary.state != DAMAGED and state == LOST:
+                states = (effective_state(job, snapshot) for job in run.jobs())
+                known = next((each for each in states if each.state == LOST), None)
+                summary = replace(summary, state=LOST, error=why_lost(known) if known else summary.error)
+        found.append(summary)
+    return found
 
 
 class Watch:
@@ -276,7 +276,12 @@ class Watch:
         self.over = not self.is_remote or now - self._unsure_since >= self._limits[self.state]
 
     def _state(self, snapshot: StatusSnapshot | None) -> str:
-        state = self._effective_state(snapshot)
+        if self.jobs is not None:
+            state = run_state(effective_state(job, snapshot).state for job in self.jobs)
+        else:
+            if self.run.is_pipeline:
+                refresh_stages(self.run)
+            state = effective_run_state(self.run, snapshot) if self.run.jobs() else self.run.summary().state
         if state in TERMINAL:
             return state
         try:
@@ -284,7 +289,11 @@ class Watch:
             if state == DAMAGED and not self.run.jobs():
                 raise DamagedRecord(self.run.summary().error or DAMAGED)
             if state == "running" and not self.is_remote:
-                _check_processes(self.run.jobs() if self.jobs is None else self.jobs)
+                for job in self.run.jobs() if self.jobs is None else self.jobs:
+                    now = job.state()
+                    if now.state == "running" and now.facts.get("process") is None and job.exit_record() is None:
+                        # The end of a process that is not recorded would never be noticed.
+                        raise DamagedRecord(f"{job.path / 'state'}: process: missing.")
             if state == "pending" and self.is_remote:
                 self.why = self._unsubmitted()
         except DamagedRecord as error:
@@ -303,24 +312,6 @@ class Watch:
         if left.keys() - waiting or any(state.facts.get("process") for state in left.values()):
             return None
         return f"{len(left)} job{'s' * (len(left) > 1)} still to be submitted: nemotron runs resume {self.run.id}"
-
-    def _effective_state(self, snapshot: StatusSnapshot | None) -> str:
-        if self.jobs is not None:
-            return run_state(effective_state(job, snapshot).state for job in self.jobs)
-        if self.run.is_pipeline:
-            refresh_stages(self.run)
-        if not self.run.jobs():
-            return self.run.summary().state
-        return effective_run_state(self.run, snapshot)
-
-
-def _check_processes(jobs: Sequence[JobFolder]) -> None:
-    """Raise DamagedRecord if a job of this machine is recorded as running, but not its process: its end would never be
-    noticed."""
-    for job in jobs:
-        state = job.state()
-        if state.state == "running" and state.facts.get("process") is None and job.exit_record() is None:
-            raise DamagedRecord(f"{job.path / 'state'}: process: missing.")
 
 
 def effective_state(job: JobFolder, snapshot: StatusSnapshot | None) -> JobState:
@@ -481,18 +472,6 @@ def _explained(plan: Plan, observation: Observation) -> Observation:
             error = f"it did not start: {run_id}, which it was to start after, {ENDED[state]}."
             return replace(observation, error=error)
     return observation
-
-
-def _updated(run: RunFolder, snapshot: StatusSnapshot) -> RunSummary:
-    summary = run.summary()
-    state = effective_run_state(run, snapshot)
-    if summary.state == "pending" and state == "pending":
-        reasons = [o.reason for o in snapshot.observed.values() if o.state == "pending" and o.reason]
-        return replace(summary, reason=next(iter(reasons), summary.reason))
-    if summary.state == DAMAGED or state != LOST:
-        return summary
-    known = next((s for s in (effective_state(job, snapshot) for job in run.jobs()) if s.state == LOST), None)
-    return replace(summary, state=LOST, error=why_lost(known) if known else summary.error)
 
 
 def why_lost(state: JobState) -> str:

@@ -43,8 +43,13 @@ def submit_waiting(run: RunFolder, *, running: int = 0) -> list[JobFolder]:
         queue = SweepQueue(run)
         while numbers := queue.unfinished or _fitting(queue, backend, running + len(given)):
             queue.begin(numbers)
-            _reopen(run, numbers)
-            plans = _with_dependency(load_plans(run, numbers))
+            for job in map(run.job, numbers):  # one whose submission failed, and that never ran, is pending again
+                if job.state().state == "failed" and all(entry["state"] != "running" for entry in job.history()):
+                    job.transition("pending")
+            plans = load_plans(run, numbers)
+            if plans[0].dependency:  # runs may have ended since the plans were made
+                ids = After.of(plans[0].after).dependency(plans[0])
+                plans = [replace(each, dependency=tuple(ids)) for each in plans] if ids is not None else plans
             try:
                 backend.submit(run, _after_level(run, queue, backend, plans) if queue.levels else plans)
             except NemotronError as error:
@@ -53,17 +58,6 @@ def submit_waiting(run: RunFolder, *, running: int = 0) -> list[JobFolder]:
             queue.end()
             given += numbers
     return [run.job(number) for number in given]
-
-
-def _with_dependency(plans: list[Plan]) -> list[Plan]:
-    """The plans with the scheduler ids of the jobs that they depend on now: runs may have ended since they were
-    made."""
-    if not plans[0].dependency:
-        return plans
-    numbers = After.of(plans[0].after).dependency(plans[0])
-    if numbers is None:
-        return plans
-    return [replace(plan, dependency=tuple(numbers)) for plan in plans]
 
 
 def _after_level(run: RunFolder, queue: SweepQueue, backend: Executor, plans: list[Plan]) -> list[Plan]:
@@ -92,13 +86,6 @@ def _after_level(run: RunFolder, queue: SweepQueue, backend: Executor, plans: li
 def attempts(job: JobFolder) -> int:
     """How often a job was resumed."""
     return sum(1 for entry in job.history() if entry.get(RESUMED))
-
-
-def _reopen(run: RunFolder, numbers: Sequence[int]) -> None:
-    """Set jobs whose submission failed, and that never ran, to pending."""
-    for job in map(run.job, numbers):
-        if job.state().state == "failed" and all(entry["state"] != "running" for entry in job.history()):
-            job.transition("pending")
 
 
 def drop_waiting(run: RunFolder, jobs: Sequence[JobFolder]) -> list[JobFolder]:
@@ -130,7 +117,8 @@ def submit_and_follow(
             _watch(run, jobs, given, ended, tick)
     except (KeyboardInterrupt, Terminated):
         if plan.settings.cancel_on_interrupt:
-            _cancel(run, jobs)
+            executor_for(plan.settings).cancel(run, drop_waiting(run, jobs))
+            log.warning("%s: cancelled.", run.id)
         else:
             log.warning("%s goes on: nemotron runs show %s", run.id, run.id)
             log.warning("To stop it: nemotron runs cancel %s", run.id)
@@ -161,11 +149,6 @@ def _record_failure(run: RunFolder, backend: Executor, numbers: Sequence[int], e
     except NemotronError:
         for job in jobs:
             job.transition("unknown", observed=True, error=error.message)
-
-
-def _cancel(run: RunFolder, jobs: Sequence[JobFolder]) -> None:
-    executor_for(stored_plan(run).settings).cancel(run, drop_waiting(run, jobs))
-    log.warning("%s: cancelled.", run.id)
 
 
 def _watch(
