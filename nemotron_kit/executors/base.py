@@ -229,7 +229,10 @@ class Executor(ABC):
         if plans[0].has_separate_folder:
             for plan in plans:
                 texts.update({f"jobs/{plan.job}/{name}": text for name, text in plan.files.items()})
-        _fetch_repositories(self.transport, plans)
+        # Each repository once; the target may have it already.
+        wanted: dict[str, Mapping[str, Any]] = {each["folder"]: each for plan in plans for each in plan.repositories}
+        for repository in wanted.values():
+            self.transport.call("fetch_repository", **repository)
         self.transport.call("make_run", remote.packed(texts), folder=paths.run)
         if self.settings.container_image:  # a first launch has to create what every container mounts
             mode = artifact_settings(read_env_file())["mode"]
@@ -321,10 +324,3 @@ def missing_secrets(names: Iterable[str]) -> Iterator[Problem]:
 def folder_of(path: str) -> str:
     """The folder to mount for an input of this machine: for a file its parent, which holds the metadata."""
     return str(Path(path).parent) if Path(path).is_file() else path
-
-
-def _fetch_repositories(transport: remote.Transport, plans: Iterable[Plan]) -> None:
-    """Fetch each repository once, unless the target has it already."""
-    wanted: dict[str, Mapping[str, Any]] = {record["folder"]: record for plan in plans for record in plan.repositories}
-    for record in wanted.values():
-        transport.call("fetch_repository", **record)

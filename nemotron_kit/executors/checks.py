@@ -275,7 +275,7 @@ def check_profile(config: RunConfig, *, on_node: bool = False) -> Iterator[Findi
     try:
         config, _ = with_folder(config, lambda: transport_for(config).root)
     except NemotronError as error:
-        yield Finding(_name(connection), UNREACHABLE if isinstance(error, Unreachable) else WRONG, str(error))
+        yield Finding("connection", UNREACHABLE if isinstance(error, Unreachable) else WRONG, str(error))
         return
     executor = executor_for(config)
     target = Target(config, executor.paths(_ANY_RUN, 0), executor.transport)
@@ -283,15 +283,8 @@ def check_profile(config: RunConfig, *, on_node: bool = False) -> Iterator[Findi
         check: Check = globals()[named] if isinstance(named, str) else named
         try:
             yield from check(target)
-        except Unreachable as error:
-            yield Finding(_name(check), UNREACHABLE, str(error))
-            if check is connection:
-                return
         except NemotronError as error:
-            yield Finding(_name(check), WRONG, str(error))
+            state = UNREACHABLE if isinstance(error, Unreachable) else WRONG
+            yield Finding(str(getattr(check, "__name__", "check")), state, str(error))
             if check is connection:
                 return
-
-
-def _name(check: Check) -> str:
-    return str(getattr(check, "__name__", "check"))

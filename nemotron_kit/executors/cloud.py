@@ -82,18 +82,6 @@ def _name(run_id: str, job: int) -> str:
     return f"nk-{slug[:-7]}"[: _LONGEST - len(end)].rstrip("-") + end
 
 
-def _queue(executor: Any) -> Any:
-    from leptonai.api.v1.types.deployment import QueueConfig
-
-    if not (executor.can_be_preempted or executor.can_preempt):
-        return None
-    return QueueConfig(
-        priority_class=executor.queue_priority or "mid-4000",
-        can_be_preempted=executor.can_be_preempted or None,
-        can_preempt=executor.can_preempt or None,
-    )
-
-
 class Cloud(Executor):
     """A service that NeMo-Run submits to. Jobs can be planned; submission has not been tested, and is refused."""
 
@@ -187,16 +175,6 @@ class Kubeflow(Cloud):
         return f"POST /apis/{body['apiVersion']}/namespaces/{executor.namespace}/trainjobs", body
 
 
-def _secret_value(name: str, value: str) -> str:
-    """The value of the environment variable NAME for `${secret:NAME}`; any other text unchanged."""
-    match = _SECRET.match(value)
-    if match is None:
-        return value
-    if match[1] not in os.environ:
-        raise ProfileError(f"{name}: the environment variable {match[1]} is not set.")
-    return os.environ[match[1]]
-
-
 def _claim(item: str | dict[str, Any]) -> dict[str, Any]:
     """A volume claim: `claim:/path`, or a table in the form of DGX Cloud's API. Raises ProfileError."""
     if isinstance(item, dict):
@@ -221,10 +199,13 @@ class DGXCloud(Cloud):
             raise ProfileError(
                 'dgxcloud needs the address of its API server: extra = {kube_apiserver_url = "https://…"}.'
             )
+        secret = _SECRET.match(config.app_secret or "")
+        if secret and secret[1] not in os.environ:
+            raise ProfileError(f"app_secret: the environment variable {secret[1]} is not set.")
         return run.DGXCloudExecutor(
             base_url=config.base_url,
             client_id=config.app_id,
-            client_secret=_secret_value("app_secret", config.app_secret or ""),
+            client_secret=os.environ[secret[1]] if secret else config.app_secret,
             project_name=config.project_name,
             container_image=config.container_image,
             pvc_nemo_run_dir=config.nemo_run_dir,
@@ -284,7 +265,7 @@ class Lepton(Cloud):
     def request(self, executor: Any, name: str) -> tuple[str, Mapping[str, Any]]:
         from leptonai.api.v1.types.affinity import LeptonResourceAffinity
         from leptonai.api.v1.types.common import Metadata
-        from leptonai.api.v1.types.deployment import EnvValue, EnvVar, LeptonContainer, Mount
+        from leptonai.api.v1.types.deployment import EnvValue, EnvVar, LeptonContainer, Mount, QueueConfig
         from leptonai.api.v1.types.job import LeptonJob, LeptonJobUserSpec, ReservationConfig
 
         if any("from" not in mount for mount in executor.mounts):
@@ -297,6 +278,14 @@ class Lepton(Cloud):
         variables += [
             EnvVar(name=key, value_from=EnvValue(secret_name_ref=value)) for key, value in executor.secret_vars.items()
         ]
+        queue = None
+        if executor.can_be_preempted or executor.can_preempt:
+            queue = QueueConfig(
+                priority_class=executor.queue_priority or "mid-4000",
+                can_be_preempted=executor.can_be_preempted or None,
+                can_preempt=executor.can_preempt or None,
+            )
+        reservation = executor.node_reservation
         spec = LeptonJobUserSpec(
             resource_shape=executor.resource_shape,
             affinity=LeptonResourceAffinity(
@@ -312,10 +301,8 @@ class Lepton(Cloud):
             ttl_seconds_after_finished=None,
             intra_job_communication=True,
             privileged=False,
-            queue_config=_queue(executor),
-            reservation_config=ReservationConfig(reservation_id=executor.node_reservation)
-            if executor.node_reservation
-            else None,
+            queue_config=queue,
+            reservation_config=ReservationConfig(reservation_id=reservation) if reservation else None,
         )
         body = LeptonJob(spec=spec, metadata=Metadata(id=name)).model_dump(
             mode="json", by_alias=True, exclude_none=True

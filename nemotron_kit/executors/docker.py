@@ -87,13 +87,6 @@ def mount(path: str, writable: bool) -> list[str]:
     return [f"--mount={text.getvalue()}"]
 
 
-def _user(uid: int, gid: int) -> list[str]:
-    """The options that run the container as the launching user, so that the job's files belong to that user. A user
-    unknown to the image gets a name and a writable home folder."""
-    arguments = [f"--user={uid}:{gid}"]
-    return arguments if uid == 0 else [*arguments, "--env=HOME=/tmp", f"--env=LOGNAME=uid{uid}"]
-
-
 def _options(executor: Any) -> Iterator[str]:
     for name in _UNTRANSLATED:
         if getattr(executor, name):
@@ -113,13 +106,9 @@ def _options(executor: Any) -> Iterator[str]:
             yield f"--{option}={value}"
     if executor.privileged:
         yield "--privileged"
-    yield from (f"--ulimit={_limit(text)}" for text in executor.ulimits)
-
-
-def _limit(text: str) -> str:
-    """A ulimit in Docker's form: NeMo-Run writes `memlock:-1` or `nofile:1024:2048`, Docker `memlock=-1`."""
-    name, _, rest = text.replace("=", ":", 1).partition(":")
-    return f"{name}={rest}"
+    for limit in executor.ulimits:  # NeMo-Run writes `memlock:-1` or `nofile:1024:2048`, Docker `memlock=-1`
+        name, _, rest = limit.replace("=", ":", 1).partition(":")
+        yield f"--ulimit={name}={rest}"
 
 
 def _problems(config: RunConfig, context: PlanContext) -> Iterator[Problem]:
@@ -184,10 +173,15 @@ class Docker(Executor):
         except MissingExtra as error:
             return replace(planned, problems=(Problem(error.message, hint=error.hint),))
         name = container_name(context.run_id, context.job)
+        # As the launching user, so that the job's files belong to that user; one that the image does not know gets a
+        # name and a writable home folder.
+        user = [f"--user={os.getuid()}:{os.getgid()}"]
+        if os.getuid() != 0:
+            user += ["--env=HOME=/tmp", f"--env=LOGNAME=uid{os.getuid()}"]
         arguments = [
             *("docker", "run", "--rm", "--init", "--pull=never", f"--name={name}"),
             *(f"--label={RUN_LABEL}={context.run_id}", f"--label={JOB_LABEL}={context.job}"),
-            *_user(os.getuid(), os.getgid()),
+            *user,
             *options["options"],
             *(argument for path, writable in mounts(paths, context.inputs) for argument in mount(path, writable)),
             *(f"--volume={volume}" for volume in options["volumes"]),
@@ -233,9 +227,18 @@ class Docker(Executor):
         left = [plan for plan in plans if _is_pending(_job(run.job(plan.job)))]
         for at in range(0, len(left), _STARTED_AT_ONCE):
             group = left[at : at + _STARTED_AT_ONCE]
-            started = [(plan, self._start(run, plan, rootless)) for plan in group]
-            for plan, client in started:
-                _wait_until_running(_job(run.job(plan.job)), client)
+            started = []
+            for plan in group:
+                arguments = list(plan.container.arguments if plan.container else ())
+                if rootless:  # the launching user is root inside the container
+                    arguments = [argument for argument in arguments if not argument.startswith("--user=")]
+                # The container outlives the client, in a session of its own, whose log gets what the worker prints
+                # outside of the job.
+                job = _job(run.job(plan.job))
+                with job.open_log("worker") as log:
+                    started.append((job, start_detached(arguments, log)))
+            for job, client in started:
+                _wait_until_running(job, client)
 
     def observe_many(self, runs: Sequence[tuple[RunFolder, Sequence[JobFolder]]]) -> dict[str, dict[int, Observation]]:
         """Run id → job number → its current state, with one query to the engine. Raises Unreachable if the engine does
@@ -279,15 +282,6 @@ class Docker(Executor):
     def checks(self) -> Sequence[str]:
         return ("connection", "docker", "mounts", "storage", "registry", "secrets")
 
-    def _start(self, run: RunFolder, plan: Plan, rootless: bool) -> subprocess.Popen[bytes]:
-        """Start the docker client that runs the container, in its own session; what the worker prints outside of
-        the job goes to its log. The container outlives the client."""
-        arguments = list(plan.container.arguments if plan.container else ())
-        if rootless:  # rootless: the launching user is root inside the container
-            arguments = [argument for argument in arguments if not argument.startswith("--user=")]
-        with _job(run.job(plan.job)).open_log("worker") as log:
-            return start_detached(arguments, log)
-
 
 def _wait_until_running(job: JobFolder, client: subprocess.Popen[bytes]) -> None:
     """Return once the worker has recorded that it runs. Raises NemotronError for a container that ends before that."""
@@ -296,18 +290,14 @@ def _wait_until_running(job: JobFolder, client: subprocess.Popen[bytes]) -> None
         if not _is_pending(job):
             return
         if code is not None:
-            output = _last_lines(job)
+            lines = job.log_path("worker").read_bytes()[-4000:].decode(errors="replace").strip().splitlines()
+            lines = [line for line in lines if line.strip() and not line.startswith("See 'docker")]
+            output = " ".join(lines[-3:]) or "no output"
             if "is already in use by container" in output:
                 return  # an earlier attempt to submit has started it
             what = "Docker did not start the container" if code in _NOT_STARTED else "the worker did not start"
             _raise_if_lost(output)
             raise NemotronError(f"{what} (exit code {code}): {output}", hint=f"All of it: {job.log_path('worker')}")
-
-
-def _last_lines(job: JobFolder) -> str:
-    lines = job.log_path("worker").read_bytes()[-4000:].decode(errors="replace").strip().splitlines()
-    lines_kept = [line for line in lines if line.strip() and not line.startswith("See 'docker")]
-    return " ".join(lines_kept[-3:]) or "no output"
 
 
 def _pull_if_missing(image: str) -> None:
@@ -353,20 +343,15 @@ def _observation(job: JobFolder, container: str, engine: str | None) -> Observat
         return last
     if job.cancel_requested:
         return Observation("cancelled", 128 + 9, "cancelled")
-    if _is_pending(job) and (waits := _start_in_progress(job.log_path("worker"))):
-        return Observation("pending", reason=waits)
+    if _is_pending(job):
+        # Its start may be in progress between the creation of its log and of its container.
+        try:
+            if time.time() - job.log_path("worker").stat().st_mtime < START_SECONDS:
+                return Observation("pending", reason="it is being started")
+        except FileNotFoundError:
+            return Observation("pending", reason="not submitted yet")
     error = f"the container {container} is gone and left no record: it was killed, or out of memory"
     return Observation("failed", 1, error)
-
-
-def _start_in_progress(log: Path) -> str | None:
-    """Why the job may have no container yet: its start may be in progress between the creation of its log and of its
-    container."""
-    try:
-        age = time.time() - log.stat().st_mtime
-    except FileNotFoundError:
-        return "not submitted yet"
-    return "it is being started" if age < START_SECONDS else None
 
 
 def _containers(names: Sequence[str]) -> dict[str, str]:
@@ -395,13 +380,9 @@ def _docker(*arguments: str, seconds: float = ASK_SECONDS, missing_ok: bool = Fa
     output = done.stderr.decode(errors="replace").strip()
     if done.returncode != 0:
         _raise_if_lost(output)
-        if not missing_ok or any("no such" not in line.lower() for line in _errors(output)):
+        if not missing_ok or any("no such" not in line.lower() for line in output.splitlines() if line.strip()):
             raise Unreachable(f"docker {arguments[0]}: {output}", hint=_hint())
     return done.stdout.decode(errors="replace")
-
-
-def _errors(output: str) -> Iterator[str]:
-    return (line for line in output.splitlines() if line.strip())
 
 
 def _raise_if_lost(output: str) -> None:

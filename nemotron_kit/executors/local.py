@@ -77,7 +77,11 @@ class Local(Executor):
                 self._start(job, plan)
 
     def observe_many(self, runs: Sequence[tuple[RunFolder, Sequence[JobFolder]]]) -> dict[str, dict[int, Observation]]:
-        return {run.id: {job.number: _observation(job.state()) for job in jobs} for run, jobs in runs}
+        states = {run.id: {job.number: job.state() for job in jobs} for run, jobs in runs}
+        return {
+            run_id: {number: Observation(state.state, state.code, state.error) for number, state in found.items()}
+            for run_id, found in states.items()
+        }
 
     def cancel(self, run: RunFolder, jobs: Sequence[JobFolder]) -> None:
         del run
@@ -113,23 +117,13 @@ class Local(Executor):
             error = f"the worker did not start: python: {plan.paths.python}: {failure.strerror}"
             job.finish(1, "failed", error=error)
             raise NemotronError(f"{job.run_id}: {error}.") from failure
-        # A worker that dies before it records `running` would leave its job pending for ever.
+        # A worker that dies before it records `running` would leave its job pending for ever. One that waits for
+        # another run has recorded its process; its job stays pending.
         for _ in polls(0.02, within=START_SECONDS):
-            ended = worker.poll()
-            if not _is_unreported(job):
+            ended, state = worker.poll(), job.state()
+            if state.state != "pending" or state.facts.get("process"):
                 return
             if ended not in (None, 0):
                 error = f"the worker did not start: see {job.log_path('worker')}"
                 job.finish(worker.returncode, "failed", error=error)
                 raise NemotronError(f"{job.run_id}: {error}.")
-
-
-def _observation(state: JobState) -> Observation:
-    return Observation(state.state, state.code, state.error)
-
-
-def _is_unreported(job: JobFolder) -> bool:
-    """Whether the worker has written no state yet. A worker that waits for another run has written one; its job stays
-    pending."""
-    state = job.state()
-    return state.state == "pending" and not state.facts.get("process")

@@ -119,14 +119,18 @@ def build_executor(config: RunConfig, env_vars: Mapping[str, str] | None = None)
     ProfileError (a ValueError) for a missing or invalid setting, MissingExtra (an ImportError) if NeMo-Run or a package
     that it needs is not installed.
     """
-    checked = _checked(config)
+    # Every value is checked, since a caller may have constructed the config directly.
+    given = {name: value for name, value in asdict(config).items() if value != DEFAULTS[name] and name != "extends"}
+    checked = replace(with_overrides(RunConfig(), given, prefix=""), extends=None)
     planner = executor_for(checked)
-    added = env_dict(RunConfig(env_vars=[f"{name}={value}" for name, value in (env_vars or {}).items()]))
-    run = _nemo_run()
+    variables: dict[str, str] = {name: FromProfile(text) for name, text in env_dict(checked).items()}
+    variables |= env_dict(RunConfig(env_vars=[f"{name}={value}" for name, value in (env_vars or {}).items()]))
     try:
-        executor = planner.nemo_run(
-            run, {**{name: FromProfile(text) for name, text in env_dict(checked).items()}, **added}
-        )
+        import nemo_run
+    except ImportError as error:
+        raise MissingExtra(f"This executor needs NeMo-Run, which can't be imported: {error}.", hint=_INSTALL) from error
+    try:
+        executor = planner.nemo_run(nemo_run, variables)
     except TypeError as error:
         raise ProfileError(f"extra: NeMo-Run's {checked.executor} executor: {error}.") from error
     except (ImportError, AssertionError) as error:  # NeMo-Run asserts that SkyPilot and Kubernetes are installed
@@ -136,12 +140,6 @@ def build_executor(config: RunConfig, env_vars: Mapping[str, str] | None = None)
     return executor
 
 
-def _checked(config: RunConfig) -> RunConfig:
-    """The same config with every value checked, since a caller may have constructed it directly."""
-    given = {name: value for name, value in asdict(config).items() if value != DEFAULTS[name] and name != "extends"}
-    return replace(with_overrides(RunConfig(), given, prefix=""), extends=None)
-
-
 _INSTALL = "pip install 'nemotron-kit[nemo-run]'"
 
 
@@ -149,14 +147,6 @@ def missing() -> Iterator[Problem]:
     """The problem that NeMo-Run is not installed. It is not imported, which takes a second."""
     if find_spec("nemo_run") is None:
         yield Problem("This executor needs NeMo-Run, which is not installed.", hint=_INSTALL)
-
-
-def _nemo_run() -> Any:
-    try:
-        import nemo_run
-    except ImportError as error:
-        raise MissingExtra(f"This executor needs NeMo-Run, which can't be imported: {error}.", hint=_INSTALL) from error
-    return nemo_run
 
 
 # How long the helper process waits for another request.
