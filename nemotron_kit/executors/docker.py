@@ -257,8 +257,7 @@ class Docker(Executor):
         for job in jobs:
             for folder in {job.path, _job(job).path}:
                 JobFolder(folder).request_cancel()
-        names = [container_name(run.id, job.number) for job in jobs]
-        existing = [name for name in names if name in _containers(names)]
+        existing = _containers([container_name(run.id, job.number) for job in jobs])
         if existing:
             _docker("stop", f"--time={GRACE}", *existing, seconds=GRACE + ASK_SECONDS, missing_ok=True)
 

@@ -41,6 +41,20 @@ def test_a_pending_job_without_a_container(
     assert seen.state == state and says in f"{seen.reason} {seen.error}"
 
 
+def test_the_engine_is_asked_once_for_all_jobs_that_are_cancelled(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, ...]] = []
+
+    def answer(*arguments: str, **_: object) -> str:
+        asked.append(arguments)
+        return f"/nk-{run.id}-0 running\n/nk-{run.id}-2 running\n" if arguments[0] == "container" else ""
+
+    monkeypatch.setattr(docker, "_docker", answer)
+    run = create_run("20260102-030405-work-speak-abc123", {"executor": "docker"}, [{"job.json": "{}"}] * 3)
+    docker.Docker(RunConfig()).cancel(run, run.jobs())
+    assert [arguments[0] for arguments in asked] == ["container", "stop"]
+    assert asked[1][2:] == (f"nk-{run.id}-0", f"nk-{run.id}-2") and all(job.cancel_requested for job in run.jobs())
+
+
 @pytest.mark.parametrize("mount", ["/data", "~/data:/data", "data", "/data:data", "/a:/b:ro:z"])
 def test_a_mount_that_would_be_an_empty_volume_is_a_problem(tmp_path: Path, mount: str) -> None:
     settings = RunConfig(executor="docker", container_image="image", mounts=["/x:/x", "/y:/z:ro,z", "volume:/v", mount])
