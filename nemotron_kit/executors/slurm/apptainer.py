@@ -74,18 +74,14 @@ def script_lines(config: RunConfig, nodes: int, command: Sequence[str] = ()) -> 
     names = [name for name in names if not name.startswith(_SETTINGS)]
     lines = ["{ set +vx; } 2>/dev/null", *setting_lines(config)]
     lines += [f'[ -z "${{{name}+x}}" ] || export APPTAINERENV_{name}="${name}"' for name in names]
-    lines += [_found(APPTAINER)]
+    missing = f"{APPTAINER} (not on the PATH; load its module: modules = [...] in the profile)"
+    lines.append(f"command -v {APPTAINER} >/dev/null || nemotron_stop 127 {shlex.quote(missing)}")
     image = str(config.container_image)
     if nodes > 1 and is_address(image) and image in command:
         python = command.index(image) + 1
         what = f"{APPTAINER} exec {image} {command[python]}"
         lines.append(f"{' '.join(command[: python + 1])} -c '' || nemotron_stop \"$?\" {shlex.quote(what)}")
     return [*lines, "set -vx"]
-
-
-def _found(program: str) -> str:
-    fix = "load its module: modules = [...] in the profile"
-    return f"command -v {program} >/dev/null || nemotron_stop 127 {shlex.quote(f'{program} (not on the PATH; {fix})')}"
 
 
 def problems_of(config: RunConfig) -> Iterator[Problem]:

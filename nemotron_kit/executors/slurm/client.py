@@ -151,7 +151,9 @@ class Slurm(Executor):
         config = self.settings
         partition = resolve_partition(config, is_launch=bool(config.detach))
         extra = scripts.checked_extra(config)
-        flags, more = _flags(config), _more_flags(config)
+        flags = {name: value for name in _SAME_NAME if (value := getattr(config, name)) is not None}
+        flags |= {"signal": f"USR1@{config.signal_lead}"} if config.signal_lead else {}
+        more = {name: value for name in _WITHOUT_FIELD if (value := getattr(config, name)) is not None}
         added = {name.replace("-", "_"): value for name, value in extra.pop("additional_parameters", {}).items()}
         for source, names in (("extra", flags.keys() & extra), ("extra.additional_parameters", more.keys() & added)):
             if twice := sorted("signal_lead" if name == "signal" and config.signal_lead else name for name in names):
@@ -191,8 +193,9 @@ class Slurm(Executor):
     def submit(self, run: RunFolder, plans: Sequence[Plan]) -> None:
         paths = plans[0].paths
         self.prepare(run, plans)
+        partition = resolve_partition(plans[0].settings, is_launch=plans[0].mode == "batch")
         with _nothing_sent():
-            limits, _ = self.transport.call("slurm_limits", partition=_partition(plans[0]) or "")
+            limits, _ = self.transport.call("slurm_limits", partition=partition or "")
         # Where there are no arrays (0), sbatch says so.
         most = max(1, min(MOST_PER_ARRAY, int(limits["max_array_size"]) - 1))
         for call in _calls(plans, most):
@@ -229,7 +232,8 @@ class Slurm(Executor):
     def read_logs(
         self, job: JobFolder, offsets: Mapping[str, int], limit: int, *, only: bool = False, skip: Sequence[str] = ()
     ) -> list[operations.Piece]:
-        asked: dict[str, Any] = {"job": _job(job), "offsets": dict(offsets), "limit": limit}
+        folder = f"{_target(RunFolder(job.path.parent.parent))}/jobs/{job.number}"
+        asked: dict[str, Any] = {"job": folder, "offsets": dict(offsets), "limit": limit}
         return operations.pieces(*self.transport.call("read_logs", **asked, only=only, skip=list(skip)))
 
     def dependency_id(self, facts: Mapping[str, Any]) -> str | None:
@@ -239,14 +243,49 @@ class Slurm(Executor):
 
     def shell(self, plan: Plan, job: JobFolder, state: JobState, command: list[str], node: str | None) -> list[str]:
         """An `srun` command into the job's allocation, run on the machine that has srun."""
-        return srun_line(plan, job, state, command, node)
+        number = str((state.facts.get("scheduler") or {}).get("job") or "")
+        if not number.replace("_", "").isdecimal():
+            raise UserError(f"{job.run_id}: job {job.number}: its number in Slurm isn't known yet.")
+        folder, settings = f"{plan.paths.run}/jobs/{job.number}", plan.settings
+        if "_" in number:  # a task of an array, which srun knows by the number that it has besides
+            number = _step(settings, folder).partition(".")[0]
+        if not settings.container_image or apptainer.runs_in(settings):
+            where = [f"--chdir={folder}"]
+        else:  # Pyxis: the command starts in the container of the job
+            given = [str(argument) for argument in (settings.extra or {}).get("srun_args") or ()]
+            named = [each.split("=", 1)[1].partition(":")[0] for each in given if each.startswith("--container-name=")]
+            name = named[-1] if named else _step(settings, folder)
+            where = [f"--container-name={name}:exec", f"--container-workdir={folder}"]
+        srun = ["srun", f"--jobid={number}", "--overlap", "--nodes=1", "--ntasks=1", *where]
+        srun += [f"--nodelist={node}"] if node else []
+        srun += ["--pty"] if sys.stdin.isatty() else []
+        command = command or (["/bin/sh"] if settings.container_image else ["/bin/bash", "-l"])
+        srun += scripts.with_modules(settings, [*scripts.inside_of(settings, folder, plan.mounts or ()), *command])
+        if settings.tunnel != "ssh":
+            return srun
+        terminal = ["-o", "RequestTTY=force"] if sys.stdin.isatty() else []
+        connect = ssh_command(str(settings.host), settings.user, settings.identity, *terminal)
+        return [*(argument for argument in connect if not (terminal and argument == "-T")), shlex.join(srun)]
 
     def checks(self) -> Sequence[str]:
         return ("connection", "slurm", "partitions", "python", "image", "mounts", "storage", "registry", "secrets")
 
     def _submit(self, folder: str, call: Call, limit: str | None) -> None:
         first = call.plans[0]
-        secrets = {name: _secret(name) for plan in call.plans for name in plan.secrets}
+        names = dict.fromkeys(name for plan in call.plans for name in plan.secrets)
+        for name in names:
+            if name not in os.environ:
+                raise UserError(
+                    f"The profile's secrets name {name}, which is not set in this environment.",
+                    hint=f"export {name}=…",
+                )
+        secrets = {name: os.environ[name] for name in names}
+        # It starts after others have succeeded, and is dropped if one of them fails.
+        ids = first.dependency
+        kinds = [*([f"afterok:{':'.join(ids)}"] if ids else []), *(["singleton"] if first.settings.chain else [])]
+        options = scripts.time_limit_options(first.settings, limit)
+        options += [f"--dependency={','.join(kinds)}"] if kinds else []
+        options += ["--kill-on-invalid-dep=yes"] if ids else []
         hidden = [name for name in os.environ if is_secret_name(name) and name not in secrets]
         hidden += _OF_THIS_PYTHON if self.settings.container_image or self.settings.conda else []
         payload = {"script": None if call.sent else call.text, "secrets": secrets}
@@ -259,7 +298,7 @@ class Slurm(Executor):
             jobs=[plan.job for plan in call.plans],
             array=call.array,
             script=call.script,
-            options=[*scripts.time_limit_options(first.settings, limit), *_dependency_options(first)],
+            options=options,
             links=first.settings.chain or 1,
             hidden=hidden,
         )
@@ -276,7 +315,13 @@ def _nothing_sent() -> Iterator[None]:
 
 def _calls(plans: Sequence[Plan], most: int) -> Iterator[Call]:
     if len(plans) == 1 and scripts.FILE in plans[0].files:
-        yield _single(plans[0])
+        plan, text = plans[0], plans[0].files[scripts.FILE]
+        intent = scripts.intent_of(plan.run_id, [plan.job], plan.attempt)
+        name, script, sent = _name(intent, plan), f"jobs/{plan.job}/{scripts.FILE}", True
+        if plan.attempt:  # another attempt has another intent, hence another name and script
+            text = text.replace(_name(scripts.intent_of(plan.run_id, [plan.job]), plan), name)
+            script, sent = f"{scripts.SUBFOLDER}/{intent}.sh", False
+        yield Call(intent, name, (plan,), False, script, text, sent)
         return
     alike: dict[str, list[Plan]] = {}
     for plan in plans:
@@ -284,17 +329,6 @@ def _calls(plans: Sequence[Plan], most: int) -> Iterator[Call]:
     for group in alike.values():
         for at in range(0, len(group), most):
             yield _array(group[at : at + most])
-
-
-def _single(plan: Plan) -> Call:
-    """The script of one plan by itself. Another attempt has another intent, hence another name and script."""
-    text, first = plan.files[scripts.FILE], scripts.intent_of(plan.run_id, [plan.job])
-    if not plan.attempt:
-        return Call(first, _name(first, plan), (plan,), False, f"jobs/{plan.job}/{scripts.FILE}", text)
-    intent = scripts.intent_of(plan.run_id, [plan.job], plan.attempt)
-    name = _name(intent, plan)
-    text = text.replace(_name(first, plan), name)
-    return Call(intent, name, (plan,), False, f"{scripts.SUBFOLDER}/{intent}.sh", text, sent=False)
 
 
 def _array(plans: list[Plan]) -> Call:
@@ -325,19 +359,10 @@ def _name(intent: str, plan: Plan) -> str:
     return scripts.job_name(intent, label_of(plan.settings, plan.recipe, plan.stage))
 
 
-def _partition(plan: Plan) -> str | None:
-    return resolve_partition(plan.settings, is_launch=plan.mode == "batch")
-
-
 @lru_cache
 def _target(run: RunFolder) -> str:
     """The run's folder on the target. Cached: it is needed for each piece of a log and never changes."""
     return stored_plan(run).paths.run
-
-
-def _job(job: JobFolder) -> str:
-    """The job's folder on the target."""
-    return f"{_target(RunFolder(job.path.parent.parent))}/jobs/{job.number}"
 
 
 _SAME_NAME = (
@@ -346,32 +371,6 @@ _SAME_NAME = (
 )
 # Flags of sbatch for which NeMo-Run's executor has no field.
 _WITHOUT_FIELD = ("nodelist", "reservation", "mail_user", "mail_type")
-
-
-def _flags(config: RunConfig) -> dict[str, Any]:
-    """The arguments of NeMo-Run's SlurmExecutor that the profile's fields set."""
-    found = {name: value for name in _SAME_NAME if (value := getattr(config, name)) is not None}
-    return {**found, **({"signal": f"USR1@{config.signal_lead}"} if config.signal_lead else {})}
-
-
-def _more_flags(config: RunConfig) -> dict[str, Any]:
-    """The flags of sbatch that the profile's fields set and that are passed as additional_parameters."""
-    return {name: value for name in _WITHOUT_FIELD if (value := getattr(config, name)) is not None}
-
-
-def _secret(name: str) -> str:
-    if name not in os.environ:
-        raise UserError(
-            f"The profile's secrets name {name}, which is not set in this environment.", hint=f"export {name}=…"
-        )
-    return os.environ[name]
-
-
-def _dependency_options(plan: Plan) -> list[str]:
-    """sbatch options for a job that starts after others have succeeded, and is dropped if one of them fails."""
-    ids = plan.dependency
-    kinds = [*([f"afterok:{':'.join(ids)}"] if ids else []), *(["singleton"] if plan.settings.chain else [])]
-    return [*([f"--dependency={','.join(kinds)}"] if kinds else []), *(["--kill-on-invalid-dep=yes"] if ids else [])]
 
 
 def _observation(values: Mapping[str, Any]) -> Observation:
@@ -384,41 +383,6 @@ def _observation(values: Mapping[str, Any]) -> Observation:
         estimated_start=values.get("start") if values["state"] == "pending" else None,
         facts=facts,
     )
-
-
-def srun_line(plan: Plan, job: JobFolder, state: JobState, command: list[str], node: str | None) -> list[str]:
-    """An `srun` command into the job's allocation, run on the machine that has srun."""
-    number = str((state.facts.get("scheduler") or {}).get("job") or "")
-    if not number.replace("_", "").isdecimal():
-        raise UserError(f"{job.run_id}: job {job.number}: its number in Slurm isn't known yet.")
-    folder, settings = f"{plan.paths.run}/jobs/{job.number}", plan.settings
-    if "_" in number:  # a task of an array, which srun knows by the number that it has besides
-        number = _step(settings, folder).partition(".")[0]
-    srun = ["srun", f"--jobid={number}", "--overlap", "--nodes=1", "--ntasks=1", *_container_options(settings, folder)]
-    srun += [f"--nodelist={node}"] if node else []
-    srun += ["--pty"] if sys.stdin.isatty() else []
-    command = command or (["/bin/sh"] if settings.container_image else ["/bin/bash", "-l"])
-    srun += scripts.with_modules(settings, [*scripts.inside_of(settings, folder, plan.mounts or ()), *command])
-    if settings.tunnel != "ssh":
-        return srun
-    terminal = ["-o", "RequestTTY=force"] if sys.stdin.isatty() else []
-    connect = ssh_command(str(settings.host), settings.user, settings.identity, *terminal)
-    return [
-        *(argument for argument in connect if not (terminal and argument == "-T")),
-        shlex.join(srun),
-    ]
-
-
-def _container_options(settings: RunConfig, folder: str) -> list[str]:
-    """srun options that start a command in a job's folder, and in its container if it has one."""
-    if not settings.container_image or apptainer.runs_in(settings):
-        return [f"--chdir={folder}"]
-    given = [str(argument) for argument in (settings.extra or {}).get("srun_args") or ()]
-    named = [
-        argument.split("=", 1)[1].partition(":")[0] for argument in given if argument.startswith("--container-name=")
-    ]
-    name = named[-1] if named else _step(settings, folder)
-    return [f"--container-name={name}:exec", f"--container-workdir={folder}"]
 
 
 def _step(settings: RunConfig, folder: str) -> str:

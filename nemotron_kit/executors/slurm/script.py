@@ -163,6 +163,10 @@ def job_name(intent: str, label: str) -> str:
     return f"nk-{intent}-{slug}"[:64].rstrip("-.")
 
 
+_NAME, _TARGET = "nk-000000000000-name", "/nk-000000000000-target"
+_cache: dict[str, str] = {}
+
+
 def render(config: RunConfig, resources: Resources, script: Script, *, batch: bool) -> str:
     """The sbatch script. Raises UserError for a value that can't be written into it, MissingExtra without NeMo-Run."""
     for path in (script.folder, *script.command, *script.mounts):
@@ -177,7 +181,13 @@ def render(config: RunConfig, resources: Resources, script: Script, *, batch: bo
                 f"{path!r}: a container's mounts are separated by commas, so none of its folders can have one.",
                 hint="That is NEMOTRON_HOME, remote_job_dir, the registry, or an input: give it another name.",
             )
-    text = _render_with_nemo_run(config, resources, script, batch)
+    # The scripts of a sweep's jobs differ in name and target; rendering one takes 20 ms.
+    template = replace(script, name=_NAME, command=(*script.command[:-1], _TARGET))
+    key = repr((config, resources, template, batch))
+    if key not in _cache:
+        given = {"config": asdict(config), "resources": asdict(resources), "script": asdict(template), "batch": batch}
+        _cache[key] = ask(__name__, given) or render_in_process(config, resources, template, batch)
+    text = _cache[key].replace(_NAME, script.name).replace(_TARGET, script.command[-1])
     if " ".join(script.command) not in text:  # NeMo-Run replaces /nemo_run wherever it stands
         raise UserError(
             "/nemo_run can't be part of a path of this job: NeMo-Run replaces it by another path.",
@@ -189,8 +199,26 @@ def render(config: RunConfig, resources: Resources, script: Script, *, batch: bo
 
 def render_in_process(config: RunConfig, resources: Resources, script: Script, batch: bool) -> str:
     """NeMo-Run's rendering of the script, unchecked."""
+    executor = _executor(config, resources, script, batch)
+    from nemo_run import LocalTunnel
+    from nemo_run.core.execution.slurm import SlurmBatchRequest, SlurmJobDetails
+
+    folder = f"{script.folder}/{SUBFOLDER}"
+    executor.tunnel = LocalTunnel(job_dir=script.folder)
+    executor.job_dir = folder
+    executor.job_details = SlurmJobDetails(job_name=script.name, folder=folder)
     end = ["&&", "nemotron_over", "||"] if config.chain else ["||"]
-    return _materialize(_executor(config, resources, script, batch), script, [*end, "nemotron_end", "$?"])
+    return str(
+        SlurmBatchRequest(
+            launch_cmd=["sbatch", "--parsable"],
+            jobs=[script.name],
+            command_groups=[[*script.command, *end, "nemotron_end", "$?"]],
+            executor=executor,
+            max_retries=0,
+            extra_env={},
+            launcher=None,
+        ).materialize()
+    )
 
 
 def sbatch_options(config: RunConfig, resources: Resources, *, batch: bool) -> dict[str, str | None]:
@@ -246,20 +274,6 @@ def time_limit_options(config: RunConfig, limit: str | None) -> list[str]:
     if allowed is None or (wanted is not None and wanted <= allowed):
         return []
     return [f"--time={limit}", f"--signal=USR1@{lead_seconds(allowed, config.signal_lead)}"]
-
-
-# The scripts of a sweep's jobs differ in name and target; rendering one takes 20 ms.
-_NAME, _TARGET = "nk-000000000000-name", "/nk-000000000000-target"
-_cache: dict[str, str] = {}
-
-
-def _render_with_nemo_run(config: RunConfig, resources: Resources, script: Script, batch: bool) -> str:
-    template = replace(script, name=_NAME, command=(*script.command[:-1], _TARGET))
-    key = repr((config, resources, template, batch))
-    if key not in _cache:
-        given = {"config": asdict(config), "resources": asdict(resources), "script": asdict(template), "batch": batch}
-        _cache[key] = ask(__name__, given) or render_in_process(config, resources, template, batch)
-    return _cache[key].replace(_NAME, script.name).replace(_TARGET, script.command[-1])
 
 
 def _executor(config: RunConfig, resources: Resources, script: Script, batch: bool) -> Any:
@@ -396,27 +410,6 @@ def check_text(config: RunConfig, python: str, code: str) -> str:
 
 def _or_stop(command: str) -> str:
     return f'{command} || nemotron_stop "$?" {shlex.quote(command)}'
-
-
-def _materialize(executor: Any, script: Script, end: Sequence[str]) -> str:
-    from nemo_run import LocalTunnel
-    from nemo_run.core.execution.slurm import SlurmBatchRequest, SlurmJobDetails
-
-    folder = f"{script.folder}/{SUBFOLDER}"
-    executor.tunnel = LocalTunnel(job_dir=script.folder)
-    executor.job_dir = folder
-    executor.job_details = SlurmJobDetails(job_name=script.name, folder=folder)
-    return str(
-        SlurmBatchRequest(
-            launch_cmd=["sbatch", "--parsable"],
-            jobs=[script.name],
-            command_groups=[[*script.command, *end]],
-            executor=executor,
-            max_retries=0,
-            extra_env={},
-            launcher=None,
-        ).materialize()
-    )
 
 
 def command_of(

@@ -10,7 +10,7 @@ import pytest
 
 from nemotron_kit.cli.tools import run as run_tool
 from nemotron_kit.errors import UserError
-from nemotron_kit.executors.slurm.client import srun_line
+from nemotron_kit.executors.slurm.client import Slurm
 from nemotron_kit.home import new_run_id
 from nemotron_kit.runs.folder import create_run
 from nemotron_kit.runs.job import JobFolder, JobState
@@ -28,7 +28,8 @@ def job(tmp_path: Path) -> JobFolder:
 
 
 def line(job: JobFolder, *command: str, state: JobState = ALONE, **settings: Any) -> list[str]:
-    return srun_line(Plan.from_dict({"settings": settings}, job.path.parent.parent), job, state, list(command), "n2")
+    plan = Plan.from_dict({"settings": settings}, job.path.parent.parent)
+    return Slurm(plan.settings).shell(plan, job, state, list(command), "n2")
 
 
 def began(job: JobFolder, *steps: str) -> None:
