@@ -1,14 +1,16 @@
-"""What a training takes beside memory, computed from the config: the disk of its checkpoints, and its wall time. Every
-launch imports it, so it imports no torch."""
+"""What a training takes, computed from the config: memory (see memory.py), the disk of its checkpoints, and its wall
+time. Every launch imports it, so it imports no torch."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from nemotron_kit.errors import Note
-from nemotron_kit.training.config_blocks import TrainBlock
-from nemotron_kit.training.memory import GpuFacts
+from nemotron_kit.training.config_blocks import CheckpointConfig, TrainBlock, unknown
+from nemotron_kit.training.memory import GpuFacts, Step, memory_notes
 from nemotron_kit.training.model import layer_types
 from nemotron_kit.training.model_size import active_parameters, count_parameters, numbers
 
@@ -63,6 +65,58 @@ class JobFacts(Protocol):
     def earlier_rate(self, keys: Sequence[str], of: str = "tokens") -> tuple[float, str] | None:
         """(tokens a second, or with `of="steps"` steps a second; the run) of the newest run of this command and
         profile, on as many processes, whose config has the same values under `keys`; None if there is none."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A run of pretraining or fine-tuning whose model is known: what it is called, its `model` block, its settings.
+    `instead`: what else to do where its memory is too small; `adapters`: beside frozen weights these are trained;
+    `gradients_stay`: their memory is there all the time."""
+
+    what: str
+    model: Mapping[str, Any]
+    seq_length: int
+    train: TrainBlock
+    checkpoint: CheckpointConfig
+    instead: str
+    adapters: bool = False
+    gradients_stay: bool = True
+
+    def memory(self, processes: int, *, here: bool, gpu: GpuFacts | None = None) -> list[str]:
+        """See `memory_notes`; nothing for adapters, whose memory is not estimated."""
+        if self.adapters:
+            return []
+        train = self.train
+        per_step = max(1, train.global_batch_size // (train.micro_batch_size * processes))
+        step = Step(
+            self.model,
+            self.seq_length,
+            train.layout,
+            processes,
+            train.micro_batch_size,
+            micro_batches=2 if self.gradients_stay else per_step,
+            activation_checkpointing=train.activation_checkpointing,
+            loss_chunk=train.tokens_per_chunk,
+        )
+        return memory_notes(self.what, step, train.precision, here=here, gpu=gpu, instead=self.instead)
+
+    def notes(self, processes: int, *, here: bool, gpu: GpuFacts | None, job: JobFacts | None) -> list[str]:
+        """What it takes of memory, disk and time, for a plan."""
+        train, place = self.train, self.checkpoint.save
+        found = self.memory(processes, here=here, gpu=gpu)
+        if place and not unknown(place):
+            found += disk_notes(self.model, place, self.checkpoint.kept, job, adapters=self.adapters)
+        tokens = train.train_iters * train.global_batch_size * self.seq_length
+        model, adapters = self.model, self.adapters
+        return [
+            *found,
+            *time_notes(model, self.seq_length, tokens, processes, train, place, gpu, job, adapters=adapters),
+        ]
+
+    def problems(self) -> list[str]:
+        """A sentence with the estimate if this machine's memory is too small."""
+        here = int(os.environ.get("WORLD_SIZE", "1"))
+        return [found for found in self.memory(here, here=True) if not isinstance(found, Note)]
 
 
 def disk_notes(
@@ -152,7 +206,9 @@ def time_notes(
     else:
         return []
     seconds = tokens / rate
-    return [_against_limit(seconds, f"{_hours(seconds)} for {_count(tokens)} tokens {why}.", place, job)]
+    sizes = ((1e12, " T"), (1e9, " B"), (1e6, " M"))
+    count = next((f"{tokens / size:,.1f}{unit}" for size, unit in sizes if tokens >= size), f"{tokens:,.0f}")
+    return [_against_limit(seconds, f"{_hours(seconds)} for {count} tokens {why}.", place, job)]
 
 
 def steps_notes(model: Mapping[str, Any], steps: int, place: str | None, job: JobFacts | None) -> list[Note]:
@@ -196,11 +252,3 @@ def _hours(seconds: float) -> str:
     if seconds < 5400:
         return f"{seconds / 60:,.0f} minutes"
     return f"{seconds / 3600:,.1f} hours" if seconds < 36000 else f"{seconds / 3600:,.0f} hours"
-
-
-def _count(number: float) -> str:
-    """A number of tokens for people: `25.0 T`."""
-    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
-        if number >= size:
-            return f"{number / size:,.1f} {letter}"
-    return f"{number:,.0f}"

@@ -3,7 +3,6 @@ torch."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from nemotron_kit.training.config_blocks import (
 from nemotron_kit.training.cost import JobFacts, disk_notes, steps_notes
 from nemotron_kit.training.grpo_checks import METRICS, PRECISIONS, bad_values, other_engines, recorded_name
 from nemotron_kit.training.memory import GpuFacts, Step, memory_notes
+from nemotron_kit.training.model_size import given_block
 from nemotron_kit.training.prompts import agents_in
 from nemotron_kit.training.rewards import missing_verifiers
 
@@ -464,42 +464,38 @@ def preflight(
         problems = [" ".join(str(error).split("\n"))]
     if problems:
         return problems
-    return [*(_missing_verifiers(config) if here else []), *_memory(config, processes, here, gpu, job)]
-
-
-def _missing_verifiers(config: GRPOConfig) -> list[str]:
-    """Verifiers that the rows name and that are not installed here. A rows file that does not exist yet names none."""
     named: dict[str, None] = {}
-    for path in (config.data.train_jsonl_fpath, config.data.validation_jsonl_fpath):
-        if path is not None and not unknown(path):
+    for path in (config.data.train_jsonl_fpath, config.data.validation_jsonl_fpath) if here else ():
+        if path is not None and not unknown(path):  # a rows file that does not exist yet names no verifier
             named |= dict.fromkeys(agents_in(Path(path), _LOOKED_AT))
-    return missing_verifiers(named, config.env.verifiers)
+    return [*missing_verifiers(named, config.env.verifiers), *_costs(config, processes, here, gpu, job)]
 
 
-def _memory(config: GRPOConfig, processes: int, here: bool, gpu: GpuFacts | None, job: JobFacts | None) -> list[str]:
+def _costs(config: GRPOConfig, processes: int, here: bool, gpu: GpuFacts | None, job: JobFacts | None) -> list[str]:
     """What training the given model takes, of memory and of disk, and whether that is there; nothing where its folder
     can't be read here."""
-    place = Path(str(config.policy.model_name), "config.json")
-    train, saving = config.train, config.checkpointing
+    policy, train, saving = config.policy, config.train, config.checkpointing
+    model = given_block(policy.model_name)
+    if not model:
+        return []
     try:
-        model = json.loads(place.read_text(encoding="utf-8"))
         step = Step(
             model,
-            config.policy.max_total_sequence_length,
+            policy.max_total_sequence_length,
             train.layout,
             processes,
-            config.policy.train_micro_batch_size,
+            policy.train_micro_batch_size,
             micro_batches=2,  # the gradients' memory is there all the time
             activation_checkpointing=train.activation_checkpointing,
             loss_chunk=train.tokens_per_chunk,
             reference=bool(config.loss_fn.reference_policy_kl_penalty),
         )
-        notes = memory_notes(f"Training {config.policy.model_name}", step, config.precision, here=here, gpu=gpu)
+        notes = memory_notes(f"Training {policy.model_name}", step, config.precision, here=here, gpu=gpu)
         folder = config.checkpoint.save
         if folder and not unknown(folder):
             by_value = saving.metric_name is not None and config.data.validation_jsonl_fpath is not None
             kept = saving.keep_top_k + by_value  # the newest beside the best
             notes += disk_notes(model, folder, kept, job, key="checkpointing.checkpoint_dir")
         return [*notes, *steps_notes(model, config.steps, folder, job)]
-    except (OSError, ValueError, TypeError, AttributeError, UserError):  # the run reports the error
+    except (ValueError, TypeError, AttributeError, UserError):  # the run reports the error
         return []

@@ -3,8 +3,10 @@ without torch."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from nemotron_kit.errors import Note, UserError, nearest, sentence
@@ -162,6 +164,15 @@ MODEL_DEFAULTS: dict[str, Any] = {
     "moe_shared_expert_intermediate_size": 7688,
     "moe_latent_size": None,
 }
+
+
+def given_block(folder: str | None) -> Mapping[str, Any]:
+    """The config of the model in a folder; {} where there is none that can be read, which the run reports."""
+    try:
+        found = json.loads((Path(folder or "") / "config.json").read_text(encoding="utf-8")) if folder else {}
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 # The sizes that every model has.

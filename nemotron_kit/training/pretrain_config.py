@@ -4,12 +4,11 @@ torch."""
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from nemotron_kit.errors import Note, UserError
+from nemotron_kit.errors import UserError
 from nemotron_kit.training.bridge_config import BridgeBlocks, check_bridge, engine_problems, is_recipe
 from nemotron_kit.training.config_blocks import (
     AdamWBlock,
@@ -27,8 +26,8 @@ from nemotron_kit.training.config_blocks import (
     unknown,
     whole_number,
 )
-from nemotron_kit.training.cost import JobFacts, disk_notes, time_notes
-from nemotron_kit.training.memory import GpuFacts, Step, memory_notes
+from nemotron_kit.training.cost import JobFacts, Workload
+from nemotron_kit.training.memory import GpuFacts
 from nemotron_kit.training.model import with_data_settings
 from nemotron_kit.training.model_size import MODEL_DEFAULTS, check_block, count_parameters, expert_count
 
@@ -169,10 +168,6 @@ class PretrainConfig(BridgeBlocks):
             )
         return Path(str(path))
 
-    @property
-    def _names_bridge(self) -> bool:
-        return is_recipe(str(self.recipe.get("_target_")))
-
     def check(self) -> None:
         """Raises UserError, naming the field, for every error that can be found without the data."""
         self.check_engine()
@@ -181,7 +176,8 @@ class PretrainConfig(BridgeBlocks):
         else:
             check_keys("recipe", self.recipe, _RECIPE_KEYS)
             check_optimizer(self.optimizer)
-            check_target(self.recipe, TARGETS, f" by engine {self.engine!r}" if self._names_bridge else "")
+            names_bridge = is_recipe(str(self.recipe.get("_target_")))
+            check_target(self.recipe, TARGETS, f" by engine {self.engine!r}" if names_bridge else "")
         check_keys("dataset", self.dataset, _DATASET_KEYS)
         whole_number("dataset.seq_length", self.dataset.get("seq_length", 4096), least=1)
         whole_number("dataset.seed", self.dataset.get("seed", 1234), least=0)
@@ -217,57 +213,23 @@ def preflight(
         config.train.check_split(processes)
         layout.check_experts(expert_count(config.model))
         config.blend_path  # noqa: B018 - raises when it isn't set
-        notes = check_block(config.model)
-        return [*notes, *_size_notes(config, processes, here, gpu), *_cost_notes(config, processes, gpu, job)]
+        notes: list[str] = [*check_block(config.model)]
+        work = workload(config)
+        return notes + (work.notes(processes, here=here, gpu=gpu, job=job) if work else [])
     except UserError as error:
         return [" ".join(str(error).split("\n"))]
 
 
-def memory_problems(config: PretrainConfig) -> list[str]:
-    """A sentence with the estimate if this machine's memory is too small for training a model that `check` has
-    accepted."""
-    here = int(os.environ.get("WORLD_SIZE", "1"))
-    return [found for found in _size_notes(config, here, True, None) if not isinstance(found, Note)]
-
-
-def _size_notes(config: PretrainConfig, processes: int, here: bool, gpu: GpuFacts | None) -> list[str]:
-    if not _sized(config):
-        return []
-    train, model = config.train, {**config.model, "vocab_size": _vocab_size(config)}
-    step = Step(
-        model,
-        config.seq_length,
-        train.layout,
-        processes,
-        train.micro_batch_size,
-        micro_batches=max(1, train.global_batch_size // (train.micro_batch_size * processes)),
-        activation_checkpointing=train.activation_checkpointing,
-        loss_chunk=train.tokens_per_chunk,
-    )
-    what = f"Training this model of {count_parameters(model) / 1e9:.1f} B parameters"
-    return memory_notes(what, step, train.precision, here=here, gpu=gpu, instead="try -c tiny")
-
-
-def _cost_notes(config: PretrainConfig, processes: int, gpu: GpuFacts | None, job: JobFacts | None) -> list[Note]:
-    if not _sized(config):
-        return []
-    model, train = {**config.model, "vocab_size": _vocab_size(config)}, config.train
-    place = config.checkpoint.save
-    tokens = train.train_iters * train.global_batch_size * config.seq_length
-    return [
-        *(disk_notes(model, place, config.checkpoint.kept, job) if place and not unknown(place) else ()),
-        *time_notes(model, config.seq_length, tokens, processes, train, place, gpu, job),
-    ]
-
-
-def _sized(config: PretrainConfig) -> bool:
-    """Whether the sizes are known before the job runs."""
-    return not any(map(unknown, (*config.model.values(), config.dataset.get("seq_length"))))
-
-
-def _vocab_size(config: PretrainConfig) -> int:
-    """The vocabulary size from the config or the data; the largest common one if neither gives it yet."""
+def workload(config: PretrainConfig) -> Workload | None:
+    """The run by its size; None where that is known only when it starts. A vocabulary that neither the config nor the
+    data gives yet is taken to be the largest common one."""
+    if any(map(unknown, (*config.model.values(), config.dataset.get("seq_length")))):
+        return None
     try:
-        return int(with_data_settings(config.model, config.blend_path.parent)["vocab_size"])
+        vocab_size = with_data_settings(config.model, config.blend_path.parent)["vocab_size"]
     except UserError:  # the data need not exist yet; its own check reports it
-        return int(MODEL_DEFAULTS["vocab_size"])
+        vocab_size = MODEL_DEFAULTS["vocab_size"]
+    model = {**config.model, "vocab_size": vocab_size}
+    what = f"Training this model of {count_parameters(model) / 1e9:.1f} B parameters"
+    seq_length, train, saving = config.seq_length, config.train, config.checkpoint
+    return Workload(what, model, seq_length, train, saving, instead="try -c tiny", gradients_stay=False)

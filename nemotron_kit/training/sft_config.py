@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from nemotron_kit.errors import Note, UserError, nearest
+from nemotron_kit.errors import UserError, nearest
 from nemotron_kit.training.bridge_config import BridgeBlocks, check_bridge, engine_problems
 from nemotron_kit.training.config_blocks import (
     FREE_SETTINGS,
@@ -27,10 +24,10 @@ from nemotron_kit.training.config_blocks import (
     unknown,
     whole_number,
 )
-from nemotron_kit.training.cost import JobFacts, disk_notes, time_notes
-from nemotron_kit.training.memory import GpuFacts, Step, memory_notes
+from nemotron_kit.training.cost import JobFacts, Workload
+from nemotron_kit.training.memory import GpuFacts
 from nemotron_kit.training.model import check_unused
-from nemotron_kit.training.model_size import FIELDS, check_block, expert_count
+from nemotron_kit.training.model_size import FIELDS, check_block, expert_count, given_block
 
 # The functions that recipe._target_ may name: a config can't make any other be imported.
 TARGETS = ("nemotron_kit.training.sft",)
@@ -203,10 +200,7 @@ class SFTConfig(BridgeBlocks):
         ):
             check_keys(place, values, names)
         if not self.on_bridge:
-            self._check_recipe()
-            self._check_layout()
-            self._check_model()
-            check_optimizer(self.optimizer)
+            self._check_ours()
         for name, value in (
             ("dataset.seq_length", self.dataset.get("seq_length")),
             ("dataset.packed_sequence_specs.packed_sequence_size", packed.get("packed_sequence_size")),
@@ -239,14 +233,8 @@ class SFTConfig(BridgeBlocks):
                 hint="In the config: checkpoint.pretrained_checkpoint: ${art:model,path}",
             )
 
-    def _check_layout(self) -> None:
-        if self.lora and self.train.layout.sharded:
-            raise UserError(
-                "train.parallelism: adapters (peft) are trained with the whole model in each process.",
-                hint="Set train.parallelism=ddp, or train all weights (lora=none).",
-            )
-
-    def _check_recipe(self) -> None:
+    def _check_ours(self) -> None:
+        """Raises UserError for what the hf engine does not have."""
         check_target(self.recipe, TARGETS, ": its engine is another one")
         if self.recipe.get("packed_sequence") not in (None, True):
             raise UserError("recipe.packed_sequence: the rows are packed; it must be true or left out.")
@@ -255,8 +243,11 @@ class SFTConfig(BridgeBlocks):
                 f"recipe.peft is {self.recipe['peft']!r}; this engine has lora, or null for training all weights.",
                 hint="The adapters' settings are the block peft (dim, alpha, target_modules).",
             )
-
-    def _check_model(self) -> None:
+        if self.lora and self.train.layout.sharded:
+            raise UserError(
+                "train.parallelism: adapters (peft) are trained with the whole model in each process.",
+                hint="Set train.parallelism=ddp, or train all weights (lora=none).",
+            )
         for name in _PARALLEL:
             if self.model.get(name) not in (None, 1, False):
                 raise UserError(
@@ -268,6 +259,7 @@ class SFTConfig(BridgeBlocks):
         known = [*FIELDS, *_PARALLEL, "seq_length", "calculate_per_token_loss"]
         check_keys("model", self.model, known)
         check_unused(self.model)
+        check_optimizer(self.optimizer)
 
 
 def settings_identity(config: SFTConfig, precision: str) -> dict[str, Any]:
@@ -304,64 +296,20 @@ def preflight(
         layout = config.train.layout
         processes = processes or max(1, layout.ranks)
         config.train.check_split(processes)
-        block = _pretrained_block(config.checkpoint.pretrained_checkpoint)
+        block = given_block(config.checkpoint.pretrained_checkpoint)
         layout.check_experts(expert_count(block) if block else None)
-        notes: list[Note] = check_block(config.model_settings) if config.model_settings else []
-        return [
-            *notes,
-            *_size_notes(config, block, processes, here, gpu),
-            *_cost_notes(config, block, processes, gpu, job),
-        ]
+        notes: list[str] = [*check_block(config.model_settings)] if config.model_settings else []
+        work = workload(config)
+        return notes + (work.notes(processes, here=here, gpu=gpu, job=job) if work else [])
     except UserError as error:
         return [" ".join(str(error).split("\n"))]
 
 
-def memory_problems(config: SFTConfig) -> list[str]:
-    """A sentence with the estimate if this machine's memory is too small for training the pretrained model; nothing for
-    a model that does not exist yet."""
-    block = _pretrained_block(config.checkpoint.pretrained_checkpoint)
-    found = _size_notes(config, block, int(os.environ.get("WORLD_SIZE", "1")), True, None)
-    return [each for each in found if not isinstance(each, Note)]
-
-
-def _size_notes(
-    config: SFTConfig, block: Mapping[str, Any], processes: int, here: bool, gpu: GpuFacts | None
-) -> list[str]:
-    if not block or config.lora or unknown(config.dataset.get("seq_length")):
-        return []
-    train = config.train
-    step = Step(
-        block,
-        config.seq_length,
-        train.layout,
-        processes,
-        train.micro_batch_size,
-        micro_batches=2,  # the gradients' memory is there all the time
-        activation_checkpointing=train.activation_checkpointing,
-        loss_chunk=train.tokens_per_chunk,
-    )
-    what = f"Fine-tuning {config.checkpoint.pretrained_checkpoint}"
-    instead = "train adapters (lora=small), or try -c tiny"
-    return memory_notes(what, step, train.precision, here=here, gpu=gpu, instead=instead)
-
-
-def _cost_notes(
-    config: SFTConfig, block: Mapping[str, Any], processes: int, gpu: GpuFacts | None, job: JobFacts | None
-) -> list[Note]:
+def workload(config: SFTConfig) -> Workload | None:
+    """The run by its size; None for a pretrained model that does not exist yet, or is not known before the job runs."""
+    block = given_block(config.checkpoint.pretrained_checkpoint)
     if not block or unknown(config.dataset.get("seq_length")):
-        return []
-    train, place, adapters = config.train, config.checkpoint.save, bool(config.lora)
-    tokens = train.train_iters * train.global_batch_size * config.seq_length
-    known = place is not None and not unknown(place)
-    return [
-        *(disk_notes(block, place, config.checkpoint.kept, job, adapters=adapters) if place and known else ()),
-        *time_notes(block, config.seq_length, tokens, processes, train, place, gpu, job, adapters=adapters),
-    ]
-
-
-def _pretrained_block(folder: str | None) -> Mapping[str, Any]:
-    try:
-        found = json.loads((Path(folder or "") / "config.json").read_text(encoding="utf-8")) if folder else {}
-    except (OSError, ValueError):  # the run reports the error
-        return {}
-    return found if isinstance(found, dict) else {}
+        return None
+    what = f"Fine-tuning {config.checkpoint.pretrained_checkpoint}"
+    instead, adapters = "train adapters (lora=small), or try -c tiny", config.lora is not None
+    return Workload(what, block, config.seq_length, config.train, config.checkpoint, instead, adapters)

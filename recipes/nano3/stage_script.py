@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from nemotron_kit.artifacts import ModelArtifact
     from nemotron_kit.training import TrainingOutcome
+    from nemotron_kit.training.cost import Workload
 
 Config = TypeVar("Config", bound="DataclassInstance")
 
@@ -195,14 +196,15 @@ def model_artifact(outcome: TrainingOutcome, seq_length: int) -> ModelArtifact:
 
 
 def train_stage(
-    cfg: Any, engine: Callable[[Any], TrainingOutcome], problems: Callable[[Any], list[str]], name: str
+    cfg: Any, engine: Callable[[Any], TrainingOutcome], workload: Callable[[Any], Workload | None], name: str
 ) -> ModelArtifact:
     """Train by `engine` and return the model, which rank 0 registers under `name`. Raises UserError for settings that
-    are wrong, and with the estimate of `problems` instead of driving the machine out of memory."""
+    are wrong, and with the estimate of its `workload` instead of driving the machine out of memory."""
     from nemotron_kit.training.processes import rank
 
     cfg.check()
-    for problem in problems(cfg):
+    work = workload(cfg)
+    for problem in work.problems() if work else ():
         raise UserError(problem)
     if rank() == 0:
         start_tracking(cfg.logger.wandb_project, cfg.logger.wandb_entity, cfg.logger.wandb_exp_name)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nemotron_kit.training.sft_config import SFTConfig, memory_problems, preflight
+from nemotron_kit.training.sft_config import SFTConfig, preflight, workload
 
 if TYPE_CHECKING:
     from nemotron_kit.artifacts import ModelArtifact
@@ -32,7 +32,7 @@ def main(cfg: SFTConfig | None = None) -> ModelArtifact:
         return bridge_stage(cfg, "SFT_RECIPE", "ModelArtifact-sft")
     from nemotron_kit.training.sft import sft
 
-    return train_stage(cfg, sft, memory_problems, "ModelArtifact-sft")
+    return train_stage(cfg, sft, workload, "ModelArtifact-sft")
 
 
 if __name__ == "__main__":
