@@ -11,6 +11,7 @@ import os
 import sys
 import warnings
 import weakref
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,9 +21,10 @@ from nemotron_kit.errors import UserError, listed
 from nemotron_kit.files import sha256_of
 from nemotron_kit.training import processes, sharded
 from nemotron_kit.training.checkpoint import TrainingProgress, load_optimizer
-from nemotron_kit.training.content import ShardContents, registered_as, shard_contents
+from nemotron_kit.training.content import registered_as, shard_contents
 from nemotron_kit.training.data import BatchSampler, BlendSamples, HeldOutSamples, collate, read_blend
 from nemotron_kit.training.export import (
+    ChatTokens,
     export,
     model_card,
     model_folder,
@@ -31,6 +33,7 @@ from nemotron_kit.training.export import (
     require_place,
 )
 from nemotron_kit.training.loop import (
+    Loop,
     TrainingRun,
     build_optimizer,
     build_schedule,
@@ -44,7 +47,7 @@ from nemotron_kit.training.parallel import Layout, held_bytes, is_on_ranks, prep
 from nemotron_kit.training.pretrain_config import PretrainConfig
 from nemotron_kit.training.processes import HangWatch, StopRequest
 from nemotron_kit.training.reporter import Reporter, metrics_path
-from nemotron_kit.training.start import StartingPoint, find_start, identity, portable, require_agreement, start_model
+from nemotron_kit.training.start import StartingPoint, find_start, identity, on_ranks, portable, start_model
 
 
 @dataclass(frozen=True)
@@ -90,14 +93,7 @@ def pretrain(config: PretrainConfig) -> TrainingOutcome:
     start = _start(config, data, folder)
     if processes.rank() == 0:
         prepare_output(folder)
-    # Before signals are caught: who waits for a peer that never comes can still be stopped.
-    processes.join(config.train.hang_minutes)
-    try:
-        require_agreement(start)
-        with StopRequest() as stop:
-            return _train(config, data, start, folder, stop)
-    finally:
-        processes.leave()
+    return on_ranks(start, config.train.hang_minutes, lambda stop: _train(config, data, start, folder, stop))
 
 
 def open_data(config: PretrainConfig) -> TrainingData:
@@ -127,15 +123,17 @@ def _start(config: PretrainConfig, data: TrainingData, folder: Path) -> Starting
     contents = shard_contents([shard.prefix for shard in shards], config.verify_data, registered)
     precision = "bf16" if use_bf16(config.train.precision) else "fp32"
     start = find_start(config, identity(config, data.model, data.train, contents.digests, precision))
-    done = start.progress.step if start.progress else 0
-    if done < config.train.train_iters:
+    if start.step < config.train.train_iters:
         require_place(model_folder(folder, config.train.train_iters), portable(start.identity))
+    valid_on = None
     if (held_out := data.held_out) is not None:
+        digests = [contents.digests[shard.prefix] for shard in held_out.shards]
+        valid_on = sha256_of([digests, held_out.seq_length, len(held_out)])
         # Each token is checked: an evaluation at the end of the training must not be the first to read them.
         for first in range(0, len(held_out), 64):
             collate(held_out, range(first, min(first + 64, len(held_out))), data.model["vocab_size"])
     notes = (contents.summary, *_too_short(data.train), *start.notes)
-    return replace(start, notes=notes, valid_on=_held_out_content(data.held_out, contents))
+    return replace(start, notes=notes, valid_on=valid_on)
 
 
 def _too_short(samples: BlendSamples) -> list[str]:
@@ -145,13 +143,6 @@ def _too_short(samples: BlendSamples) -> list[str]:
         return []
     tokens = samples.seq_length + 1
     return [f"Not trained on, as it is shorter than {tokens} tokens, whatever its weight: {listed(names, 3)}."]
-
-
-def _held_out_content(held_out: HeldOutSamples | None, contents: ShardContents) -> str | None:
-    if held_out is None:
-        return None
-    digests = [contents.digests[shard.prefix] for shard in held_out.shards]
-    return sha256_of([digests, held_out.seq_length, len(held_out)])
 
 
 def _train(
@@ -164,8 +155,7 @@ def _train(
         progress.forget_held_out()
     args = trainer_arguments(config.train, folder, max(1, config.train.train_iters - progress.step))
     model, optimizer = _build(config, data, start, args.device)
-    silent = processes.rank() != 0
-    reporter = Reporter(metrics_path(config.logger, folder), progress.step, config.train.train_iters, silent=silent)
+    reporter = Reporter(metrics_path(config.logger, folder), progress.step, config.train.train_iters)
     for line in (*processes.gpus_not_seen(), *start.notes, start.describe(), *placement(config.train.layout, model)):
         reporter.print(line)
     balance = ExpertBalance(model, config.train.moe_router_bias_update_rate)
@@ -175,8 +165,10 @@ def _train(
     try:
         if progress.step < config.train.train_iters:
             _loop(config, data, run, args)
-        elif data.held_out and processes.any_rank(start.valid_on != progress.valid_on and not silent, model.device):
-            run.evaluate(progress.step)  # the loss that is known is that of other held-out data
+        elif data.held_out:
+            other = processes.rank() == 0 and start.valid_on != progress.valid_on
+            if processes.any_rank(other, model.device):
+                run.evaluate(run.held_out_values)  # the loss that is known is that of other held-out data
     finally:
         reporter.close()
     return _finish(config, run, folder)
@@ -239,20 +231,35 @@ def _finish(config: PretrainConfig, run: TrainingRun, folder: Path) -> TrainingO
     step = run.progress.step
     if run.stopped and step < config.train.train_iters:
         raise preempted(run.stopped, step, config.train.train_iters, config.checkpoint.save)
-    path = model_folder(folder, step)
-    changes = [change for change in run.progress.changes if change["step"] < step]
-    record = {"step": step, "identity": portable(run.identity), "changes": changes}
+    progress, tokenizer = run.progress, config.blend_path.parent
     facts = {
         "steps": step,
-        "tokens": run.progress.tokens,
-        "training loss, nats a token": run.progress.loss,
-        "held-out loss, nats a token": run.progress.valid_loss,
+        "tokens": progress.tokens,
+        "training loss, nats a token": progress.loss,
+        "held-out loss, nats a token": progress.valid_loss,
     }
-    given = {"data": config.blend_path.parent, "pretrained weights": config.checkpoint.pretrained_checkpoint}
-    card = model_card("Nemotron-H, pretrained", given, facts, portable(run.identity))
-    export(run.model, path, config.blend_path.parent, record, card=card)
-    progress = run.progress
-    return TrainingOutcome(path, step, progress.loss, progress.valid_loss, progress.tokens, tuple(changes))
+    given = {"data": tokenizer, "pretrained weights": config.checkpoint.pretrained_checkpoint}
+    path, changes = export_run(run, folder, "Nemotron-H, pretrained", given, facts, tokenizer)
+    return TrainingOutcome(path, step, progress.loss, progress.valid_loss, progress.tokens, changes)
+
+
+def export_run(
+    loop: Loop,
+    folder: Path,
+    title: str,
+    given: Mapping[str, str | Path | None],
+    facts: Mapping[str, Any],
+    tokenizer: Path,
+    chat: ChatTokens | None = None,
+) -> tuple[Path, tuple[dict[str, Any], ...]]:
+    """Export the model of a run that is done, below `folder`, with its record and a card (see `model_card`) and the
+    tokenizer in a folder. Returns (where it is, the changes of settings that its steps were made with)."""
+    step = loop.progress.step
+    path, same = model_folder(folder, step), portable(loop.identity)
+    changes = [change for change in loop.progress.changes if change["step"] < step]
+    record = {"step": step, "identity": same, "changes": changes}
+    export(loop.model, path, tokenizer, record, card=model_card(title, given, facts, same), chat=chat)
+    return path, tuple(changes)
 
 
 # What mallopt takes is an int.

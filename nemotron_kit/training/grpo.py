@@ -6,8 +6,9 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from nemotron_kit.files import sha256_of
 from nemotron_kit.training import checkpoint, processes
 from nemotron_kit.training.checkpoint import TrainingProgress
 from nemotron_kit.training.engine import (
+    export_run,
     keep_freed_memory,
     load_libraries,
     load_optimizer_state,
@@ -26,8 +28,6 @@ from nemotron_kit.training.engine import (
 )
 from nemotron_kit.training.export import (
     ChatTokens,
-    export,
-    model_card,
     model_folder,
     prepare_output,
     require_place,
@@ -35,7 +35,7 @@ from nemotron_kit.training.export import (
 from nemotron_kit.training.grpo_checks import METRICS, renamed
 from nemotron_kit.training.grpo_config import GRPOConfig, settings_identity
 from nemotron_kit.training.grpo_loss import advantages, token_losses
-from nemotron_kit.training.loop import build_optimizer, use_bf16
+from nemotron_kit.training.loop import LoopSettings, build_optimizer, use_bf16
 from nemotron_kit.training.model import load_model, require_model
 from nemotron_kit.training.parallel import equal_passes, is_on_ranks, prepare
 from nemotron_kit.training.pretrain_config import TrainConfig
@@ -44,8 +44,8 @@ from nemotron_kit.training.prompts import PromptOrder, Prompts, agent_of, encode
 from nemotron_kit.training.reporter import Reporter, metrics_path
 from nemotron_kit.training.rewards import check_rows, find_verifiers, reward
 from nemotron_kit.training.sampling import Completion, answering, end_ids, generate, probabilities
-from nemotron_kit.training.start import StartingPoint, find_start, given_weights, portable, require_agreement
-from nemotron_kit.training.step_loop import LoopSettings, StepLoop
+from nemotron_kit.training.start import StartingPoint, find_start, given_weights, on_ranks, portable
+from nemotron_kit.training.step_loop import StepLoop
 
 if TYPE_CHECKING:
     import torch
@@ -82,20 +82,14 @@ def grpo(config: GRPOConfig) -> RLOutcome:
     quiet()
     keep_freed_memory()
     run = _Run(config, began)
-    # Before signals are caught: who waits for a peer that never comes can still be stopped.
-    processes.join(config.train.hang_minutes)
     try:
-        require_agreement(run.start)
-        with StopRequest() as stop:
-            return run.go(stop)
+        return on_ranks(run.start, config.train.hang_minutes, run.go)
     except UserError as error:
         raise renamed(error) from None
     except Preempted as stopped:
         if config.checkpointing.enabled:
             raise
         raise Preempted(stopped.message, hint="With checkpointing.enabled=true a checkpoint is saved.") from None
-    finally:
-        processes.leave()
 
 
 class _Run:
@@ -173,7 +167,7 @@ class _Run:
             same["policy"]["tokenizer"] = sha256_files([tokenizer / "tokenizer.json"], 0)[0]
             same |= given_weights(config.checkpoint)
             start = replace(find_start(config, same), valid_on=self._held_out_content())
-            if (start.progress.step if start.progress else 0) < self.steps:
+            if start.step < self.steps:
                 require_place(model_folder(self.folder, self.steps), portable(start.identity))
         except UserError as error:
             raise renamed(error) from None
@@ -215,14 +209,12 @@ class _Run:
         prepare(model, activation_checkpointing=config.train.activation_checkpointing)
         optimizer = build_optimizer(self._optimizer_settings(), model)
         load_optimizer_state(optimizer, model, start)
-        silent = processes.rank() != 0
-        reporter = Reporter(metrics_path(config.metrics, self.folder), progress.step, self.steps, silent=silent)
+        reporter = Reporter(metrics_path(config.metrics, self.folder), progress.step, self.steps)
         settings = LoopSettings(
             self.steps,
             config.peak_lr,
             config.scheduler,
-            # All are written; which are kept is decided by the metric, below.
-            replace(config.checkpoint, most_recent_k=1 << 30),
+            config.checkpoint,
             policy.max_grad_norm,
             config.grpo.seed,
             config.logger.log_interval,
@@ -231,7 +223,7 @@ class _Run:
             lr_setting="policy.optimizer.kwargs.lr",
             hang_minutes=config.train.hang_minutes,
         )
-        loop = _Loop(
+        loop = StepLoop(
             settings,
             model,
             optimizer,
@@ -239,7 +231,7 @@ class _Run:
             identity=start.identity,
             reporter=reporter,
             stop=stop,
-            keep=_Keep(config, start.valid_on),
+            prune=partial(_prune, config, start.valid_on),
         )
         return _Work(self, model, loop)
 
@@ -266,7 +258,7 @@ class _Run:
                 )
         finally:
             reporter.close()
-        return self._finish(model, loop)
+        return self._finish(loop)
 
     def _optimizer_settings(self) -> TrainConfig:
         block = self.config.optimizer
@@ -294,11 +286,8 @@ class _Run:
             )
         return notes
 
-    def _finish(self, model: Any, loop: StepLoop) -> RLOutcome:
+    def _finish(self, loop: StepLoop) -> RLOutcome:
         progress = loop.progress
-        path = model_folder(self.folder, progress.step)
-        changes = [change for change in progress.changes if change["step"] < progress.step]
-        same = portable(loop.identity)
         tokenizer = Path(self.config.tokenizer) if self.config.tokenizer else self.base
         given = {"base model": self.base, "prompts": self.config.data.train_jsonl_fpath}
         facts = {
@@ -308,23 +297,10 @@ class _Run:
             **{f"{name}, before": round(value, 4) for name, value in progress.before.items()},
             **{name: round(value, 4) for name, value in progress.held_out.items()},
         }
-        export(
-            model,
-            path,
-            tokenizer,
-            {"step": progress.step, "identity": same, "changes": changes},
-            card=model_card("Nemotron-H, trained by rewards", given, facts, same),
-            chat=ChatTokens.of(tokenizer),
-        )
-        return RLOutcome(
-            path,
-            progress.step,
-            progress.loss,
-            progress.before,
-            progress.held_out,
-            progress.tokens,
-            tuple(changes),
-        )
+        title, chat = "Nemotron-H, trained by rewards", ChatTokens.of(tokenizer)
+        path, changes = export_run(loop, self.folder, title, given, facts, tokenizer, chat)
+        before, after = progress.before, progress.held_out
+        return RLOutcome(path, progress.step, progress.loss, before, after, progress.tokens, changes)
 
 
 def _comparison(before: Mapping[str, float], after: Mapping[str, float], prompts: int) -> str:
@@ -337,38 +313,14 @@ def _comparison(before: Mapping[str, float], after: Mapping[str, float], prompts
     return f"Held-out reward (n = {prompts}): {', '.join(parts)}."
 
 
-@dataclass(frozen=True)
-class _Keep:
-    """Decides which checkpoints are kept: the newest ones, and the best by a held-out value. `valid_on`: the digest of
-    the held-out data."""
-
-    config: GRPOConfig
-    valid_on: str | None = None
-
-    def __call__(self, folder: Path) -> list[str]:
-        """Remove the others; returns a sentence for each that can't be removed."""
-        block = self.config.checkpointing
-        column = METRICS[block.metric_name] if block.metric_name else None
-        if column is None or self.config.data.validation_jsonl_fpath is None:
-            return checkpoint.prune(folder, block.keep_top_k)
-        best = checkpoint.best(folder, block.keep_top_k, column, block.higher_is_better, self.valid_on)
-        return checkpoint.prune(folder, 1, also=best)
-
-
-class _Loop(StepLoop):
-    """The step loop, which also keeps the best checkpoints and stops when checkpoint_must_save_by is reached."""
-
-    def __init__(self, *given: Any, keep: Callable[[Path], list[str]], **named: Any) -> None:
-        super().__init__(*given, **named)
-        self._keep = keep
-
-    def save(self) -> None:
-        """Save a checkpoint, and remove those that `keep` does not keep."""
-        super().save()
-        folder = self.settings.checkpoint.save
-        if folder and processes.rank() == 0:
-            for problem in self._keep(Path(folder)):
-                self.reporter.print(f"Warning: {problem} It is tried again after the next checkpoint.")
+def _prune(config: GRPOConfig, valid_on: str | None, folder: Path) -> list[str]:
+    """Remove all checkpoints but the newest ones, or the newest and the best by a held-out value of the data with the
+    digest `valid_on`; returns a sentence for each that can't be removed."""
+    block = config.checkpointing
+    if block.metric_name is None or config.data.validation_jsonl_fpath is None:
+        return checkpoint.prune(folder, block.keep_top_k)
+    best = checkpoint.best(folder, block.keep_top_k, METRICS[block.metric_name], block.higher_is_better, valid_on)
+    return checkpoint.prune(folder, 1, also=best)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -50,19 +50,14 @@ def learning_rate(config: SchedulerConfig, lr: float, step: int, train_iters: in
     if config.lr_decay_style == "constant":
         return lr
     end = train_iters if config.lr_decay_iters is None else config.lr_decay_iters
-    steps, shape = _decay(config, end)
+    whole = max(0, end - config.lr_warmup_iters)
+    steps, shape = whole, config.lr_decay_style
+    if config.lr_decay_style == "WSD":
+        steps = min(whole, end // 5 if config.lr_wsd_decay_iters is None else config.lr_wsd_decay_iters)
+        shape = config.lr_wsd_decay_style
     if steps <= 0 or step < end - steps:
         return lr if step < end else config.min_lr
     return config.min_lr + (lr - config.min_lr) * _SHAPES[shape](min(1.0, (step - (end - steps)) / steps))
-
-
-def _decay(config: SchedulerConfig, end: int) -> tuple[int, str]:
-    """(number of decay steps, name of the decay's shape in `_SHAPES`), for a decay that ends at step `end`."""
-    whole = max(0, end - config.lr_warmup_iters)
-    if config.lr_decay_style != "WSD":
-        return whole, config.lr_decay_style
-    steps = end // 5 if config.lr_wsd_decay_iters is None else config.lr_wsd_decay_iters
-    return min(steps, whole), config.lr_wsd_decay_style
 
 
 class Hooks(Protocol):
@@ -133,7 +128,8 @@ def _callback(hooks: Hooks) -> Any:
         def on_log(self, _args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
             if state.global_step > self.reported:  # the Trainer logs once more when all is over
                 self.reported = state.global_step
-                stop = hooks.report(hooks.first_step + state.global_step - 1, (logs or {}).get("grad_norm"))
+                norm = (logs or {}).get("grad_norm")
+                stop = hooks.report(hooks.first_step + state.global_step - 1, None if norm is None else float(norm))
                 control.should_training_stop = control.should_training_stop or stop
 
     return StepCallback()
@@ -146,19 +142,15 @@ def held_out_loss(
     import torch
 
     total = torch.zeros(1, dtype=torch.float64, device=model.device)
-    turns = range(0, len(samples), world_size() * batch_size)
-    model.eval()
-    with torch.no_grad():
-        for turn in turns:
-            start = turn + rank() * batch_size
-            if start >= len(samples) and not is_on_ranks(model):
-                continue
-            # Where ranks share a model, one that has no window left still gives its part of the others' forward pass.
-            positions = range(start, min(start + batch_size, len(samples))) or range(1)
-            batch = collate(samples, positions, model.config.vocab_size)
-            nll = token_nll(model, batch["input_ids"].to(model.device), batch["labels"].to(model.device), loss_chunk)
-            total += nll * (start < len(samples))
-    model.train()
+    for turn in range(0, len(samples), world_size() * batch_size):
+        start = turn + rank() * batch_size
+        if start >= len(samples) and not is_on_ranks(model):
+            continue
+        # Where ranks share a model, one that has no window left still gives its part of the others' forward pass.
+        positions = range(start, min(start + batch_size, len(samples))) or range(1)
+        batch = collate(samples, positions, model.config.vocab_size)
+        nll = token_nll(model, batch["input_ids"].to(model.device), batch["labels"].to(model.device), loss_chunk)
+        total += nll * (start < len(samples))
     return float(sum_over_ranks(total).item()) / (len(samples) * samples.seq_length)
 
 
@@ -279,8 +271,8 @@ def require_finite(what: str, value: float, step: int, lr_setting: str = "train.
 
 
 class CheckpointWriter:
-    """The checkpoints that a run writes, each by the ranks that hold the model. Older ones are removed afterwards: all
-    but the newest `block.kept`. What can't be removed is reported by `report`, once, and tried again."""
+    """The checkpoints that a run writes, each by the ranks that hold the model. Older ones are removed afterwards. What
+    can't be removed is reported by `report`, once, and tried again."""
 
     def __init__(
         self,
@@ -289,10 +281,13 @@ class CheckpointWriter:
         optimizer: torch.optim.Optimizer,
         report: Callable[[str], None],
         write_model: Callable[[Path], None] | None = None,
+        prune: Callable[[Path], list[str]] | None = None,
     ) -> None:
-        """`write_model(folder)` writes the model's part of a checkpoint of one process (all of it, in `model/`)."""
+        """`write_model(folder)` writes the model's part of a checkpoint of one process (all of it, in `model/`);
+        `prune(folder)` removes older checkpoints (all but the newest `block.kept`) and returns what it can't remove."""
         self.block, self.model, self.optimizer = block, model, optimizer
         self._write_model = write_model or (lambda folder: export_model(model, folder / MODEL))
+        self._prune_folder = prune or (lambda folder: checkpoint.prune(folder, block.kept))
         self._report, self._reported = report, set[str]()
         self._pending: sharded.Save | None = None
 
@@ -310,10 +305,15 @@ class CheckpointWriter:
                 self.finish()
             return
 
+        def fill(aside: Path) -> dict[str, Any]:
+            self._write_model(aside)
+            save_optimizer(self.optimizer, self.model, aside / OPTIMIZER)
+            return entry
+
         def write() -> None:
             if processes.rank() == 0:
                 checkpoint.require_own(folder / checkpoint.name(step), record["identity"])
-                checkpoint.write(folder, step, lambda aside: self._fill(aside, entry))
+                checkpoint.write(folder, step, fill)
                 self._prune(folder)
 
         processes.on_all_ranks(write)
@@ -331,13 +331,8 @@ class CheckpointWriter:
             if processes.rank() == 0:
                 self._prune(pending.final.parent)
 
-    def _fill(self, folder: Path, record: dict[str, Any]) -> dict[str, Any]:
-        self._write_model(folder)
-        save_optimizer(self.optimizer, self.model, folder / OPTIMIZER)
-        return record
-
     def _prune(self, folder: Path) -> None:
-        for problem in checkpoint.prune(folder, self.block.kept):
+        for problem in self._prune_folder(folder):
             if problem not in self._reported:
                 self._reported.add(problem)
                 self._report(f"Warning: {problem} It is tried again after the next checkpoint.")
@@ -348,161 +343,257 @@ def preempted(signal: str, step: int, steps: int, save: str | None) -> Preempted
     stopped = f"Stopped by {signal} after step {step} of {steps}"
     if not save:
         return Preempted(f"{stopped}; nothing is saved.", hint="checkpoint.save names a folder for checkpoints.")
-    return Preempted(f"{stopped}; saved in {save}.", hint=_resume_hint())
-
-
-def _resume_hint() -> str:
-    """How to continue this run: the command that resumes its job, or, outside of a launch, the same command again."""
     try:
         line = f"nemotron runs resume {open_job(os.environ['NEMO_RUN_DIR']).reference}"
-    except (KeyError, UserError):
-        return "The same command goes on from there."
-    return f"If Slurm does not start it again: {line}" if SLURM_STEP in os.environ else f"To go on: {line}"
+        hint = f"If Slurm does not start it again: {line}" if SLURM_STEP in os.environ else f"To go on: {line}"
+    except (KeyError, UserError):  # outside of a launch
+        hint = "The same command goes on from there."
+    return Preempted(f"{stopped}; saved in {save}.", hint=hint)
 
 
-@dataclass
-class TrainingRun:
-    """The `Hooks` of one run: seeds each step, collects the loss, logs, evaluates and saves checkpoints.
+@dataclass(frozen=True)
+class LoopSettings:
+    """The loop's settings: the number of `steps`, the peak `lr` and its schedule, and the intervals of its actions."""
 
-    `valid_on` is the digest of the content of `held_out`, on rank 0.
-    """
+    steps: int
+    lr: float
+    scheduler: SchedulerConfig
+    checkpoint: CheckpointConfig
+    clip_grad: float = 1.0
+    seed: int = 1234
+    log_interval: int = 10
+    eval_interval: int | None = None
+    bf16: bool = False
+    lr_setting: str = "optimizer.lr"  # what errors call the peak rate
+    hang_minutes: float | None = None
 
-    config: PretrainConfig
-    model: Any
-    optimizer: torch.optim.Optimizer
-    balance: ExpertBalance
-    held_out: HeldOutSamples | None
-    progress: TrainingProgress
-    identity: dict[str, Any]
-    reporter: Reporter
-    stop: StopRequest
-    valid_on: str | None = None
-    stopped: str | None = None
-    watch: HangWatch = field(default_factory=lambda: HangWatch(None))
 
-    def __post_init__(self) -> None:
+# Held-out values, the same on every rank; "valid_loss" is the one that the run's end reports.
+Evaluate = Callable[[int], Mapping[str, float]]
+
+
+class Loop:
+    """What all stages do between their steps, in this order: the row of metrics, the held-out evaluation, the
+    checkpoint, the end that a signal asks for. `measure` gives the held-out values, where there are any. Steps count
+    from 1 over the whole run, resumed or not."""
+
+    def __init__(
+        self,
+        settings: LoopSettings,
+        model: Any,
+        optimizer: torch.optim.Optimizer,
+        *,
+        progress: TrainingProgress,
+        identity: Mapping[str, Any],
+        reporter: Reporter,
+        stop: StopRequest,
+        balance: ExpertBalance | None = None,
+        write_model: Callable[[Path], None] | None = None,
+        prune: Callable[[Path], list[str]] | None = None,
+    ) -> None:
+        """`write_model` and `prune`: see CheckpointWriter."""
+        self.settings, self.model, self.optimizer, self.progress = settings, model, optimizer, progress
+        self.identity, self.reporter, self.stop = dict(identity), reporter, stop
+        self.balance = balance or ExpertBalance(model, 0.0)
+        self.measure: Evaluate | None = None
+        self.first_step = progress.step + 1
+        self.stopped: str | None = None
+        self.watch = HangWatch(None)
+        self.saves = CheckpointWriter(settings.checkpoint, model, optimizer, reporter.print, write_model, prune)
+        self._device = next(model.parameters()).device
+        self._since = self._started = time.monotonic()
+        self._elapsed_before = progress.elapsed
+
+    def end_step(self, step: int) -> bool:
+        """Record that the step is done, and look for a stop signal on any rank. Returns whether a row, an evaluation, a
+        checkpoint or the stop is due, which `report` does; all ranks return the same."""
+        self.progress.step = step
+        self.watch.beat()
+        self.reporter.advance()
+        self.saves.poll()
+        if processes.any_rank(self.stop.signal is not None, self._device):
+            self.stopped = self.stop.signal or "a signal to another process"
+        every = [self.settings.log_interval, self.settings.checkpoint.save_interval]
+        every += [self.settings.eval_interval] if self.measure is not None else []
+        return bool(self.stopped) or any(self._due(step, interval) for interval in every)
+
+    def report(self, step: int, grad_norm: float | None) -> bool:
+        """Write the row, evaluate and save what is due after `step`; returns whether to stop. `grad_norm` is the norm
+        before clipping. All ranks must call it. Raises NemotronError if the loss or the norm is no finite number."""
+        settings = self.settings
+        require_finite("The gradients' norm", 0.0 if grad_norm is None else grad_norm, step, settings.lr_setting)
+        if self._due(step, settings.log_interval):
+            self._log(step, grad_norm)
+        if self.stopped:  # first: the time that is left may be too short for more
+            self.save(measured=step < settings.steps)
+        if self.measure is not None and self._due(step, None if self.stopped else settings.eval_interval):
+            self.evaluate(self.measure)
+            self.watch.beat()
+        if self._due(step, settings.checkpoint.save_interval) and not self.stopped:
+            self.save()
+        self.watch.beat()
+        return bool(self.stopped)
+
+    def evaluate(self, measure: Evaluate) -> None:
+        """Measure held-out values after the last step and write their row."""
         import torch
 
-        self.first_step = self.progress.step + 1
-        size = self.config.train.global_batch_size
+        began, step = time.monotonic(), self.progress.step
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                values = dict(measure(step))
+        except Exception:
+            # The steps are done, and must not be lost. Other ranks may wait in this evaluation: they can't save.
+            if step and self._due(step, self.settings.checkpoint.save_interval) and processes.world_size() == 1:
+                self.save(measured=False)
+            raise
+        self.model.train()
+        self._keep_measured(values)
+        if values:
+            self.reporter.row({"step": step, **values, "elapsed": self._elapsed()})
+        self._since += time.monotonic() - began  # training's tokens a second, without the evaluation's time
+
+    def save(self, *, measured: bool = True) -> None:
+        """Save a checkpoint of the last step, if the run saves any; older ones are removed afterwards. Not `measured`:
+        its held-out values are still to come."""
+        if not self.settings.checkpoint.save:
+            return
+        self._keep_window(measured)
+        self.progress.elapsed = self._elapsed()
+        record = {"progress": self.progress.to_dict(), "identity": self.identity}
+        last = self.progress.step >= self.settings.steps or bool(self.stopped)
+        self.saves.save(self.progress.step, record, last=last)
+
+    def _log(self, step: int, grad_norm: float | None) -> None:
+        """Write the row of the steps since the last one."""
+        raise NotImplementedError
+
+    def _keep_measured(self, values: Mapping[str, float]) -> None:
+        """Put held-out values into the progress. Raises NemotronError if one is no finite number."""
+        raise NotImplementedError
+
+    def _keep_window(self, measured: bool) -> None:
+        """Put what was summed since the last row into the progress, before it is saved."""
+        raise NotImplementedError
+
+    def _due(self, step: int, interval: int | None) -> bool:
+        return step >= self.settings.steps or bool(interval and step % interval == 0)
+
+    def _lr(self, step: int) -> float:
+        return learning_rate(self.settings.scheduler, self.settings.lr, step - 1, self.settings.steps)
+
+    def _elapsed(self) -> float:
+        return self._elapsed_before + time.monotonic() - self._started
+
+
+class TrainingRun(Loop):
+    """The loop of pretraining, whose steps are the Trainer's: its `Hooks`. `valid_on` is the digest of the content of
+    `held_out`, on rank 0."""
+
+    def __init__(
+        self,
+        config: PretrainConfig,
+        model: Any,
+        optimizer: torch.optim.Optimizer,
+        balance: ExpertBalance,
+        held_out: HeldOutSamples | None,
+        progress: TrainingProgress,
+        identity: Mapping[str, Any],
+        reporter: Reporter,
+        stop: StopRequest,
+        valid_on: str | None = None,
+    ) -> None:
+        import torch
+
+        self.config, self.held_out, self.valid_on = config, held_out, valid_on
+        train = config.train
+        settings = LoopSettings(
+            train.train_iters,
+            train.lr,
+            config.scheduler,
+            config.checkpoint,
+            seed=train.seed,
+            log_interval=config.logger.log_interval,
+            eval_interval=train.eval_interval,
+            lr_setting="train.lr",
+        )
+        super().__init__(
+            settings,
+            model,
+            optimizer,
+            progress=progress,
+            identity=identity,
+            reporter=reporter,
+            stop=stop,
+            balance=balance,
+        )
+        self.measure = self.held_out_values if held_out is not None else None
         # Records of earlier versions do not have them.
-        self.first_sample = self.progress.samples or self.progress.step * size
-        self.progress.tokens = self.progress.tokens or self.progress.step * size * self.config.seq_length
+        self.first_sample = progress.samples or progress.step * train.global_batch_size
+        progress.tokens = progress.tokens or progress.step * self._step_tokens
         # Summed over the ranks only when it is needed; a resumed run's part is on rank 0.
-        resumed = self.progress.nll if processes.rank() == 0 else 0.0
-        self._nll = torch.tensor(resumed, dtype=torch.float64, device=self.model.device)
-        self._window = self._started = time.monotonic()
+        resumed = progress.nll if processes.rank() == 0 else 0.0
+        self._nll = torch.tensor(resumed, dtype=torch.float64, device=self._device)
         self._window_steps = 0
-        self._elapsed_before = self.progress.elapsed
-        self.saves = CheckpointWriter(self.config.checkpoint, self.model, self.optimizer, self.reporter.print)
+
+    @property
+    def _step_tokens(self) -> int:
+        return self.config.train.global_batch_size * self.config.seq_length
 
     def before_step(self, step: int) -> None:
         """Seed the step: its random numbers depend on (seed, step, rank) only, resumed or not."""
-        seed_step(self.config.train.seed, step)
+        seed_step(self.settings.seed, step)
 
     def add_loss(self, nll: torch.Tensor) -> None:
         """Add a micro-batch's summed negative log likelihood (nats, float [], detached) to the loss of the next row."""
         self._nll += nll
 
     def after_step(self, step: int) -> bool:
-        """Record the step, move the experts' biases and look for a stop signal on any rank. Returns whether a row, an
-        evaluation, a checkpoint or the stop is due; all ranks return the same."""
-        self.watch.beat()
+        """Move the experts' biases and count what was trained on; see `end_step`."""
         self.balance.update()
-        self.progress.step = step
         size = self.config.train.global_batch_size
         self.progress.samples = self.first_sample + (step - self.first_step + 1) * size
-        self.progress.tokens += size * self.config.seq_length
+        self.progress.tokens += self._step_tokens
         self.progress.steps_in_window += 1
         self._window_steps += 1
-        self.reporter.advance()
-        self.saves.poll()
-        if processes.any_rank(self.stop.signal is not None, self.model.device):
-            self.stopped = self.stop.signal or "a signal to another process"
-        return bool(self.stopped) or self._logs(step) or self._evaluates(step) or self._saves(step)
+        return self.end_step(step)
 
-    def report(self, step: int, grad_norm: float | None) -> bool:
-        """Write the row, evaluate and save what is due after `step`; returns whether to stop. `grad_norm` is the norm
-        before clipping. All ranks must call it. Raises NemotronError if the loss or the norm is no finite number."""
-        require_finite("The gradients' norm", 0.0 if grad_norm is None else float(grad_norm), step)
-        if self._logs(step):
-            self._log(step, grad_norm)
-        if self.stopped:  # first: the time that is left may be too short for more
-            self.progress.valid_on = None if self._last(step) else self.progress.valid_on  # not measured yet
-            self.save()
-        if self._evaluates(step) and (not self.stopped or self._last(step)):
-            self.evaluate(step)
-            self.watch.beat()
-        if self._saves(step) and not self.stopped:
-            self.save()
-        self.watch.beat()
-        return bool(self.stopped)
-
-    def save(self) -> None:
-        """Save a checkpoint of this step, if the run saves any; older ones are removed afterwards."""
-        if not self.config.checkpoint.save:
-            return
-        self.progress.nll = self._window_nll()
-        self.progress.elapsed = self._elapsed()
-        record = {"progress": self.progress.to_dict(), "identity": self.identity}
-        self.saves.save(self.progress.step, record, last=self._last(self.progress.step) or bool(self.stopped))
-
-    def _logs(self, step: int) -> bool:
-        return step % self.config.logger.log_interval == 0 or self._last(step)
-
-    def _evaluates(self, step: int) -> bool:
-        every = self.config.train.eval_interval
-        return self.held_out is not None and (self._last(step) or bool(every and step % every == 0))
-
-    def _saves(self, step: int) -> bool:
-        every = self.config.checkpoint.save_interval
-        return self._last(step) or bool(every and step % every == 0)
-
-    def _last(self, step: int) -> bool:
-        return step >= self.config.train.train_iters
+    def held_out_values(self, _step: int) -> dict[str, float]:
+        """The held-out loss."""
+        assert self.held_out is not None  # noqa: S101 - the caller has seen to it
+        train = self.config.train
+        loss = held_out_loss(self.model, self.held_out, train.micro_batch_size, train.tokens_per_chunk)
+        return {"valid_loss": loss}
 
     def _log(self, step: int, grad_norm: float | None) -> None:
-        train = self.config.train
-        tokens = train.global_batch_size * self.config.seq_length
-        self.progress.loss = self._window_nll() / (self.progress.steps_in_window * tokens)
+        self.progress.loss = self._window_nll() / (self.progress.steps_in_window * self._step_tokens)
         now = time.monotonic()
         row = {
             "step": step,
             "loss": self.progress.loss,
-            "lr": learning_rate(self.config.scheduler, train.lr, step - 1, train.train_iters),
-            "tokens_per_second": self._window_steps * tokens / (now - self._window),
+            "lr": self._lr(step),
+            "tokens_per_second": self._window_steps * self._step_tokens / (now - self._since),
             "tokens": self.progress.tokens,
             "elapsed": self._elapsed(),
         }
-        self.reporter.row(row if grad_norm is None else {**row, "grad_norm": float(grad_norm)})
+        self.reporter.row(row if grad_norm is None else {**row, "grad_norm": grad_norm})
         self._nll.zero_()
         self.progress.steps_in_window = self._window_steps = 0
-        self._window = now
+        self._since = now
 
-    def evaluate(self, step: int) -> None:
-        """Measure the held-out loss, if there is a valid split."""
-        assert self.held_out is not None  # noqa: S101 - the caller has seen to it
-        began = time.monotonic()
-        train = self.config.train
-        try:
-            loss = held_out_loss(self.model, self.held_out, train.micro_batch_size, train.tokens_per_chunk)
-        except Exception:
-            # The steps are done, and must not be lost. Other ranks may wait in this evaluation: they can't save.
-            if self._saves(step) and processes.world_size() == 1:
-                self.progress.valid_on = None  # not measured
-                self.save()
-            raise
-        self.progress.valid_loss = loss
-        require_finite("The held-out loss", self.progress.valid_loss, step)
+    def _keep_measured(self, values: Mapping[str, float]) -> None:
+        self.progress.valid_loss = values["valid_loss"]
+        require_finite("The held-out loss", values["valid_loss"], self.progress.step)
         self.progress.valid_on = self.valid_on
-        self.reporter.row({"step": step, "valid_loss": self.progress.valid_loss, "elapsed": self._elapsed()})
-        self._window += time.monotonic() - began  # training's tokens a second, without the evaluation's time
+
+    def _keep_window(self, measured: bool) -> None:
+        if not measured:
+            self.progress.valid_on = None
+        self.progress.nll = self._window_nll()
 
     def _window_nll(self) -> float:
         """The loss summed since the last log line, over all ranks."""
         nll = float(processes.sum_over_ranks(self._nll.clone()).item())
         require_finite("The loss", nll, self.progress.step)
         return nll
-
-    def _elapsed(self) -> float:
-        return self._elapsed_before + time.monotonic() - self._started

@@ -1,10 +1,8 @@
 """A run's metrics: rows in metrics.jsonl, a progress bar or plain lines on stderr, and W&B when a W&B run is open."""
 
-import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +10,33 @@ from nemotron_kit.errors import NemotronError
 from nemotron_kit.files import write_text
 from nemotron_kit.runs.metrics import METRICS_FILE, MetricsFile, to_tensorboard, to_wandb
 from nemotron_kit.training.config_blocks import LoggerConfig
+from nemotron_kit.training.processes import rank
 
 
 class Reporter:
-    """Writes rows of numbers to a JSONL file, the terminal and W&B; with `silent` (any rank but 0) it does nothing.
+    """Writes rows of numbers to a JSONL file, the terminal and W&B; on any rank but 0 it does nothing.
 
     `Reporter(path, done, total)` drops the rows after step `done` of `total`: a run that is resumed there makes them
     again.
     """
 
-    def __init__(self, path: Path, done: int, total: int, *, silent: bool = False) -> None:
+    def __init__(self, path: Path, done: int, total: int) -> None:
         self._path = path
         self._total = total
-        self._silent = silent
+        self._silent = rank() != 0
         self._bar: _Bar | None = None
-        if silent:
+        if self._silent:
             return
-        with _written(path):
+        try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            _keep_rows(path, done)
+            if path.is_file():
+                lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+                # A run without a checkpoint begins anew: with what it measures before its first step (step 0), too.
+                kept = [line for line in lines if _step(line) <= (done or -1)]
+                if len(kept) < len(lines):
+                    write_text(path, "".join(f"{line}\n" for line in kept))
+        except OSError as error:
+            raise NemotronError(f"{path}: metrics can't be written: {error.strerror}.") from error
         if sys.stderr.isatty():
             self._bar = _Bar(done, total)
 
@@ -120,24 +126,6 @@ def describe(row: dict[str, Any], total: int) -> str:
     if "tokens_per_second" in row:
         parts.append(f"{row['tokens_per_second']:,.0f} tokens/s")
     return f"step {row['step']}/{total}: " + ", ".join(parts)
-
-
-@contextlib.contextmanager
-def _written(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise NemotronError(f"{path}: metrics can't be written: {error.strerror}.") from error
-
-
-def _keep_rows(path: Path, done: int) -> None:
-    if not path.is_file():
-        return
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    # A run without a checkpoint begins anew: with what it measures before its first step (step 0), too.
-    kept = [line for line in lines if _step(line) <= (done or -1)]
-    if len(kept) < len(lines):
-        write_text(path, "".join(f"{line}\n" for line in kept))
 
 
 def _step(line: str) -> float:

@@ -15,6 +15,7 @@ from nemotron_kit.training.checkpoint import TrainingProgress
 from nemotron_kit.training.content import weights_digest
 from nemotron_kit.training.engine import (
     TrainingOutcome,
+    export_run,
     keep_freed_memory,
     load_libraries,
     load_optimizer_state,
@@ -24,8 +25,6 @@ from nemotron_kit.training.engine import (
 )
 from nemotron_kit.training.export import (
     ChatTokens,
-    export,
-    model_card,
     model_folder,
     output_folder,
     prepare_output,
@@ -33,15 +32,15 @@ from nemotron_kit.training.export import (
     token_ids,
     tokenizer_folder,
 )
-from nemotron_kit.training.loop import build_optimizer, use_bf16
+from nemotron_kit.training.loop import LoopSettings, build_optimizer, use_bf16
 from nemotron_kit.training.model import ExpertBalance, load_model, require_model
 from nemotron_kit.training.parallel import equal_passes, head_nll, is_on_ranks, prepare, within
 from nemotron_kit.training.processes import StopRequest
 from nemotron_kit.training.reporter import Reporter, metrics_path
 from nemotron_kit.training.sft_config import SFTConfig, settings_identity
 from nemotron_kit.training.sft_data import Batch, PackedRows, Row, batches, packed_batches
-from nemotron_kit.training.start import StartingPoint, find_start, given_weights, portable, require_agreement
-from nemotron_kit.training.step_loop import LoopSettings, StepLoop
+from nemotron_kit.training.start import StartingPoint, find_start, given_weights, on_ranks, portable
+from nemotron_kit.training.step_loop import StepLoop
 
 if TYPE_CHECKING:
     import torch
@@ -58,21 +57,14 @@ def sft(config: SFTConfig) -> TrainingOutcome:
     config.check()
     config.train.check_split(processes.world_size())
     run = _Run(config)
-    run.prepare()
-    # Before signals are caught: who waits for a peer that never comes can still be stopped.
-    processes.join(config.train.hang_minutes)
-    try:
-        require_agreement(run.start)
-        with StopRequest() as stop:
-            return run.go(stop)
-    finally:
-        processes.leave()
+    return on_ranks(run.start, config.train.hang_minutes, run.go)
 
 
 class _Run:
     """One run: its data and starting point, then the loop, then the export of the model."""
 
     def __init__(self, config: SFTConfig) -> None:
+        """Find the starting point and check everything, before anything is written."""
         self.base = config.checkpoint.pretrained_checkpoint
         self.config = config.without_finetune()
         train = config.split_folder("train")
@@ -88,10 +80,6 @@ class _Run:
         self.held_out = PackedRows(valid, config.seq_length) if valid is not None and _has_rows(valid) else None
         self.folder = output_folder(self.config.checkpoint, "sft")
         self.tokenizer = tokenizer_folder(train.parent, train.parent.parent, Path(self.base) if self.base else None)
-        self.start = StartingPoint()
-
-    def prepare(self) -> None:
-        """Find the starting point and check everything, before anything is written."""
         self.start = self._start()
         if processes.rank() == 0:
             prepare_output(self.folder)
@@ -114,8 +102,7 @@ class _Run:
             same["peft"]["base"] = weights_digest(Path(str(self.base)))
         same |= given_weights(self.config.checkpoint)
         start = find_start(self.config, same)
-        done = start.progress.step if start.progress else 0
-        if done < self.config.train.train_iters:
+        if start.step < self.config.train.train_iters:
             require_place(model_folder(self.folder, self.config.train.train_iters), portable(start.identity))
         held_out = self.held_out
         valid_on = sha256_of([held_out.digest(), self.config.train.eval_iters]) if held_out is not None else None
@@ -166,9 +153,7 @@ class _Run:
         prepare(model, activation_checkpointing=train.activation_checkpointing, compile_blocks=train.compile)
         optimizer = build_optimizer(config.optimizer, model)
         load_optimizer_state(optimizer, model, start)
-        silent = processes.rank() != 0
-        path = metrics_path(config.logger, self.folder)
-        reporter = Reporter(path, progress.step, config.train.train_iters, silent=silent)
+        reporter = Reporter(metrics_path(config.logger, self.folder), progress.step, train.train_iters)
         # Frozen weights are frozen: with adapters, no expert's bias moves either.
         balance = ExpertBalance(model, 0.0 if config.lora else config.train.moe_router_bias_update_rate)
         settings = LoopSettings(
@@ -205,7 +190,7 @@ class _Run:
             progress.valid_on = start.valid_on
             if progress.step < config.train.train_iters:
                 loop.run(work.step, evaluate)
-            elif evaluate is not None and processes.any_rank(not known and not silent, model.device):
+            elif evaluate is not None and processes.any_rank(not known and processes.rank() == 0, model.device):
                 loop.evaluate(evaluate)  # the loss that is known is that of other held-out data, or of another step
         finally:
             reporter.close()
@@ -230,8 +215,6 @@ class _Run:
 
     def _finish(self, model: Any, loop: StepLoop) -> TrainingOutcome:
         progress, config = loop.progress, self.config
-        path = model_folder(self.folder, progress.step)
-        changes = [change for change in progress.changes if change["step"] < progress.step]
         if config.lora:
             lora.merge_adapters(model)
         chat = ChatTokens.of(self.tokenizer) if self.tokenizer else None
@@ -243,10 +226,10 @@ class _Run:
             "held-out loss, nats a token of answers": progress.valid_loss,
             "adapters": f"LoRA of rank {config.lora.dim}, merged" if config.lora else None,
         }
-        record = {"step": progress.step, "identity": portable(loop.identity), "changes": changes}
-        card = model_card("Nemotron-H, fine-tuned to chat", given, facts, portable(loop.identity))
-        export(model, path, self.tokenizer or self.rows.folder, record, card=card, chat=chat)
-        return TrainingOutcome(path, progress.step, progress.loss, progress.valid_loss, progress.tokens, tuple(changes))
+        tokenizer = self.tokenizer or self.rows.folder
+        title = "Nemotron-H, fine-tuned to chat"
+        path, changes = export_run(loop, self.folder, title, given, facts, tokenizer, chat)
+        return TrainingOutcome(path, progress.step, progress.loss, progress.valid_loss, progress.tokens, changes)
 
 
 class SFTWork:

@@ -8,10 +8,10 @@ precision.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from nemotron_kit.errors import UserError
 from nemotron_kit.files import sha256_of
@@ -33,6 +33,7 @@ from nemotron_kit.training.model import (
 from nemotron_kit.training.model_size import expert_count
 from nemotron_kit.training.parallel import Layout
 from nemotron_kit.training.pretrain_config import PretrainConfig
+from nemotron_kit.training.processes import StopRequest
 
 if TYPE_CHECKING:
     from transformers import NemotronHForCausalLM
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from nemotron_kit.training.data import BlendSamples
 
 
+T = TypeVar("T")
 _STEPS = ("train.train_iters", "grpo.max_num_steps")
 
 
@@ -211,6 +213,11 @@ class StartingPoint:
     notes: tuple[str, ...] = ()
     valid_on: str | None = None
 
+    @property
+    def step(self) -> int:
+        """How many steps are done."""
+        return self.progress.step if self.progress is not None else 0
+
     def describe(self) -> str:
         """A sentence on where the run starts, for its log."""
         if self.progress is not None and self.optimizer is not None:
@@ -244,7 +251,7 @@ def find_start(config: Resumable, identity: dict[str, Any]) -> StartingPoint:
 def require_agreement(start: StartingPoint) -> None:
     """Raises UserError, on all ranks, unless all of them start from the same step. All ranks must call it, after
     `processes.join`: each has looked for a checkpoint by itself, and a folder that is not shared has it on one node."""
-    steps = processes.on_all_ranks(lambda: start.progress.step if start.progress else 0)
+    steps = processes.on_all_ranks(lambda: start.step)
     for number, step in enumerate(steps):
         if step != steps[0]:
             raise UserError(
@@ -252,6 +259,19 @@ def require_agreement(start: StartingPoint) -> None:
                 "checkpoints.",
                 hint="checkpoint.save (and checkpoint.load) must be a folder that the processes of all nodes share.",
             )
+
+
+def on_ranks(start: StartingPoint, hang_minutes: float | None, train: Callable[[StopRequest], T]) -> T:
+    """Join the processes that torchrun started, and `train` once they agree on the start. Raises what `train` and
+    `require_agreement` do."""
+    # Before signals are caught: who waits for a peer that never comes can still be stopped.
+    processes.join(hang_minutes)
+    try:
+        require_agreement(start)
+        with StopRequest() as stop:
+            return train(stop)
+    finally:
+        processes.leave()
 
 
 def _allows_unchecked(config: Resumable) -> bool:

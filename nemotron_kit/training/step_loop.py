@@ -9,18 +9,12 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.training import processes
-from nemotron_kit.training.checkpoint import TrainingProgress
-from nemotron_kit.training.config_blocks import CheckpointConfig, SchedulerConfig
-from nemotron_kit.training.loop import CheckpointWriter, learning_rate, preempted, require_finite, seed_step
-from nemotron_kit.training.model import ExpertBalance
+from nemotron_kit.training.loop import Evaluate, Loop, LoopSettings, preempted, require_finite, seed_step
 from nemotron_kit.training.parallel import is_on_ranks, scale_gradients
-from nemotron_kit.training.processes import HangWatch, StopRequest
-from nemotron_kit.training.reporter import Reporter
+from nemotron_kit.training.processes import HangWatch
 
 if TYPE_CHECKING:
     import torch
@@ -28,64 +22,28 @@ if TYPE_CHECKING:
 # A step's values, each this rank's part of it: a row has their sums over the ranks, as means over its steps. "tokens"
 # is counted instead: how many this rank has trained on.
 Step = Callable[[int], Mapping[str, Any]]
-# Held-out values, the same on every rank; "valid_loss" is the one that the run's end reports.
-Evaluate = Callable[[int], Mapping[str, float]]
-
 # How many gradients are squared in float64 at a time, by the device: what fits a CPU's cache is ten times as fast.
 _ON_CPU, _ELSEWHERE = 1 << 16, 1 << 22
 
 
-@dataclass(frozen=True)
-class LoopSettings:
-    """The loop's settings: the number of `steps`, the peak `lr` and its schedule, and the intervals of its actions."""
-
-    steps: int
-    lr: float
-    scheduler: SchedulerConfig
-    checkpoint: CheckpointConfig
-    clip_grad: float = 1.0
-    seed: int = 1234
-    log_interval: int = 10
-    eval_interval: int | None = None
-    bf16: bool = False
-    lr_setting: str = "optimizer.lr"  # what errors call the peak rate
-    hang_minutes: float | None = None
-
-
-class StepLoop:
+class StepLoop(Loop):
     """One run: `run(step, evaluate)` calls `step(number)`, from `first_step` to the last, and does the rest: seeds, the
     sum of the gradients over the ranks, clipping, optimizer, expert balance, rows, checkpoints, signals.
 
     The callback iterates over `parts(count)` and calls backward in each, on its part of the loss of all ranks:
-    gradients are summed, not averaged. Steps count from 1 over the whole run, resumed or not.
+    gradients are summed, not averaged.
     """
 
     def __init__(
-        self,
-        settings: LoopSettings,
-        model: torch.nn.Module,
-        optimizer: torch.optim.Optimizer,
-        *,
-        progress: TrainingProgress,
-        identity: Mapping[str, Any],
-        reporter: Reporter,
-        stop: StopRequest,
-        balance: ExpertBalance | None = None,
-        write_model: Callable[[Path], None] | None = None,
+        self, settings: LoopSettings, model: torch.nn.Module, optimizer: torch.optim.Optimizer, **run: Any
     ) -> None:
-        """`write_model(folder)` writes the model's part of a checkpoint (the whole model is in `model/`)."""
+        """`run`: as Loop has it."""
         import torch
 
-        self.settings, self.model, self.optimizer, self.progress = settings, model, optimizer, progress
-        self.identity, self.reporter, self.stop = dict(identity), reporter, stop
-        self.balance = balance or ExpertBalance(model, 0.0)
-        self.first_step = progress.step + 1
+        super().__init__(settings, model, optimizer, **run)
+        progress = self.progress
         self._samples_before = progress.samples
-        self.stopped: str | None = None
-        self.watch = HangWatch(None)
-        self.saves = CheckpointWriter(settings.checkpoint, model, optimizer, reporter.print, write_model)
         self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self._device = self._trained[0].device
         self._sharded = is_on_ranks(model)
         # One buffer for all gradients, each a view of it: summed, reduced and clipped at once. Those of a sharded model
         # are FSDP's own.
@@ -97,8 +55,6 @@ class StepLoop:
             self._window = {name: value * 0 for name, value in self._window.items()}
         self._tokens = torch.zeros((), dtype=torch.int64, device=self._device)
         self._tokens_before = progress.tokens
-        self._since = self._started = time.monotonic()
-        self._elapsed_before = progress.elapsed
 
     def parts(self, count: int) -> Iterator[range]:
         """This rank's share of `count` items, in one or two parts. After each part its gradients are added to the
@@ -137,60 +93,19 @@ class StepLoop:
 
     def run(self, step: Step, evaluate: Evaluate | None = None) -> None:
         """Run the remaining steps. Raises Preempted if a signal stopped it; a checkpoint is saved by then."""
+        self.measure = evaluate
         self.model.train()
         with HangWatch(self.settings.hang_minutes) as self.watch:
             for number in range(self.first_step, self.settings.steps + 1):
-                self._run_step(number, step, evaluate)
-                self.watch.beat()
-
-    def _run_step(self, number: int, step: Step, evaluate: Evaluate | None) -> None:
-        seed_step(self.settings.seed, number)
-        self._attach_gradients()
-        values = step(number)
-        norm = self._update(number)
-        self._count(values)
-        self.progress.step = number
-        self.watch.beat()
-        self.reporter.advance()
-        self.saves.poll()
-        if processes.any_rank(self.stop.signal is not None, self._device):
-            self.stopped = self.stop.signal or "a signal to another process"
-        self._report(number, norm, evaluate)
-        if self.stopped and number < self.settings.steps:
-            raise preempted(self.stopped, number, self.settings.steps, self.settings.checkpoint.save)
-
-    def evaluate(self, evaluate: Evaluate) -> None:
-        """Measure held-out values after the last step and write their row."""
-        import torch
-
-        began = time.monotonic()
-        self.model.eval()
-        try:
-            with torch.no_grad():
-                values = dict(evaluate(self.progress.step))
-        except Exception:
-            # The steps are done, and must not be lost. Other ranks may wait in this evaluation: they can't save.
-            step = self.progress.step
-            if step and self._due(step, self.settings.checkpoint.save_interval) and processes.world_size() == 1:
-                self.save()
-            raise
-        self.model.train()
-        for name, value in values.items():
-            require_finite(f"The held-out {name}", value, self.progress.step, self.settings.lr_setting)
-        self.progress.held_out, self.progress.held_out_step = values, self.progress.step
-        self.progress.valid_loss = values.get("valid_loss")  # none of an earlier step, if there was nothing to measure
-        if values:
-            self.reporter.row({"step": self.progress.step, **values, "elapsed": self._elapsed()})
-        self._since += time.monotonic() - began
-
-    def save(self) -> None:
-        """Save a checkpoint of the last step, if the run saves any."""
-        if not self.settings.checkpoint.save:
-            return
-        self.progress.window, self.progress.elapsed = self._sums(), self._elapsed()
-        record = {"progress": self.progress.to_dict(), "identity": self.identity}
-        last = self.progress.step >= self.settings.steps or bool(self.stopped)
-        self.saves.save(self.progress.step, record, last=last)
+                seed_step(self.settings.seed, number)
+                self._attach_gradients()
+                values = step(number)
+                norm = self._update(number)
+                self._count(values)
+                if self.end_step(number):
+                    self.report(number, float(norm))
+                if self.stopped and number < self.settings.steps:
+                    raise preempted(self.stopped, number, self.settings.steps, self.settings.checkpoint.save)
 
     def _attach_gradients(self) -> None:
         if self._sharded:
@@ -237,35 +152,25 @@ class StepLoop:
 
         return torch.as_tensor(value, dtype=torch.float64, device=self._device).detach()
 
-    def _report(self, number: int, norm: torch.Tensor, evaluate: Evaluate | None) -> None:
-        logs = self._due(number, self.settings.log_interval)
-        saves = self._due(number, self.settings.checkpoint.save_interval)
-        evaluates = evaluate is not None and self._due(number, None if self.stopped else self.settings.eval_interval)
-        if not (logs or saves or evaluates or self.stopped):
-            return
-        require_finite("The gradients' norm", float(norm), number, self.settings.lr_setting)
-        if logs:
-            self._log(number, float(norm))
-        if self.stopped:  # first: the time that is left may be too short for more
-            self.save()
-        if evaluates and evaluate is not None:
-            self.evaluate(evaluate)
-            self.watch.beat()
-        if saves and not self.stopped:
-            self.save()
+    def _keep_measured(self, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            require_finite(f"The held-out {name}", value, self.progress.step, self.settings.lr_setting)
+        self.progress.held_out, self.progress.held_out_step = dict(values), self.progress.step
+        self.progress.valid_loss = values.get("valid_loss")  # none of an earlier step, if there was nothing to measure
 
-    def _due(self, number: int, interval: int | None) -> bool:
-        return number >= self.settings.steps or bool(interval and number % interval == 0)
+    def _keep_window(self, measured: bool) -> None:
+        del measured  # held_out_step says of which step the held-out values are
+        self.progress.window = self._sums()
 
-    def _log(self, number: int, norm: float) -> None:
+    def _log(self, step: int, grad_norm: float | None) -> None:
         means = {name: value / self.progress.steps_in_window for name, value in self._sums().items()}
         self.progress.loss = means.get("loss", self.progress.loss)
         now = time.monotonic()
         row = {
-            "step": number,
+            "step": step,
             **means,
-            "lr": self._lr(number),
-            "grad_norm": norm,
+            "lr": self._lr(step),
+            "grad_norm": grad_norm,
             "tokens_per_second": (self.progress.tokens - self._tokens_before) / (now - self._since),
             "tokens": self.progress.tokens,
             "elapsed": self._elapsed(),
@@ -288,9 +193,3 @@ class StepLoop:
         for name, value in zip(names, sums, strict=True):
             require_finite(f"The step's {name}", value, self.progress.step, self.settings.lr_setting)
         return dict(zip(names, sums, strict=True))
-
-    def _lr(self, number: int) -> float:
-        return learning_rate(self.settings.scheduler, self.settings.lr, number - 1, self.settings.steps)
-
-    def _elapsed(self) -> float:
-        return self._elapsed_before + time.monotonic() - self._started

@@ -25,14 +25,14 @@ from transformers import TrainerCallback
 from nemotron_kit.data_prep.packing import PackedWriter
 from nemotron_kit.training.checkpoint import TrainingProgress, export_model
 from nemotron_kit.training.config_blocks import CheckpointConfig, LoggerConfig, SchedulerConfig
-from nemotron_kit.training.loop import build_optimizer
+from nemotron_kit.training.loop import LoopSettings, build_optimizer
 from nemotron_kit.training.model import ExpertBalance, load_model, model_config, new_model
 from nemotron_kit.training.processes import StopRequest
 from nemotron_kit.training.reporter import Reporter
 from nemotron_kit.training.sft import SFTWork
 from nemotron_kit.training.sft_config import SFTConfig, SFTOptimizerConfig, SFTTrainConfig
 from nemotron_kit.training.sft_data import PackedRows
-from nemotron_kit.training.step_loop import LoopSettings, StepLoop
+from nemotron_kit.training.step_loop import StepLoop
 
 PACK, ROWS = 512, 4
 WARM = 3

@@ -267,8 +267,8 @@ def do_all(runs: dict[str, Any], settings: dict[str, Any]) -> None:
         seen["types"] = sorted({type(module).__name__ for module in model.modules()})
 
     class WatchedRun(engine.TrainingRun):
-        def __post_init__(self) -> None:
-            super().__post_init__()
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
             watch(self.model)
 
     class WatchedLoop(step_loop.StepLoop):
@@ -276,12 +276,7 @@ def do_all(runs: dict[str, Any], settings: dict[str, Any]) -> None:
             watch(self.model)
             super().run(*given)
 
-    class WatchedRL(grpo_module._Loop):
-        def run(self, *given: Any) -> None:
-            watch(self.model)
-            super().run(*given)
-
-    engine.TrainingRun, sft_module.StepLoop, grpo_module._Loop = WatchedRun, WatchedLoop, WatchedRL
+    engine.TrainingRun, sft_module.StepLoop, grpo_module.StepLoop = WatchedRun, WatchedLoop, WatchedLoop
     for number, (name, run) in enumerate(runs.items()):
         # Each run opens a process group of its own, by names that the last one has not used.
         os.environ["TORCHELASTIC_RESTART_COUNT"] = str(number)

@@ -45,8 +45,9 @@ def test_a_resumed_run_replaces_what_it_makes_again(tmp_path: Path) -> None:
     assert rows(path) == [{"note": 1}]
 
 
-def test_only_one_process_talks(tmp_path: Path, capsys) -> None:
-    reporter = Reporter(tmp_path / "metrics.jsonl", 0, 30, silent=True)
+def test_only_one_process_talks(tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    reporter = Reporter(tmp_path / "metrics.jsonl", 0, 30)
     reporter.print("hello")
     reporter.row({"step": 10, "loss": 2.5})
     assert capsys.readouterr() == ("", "") and list(tmp_path.iterdir()) == []

@@ -9,6 +9,7 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -20,11 +21,12 @@ from nemotron_kit.runs.job import SLURM_STEP
 from nemotron_kit.training import checkpoint, processes
 from nemotron_kit.training.checkpoint import TrainingProgress, load_optimizer
 from nemotron_kit.training.config_blocks import CheckpointConfig, LoggerConfig, SchedulerConfig
-from nemotron_kit.training.loop import TrainingRun, build_optimizer, preempted
-from nemotron_kit.training.pretrain_config import TrainConfig
+from nemotron_kit.training.loop import LoopSettings, TrainingRun, build_optimizer, preempted
+from nemotron_kit.training.model import ExpertBalance
+from nemotron_kit.training.pretrain_config import PretrainConfig, TrainConfig
 from nemotron_kit.training.processes import Preempted, StopRequest
 from nemotron_kit.training.reporter import Reporter, metrics_path
-from nemotron_kit.training.step_loop import LoopSettings, StepLoop
+from nemotron_kit.training.step_loop import StepLoop
 
 ROWS = torch.randn((8, 5), generator=torch.Generator().manual_seed(0))
 
@@ -74,6 +76,27 @@ class Run:
     def go(self) -> list[torch.Tensor]:
         self.loop.run(self.step, lambda _: {"valid_loss": float((self.model(ROWS) ** 2).mean())})
         return [parameter.detach().clone() for parameter in self.model.parameters()]
+
+
+def pretraining_after_two_steps(folder: Path, steps: int, order: list[object]) -> TrainingRun:
+    """The loop of a pretraining of so many steps, with two done. `order` gets what its checkpoints say of the held-out
+    data."""
+    model, block = torch.nn.Linear(2, 2), CheckpointConfig(save=str(folder))
+    config = PretrainConfig(train=TrainConfig(train_iters=steps), checkpoint=block, logger=LoggerConfig(100))
+    held_out: Any = SimpleNamespace()
+    run = TrainingRun(
+        config,
+        model,
+        build_optimizer(config.train, model),
+        ExpertBalance(model, 0.0),
+        held_out,
+        TrainingProgress(step=2, steps_in_window=1, valid_on="a"),
+        {},
+        Reporter(folder / "metrics.jsonl", 0, steps),
+        StopRequest(),
+    )
+    run.saves.save = lambda _, record, *, last: order.append(("save", record["progress"]["valid_on"]))  # type: ignore[method-assign]
+    return run
 
 
 def rows(run: Run) -> list[dict]:
@@ -135,20 +158,13 @@ def test_a_run_that_is_stopped_in_its_last_step_is_saved_and_then_evaluated(tmp_
     # Killed before it had measured: the checkpoint says that it did not.
     assert saved[0] is not None
     assert checkpoint.read(saved[0], verify=True)["progress"]["held_out_step"] == 0
-    order: list[str] = []
-    for last in (True, False):
-        pretraining = SimpleNamespace(
-            stopped="SIGTERM",
-            progress=SimpleNamespace(valid_on="a"),
-            watch=run.loop.watch,
-            save=lambda: order.append("save"),
-            evaluate=lambda _: order.append("evaluate"),
-            _logs=lambda _: False,
-            **dict.fromkeys(("_evaluates", "_saves", "_last"), lambda _, last=last: last),
-        )
-        TrainingRun.report(pretraining, 2, None)  # type: ignore[arg-type]
-        order.append(str(pretraining.progress.valid_on))
-    assert order == ["save", "evaluate", "None", "save", "a"]
+    order: list[object] = []
+    for steps in (2, 3):
+        pretraining = pretraining_after_two_steps(tmp_path / "pretraining", steps, order)
+        pretraining.evaluate = lambda _: order.append("evaluate")  # type: ignore[method-assign]
+        pretraining.stopped = "SIGTERM"
+        assert pretraining.report(2, None)
+    assert order == [("save", None), "evaluate", ("save", "a")]
 
 
 def test_a_stopped_run_says_what_starts_it_again(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,8 +223,8 @@ def test_a_held_out_loss_that_was_not_measured_is_not_the_one_of_an_earlier_step
 def test_an_evaluation_that_fails_does_not_lose_the_steps_that_are_done(tmp_path: Path) -> None:
     run = Run(tmp_path)
 
-    def broken(step: int) -> dict[str, float]:
-        if step == 6:
+    def broken(step: int, at: int = 6) -> dict[str, float]:
+        if step == at:
             raise UserError("a row can't be read")
         return {"valid_loss": 1.0}
 
@@ -220,18 +236,10 @@ def test_an_evaluation_that_fails_does_not_lose_the_steps_that_are_done(tmp_path
         Run(tmp_path / "first").loop.evaluate(lambda _: broken(6))  # before the first step there is nothing to save
     assert checkpoint.latest(tmp_path / "first") is None
     order: list[object] = []
-    pretraining = SimpleNamespace(
-        held_out=None,
-        model=None,
-        progress=SimpleNamespace(valid_on="a"),
-        config=SimpleNamespace(train=TrainConfig()),
-        _saves=lambda _: True,
-        save=lambda: order.append(pretraining.progress.valid_on),
-    )
-    pretraining.held_out = SimpleNamespace()  # it has no length
-    with pytest.raises(AttributeError):
-        TrainingRun.evaluate(pretraining, 6)  # type: ignore[arg-type]
-    assert order == [None]
+    pretraining = pretraining_after_two_steps(tmp_path / "pretraining", 2, order)
+    with pytest.raises(UserError):
+        pretraining.evaluate(lambda step: broken(step, 2))
+    assert order == [("save", None)]
 
 
 def test_each_part_of_a_step_has_the_time_after_which_a_run_hangs(
