@@ -11,7 +11,7 @@ import os
 import sys
 import warnings
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -156,7 +156,7 @@ def _train(
     args = trainer_arguments(config.train, folder, max(1, config.train.train_iters - progress.step))
     model, optimizer = _build(config, data, start, args.device)
     reporter = Reporter(metrics_path(config.logger, folder), progress.step, config.train.train_iters)
-    for line in (*processes.gpus_not_seen(), *start.notes, start.describe(), *placement(config.train.layout, model)):
+    for line in opening_lines(start, config.train.layout, model):
         reporter.print(line)
     balance = ExpertBalance(model, config.train.moe_router_bias_update_rate)
     run = TrainingRun(
@@ -197,14 +197,17 @@ def _build(config: PretrainConfig, data: TrainingData, start: StartingPoint, dev
     return model, optimizer
 
 
-def placement(layout: Layout, model: Any) -> list[str]:
-    """A sentence on how the model lies on the processes, if it lies on several."""
-    if layout.ranks <= 1:
-        return []
-    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors(model).values())
-    return [
-        f"Sharded over {layout.ranks} processes ({layout}): {held_bytes(model):,} of {size:,} bytes of weights here."
-    ]
+def opening_lines(
+    start: StartingPoint, layout: Layout, model: Any, notes: Iterable[str] = (), described: str | None = None
+) -> list[str]:
+    """What a run's log begins with: GPUs that are not seen, what was found on the way to the start, `notes`, where it
+    starts (or `described`), and how the model lies on the processes, if it lies on several."""
+    lines = [*processes.gpus_not_seen(), *start.notes, *notes, described or start.describe()]
+    if layout.ranks > 1:
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors(model).values())
+        held = held_bytes(model)
+        lines.append(f"Sharded over {layout.ranks} processes ({layout}): {held:,} of {size:,} bytes of weights here.")
+    return lines
 
 
 def _loop(config: PretrainConfig, data: TrainingData, run: TrainingRun, args: Any) -> None:

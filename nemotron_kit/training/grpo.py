@@ -22,8 +22,8 @@ from nemotron_kit.training.engine import (
     keep_freed_memory,
     load_libraries,
     load_optimizer_state,
+    opening_lines,
     passive_cpu_waits,
-    placement,
     quiet,
 )
 from nemotron_kit.training.export import (
@@ -241,8 +241,7 @@ class _Run:
         model, loop, config = work.model, work.loop, self.config
         progress, reporter = loop.progress, loop.reporter
         try:
-            placed = placement(config.train.layout, model)
-            for line in (*processes.gpus_not_seen(), *self.start.notes, *self._notes(), self.start.describe(), *placed):
+            for line in opening_lines(self.start, config.train.layout, model, self._notes()):
                 reporter.print(line)
             evaluate = work.evaluate if self.valid is not None else None
             if evaluate is not None and config.grpo.val_at_start and not progress.step:

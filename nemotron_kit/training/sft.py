@@ -19,8 +19,8 @@ from nemotron_kit.training.engine import (
     keep_freed_memory,
     load_libraries,
     load_optimizer_state,
+    opening_lines,
     passive_cpu_waits,
-    placement,
     quiet,
 )
 from nemotron_kit.training.export import (
@@ -180,8 +180,10 @@ class _Run:
             write_model=(lambda folder: lora.save_adapters(model, folder / lora.ADAPTERS)) if config.lora else None,
         )
         work = SFTWork(config, self.rows, self.held_out, model, loop)
+        new_adapters = config.lora is not None and start.optimizer is None
+        described = f"New adapters beside the weights in {self.base}." if new_adapters else None
         try:
-            for line in (*start.notes, *self._notes(model), self._described(), *placement(train.layout, model)):
+            for line in opening_lines(start, train.layout, model, self._notes(model), described):
                 reporter.print(line)
             for _ in work.held_out_rows():
                 pass  # each is checked: an evaluation at the end of the training must not be the first to read them
@@ -196,10 +198,6 @@ class _Run:
             reporter.close()
         loop.saves.finish()
         return self._finish(model, loop)
-
-    def _described(self) -> str:
-        adapters = "adapters" if self.config.lora and self.start.optimizer is None else ""
-        return f"New {adapters} beside the weights in {self.base}." if adapters else self.start.describe()
 
     def _notes(self, model: Any) -> Iterator[str]:
         if self.config.lora:

@@ -72,10 +72,14 @@ LORA = PeftConfig(scheme="lora", dim=2)
 
 @pytest.mark.parametrize("peft", [PeftConfig(), LORA], ids=["whole", "adapters"])
 def test_a_run_that_is_stopped_goes_on_to_the_same_bits(
-    config: SFTConfig, peft: PeftConfig, monkeypatch: pytest.MonkeyPatch
+    config: SFTConfig, peft: PeftConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     straight = into(config, "straight", peft=peft)
-    outcome = sft(straight)
+    with monkeypatch.context() as patch:
+        patch.setenv("SLURM_GPUS_ON_NODE", "8")
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        outcome = sft(straight)
+    assert "Slurm gave 8 GPUs on this node" in capsys.readouterr().err
     stopped = into(config, "stopped", peft=peft)
     with monkeypatch.context() as patch:
         stop_after(3, patch)
