@@ -300,7 +300,7 @@ def unpack_code(job: JobFolder, spec: JobSpec) -> None:
         return
 
     record = json.loads(files.read_regular(job.path.parent.parent / CODE))
-    unpack(b"", root=record["target_root"], digest=record["digest"], folders=[spec.code])
+    unpack(root=record["target_root"], digest=record["digest"], folders=[spec.code])
 
 
 def _lead(job: JobFolder, spec: JobSpec, node: Node) -> Outcome:

@@ -60,7 +60,7 @@ class Mine(Executor):
 
     def read_logs(self, job, offsets, limit, *, only=False, skip=()):
         given = {"job": str(job.path), "offsets": dict(offsets), "limit": limit, "only": only, "skip": skip}
-        return operations.pieces(*operations.read(b"", **given))
+        return operations.pieces(*operations.read(**given))
 
 
 class Half(Executor):

@@ -248,7 +248,7 @@ def test_a_path_of_an_unknown_user_is_an_error(tmp_path: Path, monkeypatch: pyte
         lambda: ModelArtifact(path=path),
         lambda: find_config_file(path, None, "c"),
         lambda: beside(tmp_path, Path(path)),
-        lambda: python_facts(b"", python=path),
+        lambda: python_facts(python=path),
     ):
         with pytest.raises(UserError, match="~no-such-user is no user's home folder"):
             given()

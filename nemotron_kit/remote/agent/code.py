@@ -40,13 +40,12 @@ _OURS = {
 _REFERENCING = ("*.json", "jobs/*/*.json", "jobs/*/*.sh", "slurm/*")
 
 
-def clean(payload: bytes, *, root: str, unused_seconds: float, remove: bool) -> tuple[list[dict[str, Any]], bytes]:
+def clean(*, root: str, unused_seconds: float, remove: bool) -> list[dict[str, Any]]:
     """The files unused for that long that no unfinished run refers to: `[{"what", "path", "bytes"}]`, removed unless it
     is a dry run. An entry that could not be removed has an `"error"`; the others are removed all the same.
 
     Files of a run that is not known to have ended are kept, however old they are.
     """
-    del payload
     before = time.time() - unused_seconds
     old = list(_old(Path(root), before))
     needed = _named(Path(root), {_name(path) for path in old}) if old else set()
@@ -62,7 +61,7 @@ def clean(payload: bytes, *, root: str, unused_seconds: float, remove: bool) -> 
         except OSError as error:
             entry["error"] = error.strerror or str(error)
         found.append(entry)
-    return found, b""
+    return found
 
 
 def used(path: Path) -> None:
@@ -141,45 +140,40 @@ def archive_path(root: str, digest: str) -> Path:
     return Path(root) / "code" / f"{digest}.tar.gz"
 
 
-def code_of(payload: bytes, root: str, run: str) -> tuple[dict[str, Any], bytes]:
+def code_of(root: str, run: str) -> dict[str, Any]:
     """The code that a run was launched with: `{"digest", "there"}`; `{}` if it has none yet."""
-    del payload
     try:
         digest = read_object(Path(run) / CODE)["digest"]
     except FileNotFoundError:
-        return {}, b""
-    return {"digest": digest, "there": has_code(b"", root, digest)[0]}, b""
+        return {}
+    return {"digest": digest, "there": has_code(root, digest)}
 
 
-def has_code(payload: bytes, root: str, digest: str) -> tuple[bool, bytes]:
+def has_code(root: str, digest: str) -> bool:
     """Whether the target has the archive."""
-    del payload
     path = archive_path(root, digest)
     if not path.is_file():
-        return False, b""
+        return False
     used(path)
-    return True, b""
+    return True
 
 
-def put_code(payload: bytes, root: str, digest: str) -> tuple[None, bytes]:
+def put_code(root: str, digest: str, payload: bytes = b"") -> None:
     """Store the archive. Raises NemotronError if its sha256 is not `digest`."""
     path = archive_path(root, digest)
     if hashlib.sha256(payload).hexdigest() != digest:
         raise NemotronError(f"The code was damaged on its way: its sha256 is not {digest[:12]}….", hint="Try again.")
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     files.write_bytes(path, payload)
-    return None, b""
 
 
-def unpack_code(payload: bytes, root: str, digest: str, folders: Sequence[str]) -> tuple[None, bytes]:
+def unpack_code(root: str, digest: str, folders: Sequence[str]) -> None:
     """Unpack the archive into each of `folders` that does not exist yet; each appears atomically."""
-    del payload
     data = archive_path(root, digest).read_bytes()
     if hashlib.sha256(data).hexdigest() != digest:
         raise NemotronError(f"{archive_path(root, digest)} was changed since it arrived.", hint="Remove it, try again.")
     for folder in folders:
         unpack(data, Path(folder))
-    return None, b""
 
 
 def unpack(data: bytes, folder: Path) -> None:
@@ -257,21 +251,19 @@ _COMMIT = re.compile(r"[0-9a-f]{40}\Z")
 _FOLDER = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}\Z")
 
 
-def commit_of(payload: bytes, url: str, ref: str) -> tuple[str, bytes]:
+def commit_of(url: str, ref: str) -> str:
     """The commit that a branch or a tag of the repository resolves to; an annotated tag is dereferenced."""
-    del payload
     names = (f"refs/heads/{ref}", f"refs/tags/{ref}^{{}}", f"refs/tags/{ref}")
     lines = _git("ls-remote", "--", url, *names, seconds=ASK_SECONDS).splitlines()
     found = {name: commit for commit, _, name in (line.partition("\t") for line in lines)}
     commit = next((found[name] for name in names if name in found), None)
     if commit is None:
         raise UserError(f"{url} has no branch or tag {ref!r}.", hint="A commit is named by all of its 40 digits.")
-    return commit, b""
+    return commit
 
 
-def fetch_repository(payload: bytes, cache: str, url: str, ref: str, commit: str, folder: str) -> tuple[str, bytes]:
+def fetch_repository(cache: str, url: str, ref: str, commit: str, folder: str) -> str:
     """Check out the commit's files in `<cache>/<folder>`, atomically; an existing checkout is left unchanged."""
-    del payload
     if not _COMMIT.match(commit) or not _FOLDER.match(folder):
         raise UserError(f"{url}: {commit!r} is no commit, or {folder!r} no folder's name.")
     checkout = Path(cache) / folder
@@ -287,7 +279,7 @@ def fetch_repository(payload: bytes, cache: str, url: str, ref: str, commit: str
         finally:
             shutil.rmtree(building, ignore_errors=True)
     used(checkout)
-    return str(checkout), b""
+    return str(checkout)
 
 
 def _check_out(folder: Path, url: str, ref: str, commit: str) -> None:

@@ -53,10 +53,9 @@ _HOST = re.compile(r"^nemotron-node: (\S+)$", re.MULTILINE)
 _STOPPED = re.compile(r"^nemotron: (setup: .+), and the job was not started$", re.MULTILINE)
 
 
-def python_facts(payload: bytes, python: str | None = None) -> tuple[dict[str, Any], bytes]:
+def python_facts(python: str | None = None) -> dict[str, Any]:
     """The Python that the job will use, `python` or this one: its version, which of the relevant packages are there,
     and which of the worker's can't be imported."""
-    del payload
     program = str(expand_user(python or sys.executable))
     try:
         done = subprocess.run(
@@ -69,19 +68,23 @@ def python_facts(payload: bytes, python: str | None = None) -> tuple[dict[str, A
             env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
         )
     except OSError as error:
-        return {"error": f"{program}: {error.strerror or error}"}, b""
+        return {"error": f"{program}: {error.strerror or error}"}
     except subprocess.TimeoutExpired:
-        return {"error": f"{program}: no answer in {_SECONDS:.0f} s"}, b""
+        return {"error": f"{program}: no answer in {_SECONDS:.0f} s"}
     found = _FACTS.search(done.stdout.decode(errors="replace"))
     if done.returncode != 0 or not found:
         message = done.stderr.decode(errors="replace").strip()[-300:]
-        return {"error": f"{program}: {message or f'no Python: exit code {done.returncode}'}"}, b""
-    return dict(json.loads(found[1])), b""
+        return {"error": f"{program}: {message or f'no Python: exit code {done.returncode}'}"}
+    return dict(json.loads(found[1]))
 
 
 def slurm_on_node(
-    payload: bytes, options: list[str], image: list[str] | None = None, python: str = "python3", seconds: float = 60
-) -> tuple[dict[str, Any], bytes]:
+    options: list[str],
+    image: list[str] | None = None,
+    python: str = "python3",
+    seconds: float = 60,
+    payload: bytes = b"",
+) -> dict[str, Any]:
     """Run the script of the payload on a node that srun gets with these options within `seconds`, then `python` in the
     container that srun's options `image` describe: {"host", "stopped": what failed, "python": its facts, "message"}."""
     asked = ["srun", "--quiet", f"--immediate={seconds:.0f}", *options]
@@ -93,12 +96,11 @@ def slurm_on_node(
         facts["code"] = code
     found = _FACTS.search(out)
     message = [line for line in (errors or out).splitlines() if line.strip() and not line.startswith("nemotron")]
-    return {**facts, "python": json.loads(found[1]) if found else None, "message": "\n".join(message[-3:])[-500:]}, b""
+    return {**facts, "python": json.loads(found[1]) if found else None, "message": "\n".join(message[-3:])[-500:]}
 
 
-def writable(payload: bytes, folder: str) -> tuple[dict[str, Any], bytes]:
+def writable(folder: str) -> dict[str, Any]:
     """Whether files can be created in `folder`, or in its nearest existing parent; and the free space."""
-    del payload
     existing = Path(folder)
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent
@@ -108,15 +110,14 @@ def writable(payload: bytes, folder: str) -> tuple[dict[str, Any], bytes]:
     try:
         probe.mkdir(mode=0o700)
     except OSError as error:
-        return {**facts, "error": error.strerror or str(error)}, b""
+        return {**facts, "error": error.strerror or str(error)}
     probe.rmdir()
-    return facts, b""
+    return facts
 
 
-def slurm_facts(payload: bytes) -> tuple[dict[str, Any], bytes]:
+def slurm_facts() -> dict[str, Any]:
     """Which of Slurm's commands are installed; whether queue and accounting answer; whether srun supports
     containers."""
-    del payload
     tools = {tool: shutil.which(tool) for tool in ("sbatch", "squeue", "sacct", "scancel", "srun", "scontrol")}
     facts: dict[str, Any] = {"tools": tools}
     if tools["sbatch"]:
@@ -129,15 +130,14 @@ def slurm_facts(payload: bytes) -> tuple[dict[str, Any], bytes]:
         facts["pyxis"] = "--container-image" in "".join(commands.run(["srun", "--help"], seconds=_SECONDS)[1:])
     if shutil.which("apptainer"):
         facts["apptainer"] = commands.run(["apptainer", "--version"], seconds=_SECONDS)[1].strip()
-    return facts, b""
+    return facts
 
 
-def slurm_accepts(payload: bytes, options: list[str]) -> tuple[str | None, bytes]:
+def slurm_accepts(options: list[str]) -> str | None:
     """sbatch's objection to a job with these options (`sbatch --test-only`, which submits nothing); None if it would
     accept the job."""
-    del payload
     code, out, errors = commands.run(["sbatch", "--test-only", *options, "--wrap", "true"], seconds=_SECONDS)
-    return (None if code == 0 else errors or out.strip() or f"exit code {code}"), b""
+    return None if code == 0 else errors or out.strip() or f"exit code {code}"
 
 
 _MANIFESTS = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, " + (
@@ -146,12 +146,11 @@ _MANIFESTS = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image
 _RESPONSE_SECONDS = 10.0
 
 
-def image_in_registry(payload: bytes, image: str, plain: bool = False) -> tuple[dict[str, str], bytes]:
+def image_in_registry(image: str, plain: bool = False) -> dict[str, str]:
     """Whether the image's registry has it, as seen from this machine without a login: `state` (found, missing or
     unknown) and a `message` for the user. `plain`: a registry without TLS."""
-    del payload
     if "://" in image and not image.startswith("docker://"):
-        return {"state": "unknown", "message": "pulled when the job starts: not checked"}, b""
+        return {"state": "unknown", "message": "pulled when the job starts: not checked"}
     host, name, tag = image_parts(image)
     url = f"http{'' if plain else 's'}://{host}/v2/{name}/manifests/{tag}"
     try:
@@ -162,12 +161,12 @@ def image_in_registry(payload: bytes, image: str, plain: bool = False) -> tuple[
         message = (
             f"pulled when the job starts; {host} does not answer from here ({getattr(error, 'reason', None) or error})"
         )
-        return {"state": "unknown", "message": message}, b""
+        return {"state": "unknown", "message": message}
     if code == 200:
-        return {"state": "found", "message": f"{host} has it; pulled when the job starts"}, b""
+        return {"state": "found", "message": f"{host} has it; pulled when the job starts"}
     if code == 404:
-        return {"state": "missing", "message": f"{host} has no such image"}, b""
-    return {"state": "unknown", "message": f"pulled when the job starts; {host} shows it to logins only ({code})"}, b""
+        return {"state": "missing", "message": f"{host} has no such image"}
+    return {"state": "unknown", "message": f"pulled when the job starts; {host} shows it to logins only ({code})"}
 
 
 def image_parts(image: str) -> tuple[str, str, str]:
@@ -209,16 +208,15 @@ def _token(challenge: str) -> str | None:
     return str(found.get("token") or found.get("access_token") or "") or None
 
 
-def docker_facts(payload: bytes, image: str | None = None) -> tuple[dict[str, Any], bytes]:
+def docker_facts(image: str | None = None) -> dict[str, Any]:
     """The engine's version, or why it does not answer; and whether it has `image` already."""
-    del payload
     if shutil.which("docker") is None:
-        return {"error": "there is no docker command"}, b""
+        return {"error": "there is no docker command"}
     code, out, errors = commands.run(["docker", "version", "--format", "{{.Server.Version}}"], seconds=_SECONDS)
     if code != 0:
-        return {"error": errors or f"exit code {code}"}, b""
+        return {"error": errors or f"exit code {code}"}
     has = bool(image) and commands.run(["docker", "image", "inspect", "--", str(image)], seconds=_SECONDS)[0] == 0
-    return {"version": out.strip(), "has_image": has}, b""
+    return {"version": out.strip(), "has_image": has}
 
 
 def _error_output(arguments: list[str]) -> str | None:

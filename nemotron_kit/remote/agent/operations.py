@@ -34,21 +34,17 @@ from nemotron_kit.runs.metrics import condensed
 from nemotron_kit.runs.progress import metrics_tail
 
 
-def ping(payload: bytes) -> tuple[None, bytes]:
+def ping() -> None:
     """Do nothing: a response shows that the agent runs."""
-    del payload
-    return None, b""
 
 
-def exist(payload: bytes, paths: list[str]) -> tuple[list[bool], bytes]:
+def exist(paths: list[str]) -> list[bool]:
     """Whether each path exists."""
-    del payload
-    return [os.path.exists(path) for path in paths], b""  # noqa: PTH110 — a NUL in one is False, not an error
+    return [os.path.exists(path) for path in paths]  # noqa: PTH110 — a NUL in one is False, not an error
 
 
-def hello(payload: bytes) -> tuple[dict[str, Any], bytes]:
+def hello() -> dict[str, Any]:
     """Facts about the machine that can be found without starting a process."""
-    del payload
     tools = ("sbatch", "squeue", "sacct", "scancel", "srun", "docker")
     return {
         "host": socket.gethostname(),
@@ -59,7 +55,7 @@ def hello(payload: bytes) -> tuple[dict[str, Any], bytes]:
         "pid": os.getpid(),
         "time": time.time(),
         "tools": {tool: shutil.which(tool) for tool in tools},
-    }, b""
+    }
 
 
 CODE = "code.json"
@@ -70,7 +66,7 @@ def packed(texts: dict[str, str]) -> bytes:
     return zlib.compress(json.dumps(texts).encode(), 1)
 
 
-def make_run(payload: bytes, *, folder: str) -> tuple[int, bytes]:
+def make_run(*, folder: str, payload: bytes = b"") -> int:
     """Write the run's files (path below `folder` → text), except those that exist; returns the number of new files.
 
     `folder` is `<root>/runs/<run id>`; it and everything below are readable by the user only.
@@ -91,7 +87,7 @@ def make_run(payload: bytes, *, folder: str) -> tuple[int, bytes]:
         if not path.exists():
             files.write_text(path, text)
             new += 1
-    return new, b""
+    return new
 
 
 def _run_folder(folder: str) -> Path:
@@ -112,14 +108,13 @@ class Piece(NamedTuple):
     data: bytes
 
 
-def names(payload: bytes, *, job: str) -> tuple[list[str], bytes]:
+def names(*, job: str) -> list[str]:
     """The names of a job folder's logs: `job`, `rank-0`, …"""
-    del payload
-    return sorted(path.stem for path in (Path(job) / "logs").glob("*.log")), b""
+    return sorted(path.stem for path in (Path(job) / "logs").glob("*.log"))
 
 
 def read(
-    payload: bytes, *, job: str, offsets: dict[str, int], limit: int, only: bool = False, skip: Sequence[str] = ()
+    *, job: str, offsets: dict[str, int], limit: int, only: bool = False, skip: Sequence[str] = ()
 ) -> tuple[list[dict[str, Any]], bytes]:
     """The content of each log of a job beyond the reader's offset, at most `limit` bytes in all.
 
@@ -130,7 +125,7 @@ def read(
     """
     found: list[dict[str, Any]] = []
     data = bytearray()
-    for name in names(payload, job=job)[0]:
+    for name in names(job=job):
         room = limit - len(data)
         unasked = name.startswith(tuple(skip)) or (only and name not in offsets)
         if not LOG_NAME.match(name) or room <= 0 or unasked:
@@ -160,10 +155,9 @@ def pieces(found: Sequence[Mapping[str, Any]], data: bytes) -> list[Piece]:
 _METRICS = 200
 
 
-def job_records(payload: bytes, *, jobs: Sequence[str]) -> tuple[list[dict[str, Any]], bytes]:
+def job_records(*, jobs: Sequence[str]) -> list[dict[str, Any]]:
     """`{"exit", "history", "artifacts", "metrics"}` of each job folder; None, or empty, for a missing file. For a job
     with a damaged record `{"error", "history"}`: the others' are complete."""
-    del payload
     records: list[dict[str, Any]] = []
     for job in map(JobFolder, map(Path, jobs)):
         try:
@@ -173,42 +167,37 @@ def job_records(payload: bytes, *, jobs: Sequence[str]) -> tuple[list[dict[str, 
             continue
         metrics = condensed(job, _METRICS)
         records.append({"exit": exit_record, "history": job.history(), "artifacts": artifacts, "metrics": metrics})
-    return records, b""
+    return records
 
 
-def metrics_tails(payload: bytes, *, jobs: Sequence[str]) -> tuple[list[dict[str, Any] | None], bytes]:
+def metrics_tails(*, jobs: Sequence[str]) -> list[dict[str, Any] | None]:
     """The end of each job's metrics, as `runs.progress.MetricsTail` has it; None for one that can't be read."""
-    del payload
     tails: list[dict[str, Any] | None] = []
     for job in jobs:
         try:
             tails.append(asdict(metrics_tail(JobFolder(Path(job)))))
         except OSError:
             tails.append(None)
-    return tails, b""
+    return tails
 
 
-def begin_again(payload: bytes, *, jobs: Sequence[str]) -> tuple[None, bytes]:
+def begin_again(*, jobs: Sequence[str]) -> None:
     """Set jobs that have ended to pending, for another attempt."""
-    del payload
     for job in jobs:
         if Path(job).is_dir():  # otherwise it was never sent
             JobFolder(Path(job)).begin_again()
-    return None, b""
 
 
-def log_offset(payload: bytes, *, job: str, name: str, lines: int) -> tuple[int, bytes]:
+def log_offset(*, job: str, name: str, lines: int) -> int:
     """The offset at which the last `lines` lines of the log called `name` begin; 0 when there is none."""
-    del payload
     if not LOG_NAME.match(name):
         raise NemotronError(f"{name!r} is no name of a log.")
-    return last_lines(Path(job) / "logs" / f"{name}.log", lines), b""
+    return last_lines(Path(job) / "logs" / f"{name}.log", lines)
 
 
-def saved_in(payload: bytes, *, folder: str, registry: str) -> tuple[list[str], bytes]:
+def saved_in(*, folder: str, registry: str) -> list[str]:
     """The versions of the target's registry whose files are below `folder`, as `Name:v3`."""
-    del payload
-    return versions_in(LocalRegistry(registry), Path(folder)), b""
+    return versions_in(LocalRegistry(registry), Path(folder))
 
 
 def versions_in(registry: LocalRegistry, folder: Path) -> list[str]:
@@ -233,21 +222,19 @@ def lies_in(path: object, folder: Path) -> bool:
     return "\0" not in str(path) and Path(str(path)).resolve().is_relative_to(folder)
 
 
-def remove_run(payload: bytes, *, folder: str, registry: str) -> tuple[bool, bytes]:
+def remove_run(*, folder: str, registry: str) -> bool:
     """Delete a run's folder on the target; returns whether there was one. Raises UserError while it holds an artifact's
     files."""
     run = _run_folder(folder)
     store = LocalRegistry(registry)
     if not run.is_dir():
-        return False, b""
+        return False
     remove_unreferenced(run, lambda: versions_in(store, run))
-    return True, b""
+    return True
 
 
-Response = tuple[Any, bytes]
-
-# name → "module:function"; a function takes the payload first, then the request's args by name, and gives JSON data
-# and bytes. A new operation is one function and a line here.
+# name → "module:function"; a function takes the request's args by name, and bytes that were sent as `payload`. It
+# returns JSON data, or that and bytes as a tuple. A new operation is one function and a line here.
 OPS: dict[str, str] = {
     "ping": "nemotron_kit.remote.agent.operations:ping",
     "hello": "nemotron_kit.remote.agent.operations:hello",
@@ -291,17 +278,18 @@ SLOW_OPS = {"fetch_repository": 2_900.0, "slurm_on_node": 1_000.0, "slurm_submit
 QUICK_OPS = {"metrics_tails": 5.0}
 
 
-def perform(op: str, payload: bytes, args: Mapping[str, Any]) -> Response:
+def perform(op: str, payload: bytes, args: Mapping[str, Any]) -> tuple[Any, bytes]:
     """Perform one operation in this process. Raises NemotronError with the operating system's message."""
     if op not in OPS:
         raise NemotronError(f"No operation {op!r} on the target.", hint=errors.nearest(op, OPS).capitalize())
     module, _, name = OPS[op].partition(":")
-    function: Callable[..., Response] = getattr(import_module(module), name)
+    function: Callable[..., Any] = getattr(import_module(module), name)
     try:
-        return function(payload, **args)
+        result = function(**args, **({"payload": payload} if payload else {}))
     except OSError as error:
         where = f" {error.filename}:" if error.filename else ""
         raise NemotronError(f"{op}:{where} {error.strerror or error}.") from error
+    return result if isinstance(result, tuple) else (result, b"")
 
 
 def serve(source: BinaryIO, sink: BinaryIO, mark: str) -> None:
@@ -340,19 +328,17 @@ def error_from_dict(data: Mapping[str, Any]) -> NemotronError:
 
 
 def resolve(
-    payload: bytes,
     root: str,
     references: Mapping[str, tuple[str, str | None]],
     fields: Mapping[str, Sequence[str]] | None = None,
     mode: str = "private",
-) -> tuple[dict[str, Any], bytes]:
+) -> dict[str, Any]:
     """Resolve references: slot → `{"pin": …, "fields": …}` or `{"error": …}`, for each (reference, default that a
     partial reference is relative to). `fields` lists, by slot, the fields to look up: each gives `{"value": …}` or
     `{"error": …}`.
 
     Creates nothing: a registry that does not exist is an empty one.
     """
-    del payload
     registry = LocalRegistry(root, mode=mode)
     found: dict[str, Any] = {}
     for slot, (text, default) in references.items():
@@ -363,23 +349,20 @@ def resolve(
             continue
         values = {name: _field(pin, name, registry) for name in (fields or {}).get(slot, ())}
         found[slot] = {"pin": pin.to_dict(), "fields": values}
-    return found, b""
+    return found
 
 
-def registry_facts(payload: bytes, root: str) -> tuple[dict[str, Any], bytes]:
+def registry_facts(root: str) -> dict[str, Any]:
     """The registry at `root`: its uuid ("" if nothing was saved) and its number of names."""
-    del payload
     registry = LocalRegistry(root)
-    return {"uuid": registry.uuid, "names": len(registry.names())}, b""
+    return {"uuid": registry.uuid, "names": len(registry.names())}
 
 
-def make_mounted(payload: bytes, root: str, registry: str, mode: str = "private") -> tuple[None, bytes]:
+def make_mounted(root: str, registry: str, mode: str = "private") -> None:
     """Create the folders that every container mounts, if they are missing: the code folder below `root`, and the
     registry. A missing mount source would make the job fail, or be created as a folder of root."""
-    del payload
     make_folder(Path(root, "code"), MODES["private"])
     make_folder(Path(registry), MODES[mode])
-    return None, b""
 
 
 def _field(pin: Pin, name: str, registry: LocalRegistry) -> dict[str, Any]:

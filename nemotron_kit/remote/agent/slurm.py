@@ -146,8 +146,6 @@ def locked(run: Path, intent: str) -> Iterator[int]:
         os.close(fd)
 
 
-Response = tuple[Any, bytes]
-
 # A request that the controller has not read yet may become a job after the call timed out: query twice.
 _SETTLE_SECONDS = 2.0
 # Variables that would override the script's header, or describe the allocation that the launch itself runs in.
@@ -166,7 +164,6 @@ _LOST = re.compile(
 
 
 def submit(
-    payload: bytes,
     *,
     folder: str,
     intent: str,
@@ -177,7 +174,8 @@ def submit(
     options: list[str] | None = None,
     hidden: list[str] | None = None,
     links: int = 1,
-) -> Response:
+    payload: bytes = b"",
+) -> dict[str, Any]:
     """Submit `script` (a path below the run's `folder`) unless it was submitted before; returns the submission's
     record.
 
@@ -194,7 +192,7 @@ def submit(
     with locked(run, intent) as lock:
         record = read(run, intent)
         if record and len(record.ids) >= links:
-            return asdict(record), b""
+            return asdict(record)
         if given.get("script") is not None:
             files.write_text(run / script, given["script"])
         if record is None:
@@ -211,7 +209,7 @@ def submit(
             record = _sbatch(run, record, arguments, env, lock)
         while record.job and len(record.ids) < links:
             record = _link(run, record, links, arguments, env, lock)
-    return asdict(record), b""
+    return asdict(record)
 
 
 def find(run: Path, record: Submission, *, twice: bool = False) -> Submission:
@@ -235,10 +233,9 @@ def adopt(run: Path, record: Submission, job: str) -> Submission:
     return found
 
 
-def cancel(payload: bytes, *, folder: str, jobs: list[int]) -> Response:
+def cancel(*, folder: str, jobs: list[int]) -> dict[str, Any]:
     """Cancel jobs of a run. A cancel request is written first, so that the worker records `cancelled` and the job
     is not requeued. A job of which it is not known whether it is queued is cancelled by its name."""
-    del payload
     run = Path(folder)
     by_job = submissions_by_job(read_all(run))
     asked: dict[str, list[int]] = {}
@@ -259,7 +256,7 @@ def cancel(payload: bytes, *, folder: str, jobs: list[int]) -> Response:
             ids.setdefault(record.cluster, []).extend(str(record.slurm_id(number)) for number in numbers)
     for cluster, group in ids.items():
         commands.scancel(group, clusters=cluster)
-    return {"cancelled": [number for group in ids.values() for number in group]}, b""
+    return {"cancelled": [number for group in ids.values() for number in group]}
 
 
 def _request_cancel(job: Path) -> None:
@@ -271,12 +268,11 @@ def _request_cancel(job: Path) -> None:
         JobFolder(job).request_cancel()
 
 
-def limits(payload: bytes, *, partition: str | None = None, count: bool = False) -> Response:
+def limits(*, partition: str | None = None, count: bool = False) -> dict[str, Any]:
     """The limits of an array and of the controller, with `count` the current number of jobs (each task of an array is
     one), and the partition's time limit in Slurm's format (None: no limit, or unknown; partition "": the default one;
     of several, `a,b`, the longest, or the shortest where Slurm enforces all of them).
     Raises Unreachable if the controller does not answer; nothing has been submitted then."""
-    del payload
     code, out, errors = commands.run(["scontrol", "show", "config"], seconds=commands.ASK_SECONDS)
     if code != 0 and _UNCONFIGURED.search(errors):
         raise UserError(
@@ -296,7 +292,7 @@ def limits(payload: bytes, *, partition: str | None = None, count: bool = False)
         "max_job_count": int(found.get("MaxJobCount", 10000)),
         "queued": queued,
         "time": None if partition is None else _time_limit(partition, all_apply=_ALL_APPLY.search(out) is not None),
-    }, b""
+    }
 
 
 def _time_limit(partition: str, *, all_apply: bool) -> str | None:

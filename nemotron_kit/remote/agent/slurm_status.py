@@ -118,13 +118,12 @@ _FEW = 20
 _FORGOTTEN = "Slurm has forgotten the job"
 
 
-def observe(payload: bytes, *, runs: Mapping[str, list[int]]) -> tuple[dict[str, dict[str, JobStatus]], bytes]:
+def observe(*, runs: Mapping[str, list[int]]) -> dict[str, dict[str, JobStatus]]:
     """Run folder → job number → its state, in at most one squeue and one sacct for each cluster.
 
     A job is `{"state", "code", "error", "reason", "start", "slurm_id"}`. If Slurm did not answer, its state is
     `unreachable`, with the reason.
     """
-    del payload
     jobs = [_Job(Path(folder), number) for folder, numbers in runs.items() for number in numbers]
     by_run: dict[str, dict[int, Submission]] = {}
     damaged: dict[str, str] = {}
@@ -146,7 +145,7 @@ def observe(payload: bytes, *, runs: Mapping[str, list[int]]) -> tuple[dict[str,
     found: dict[str, dict[str, JobStatus]] = {folder: {} for folder in runs}
     for job in jobs:
         found[str(job.run)][str(job.number)] = job.status
-    return found, b""
+    return found
 
 
 class _Job:

@@ -86,14 +86,14 @@ def test_a_pin_of_another_registry_is_refused(pin: Pin, tmp_path: Path) -> None:
 def test_a_machine_that_is_asked_answers_the_asked_fields_alone(pin: Pin) -> None:
     root = str(open_registry().root)
     asked = {"data": ("Data", None), "none": ("Nothing:v3", None)}
-    found, _ = resolve(b"", root, asked, fields={"data": ["total_tokens", "tokens"], "none": ["x"]})
+    found = resolve(root, asked, fields={"data": ["total_tokens", "tokens"], "none": ["x"]})
     assert Pin.from_dict(found["data"]["pin"]) == pin
     assert (
         found["data"]["fields"].pop("tokens")["error"]["message"].startswith("Data:v0 (PretrainBlendsArtifact) has no")
     )
     assert found["data"].keys() == {"pin", "fields"} and found["data"]["fields"] == {"total_tokens": {"value": 4096}}
     assert found["none"].keys() == {"error"}
-    assert resolve(b"", root, {"data": ("Data", None)})[0]["data"]["fields"] == {}
+    assert resolve(root, {"data": ("Data", None)})["data"]["fields"] == {}
 
 
 def test_metadata_that_contains_itself_is_one_error(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def test_a_branch_or_a_tag_is_its_commit(repository: Path, tmp_path: Path, ref: 
     assert mounts == ["/a:/b", f"/root/nk/repositories/tool-{commit[:12]}:/opt/it"]
     assert notes == ()
     for _ in range(2):
-        place, _ = fetch_repository(b"", **{**fetch, "cache": str(tmp_path / "cache")})
+        place = fetch_repository(**{**fetch, "cache": str(tmp_path / "cache")})
         assert (Path(place) / "text").read_text() == {"main": "2", "v1": "1"}[ref]
     assert [path.name for path in Path(place).parent.iterdir()] == [Path(place).name], "nothing half-made is left"
 
@@ -114,11 +114,11 @@ def test_what_is_no_repository_is_refused(text: str) -> None:
 
 def test_what_git_refuses_is_one_error(repository: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no branch or tag 'gone'"):
-        commit_of(b"", f"file://{repository}", "gone")
+        commit_of(f"file://{repository}", "gone")
     with pytest.raises(UserError, match="git could not fetch"):
-        commit_of(b"", f"file://{tmp_path}/nothing", "main")
+        commit_of(f"file://{tmp_path}/nothing", "main")
     with pytest.raises(UserError, match="git could not fetch"):
-        fetch_repository(b"", str(tmp_path / "r"), f"file://{repository}", "main", "0" * 40, "x-0")
+        fetch_repository(str(tmp_path / "r"), f"file://{repository}", "main", "0" * 40, "x-0")
     assert list((tmp_path / "r").iterdir()) == []
 
 
@@ -130,7 +130,7 @@ def test_a_fetch_inside_a_git_hook_leaves_the_hooks_repository_alone(
     before = (tmp_path / "mine" / ".git" / "HEAD").read_text()
     commit = run(repository, "rev-parse", "HEAD")
     monkeypatch.setenv("GIT_DIR", str(tmp_path / "mine" / ".git"))
-    folder, _ = fetch_repository(b"", str(tmp_path / "cache"), f"file://{repository}", "main", commit, "tool-0")
+    folder = fetch_repository(str(tmp_path / "cache"), f"file://{repository}", "main", commit, "tool-0")
     assert (tmp_path / "mine" / ".git" / "HEAD").read_text() == before
     assert (Path(folder) / "text").read_text() == "2"
 

@@ -13,11 +13,11 @@ from nemotron_kit.spec.runconfig import RunConfig
 
 
 def test_the_python_that_is_named_is_looked_at(tmp_path: Path) -> None:
-    facts, _ = inspect.python_facts(b"", sys.executable)
+    facts = inspect.python_facts(sys.executable)
     assert facts["executable"] == sys.executable and not facts["broken"]
     assert {"omegaconf", "yaml"} <= set(facts["modules"])
-    assert inspect.python_facts(b"", "/no/such")[0] == {"error": "/no/such: No such file or directory"}
-    assert inspect.python_facts(b"", "/bin/true")[0] == {"error": "/bin/true: no Python: exit code 0"}
+    assert inspect.python_facts("/no/such") == {"error": "/no/such: No such file or directory"}
+    assert inspect.python_facts("/bin/true") == {"error": "/bin/true: no Python: exit code 0"}
 
 
 def test_a_module_that_is_there_and_can_not_be_imported_is_said(
@@ -30,7 +30,7 @@ def test_a_module_that_is_there_and_can_not_be_imported_is_said(
     program.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path} exec {sys.executable} -S "$@"\n')
     program.chmod(0o755)
     (tmp_path / "omegaconf.py").write_text("raise OSError('libx.so is missing')\n")
-    facts, _ = inspect.python_facts(b"", str(program))
+    facts = inspect.python_facts(str(program))
     assert facts["broken"]["omegaconf"] == "OSError: libx.so is missing"
     found = {finding.what: finding for finding in _judged("python", facts, RunConfig())}
     assert found["omegaconf"].state == found["yaml"].state == "wrong"
@@ -51,7 +51,7 @@ def test_the_engines_of_a_python_are_named(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "megatron" / "core").mkdir(parents=True)
     (tmp_path / "nemo_rl").mkdir()
     (tmp_path / "nemo_rl" / "__init__.py").touch()
-    facts, _ = inspect.python_facts(b"", str(program))
+    facts = inspect.python_facts(str(program))
     assert not facts["broken"]
     found = engines(facts)
     assert found.state == "ok" and "no megatron_bridge (megatron.bridge), nemo_rl there" in found.detail
@@ -89,7 +89,7 @@ def test_what_the_images_registry_answers(monkeypatch: pytest.MonkeyPatch) -> No
 
         monkeypatch.setattr(inspect, "_manifest", manifest)
         monkeypatch.setattr(inspect, "_token", lambda challenge: "anonymous" if "auth.io" in challenge else None)
-        found, _ = inspect.image_in_registry(b"", "docker://r.io/a/b:1")
+        found = inspect.image_in_registry("docker://r.io/a/b:1")
         return found["state"] + ": " + found["message"]
 
     assert answered(401, 200) == "found: r.io has it; pulled when the job starts"
@@ -97,7 +97,7 @@ def test_what_the_images_registry_answers(monkeypatch: pytest.MonkeyPatch) -> No
     assert answered(404) == "missing: r.io has no such image"
     assert answered(401, 401) == "unknown: pulled when the job starts; r.io shows it to logins only (401)"
     assert "does not answer from here (no route)" in answered(OSError("no route"))
-    assert inspect.image_in_registry(b"", "oras://r.io/x")[0]["state"] == "unknown"
+    assert inspect.image_in_registry("oras://r.io/x")["state"] == "unknown"
     monkeypatch.setattr(inspect, "_manifest", lambda url, _: (200 if url == "http://r:5/v2/a/manifests/1" else 404, ""))
-    assert inspect.image_in_registry(b"", "docker://r:5/a:1", plain=True)[0]["state"] == "found"
+    assert inspect.image_in_registry("docker://r:5/a:1", plain=True)["state"] == "found"
     assert "(no address)" in answered(InvalidURL("no address"))

@@ -20,7 +20,7 @@ def job(tmp_path: Path) -> Path:
 
 
 def read(job: Path, offsets: dict[str, int], limit: int = 1 << 16) -> list[tuple[str, int, bytes]]:
-    return operations.pieces(*operations.read(b"", job=str(job), offsets=offsets, limit=limit))
+    return operations.pieces(*operations.read(job=str(job), offsets=offsets, limit=limit))
 
 
 def test_every_log_is_read_from_where_the_reader_is(job: Path) -> None:
@@ -55,7 +55,7 @@ RUN = "20261124-171204-nano3-pretrain-1f03a7"
 
 
 def make(root: Path, texts: dict[str, str], name: str = RUN) -> int:
-    return int(operations.make_run(operations.packed(texts), folder=str(root / "runs" / name))[0])
+    return operations.make_run(folder=str(root / "runs" / name), payload=operations.packed(texts))
 
 
 def test_a_runs_files_are_written_once_and_for_the_user_alone(tmp_path: Path) -> None:

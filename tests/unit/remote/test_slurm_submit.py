@@ -46,7 +46,7 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Program:
 def submit(run: Path, **more: Any) -> dict[str, Any]:
     given = {"secrets": more.pop("secrets", {})}
     asked = {"jobs": [0], "array": False, "name": f"nk-{INTENT}-x", "script": "jobs/0/sbatch.sh", **more}
-    return slurm.submit(json.dumps(given).encode(), folder=str(run), intent=INTENT, **asked)[0]  # type: ignore[no-any-return]
+    return slurm.submit(payload=json.dumps(given).encode(), folder=str(run), intent=INTENT, **asked)
 
 
 def calls(run: Path, name: str) -> int:
@@ -117,7 +117,7 @@ def test_a_refusal_is_one_and_needs_no_lookup(run: Path, program: Program) -> No
     with pytest.raises(UserError, match="Invalid account"):
         submit(run)
     assert calls(run, "squeue") == 0
-    seen = slurm_status.observe(b"", runs={str(run): [0]})[0][str(run)]["0"]
+    seen = slurm_status.observe(runs={str(run): [0]})[str(run)]["0"]
     assert seen["state"] == "failed" and "Invalid account" in seen["error"]
 
 
@@ -140,22 +140,22 @@ def test_cancel_tells_the_job_before_slurm(run: Path, program: Program) -> None:
     program("sbatch", "echo 42")
     program("scancel", f"ls {run}/jobs/0 > {run}/at-scancel")
     submit(run)
-    assert slurm.cancel(b"", folder=str(run), jobs=[0])[0] == {"cancelled": ["42"]}
+    assert slurm.cancel(folder=str(run), jobs=[0]) == {"cancelled": ["42"]}
     assert "cancel.json" in (run / "at-scancel").read_text()
 
 
 def test_one_task_of_an_array_is_cancelled_alone(run: Path, program: Program) -> None:
     program("sbatch", "echo 42")
     submit(run, jobs=[0, 1, 2], array=True)
-    assert slurm.cancel(b"", folder=str(run), jobs=[1])[0] == {"cancelled": ["42_1"]}
-    assert slurm.cancel(b"", folder=str(run), jobs=[0, 1, 2])[0] == {"cancelled": ["42"]}
+    assert slurm.cancel(folder=str(run), jobs=[1]) == {"cancelled": ["42_1"]}
+    assert slurm.cancel(folder=str(run), jobs=[0, 1, 2]) == {"cancelled": ["42"]}
 
 
 def test_a_job_in_doubt_is_cancelled_by_its_name(run: Path, program: Program) -> None:
     (run / "slurm").mkdir()
     slurm.write(run, slurm.Submission(INTENT, "nk-name", [0], False, 0.0))
     program("squeue", "exit 1")
-    slurm.cancel(b"", folder=str(run), jobs=[0])
+    slurm.cancel(folder=str(run), jobs=[0])
     assert any("--name=nk-name" in line for line in (run.parents[1] / "calls").read_text().splitlines())
 
 
@@ -163,7 +163,7 @@ def test_a_job_in_doubt_is_cancelled_by_its_name(run: Path, program: Program) ->
 
 
 def observe(run: Path, *numbers: int) -> dict[int, dict[str, Any]]:
-    found = slurm_status.observe(b"", runs={str(run): list(numbers)})[0][str(run)]
+    found = slurm_status.observe(runs={str(run): list(numbers)})[str(run)]
     return {int(number): seen for number, seen in found.items()}
 
 
@@ -306,10 +306,10 @@ def test_the_limit_of_a_partition_or_of_the_default_one(
         '*=a,long*) printf "30:00 a\\ninfinite long\\n";; '
         f'*=debug*) echo "30:00 debug";; *=long*) echo "infinite long";; *) printf "{every}";; esac',
     )
-    assert slurm.limits(b"", partition=partition)[0]["time"] == limit
+    assert slurm.limits(partition=partition)["time"] == limit
     program("scontrol", "echo 'EnforcePartLimits       = ALL'")
     all_apply = {"a,b,c": "30:00", "a,long": "30:00", "b,a": "30:00"}.get(str(partition), limit)
-    assert slurm.limits(b"", partition=partition)[0]["time"] == all_apply
+    assert slurm.limits(partition=partition)["time"] == all_apply
 
 
 NEXT = "n=$(cat {0}/n 2>/dev/null || echo 40); n=$((n + 1)); echo $n >{0}/n; "
@@ -322,7 +322,7 @@ def test_the_jobs_of_a_chain_are_submitted_once_and_after_a_break_the_rest(run: 
     done = submit(run, links=3)
     assert (done["job"], done["links"]) == ("41", ["43", "44"])
     assert submit(run, links=3) == done and calls(run, "sbatch") == 4
-    slurm.cancel(b"", folder=str(run), jobs=[0])
+    slurm.cancel(folder=str(run), jobs=[0])
     assert f"scancel --quiet --name=nk-{INTENT}-x" in (run.parents[1] / "calls").read_text(), "all of the name"
 
 
@@ -350,7 +350,7 @@ def test_of_a_chain_the_job_is_seen_that_counts_now(
     submit(run, links=3)
     program("squeue", f"printf '%s\\n' '{queue}'")
     program("sacct", f"printf '%s\\n' '{accounts}'")
-    seen = slurm_status.observe(b"", runs={str(run): [0]})[0][str(run)]["0"]
+    seen = slurm_status.observe(runs={str(run): [0]})[str(run)]["0"]
     assert (seen["state"], seen["slurm_id"]) == (state, number)
 
 

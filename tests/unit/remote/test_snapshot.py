@@ -280,7 +280,7 @@ def test_each_job_has_its_own_copy(repository: Path, tmp_path: Path) -> None:
 
     def unpacked(folders: list[Path]) -> None:
         send_snapshot(LocalTransport(), snapshot, str(root))
-        unpack_code(b"", root=str(root), digest=snapshot.digest, folders=list(map(str, folders)))
+        unpack_code(root=str(root), digest=snapshot.digest, folders=list(map(str, folders)))
 
     unpacked(jobs[:2])
     (jobs[0] / "output").mkdir()
