@@ -13,7 +13,7 @@ from typing import Any
 
 from nemotron_kit.artifacts.reference import Pin
 from nemotron_kit.cli.index import Node
-from nemotron_kit.cli.indexing import live
+from nemotron_kit.cli.indexing import LiveIndex
 from nemotron_kit.cli.options import known, split, takes_next
 from nemotron_kit.cli.output import (
     Paint,
@@ -125,7 +125,7 @@ def _by_config(line: list[str]) -> list[tuple[str, list[str]]]:
 
 
 def _compose(line: list[str], tree: Tree, run_id: str) -> _Composition:
-    index = live(tree)
+    index = LiveIndex(tree.apps, tree.broken)
     try:
         request = parse(line, index)
     except UserError as error:

@@ -114,7 +114,7 @@ class Index:
 
 def load_index() -> Index:
     """The index, for help and completion: from the cache, which is rebuilt if it is not valid. A job reads its trees
-    live, by `indexing.live`."""
+    live: `indexing.LiveIndex`."""
     cached = read(cache_file(), cache_key())
     if cached is not None:
         return cached

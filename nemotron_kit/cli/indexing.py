@@ -51,21 +51,17 @@ def _rows(
         if dataclasses.is_dataclass(annotation) and annotation not in (*above, cls):
             value = default if isinstance(default, typing.cast(type, annotation)) else None
             found += _rows(annotation, f"{name}.", (*above, cls), value, given)
+            continue
+        row: Row = {"name": name, **_kind(annotation)}
+        if optional:
+            row["type"] += "|null"
+        if default is dataclasses.MISSING or default == "???":
+            row["required"] = True
         else:
-            found.append(_row(name, annotation, optional, default, field.metadata))
+            row["default"] = text(default)
+        kept = ("help", "short", "positional", "verbatim")
+        found.append(row | {key: field.metadata[key] for key in kept if field.metadata.get(key)})
     return found
-
-
-def _row(name: str, annotation: Any, optional: bool, default: Any, metadata: Any) -> Row:
-    row: Row = {"name": name, **_kind(annotation)}
-    if optional:
-        row["type"] += "|null"
-    if default is dataclasses.MISSING or default == "???":
-        row["required"] = True
-    else:
-        row["default"] = text(default)
-    row.update({key: metadata[key] for key in ("help", "short", "positional", "verbatim") if metadata.get(key)})
-    return row
 
 
 def _unwrap(annotation: Any) -> tuple[Any, bool]:
@@ -82,38 +78,25 @@ def _unwrap(annotation: Any) -> tuple[Any, bool]:
 
 
 def _kind(annotation: Any) -> Row:
+    args, base = get_args(annotation), get_origin(annotation) or annotation
     if annotation in SCALARS:
         return {"kind": SCALARS[annotation], "type": SCALARS[annotation]}
-    if get_origin(annotation) is Literal:
-        return _literal(get_args(annotation))
-    base = get_origin(annotation) or annotation
+    if base is Literal:
+        choices = [text(value) for value in args]
+        kind = "literal" if all(isinstance(value, str) for value in args) else "any"
+        return {"kind": kind, "type": "|".join(choices), "choices": choices}
     if base in SEQUENCES:
-        return _list(get_args(annotation))
+        element = _kind(_unwrap(args[0])[0]) if args else {"kind": "any", "type": "any"}
+        return {"kind": "list", "type": f"[{element['type']}, …]", "of": element["kind"]}
     if base in MAPPINGS or dataclasses.is_dataclass(base):
         return {"kind": "dict", "type": "{…}"}
     if isinstance(base, type) and issubclass(base, enum.Enum):
         return {"kind": "enum", "type": "|".join(base.__members__), "choices": list(base.__members__)}
     if isinstance(base, type) and issubclass(base, PurePath):
         return {"kind": "path", "type": "path"}
-    return {"kind": "any", "type": _any_name(annotation)}
-
-
-def _literal(values: tuple[Any, ...]) -> Row:
-    choices = [text(value) for value in values]
-    kind = "literal" if all(isinstance(value, str) for value in values) else "any"
-    return {"kind": kind, "type": "|".join(choices), "choices": choices}
-
-
-def _list(args: tuple[Any, ...]) -> Row:
-    element = _kind(_unwrap(args[0])[0]) if args else {"kind": "any", "type": "any"}
-    return {"kind": "list", "type": f"[{element['type']}, …]", "of": element["kind"]}
-
-
-def _any_name(annotation: Any) -> str:
-    members = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else ()
-    if members:
-        return "|".join(_kind(each)["type"] for each in members)
-    return "any" if annotation is Any else getattr(annotation, "__name__", str(annotation))
+    if args and base in (Union, types.UnionType):
+        return {"kind": "any", "type": "|".join(_kind(each)["type"] for each in args)}
+    return {"kind": "any", "type": "any" if annotation is Any else getattr(annotation, "__name__", str(annotation))}
 
 
 def text(value: Any) -> str:
@@ -147,8 +130,9 @@ class LiveIndex(Index):
     def _node(self, item: Group | Command | Pipeline) -> Node:
         if isinstance(item, Pipeline):
             self.pipelines[item.path] = item
-            path = list(item.path)
-            return {"name": path[-1], "path": path, "description": item.description or _stages(item), "aliases": []}
+            path, stages = list(item.path), ", ".join(" ".join(stage.path[1:]) for stage in item.stages)
+            description = item.description or f"Run {stages}"
+            return {"name": path[-1], "path": path, "description": description, "aliases": []}
         if isinstance(item, Command):
             self.commands[item.path] = item
             aliases, path = list(item.aliases), list(item.path)
@@ -164,11 +148,6 @@ class LiveIndex(Index):
             return pipeline_detail(self.pipelines[path])
         recipe = (command for each, command in self.commands.items() if each[0] == path[0])
         return command_detail(self.commands[path], recipe)
-
-
-def live(found: Tree) -> LiveIndex:
-    """The index of the recipes that `discover()` found; see LiveIndex."""
-    return LiveIndex(found.apps, found.broken)
 
 
 class BrokenCommand(UserError):
@@ -262,10 +241,6 @@ def pipeline_detail(pipeline: Pipeline) -> Node:
     return {**NO_DETAIL, "fields": fields, "configs": sorted(configs), "stages": stages}
 
 
-def _stages(pipeline: Pipeline) -> str:
-    return f"Run {', '.join(' '.join(stage.path[1:]) for stage in pipeline.stages)}"
-
-
 def summary(command: Command) -> str:
     """The description, or the first line of the handler's doc if that is loaded: no handler is imported for it."""
     handler: Any = command.handler
@@ -288,7 +263,10 @@ def rebuild() -> Index:
         index = LiveIndex(found.apps, found.broken)
         details = [_cached_leaf(index, leaf, number, recorder) for number, leaf in enumerate(tree.leaves(index.root))]
     text = dump(index.root, index.broken, details, recorder.sources(_packages(index, folders)), key, recipes)
-    _write(Path(path), text)
+    # Without a cache the next help page is slower, and nothing else.
+    with contextlib.suppress(OSError):
+        Path(path).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_text(Path(path), text)
     return Index(index.root, index.broken, text.split("\n")[2:])
 
 
@@ -308,13 +286,6 @@ def _cached_leaf(index: LiveIndex, leaf: Node, number: int, recorder: Recorder) 
         leaf["broken"], detail = error.why if isinstance(error, BrokenCommand) else error.message, NO_DETAIL
     leaf["description"] = summary(command)
     return detail
-
-
-def _write(path: Path, text: str) -> None:
-    # Without a cache the next help page is slower, and nothing else.
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_text(path, text)
 
 
 def _discover() -> tuple[Tree, list[Path], list[str] | None]:
@@ -373,15 +344,14 @@ class Recorder:
         for module, loaded in list(sys.modules.items()):
             if module not in self.origins:
                 self._record_origin(module, getattr(loaded, "__file__", None))
-        ours = {origin for module, origin in self.origins.items() if _is_source(module, origin, packages)}
+        standard = os.path.dirname(os.__file__) + os.sep  # noqa: PTH120
+        ours = set()
+        for module, origin in self.origins.items():
+            installed = "site-packages" in origin or "dist-packages" in origin
+            if (module.partition(".")[0] in packages) if installed else not origin.startswith(standard):
+                ours.add(origin)
         others = set(self.origins.values())
         return [each for path, each in self.stamps.items() if path in ours or path not in others]
-
-
-def _is_source(module: str, origin: str, packages: set[str]) -> bool:
-    if "site-packages" in origin or "dist-packages" in origin:
-        return module.partition(".")[0] in packages
-    return not origin.startswith(os.path.dirname(os.__file__) + os.sep)  # noqa: PTH120
 
 
 @contextlib.contextmanager

@@ -251,9 +251,9 @@ def _tree(names: list[str]) -> Tree:
 
 
 def _index(found: Tree) -> Index:
-    from nemotron_kit.cli.indexing import live
+    from nemotron_kit.cli.indexing import LiveIndex
 
-    return live(found)
+    return LiveIndex(found.apps, found.broken)
 
 
 def page_for(argv: Sequence[str], index: Index | None = None, root: tuple[str, ...] = ()) -> int | None:

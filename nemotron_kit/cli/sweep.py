@@ -30,6 +30,7 @@ from nemotron_kit.config.compose import (
     stages_of,
 )
 from nemotron_kit.config.config_files import config_files
+from nemotron_kit.config.freeze import environment
 from nemotron_kit.config.limits import bounded_interpolations, hydra_reading_fixes
 from nemotron_kit.config.registration import broken_choice, conf_dir, register_recipes
 from nemotron_kit.config.resolvers import multiplying, set_run_dir
@@ -72,9 +73,9 @@ def report_sweep(run: RunFolder, as_json: bool) -> int:
     """Print the result of a sweep without failures, or the state of one that is still running; returns 0."""
     states = Counter(job.state().state for job in run.jobs())
     counts = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
-    if states.keys() <= TERMINAL and not as_json:
-        _print_results(run)
     over = states.keys() <= TERMINAL
+    if over and not as_json:
+        _print_results(run)
     more = f" · nemotron runs show {run.id}" if over else ""
     with unless_gone(sys.stderr):
         print_status(f"{run.id}: of {states.total()} jobs {counts}{more}")
@@ -130,11 +131,23 @@ def run_hydra(request: Job, argv: Sequence[str], tree: Tree, env: EnvFile) -> in
     """Hand a request with Hydra's flags to Hydra; the exit code."""
     if request.flag("--hydra-help") is not None:  # needs no composed config
         return _ask_hydra(request, [], None)
-    _check_composes(request)
+    topic = request.flag("--info")
+    swept = any(override.startswith(("recipe=", "stage=")) for override in request.overrides)
+    if topic not in (None, "plugins") and not swept and not (request.recipe and request.stage):
+        asked_for = f"--info {topic}" if topic else "--info"  # except for the plugins, it shows a composed job
+        raise UserError(
+            f"{asked_for} needs a command: it shows how its config is composed.",
+            hint="For instance: nemotron nano3 pretrain --info defaults. Without a command: --info plugins.",
+        )
     use(tree)
     gc.enable()
     asked = _expanded(hydra_overrides(request), tree)
-    prepared = _prepared(asked, tree, env)
+    choices = [override.partition("=")[2] for override in asked if override.startswith(("recipe=", "stage="))]
+    prepared = None
+    if len(choices) == 2 and not any("," in choice or "(" in choice for choice in choices):
+        prepared = prepare(tree, asked, env, sweep=True)
+    else:  # several commands, or none: all are registered
+        register_recipes(tree.apps.values(), env)
     overrides = prepared.overrides if prepared else _with_choices(asked)
     if request.multirun and request.dry_run:
         return _dry_sweep(prepared, (overrides, asked), argv, tree, env, request)
@@ -171,8 +184,15 @@ def _ask_hydra(request: Job, overrides: list[str], prepared: PreparedCommand | N
         ):
             _hydra_main(lambda _: None, [*overrides, *request.flags])
     except SystemExit as exit_:
-        if exit_.code:
-            raise _no_package(request, complaint.getvalue().strip()) from None
+        if exit_.code:  # for an unknown --package, which Hydra prints instead of raising an exception
+            hydra = request.flag("--cfg") == "hydra"
+            example = (
+                "Its keys begin with hydra, as in --package hydra.launcher."
+                if hydra
+                else "It takes a key that isn't null."
+            )
+            hint = f"{example} Without --package, the whole config is printed."
+            raise UserError(f"--package: {complaint.getvalue().strip()}.", hint=hint) from None
     sys.stdout.write(mask(answer.getvalue()))  # --resolve prints the values of secrets
     sys.stdout.flush()
     sys.stderr.write(complaint.getvalue())
@@ -202,61 +222,27 @@ def _plain_yaml(package: str | None) -> Iterator[None]:
         OmegaConf.to_yaml, OmegaConf.select = theirs, select  # type: ignore[method-assign]
 
 
-def _check_composes(request: Job) -> None:
-    """Raise UserError for --info without a command: except for the plugins, it shows a composed job."""
-    topic = request.flag("--info")
-    swept = any(override.startswith(("recipe=", "stage=")) for override in request.overrides)
-    if topic not in (None, "plugins") and not swept and not (request.recipe and request.stage):
-        asked = f"--info {topic}" if topic else "--info"
-        raise UserError(
-            f"{asked} needs a command: it shows how its config is composed.",
-            hint="For instance: nemotron nano3 pretrain --info defaults. Without a command: --info plugins.",
-        )
-
-
-def _no_package(request: Job, message: str) -> UserError:
-    """The error for an unknown --package, which Hydra prints instead of raising an exception."""
-    hydra = request.flag("--cfg") == "hydra"
-    example = (
-        "Its keys begin with hydra, as in --package hydra.launcher." if hydra else "It takes a key that isn't null."
-    )
-    return UserError(f"--package: {message}.", hint=f"{example} Without --package, the whole config is printed.")
-
-
 def _expanded(overrides: Sequence[str], tree: Tree) -> list[str]:
     """The overrides with each `glob(…)` and `choice(…)` of recipes, stages and configs expanded to names."""
     names: dict[str, list[str]] = {"recipe": list(tree.apps)}
     result = []
     for override in overrides:
         key, _, value = override.partition("=")
-        if key in CHOICES:
-            options = expand_choice(key, value, names.get(key, []))
-            override = f"{key}={','.join(map(hydra_text, options))}"
-            _narrow(names, key, options, tree)
-        result.append(override)
+        if key not in CHOICES:
+            result.append(override)
+            continue
+        options = expand_choice(key, value, names.get(key, []))
+        result.append(f"{key}={','.join(map(hydra_text, options))}")
+        # The stages to choose from are known once the recipes are chosen, and the configs once the stages are.
+        if key == "recipe":
+            names["recipe"] = [name for name in options if name in tree.apps]
+        commands = {stage: found for recipe in names["recipe"] for stage, found in stages_of(tree, recipe).items()}
+        if key == "recipe":
+            names["stage"] = [stage for stage, command in commands.items() if stage == command.stage]
+        elif key == "stage":
+            files = (config_files(commands[stage]) for stage in options if stage in commands)
+            names["config"] = list(dict.fromkeys(name for found in files for name in found))
     return result
-
-
-def _narrow(names: dict[str, list[str]], key: str, options: Sequence[str], tree: Tree) -> None:
-    """Set the stages to choose from once the recipes are chosen, and the configs once the stages are."""
-    if key == "recipe":
-        names["recipe"] = [name for name in options if name in tree.apps]
-    commands = {stage: found for recipe in names["recipe"] for stage, found in stages_of(tree, recipe).items()}
-    if key == "recipe":
-        names["stage"] = [stage for stage, command in commands.items() if stage == command.stage]
-    elif key == "stage":
-        files = (config_files(commands[stage]) for stage in options if stage in commands)
-        names["config"] = list(dict.fromkeys(name for found in files for name in found))
-
-
-def _prepared(overrides: list[str], tree: Tree, env: EnvFile) -> PreparedCommand | None:
-    """The one command that the overrides choose, registered; None where they choose several or none: then all commands
-    are registered."""
-    choices = [override.partition("=")[2] for override in overrides if override.startswith(("recipe=", "stage="))]
-    if len(choices) == 2 and not any("," in choice or "(" in choice for choice in choices):
-        return prepare(tree, overrides, env, sweep=True)
-    register_recipes(tree.apps.values(), env)
-    return None
 
 
 @contextmanager
@@ -283,22 +269,13 @@ def _hydra_main(task: Callable[[Any], Any], overrides: Sequence[str]) -> None:
     """Run @hydra.main on `overrides`. Its errors are raised, so that they get our messages and exit codes."""
     import hydra
 
-    before = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    before = sys.argv
     sys.argv = ["nemotron", *overrides]
-    os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        with hydra_reading_fixes():
+        with environment({"HYDRA_FULL_ERROR": "1"}), hydra_reading_fixes():
             hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
     finally:
-        sys.argv = before[0]
-        _set_variable("HYDRA_FULL_ERROR", before[1])
-
-
-def _set_variable(name: str, value: str | None) -> None:
-    if value is None:
-        os.environ.pop(name, None)
-    else:
-        os.environ[name] = value
+        sys.argv = before
 
 
 def _sweep(
@@ -312,7 +289,7 @@ def _sweep(
     task = RecipeTask(run.path, argv, after, request.labels, lambda: print_status(title))
     quiet_alembic()
     try:
-        with term_raises(), hangup_ignored(), _translated(prepared), _importable(tree), task.counted():
+        with term_raises(), hangup_ignored(), _translated(prepared), environment(_importable(tree)), task.counted():
             _hydra_main(task, [*overrides, *request.flags])
     # Ctrl-C and TERM among them.
     except BaseException as error:
@@ -352,22 +329,15 @@ def _is_refused(job: JobFolder) -> bool:
     return not job.history() if record is None else bool(record.get(REFUSED))
 
 
-@contextmanager
-def _importable(tree: Tree) -> Iterator[None]:
-    """Within the block, started processes can import the recipes, and no modules of the working folder: the jobs of
-    Hydra's other launchers unpickle the recipes' classes before any of our code runs."""
+def _importable(tree: Tree) -> dict[str, str]:
+    """The variables by which started processes can import the recipes, and no modules of the working folder: the jobs
+    of Hydra's other launchers unpickle the recipes' classes before any of our code runs."""
     import_path = {str(Path(entry).absolute()) for entry in sys.path}
     folders = {str(folder) for source in tree.sources for folder in source.parents if str(folder) in import_path}
     # A json.py beside a recipe must not shadow the standard library's.
     folders = {folder for folder in folders if not shadows_library(folder)}
-    before = {name: os.environ.get(name) for name in ("PYTHONPATH", SAFE_PATH)}
-    os.environ["PYTHONPATH"] = os.pathsep.join([*sorted(folders), *filter(None, [before["PYTHONPATH"]])])
-    os.environ[SAFE_PATH] = "1"
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            _set_variable(name, value)
+    path = os.pathsep.join([*sorted(folders), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {"PYTHONPATH": path, SAFE_PATH: "1"}
 
 
 def _failed(run: RunFolder, error: Exception, as_json: bool, count: int | None) -> NoReturn:

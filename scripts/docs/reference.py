@@ -16,7 +16,7 @@ from hydra_plugins.nemotron_kit_launcher.nemo_run import NemoRunConf
 
 from nemotron_kit import errors
 from nemotron_kit.cli import tree
-from nemotron_kit.cli.indexing import live, text
+from nemotron_kit.cli.indexing import LiveIndex, text
 from nemotron_kit.cli.options import MAYBE, NEMOTRON, PREFIXES
 from nemotron_kit.cli.tools import TOOLS, run
 from nemotron_kit.discovery import BUILT_IN, discover
@@ -102,7 +102,8 @@ def _help(*names: str) -> str:
 
 def _recipe(recipe: str) -> str:
     """A section for each command of a recipe: what it reads and saves, its configs, every field."""
-    index = live(discover(EnvFile()))
+    found = discover(EnvFile())
+    index = LiveIndex(found.apps, found.broken)
     root = index.root["children"][recipe]
     parts = [
         f"# {recipe}\n\n{root['description']}. Set a field as `field=value` or `--field value`; a "

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from nemotron_kit.cli.indexing import live
+from nemotron_kit.cli.indexing import LiveIndex
 from nemotron_kit.cli.parse import parse
 from nemotron_kit.cli.request import hydra_overrides
 from nemotron_kit.config.compose import compose
@@ -83,7 +83,7 @@ def test_two_hundred_random_command_lines(tmp_path: Path) -> None:
     )  # fmt: skip
     expected = dict(zip(different, json.loads(plain.stdout), strict=True))
     tree, known = discover(EnvFile()), {}
-    index = live(tree)
+    index = LiveIndex(tree.apps, tree.broken)
     accepted = 0
     for shim, hydra in lines:
         judge, words = expected[tuple(hydra)], hydra_overrides(parse(shim, index))

@@ -213,7 +213,7 @@ class Rerun:
         import path to the launch's."""
         tree = recorded.enter()
         env, command = read_env_file(), find_command(tree, recorded.recipe, recorded.stage)
-        index = indexing.live(tree)
+        index = indexing.LiveIndex(tree.apps, tree.broken)
         node = trees.find(index, command.path)
         where, help_line = f"nemotron runs rerun {recorded.label}", "nemotron runs rerun --help"
         job = Reader(arguments, NEMOTRON, index.detail(node) if node else {}, where, help_line).read()

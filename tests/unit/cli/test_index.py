@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from nemotron_kit.app import App
 from nemotron_kit.cli import tree
 from nemotron_kit.cli.index import cache_file, dump, read, stamp
-from nemotron_kit.cli.indexing import LiveIndex, live, summary
+from nemotron_kit.cli.indexing import LiveIndex, summary
 from nemotron_kit.discovery import discover
 from nemotron_kit.errors import UserError
 
@@ -133,7 +133,8 @@ def test_damage_is_noticed(tmp_path_factory: pytest.TempPathFactory, data: st.Da
 
 
 def test_a_job_reads_and_writes_no_cache(home: Path) -> None:
-    assert "nano3" in live(discover()).root["children"]
+    found = discover()
+    assert "nano3" in LiveIndex(found.apps, found.broken).root["children"]
     assert not home.exists()
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from nemotron_kit import errors
 from nemotron_kit.cli import tree
-from nemotron_kit.cli.indexing import live
+from nemotron_kit.cli.indexing import LiveIndex
 from nemotron_kit.cli.options import LAUNCHER, NEMOTRON
 from nemotron_kit.cli.tools import TOOLS
 from nemotron_kit.discovery import discover
@@ -76,7 +76,8 @@ def test_every_field_of_a_profile_and_every_key_of_env_toml_has_a_row_with_a_mea
 
 
 def test_every_field_of_nano3s_commands_has_a_row_with_a_meaning() -> None:
-    index = live(discover(EnvFile()))
+    found = discover(EnvFile())
+    index = LiveIndex(found.apps, found.broken)
     for leaf in tree.leaves(index.root["children"]["nano3"]):
         section = _pages()["nano3"].partition(f"\n## {' '.join(leaf['path'])}\n")[2].partition("\n## ")[0]
         for row in index.detail(leaf)["fields"]:
