@@ -150,16 +150,15 @@ def _open_streams() -> None:
 
 def _readable(arguments: list[str]) -> list[str]:
     """The arguments as text, also if the locale is not UTF-8. Raises UserError for bytes that are no text."""
-    return [argument if argument.isascii() else _text(argument) for argument in arguments]
-
-
-def _text(argument: str) -> str:
-    try:
-        return os.fsencode(argument).decode()
-    except UnicodeEncodeError:  # not from the shell, so text already
-        return argument
-    except UnicodeDecodeError:
-        raise UserError(f"{os.fsencode(argument)!r} on the command line is not UTF-8 text.") from None
+    texts = []
+    for argument in arguments:
+        try:
+            texts.append(os.fsencode(argument).decode())
+        except UnicodeEncodeError:  # not from the shell, so text already
+            texts.append(argument)
+        except UnicodeDecodeError:
+            raise UserError(f"{os.fsencode(argument)!r} on the command line is not UTF-8 text.") from None
+    return texts
 
 
 def print_error(error: NemotronError) -> None:
@@ -190,7 +189,11 @@ def _nemotron(arguments: list[str]) -> int:
     from nemotron_kit.cli.parse import parse
 
     _announce_step(arguments)
-    found = _tree(_recipe_argument(arguments))
+    # Only the recipe that is named is imported: by a bare argument that no option may have taken as its value.
+    first = tree.first_name(arguments)
+    before = arguments[: arguments.index(first)] if first is not None else []
+    doubtful = any(options.is_option(argument) and options.takes_next(argument) is None for argument in before)
+    found = _tree([first] if first is not None and not doubtful else [])
     return _dispatch(parse(arguments, _index(found)), ["nemotron", *arguments], found)
 
 
@@ -234,14 +237,6 @@ def _app(app: App, arguments: list[str]) -> int:
     return _dispatch(parse(arguments, index, root=root, prog=prog), [*prog.split(), *arguments], found, root)
 
 
-def _recipe_argument(arguments: list[str]) -> list[str]:
-    """The argument that can only be the recipe's name: a bare one that no option may have taken as its value."""
-    first = tree.first_name(arguments)
-    before = arguments[: arguments.index(first)] if first is not None else []
-    doubtful = any(options.is_option(argument) and options.takes_next(argument) is None for argument in before)
-    return [first] if first is not None and not doubtful else []
-
-
 def _tree(names: list[str]) -> Tree:
     from nemotron_kit.discovery import discover
 
@@ -268,11 +263,20 @@ def page_for(argv: Sequence[str], index: Index | None = None, root: tuple[str, .
         return answer(argv[1:])
     if not root and argv[:1] == ["--version"]:
         return _version()
-    names = _help_arguments(argv, root)
-    if names is None:
+    first = tree.first_name(argv)
+    if not root and first == "help":
+        at = list(argv).index(first)
+        argv = [*argv[:at], *argv[at + 1 :]]
+        first = tree.first_name(argv)
+    elif argv and not tree.wants_help(argv):
         return None
-    index = _loaded(index)
-    reached = tree.walk(names, index, root)
+    if not root and first in TOOLS:
+        return None
+    if index is None:
+        from nemotron_kit.cli.index import load_index
+
+        index = load_index()
+    reached = tree.walk(argv, index, root)
     if reached.unknown is not None:
         return None
     from nemotron_kit.cli import help as pages
@@ -284,27 +288,6 @@ def _version() -> int:
     sys.stdout.write(f"nemotron-kit {__version__} (Python {sys.version.split()[0]})\n")
     sys.stdout.flush()
     return 0
-
-
-def _help_arguments(argv: Sequence[str], root: tuple[str, ...]) -> Sequence[str] | None:
-    """The arguments that name what help is asked for (`X --help`, `help X`); [] without arguments, None for a command
-    line that does not ask for help."""
-    first = tree.first_name(argv)
-    if not root and first == "help":
-        at = list(argv).index(first)
-        argv = [*argv[:at], *argv[at + 1 :]]
-        first = tree.first_name(argv)
-    elif argv and not tree.wants_help(argv):
-        return None
-    return None if not root and first in TOOLS else argv
-
-
-def _loaded(index: Index | None) -> Index:
-    if index is not None:
-        return index
-    from nemotron_kit.cli.index import load_index
-
-    return load_index()
 
 
 def _dispatch(request: Request, argv: list[str], found: Tree, root: tuple[str, ...] = ()) -> int:

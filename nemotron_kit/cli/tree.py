@@ -11,7 +11,7 @@ from nemotron_kit.cli import options
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from nemotron_kit.cli.index import Index, Node
 
@@ -74,7 +74,10 @@ def walk(argv: Sequence[str], index: Index, root: tuple[str, ...] = ()) -> Walk:
     tokens = iter(argv)
     for argument in tokens:
         if options.is_option(argument):
-            may_be_value = argument != "--" and _skip_option(argument, tokens, found)
+            takes = options.takes_next(argument)
+            if takes:
+                found.taken.append((argument, next(tokens, "")))
+            may_be_value = argument != "--" and takes is None and "=" not in argument
             continue
         below = child(found.node, argument)
         if below is not None:
@@ -84,15 +87,6 @@ def walk(argv: Sequence[str], index: Index, root: tuple[str, ...] = ()) -> Walk:
             return found
         may_be_value = False
     return found
-
-
-def _skip_option(argument: str, tokens: Iterator[str], found: Walk) -> bool:
-    """Skip an option and, if it is known to take one, its value. True if the next argument may be its value: that is
-    known only with the command's fields."""
-    takes = options.takes_next(argument)
-    if takes:
-        found.taken.append((argument, next(tokens, "")))
-    return takes is None and "=" not in argument
 
 
 def first_name(argv: Sequence[str]) -> str | None:
