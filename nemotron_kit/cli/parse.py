@@ -26,38 +26,31 @@ def parse_hydra(argv: Sequence[str], index: Index) -> Request:
     and -r), --run NAME, --batch NAME, --dry-run, --json, --art.X, --run.KEY and --wandb.KEY. Raises UserError."""
     if "--version" in argv:
         return Version()
-    node = _node(_choice_value(argv, "recipe"), _choice_value(argv, "stage"), index)
+    recipe, stage = _choice_value(argv, "recipe"), _choice_value(argv, "stage")
+    node = index.root
+    if recipe:
+        if recipe not in index.root["children"]:
+            raise _no_recipe(recipe, index, PROG)
+        node = index.root["children"][recipe]
+    if recipe and stage:
+        found = tree.find(index, (recipe, *stage.split("/")))
+        if found is None or tree.is_group(found):
+            raise UserError(f"{recipe} has no stage {stage!r}.", hint=near(stage, _stages(node)))
+        node = found
     leaf = node if not tree.is_group(node) else None
     if tree.wants_help(argv):
         return Help(tuple(node["path"]))
     detail = index.detail(leaf) if leaf else NO_DETAIL
-    job = Reader(argv, HYDRA, detail, " ".join((PROG, *_choices(node))), f"{PROG} --help").read()
+    choices = [f"recipe={each}" for each in node["path"][:1]]
+    choices += [f"stage={'/'.join(node['path'][1:])}"] if len(node["path"]) > 1 else []
+    job = Reader(argv, HYDRA, detail, " ".join((PROG, *choices)), f"{PROG} --help").read()
     _check_complete(job, node)
     _check_launcher(job)
     return job
 
 
-def _node(recipe: str, stage: str, index: Index) -> Node:
-    """The node that recipe= and stage= name, as far as they do. Raises UserError with the nearest names."""
-    if not recipe:
-        return index.root
-    node = index.root["children"].get(recipe)
-    if node is None:
-        raise _no_recipe(recipe, index, PROG)
-    found = tree.find(index, (recipe, *stage.split("/"))) if stage else node
-    if found is None or (stage and tree.is_group(found)):
-        raise UserError(f"{recipe} has no stage {stage!r}.", hint=near(stage, _stages(node)))
-    return found
-
-
 def _stages(recipe: Node) -> list[str]:
     return ["/".join(names[1:]) for leaf in tree.leaves(recipe) for names in tree.spellings(leaf)]
-
-
-def _choices(node: Node) -> list[str]:
-    """A node's path as Hydra's choices recipe= and stage=."""
-    recipe, stage = node["path"][:1], node["path"][1:]
-    return [*(f"recipe={each}" for each in recipe), *([f"stage={'/'.join(stage)}"] if stage else [])]
 
 
 def _check_complete(job: Job, node: Node) -> None:
@@ -105,7 +98,9 @@ def _no_recipe(argument: str, index: Index, prog: str) -> UserError:
     known = [*index.root["children"], *(TOOLS if prog == "nemotron" else ())]
     other = ""
     if prog == "nemotron" and not close(argument, index.root["children"]):
-        other = _commands_called(argument, index) or _joined(argument, index) or meant(argument)
+        names = re.split(r"[./:]", argument)  # mine.train, mine:train, mine/train
+        joined = len(names) > 1 and tree.find(index, names) is not None
+        other = _commands_called(argument, index) or (" ".join(("nemotron", *names)) if joined else meant(argument))
     likely = f"Did you mean {other}?" if other else near(argument, known)
     unread = "" if other or close(argument, known) else unread_env_file()
     hint = _unregistered_folder_hint(argument) or unread or f"{likely} `{prog} --help` lists all of them."
@@ -120,12 +115,6 @@ def _commands_called(name: str, index: Index) -> str:
         if "path" in leaf and name in (leaf["path"][-1], *leaf.get("aliases", ()))
     ]
     return " or ".join(" ".join(("nemotron", *path)) for path in paths[:3])
-
-
-def _joined(argument: str, index: Index) -> str:
-    """`mine.train`, `mine:train` or `mine/train` as the line to type; "" for what names no command."""
-    names = re.split(r"[./:]", argument)
-    return " ".join(("nemotron", *names)) if len(names) > 1 and tree.find(index, names) is not None else ""
 
 
 def _unregistered_folder_hint(argument: str) -> str:
@@ -153,15 +142,6 @@ class ProgramName(NamedTuple):
         return " ".join((self.prog, *names, "--help"))
 
 
-class _Failure(NamedTuple):
-    """Why the command line does not fit one command. Failures are compared by the number of arguments read."""
-
-    name_complete: bool  # the arguments name the command; something else is wrong
-    at: int  # the number of arguments read
-    reached: bool  # whether the names come first in the line
-    error: UserError
-
-
 def parse(argv: Sequence[str], index: Index, root: tuple[str, ...] = (), prog: str = "") -> Request:
     """What `nemotron ARGV` asks for; with `root=("myrecipe",)` what `python -m myrecipe ARGV` does, which has no
     commands of nemotron's. `prog` is the program's name in hints. Raises UserError."""
@@ -172,18 +152,13 @@ def parse(argv: Sequence[str], index: Index, root: tuple[str, ...] = (), prog: s
     if not root and first in TOOLS:
         return Tool(first, tuple(_without(argv, first)))
     if not root and first == "help":
-        return _help_topic(_without(argv, first), index, program_name)
+        argv = _without(argv, first)
+        if (first := tree.first_name(argv)) in TOOLS:
+            return Tool(first, (*_without(argv, first)[:1], "--help"))
+        return _help_request(argv, index, program_name)
     if not argv or tree.wants_help(argv):
         return _help_request(argv, index, program_name)
     return _job(argv, index, program_name)
-
-
-def _help_topic(argv: Sequence[str], index: Index, program_name: ProgramName) -> Request:
-    """The help page that `nemotron help NAME…` asks for: of a recipe, a command, or a command's subcommand."""
-    first = tree.first_name(argv)
-    if first in TOOLS:
-        return Tool(first, (*_without(argv, first)[:1], "--help"))
-    return _help_request(argv, index, program_name)
 
 
 def _help_request(argv: Sequence[str], index: Index, program_name: ProgramName) -> Help:
@@ -195,53 +170,46 @@ def _help_request(argv: Sequence[str], index: Index, program_name: ProgramName) 
 
 
 def _job(argv: list[str], index: Index, program_name: ProgramName) -> Request:
-    reached = tree.walk(argv, index, program_name.root)
-    # The commands that the line may name, with their names; if it begins with the full name of one, that one only.
     root = program_name.root
+    reached = tree.walk(argv, index, root)
+    # The commands that the line may name, with their names; if it begins with the full name of one, that one only.
     top = tree.find(index, root) or index.root
     every = [(leaf, names[len(root) :]) for leaf in tree.leaves(top) for names in tree.spellings(leaf)]
     exact = [(leaf, names) for leaf, names in every if tuple(argv[: len(names)]) == names]
-    meant = exact or [each for each in every if tree.is_subsequence(each[1], argv)]
-    tried = [_attempt(argv, *each, index, program_name, reached) for each in meant]
-    jobs = [each for each in tried if isinstance(each, Job)]
+    jobs: list[Job] = []
+    best: tuple[tuple[bool, int, bool], UserError] | None = None
+    for leaf, names in exact or [each for each in every if tree.is_subsequence(each[1], argv)]:
+        reader = None
+        try:
+            if "broken" in leaf:
+                raise UserError(f"{' '.join(leaf['path'])} can't be used: {leaf['broken']}")
+            name = " ".join((*root, *names))
+            reader = Reader(argv, NEMOTRON, index.detail(leaf), name, program_name.help_line(names))
+            job = reader.read(names)
+            if job.recipe or job.stage:
+                raise UserError(
+                    f"The command {' '.join(leaf['path'])!r} sets recipe= and stage= already.", hint="Leave those out."
+                )
+            _check_launcher(job)
+            recipe, *stage = leaf["path"]
+            jobs.append(dataclasses.replace(job, recipe=recipe, stage="/".join(stage)))
+        except UserError as error:
+            # The error to report: where the arguments name the command, so that something else is wrong, before where
+            # they do not; then where most arguments were read; then where the names come first in the line.
+            named = tuple(leaf["path"]) == reached.path
+            rank = (not isinstance(error, NotThisCommand), reader.at if reader else 0, named)
+            if best is None or rank > best[0]:
+                best = rank, error
     if len(jobs) == 1:
         return jobs[0]
     if jobs:
         both = " and as ".join(repr(" ".join(job.path)) for job in jobs)
         raise UserError(f"This line can be read as {both}.", hint="Put the options after the command.")
-    failures = [each for each in tried if isinstance(each, _Failure)]
-    best = max(failures, key=lambda each: each[:3], default=None)
-    if best is not None and (best.name_complete or not tree.is_group(reached.node)):
-        raise best.error
+    if best is not None and (best[0][0] or not tree.is_group(reached.node)):
+        raise best[1]
     if reached.unknown is not None:
         raise _unknown_name(reached, index, program_name)
     return _unfinished(argv, reached, program_name)
-
-
-def _attempt(
-    argv: list[str], leaf: Node, names: tuple[str, ...], index: Index, program_name: ProgramName, reached: tree.Walk
-) -> Job | _Failure:
-    """The line parsed as this command."""
-    reader, named = None, tuple(leaf["path"]) == reached.path
-    try:
-        if "broken" in leaf:
-            raise UserError(f"{' '.join(leaf['path'])} can't be used: {leaf['broken']}")
-        name = " ".join((*program_name.root, *names))
-        reader = Reader(argv, NEMOTRON, index.detail(leaf), name, program_name.help_line(names))
-        return _with_choices(reader.read(names), leaf)
-    except UserError as error:
-        return _Failure(not isinstance(error, NotThisCommand), reader.at if reader else 0, named, error)
-
-
-def _with_choices(job: Job, leaf: Node) -> Job:
-    """The job with the recipe and stage of the command's names. Raises UserError if an override sets them, too."""
-    recipe, *stage = leaf["path"]
-    if job.recipe or job.stage:
-        raise UserError(
-            f"The command {' '.join(leaf['path'])!r} sets recipe= and stage= already.", hint="Leave those out."
-        )
-    _check_launcher(job)
-    return dataclasses.replace(job, recipe=recipe, stage="/".join(stage))
 
 
 def _unfinished(argv: Sequence[str], reached: tree.Walk, program_name: ProgramName) -> Request:
