@@ -87,7 +87,14 @@ class Reader:
         # `name=…` is taken for a mistyped override, other text for the positional argument.
         is_text = row is not None and row.get("verbatim") and not _OVERRIDE.match(argument)
         if options.is_override(argument) and not is_path and not is_text:
-            self._override(argument)
+            name, _, raw = argument.partition("=")
+            if not name.strip("+~"):
+                raise UserError(f"{argument!r} sets no key.", hint="An override is key=value, +key=value or ~key.")
+            text = hydra_unquoted(raw) if name in _CHOICES else None
+            if text is None:
+                self.assigned.overrides.append(argument)
+            else:
+                self._choose(_CHOICES[name], text, name)
         elif self.names:
             if argument != self.names[0]:
                 raise NotThisCommand(f"{self.where}: expected {self.names[0]!r}, got {argument!r}.")
@@ -100,16 +107,6 @@ class Reader:
             raise UserError(
                 f"{self.where} takes no further argument: {argument!r}.", hint=self._argument_hint(argument)
             )
-
-    def _override(self, argument: str) -> None:
-        name, _, raw = argument.partition("=")
-        if not name.strip("+~"):
-            raise UserError(f"{argument!r} sets no key.", hint="An override is key=value, +key=value or ~key.")
-        text = hydra_unquoted(raw) if name in _CHOICES else None
-        if text is None:
-            self.assigned.overrides.append(argument)
-        else:
-            self._choose(_CHOICES[name], text, name)
 
     def _argument_hint(self, argument: str) -> str:
         if argument in self.configs or argument.endswith((".yaml", ".yml")):
@@ -190,7 +187,17 @@ class Reader:
     def _global(self, option: Option, name: str, joined: str | None) -> None:
         text = self._global_value(option, name, joined)
         if option.name in _PROFILE_OPTIONS:
-            self._choose_profile(option.name, name, text)
+            if "=" in text:
+                raise UserError(
+                    f"{name} takes a profile, not {text!r}.",
+                    hint=f"Write {name} PROFILE (`nemotron profiles` lists them); run.mode=local is this machine.",
+                )
+            if {option.name, self.chosen.get("mode", (option.name, ""))[0]} == set(_PROFILE_OPTIONS):
+                raise UserError(
+                    "--run and --batch exclude each other.", hint="--run waits for the job; --batch returns at once."
+                )
+            self._choose("profile", text, name)
+            self._choose("mode", option.name, name)
         elif option.name == "config" and "," in text and "/" not in text:
             self.assigned.set("config", text)  # `-c tiny,default` sweeps
         elif option.name == "config":
@@ -220,19 +227,6 @@ class Reader:
         if option.choices and text not in option.choices:
             raise UserError(f"{name} has no choice {text!r}.", hint=near(text, option.choices))
         return text
-
-    def _choose_profile(self, mode: str, name: str, profile: str) -> None:
-        if "=" in profile:
-            raise UserError(
-                f"{name} takes a profile, not {profile!r}.",
-                hint=f"Write {name} PROFILE (`nemotron profiles` lists them); run.mode=local is this machine.",
-            )
-        if {mode, self.chosen.get("mode", (mode, ""))[0]} == set(_PROFILE_OPTIONS):
-            raise UserError(
-                "--run and --batch exclude each other.", hint="--run waits for the job; --batch returns at once."
-            )
-        self._choose("profile", profile, name)
-        self._choose("mode", mode, name)
 
     def _choose(self, choice: str, text: str, name: str) -> None:
         before, spelled = self.chosen.setdefault(choice, (text, name))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -91,7 +91,12 @@ def hydra_overrides(job: Job) -> list[str]:
     overrides = [f"{key}={hydra_text(text)}" for key, text in choices.items() if text]
     overrides += [f"run.profile={hydra_text(job.profile)}"] if job.profile else []
     overrides += [f"run.mode={job.mode}"] if job.mode else []
-    return overrides + _launcher(job) + list(job.overrides)
+    given = {override.partition("=")[0].lstrip("+~") for override in job.overrides}
+    # A sweep that leaves this machine goes through the launcher plugin, unless another one is named.
+    if job.multirun and job.profile and job.mode in ("run", "batch") and "hydra/launcher" not in given:
+        wanted = {"hydra/launcher": "nemo_run", "hydra.launcher.profile": hydra_text(job.profile)}
+        overrides += [f"{key}={text}" for key, text in wanted.items() if key not in given]
+    return overrides + list(job.overrides)
 
 
 def hydra_spelling(job: Job) -> list[str]:
@@ -104,17 +109,6 @@ def hydra_spelling(job: Job) -> list[str]:
 def shell_line(job: Job) -> str:
     """`hydra_spelling` as a line to paste into a shell."""
     return shlex.join(["python", "-m", "nemotron_kit", *hydra_spelling(job)])
-
-
-def _launcher(job: Job) -> list[str]:
-    """A sweep that leaves this machine goes through the launcher plugin, unless another one is named."""
-    if not (job.multirun and job.profile and job.mode in ("run", "batch")):
-        return []
-    given = {override.partition("=")[0].lstrip("+~") for override in job.overrides}
-    if "hydra/launcher" in given:
-        return []
-    wanted = {"hydra/launcher": "nemo_run", "hydra.launcher.profile": hydra_text(job.profile)}
-    return [f"{key}={text}" for key, text in wanted.items() if key not in given]
 
 
 def near(argument: str, known: Iterable[str]) -> str:
@@ -187,7 +181,11 @@ class Assignments:
         if row["name"] in _GROUPS:
             hint = f"Set its fields: {row['name']}.KEY=VALUE."
             raise UserError(f"{row['name']} is a block, and {row['name']}=… selects one of Hydra's groups.", hint=hint)
-        _check_choice(row, text)
+        choices = row.get("choices")
+        optional_null = text == "null" and row["type"].endswith("|null")
+        if choices and not row.get("free") and text not in choices and not optional_null and "${" not in text:
+            hint = f"Sweep with -m {row['name']}={text}." if "," in text else near(text, choices)
+            raise UserError(f"{row['name']} has no choice {text!r}.", hint=hint)
         if row.get("verbatim"):
             self.set(row["name"], hydra_quoted(omegaconf_escaped(text)))
         elif row["kind"] == "list":
@@ -268,15 +266,15 @@ class Assignments:
                 spelled = [_ELSEWHERE[meant].replace(place, value or place)]
         # Without the dashes, which would make any two options more alike.
         spelled = spelled or [f"--{each}" for each in closest(wanted.replace("_", "-"), _dashed(names))]
-        hint = f"Did you mean {', '.join(dict.fromkeys(spelled))}?" if spelled else self._listed(options)
+        if spelled:
+            hint = f"Did you mean {', '.join(dict.fromkeys(spelled))}?"
+        else:
+            # Where the command has fields, those, which no other program's options can be.
+            fields = _dashed((*self.fields, *slots))
+            shown = (fields or sorted(_dashed(options)))[:12]
+            more = len(fields) + len(options) - len(shown)
+            hint = f"There is: {', '.join(f'--{each}' for each in shown)}{f' and {more} more' if more else ''}."
         return UserError(f"{self.where} has no option {name}.", hint=f"{hint} `{self.help_line}` lists them all.")
-
-    def _listed(self, options: Sequence[str]) -> str:
-        """The options there are: where the command has fields, those, which no other program's options can be."""
-        fields = _dashed((*self.fields, *(f"art.{slot}" for slot in self.slots)))
-        shown = (fields or sorted(_dashed(options)))[:12]
-        more = len(fields) + len(options) - len(shown)
-        return f"There is: {', '.join(f'--{each}' for each in shown)}{f' and {more} more' if more else ''}."
 
     def _append(self, target: str, text: str, of: str) -> None:
         """One more element; `[a,b]` or `${…}`, given once, is the whole list."""
@@ -300,12 +298,3 @@ def _dashed(names: Iterable[str]) -> list[str]:
 def _several(text: str) -> bool:
     """Whether a reference is a list of references: of single ones, only an existing path may have a comma."""
     return "," in text and "${" not in text and not os.path.exists(os.path.expanduser(text))  # noqa: PTH110, PTH111
-
-
-def _check_choice(row: Row, text: str) -> None:
-    choices = row.get("choices")
-    optional_null = text == "null" and row["type"].endswith("|null")
-    if not choices or row.get("free") or text in choices or optional_null or "${" in text:
-        return
-    hint = f"Sweep with -m {row['name']}={text}." if "," in text else near(text, choices)
-    raise UserError(f"{row['name']} has no choice {text!r}.", hint=hint)
