@@ -122,7 +122,17 @@ def _sections(plan: Plan) -> Iterator[tuple[str, list[str]]]:
     yield "Config", plan.files["config.yaml"].splitlines()
     if plan.references:
         yield "Artifacts", [_input_line(slot, plan) for slot in plan.references]
-    yield "Launch", list(_launch(plan))
+    where = f"profile {plan.profile} ({plan.executor})" if plan.profile else "this machine"
+    launch = [f"{plan.launch} on {where}: {shlex.join(plan.launch_command)}"]
+    if tree := plan.paths.tree:
+        launch.append(f"code, as it is now: {tree.root} → {plan.paths.code} (packager {tree.packager})")
+    if plan.settings.env_vars or plan.environment:
+        launch.append("environment: " + ", ".join(f"{k}={v}" for k, v in sorted(plan.environment.items())))
+    if plan.secrets:
+        launch.append("secrets, by name: " + ", ".join(plan.secrets))
+    if plan.captured:
+        launch.append("fixed at launch: " + ", ".join(f"{k}={v}" for k, v in plan.captured.items()))
+    yield "Launch", launch
     if plan.files.get("sbatch.sh"):
         yield "Script", plan.files["sbatch.sh"].splitlines()
     if plan.container:
@@ -147,35 +157,16 @@ def _input_line(slot: str, plan: Plan) -> str:
     return f"{slot}: {reference} → {'not found (see Problems)' if wrong else 'pinned at launch'}"
 
 
-def _launch(plan: Plan) -> Iterator[str]:
-    where = f"profile {plan.profile} ({plan.executor})" if plan.profile else "this machine"
-    yield f"{plan.launch} on {where}: {shlex.join(plan.launch_command)}"
-    if tree := plan.paths.tree:
-        yield f"code, as it is now: {tree.root} → {plan.paths.code} (packager {tree.packager})"
-    if plan.settings.env_vars or plan.environment:
-        yield "environment: " + ", ".join(f"{k}={v}" for k, v in sorted(plan.environment.items()))
-    if plan.secrets:
-        yield "secrets, by name: " + ", ".join(plan.secrets)
-    if plan.captured:
-        yield "fixed at launch: " + ", ".join(f"{k}={v}" for k, v in plan.captured.items())
-
-
 def _print_highlighted(text: str, theme: str | None) -> None:
     from rich.console import Console
     from rich.padding import Padding
-    from rich.syntax import Syntax
-
-    style = _plain_theme() if theme is None else theme
-    shown = Syntax(text, "yaml", theme=style, background_color="default", word_wrap=True)
-    Console().print(Padding(shown, (0, 2)))
-
-
-def _plain_theme() -> Any:
-    """Keys in cyan and the rest in the terminal's own colour: all of it is read on a dark and on a light ground."""
     from rich.style import Style
-    from rich.syntax import ANSISyntaxTheme
+    from rich.syntax import ANSISyntaxTheme, Syntax
 
-    return ANSISyntaxTheme({("Name", "Tag"): Style(color="cyan"), ("Comment",): Style(dim=True)})
+    # Keys in cyan and the rest in the terminal's own colour: all of it is read on a dark and on a light ground.
+    plain = ANSISyntaxTheme({("Name", "Tag"): Style(color="cyan"), ("Comment",): Style(dim=True)})
+    shown = Syntax(text, "yaml", theme=plain if theme is None else theme, background_color="default", word_wrap=True)
+    Console().print(Padding(shown, (0, 2)))
 
 
 def run(request: Job, argv: Sequence[str], tree: Tree, *, exits: bool = False) -> int:
@@ -352,43 +343,31 @@ def announce(plan: Plan) -> None:
 
 def report(plan: Plan, outcome: Outcome, seconds: float) -> None:
     """Print how the job ended, on standard error."""
+    run_id = plan.run_id
     if outcome.state in ("pending", "detached"):
-        _detached(plan, outcome)
-        return
-    if outcome.state == "succeeded":
-        print_status(f"{plan.run_id}: succeeded in {seconds:.1f} s · nemotron runs show {plan.run_id}")
-        return
-    print_error(
-        NemotronError(
-            f"{plan.run_id} {outcome.state}: {outcome.error}",
-            hint=f"Its record: nemotron runs show {plan.run_id}{_resume_hint(plan, outcome)}",
-        )
-    )
-
-
-def _resume_hint(plan: Plan, outcome: Outcome) -> str:
-    """A line with the command that resumes a preempted job; "" for other jobs."""
-    line = f"nemotron runs resume {plan.run_id}"
-    return f"\nTo resume it: {line}" if outcome.state == "preempted" and line not in str(outcome.error) else ""
+        is_here = is_local(plan.executor)
+        if outcome.state == "detached":
+            print_status(f"Detached from {run_id}, which keeps running.")
+        elif is_here:
+            print_status(f"{run_id} is {'waiting, detached' if plan.after else 'running detached'}.")
+        elif plan.deferred:
+            print_status(f"{run_id} is waiting on this machine, to be submitted to {plan.profile}.")
+        else:
+            print_status(f"{run_id} is submitted to {plan.profile}.")
+        print_commands(run_id, "show", "logs -f" if is_here else "attach", "cancel")
+    elif outcome.state == "succeeded":
+        print_status(f"{run_id}: succeeded in {seconds:.1f} s · nemotron runs show {run_id}")
+    else:
+        hint, resumption = f"Its record: nemotron runs show {run_id}", f"nemotron runs resume {run_id}"
+        if outcome.state == "preempted" and resumption not in str(outcome.error):
+            hint += f"\nTo resume it: {resumption}"
+        print_error(NemotronError(f"{run_id} {outcome.state}: {outcome.error}", hint=hint))
 
 
 def print_end(run_id: str, state: str, code: int, **facts: object) -> None:
     """Print how a launch ended as one line of JSON on standard output; `code` is the command's exit code."""
     facts = {"run_id": run_id, "state": state, "exit_code": code, **facts}
     print(json.dumps(finite(facts), ensure_ascii=escaped()))  # noqa: T201
-
-
-def _detached(plan: Plan, outcome: Outcome) -> None:
-    local = is_local(plan.executor)
-    if outcome.state == "detached":
-        print_status(f"Detached from {plan.run_id}, which keeps running.")
-    elif local:
-        print_status(f"{plan.run_id} is {'waiting, detached' if plan.after else 'running detached'}.")
-    elif plan.deferred:
-        print_status(f"{plan.run_id} is waiting on this machine, to be submitted to {plan.profile}.")
-    else:
-        print_status(f"{plan.run_id} is submitted to {plan.profile}.")
-    print_commands(plan.run_id, "show", "logs -f" if local else "attach", "cancel")
 
 
 def print_commands(run_id: str, *commands: str) -> None:
