@@ -26,6 +26,7 @@ from nemotron_kit.cli.tools import (
     RUNS,
     TOOLS,
     VERSIONS,
+    HelpPrinted,
 )
 from nemotron_kit.errors import UserError
 
@@ -84,12 +85,12 @@ class ToolParser(argparse.ArgumentParser):
                 hint = f"What begins with - is read as an option, unless -- is before it: {self.prog} {words}"
         raise UserError(f"{self.prog}: {message}.", hint=hint)
 
-    def parse(self, argv: Sequence[str], *, instead: str = "") -> argparse.Namespace | None:
-        """The arguments; None once `--help` has been printed. `instead` is the hint at what an argument too many may
-        mean."""
+    def parse(self, argv: Sequence[str], *, instead: str = "") -> argparse.Namespace:
+        """The arguments. Raises HelpPrinted once `--help` has been printed. `instead` is the hint at what an argument
+        too many may mean."""
         if {"-h", "--help"} & set(argv):
             write_page(self.format_help())
-            return None
+            raise HelpPrinted
         self._given = tuple(argv)
         found, unknown = self.parse_known_args(list(argv))
         if unknown:

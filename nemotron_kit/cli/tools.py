@@ -8,7 +8,7 @@ from nemotron_kit.errors import UserError, nearest, sentence
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
 # Kinds of positional arguments: completion offers them, and ToolParser parses them by these names.
 RUN, RUNS, JOB, JOBS, ANY_JOBS = "run", "runs", "job", "jobs", "any jobs"
@@ -54,6 +54,10 @@ class ToolCommand:
         self.function, self.summary, self.page, self.commands = function, summary, page, commands or {}
         self.takes, self.choices = takes, choices
         self.options, self.valued = _names(options)
+
+
+class HelpPrinted(Exception):
+    """The help page of a subcommand has been printed: there is nothing else to do."""
 
 
 def _names(options: tuple[str, ...]) -> tuple[tuple[str, ...], frozenset[str]]:
@@ -527,7 +531,10 @@ def run(name: str, argv: Sequence[str]) -> int:
     if {"-h", "--help"} & set(arguments) or (first == "help" and not free) or (command.choices and not first):
         from nemotron_kit.cli.output import write_page
 
-        write_page(command.page.replace("{commands}", "\n".join(_listed(command))))
+        rows = [(f"{name} {entry.usage}", entry.summary) for name, entry in command.commands.items()]
+        width = max((len(usage) for usage, _ in rows), default=0)
+        commands = "\n".join(f"  {usage:{width}}  {summary}" for usage, summary in rows)
+        write_page(command.page.replace("{commands}", commands))
         return 0
     if first and not first.startswith("-") and first != "list" and not free:
         if "show" not in command.commands:
@@ -542,14 +549,11 @@ def run(name: str, argv: Sequence[str]) -> int:
     return _call(command.function, arguments[1:] if listed and (not free or command.commands) else arguments)
 
 
-def _listed(command: ToolCommand) -> Iterator[str]:
-    rows = [(f"{name} {entry.usage}", entry.summary) for name, entry in command.commands.items()]
-    width = max((len(usage) for usage, _ in rows), default=0)
-    yield from (f"  {usage:{width}}  {summary}" for usage, summary in rows)
-
-
 def _call(spelled: str, arguments: list[str]) -> int:
     from importlib import import_module
 
     module, _, name = spelled.partition(":")
-    return int(getattr(import_module(module), name)(arguments))
+    try:
+        return int(getattr(import_module(module), name)(arguments))
+    except HelpPrinted:
+        return 0

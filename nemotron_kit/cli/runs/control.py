@@ -42,8 +42,6 @@ def wait(argv: list[str]) -> int:
         help=f"give up (exit code 3) when a run's state could not be read for S seconds ({_PATIENCE})",
     )
     options = parser.parse(argv)
-    if options is None:
-        return 0
     asked = [chosen_jobs(reference) for reference in options.ids]
     named = {(run.id, *(job.number for job in jobs or ())): (run, jobs) for run, jobs in asked}
     waits = [Watch(run, jobs, patience=options.patience, lost=options.patience) for run, jobs in named.values()]
@@ -90,8 +88,6 @@ def cancel(argv: list[str]) -> int:
         "--grace", type=at_least(0), default=int(GRACE), metavar="S", help="seconds between SIGTERM and SIGKILL"
     )
     options = parser.parse(argv)
-    if options is None:
-        return 0
     run, chosen = chosen_jobs(options.id, options.job)
     if run.is_pipeline:
         return _cancel_stages(run, options.grace)
@@ -174,8 +170,6 @@ def resume(argv: list[str]) -> int:
     attempt of a stopped job, and return its exit code."""
     parser = ToolParser("runs", "resume")
     options = parser.parse(argv, instead="With other values it is another run: nemotron runs rerun ID KEY=VALUE")
-    if options is None:
-        return 0
     run, jobs = open_jobs(options.id)
     if "/" not in options.id:
         if (run.path / SWEEP_FILE).exists() and SweepQueue(run).levels:
@@ -240,8 +234,6 @@ def shell(argv: list[str]) -> int:
     parser.add_argument("--job", type=at_least(0), metavar="N", help="the job of a run with several (0)")
     parser.add_argument("--node", metavar="NAME", help="the node of a job on several")
     options = parser.parse(argv[:at])
-    if options is None:
-        return 0
     run, chosen = chosen_jobs(options.id, options.job)
     if chosen is not None and len(chosen) > 1:
         raise UserError(

@@ -42,8 +42,6 @@ def diff(argv: list[str]) -> int:
     parser = ToolParser("runs", "diff")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse(argv)
-    if options is None:
-        return 0
     jobs: list[tuple[RunFolder, JobFolder]] = []
     for reference in options.ids:
         run, chosen = chosen_jobs(reference)

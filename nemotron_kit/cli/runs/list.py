@@ -102,8 +102,6 @@ def list_all(argv: list[str]) -> int:
     parser.add_argument("--csv", action="store_true")
     parser.add_argument("--json", action="store_true")
     options = parser.parse(argv)
-    if options is None:
-        return 0
     if options.csv and options.json:
         raise UserError("nemotron runs: --csv and --json are two formats.", hint="Leave one of them out.")
     gc.disable()  # the index of many runs is many objects, which all live until the end
@@ -127,8 +125,6 @@ def watch(argv: list[str]) -> int:
     parser = ToolParser("runs", "watch")
     _add_filters(parser)
     options = parser.parse(argv, instead="To follow one run: nemotron runs attach ID, or nemotron runs logs -f ID")
-    if options is None:
-        return 0
     limit = _LIMIT if options.limit is None else options.limit
     found = _matching(options, limit)
     if not found:
@@ -342,8 +338,6 @@ def tag(argv: list[str]) -> int:
         "--remove", action="append", default=[], metavar="TAG", help="remove this tag (may be given again)"
     )
     options = parser.parse(argv)
-    if options is None:
-        return 0
     run = open_run(options.id)
     Labels(tags=tuple(options.tags))  # raises UserError for an invalid one
     if not (options.tags or options.remove):
@@ -374,8 +368,6 @@ def _set_label(command: str, label: str, argv: list[str]) -> int:
     parser = ToolParser("runs", command)
     parser.add_argument("text", metavar=label.upper(), help='the text, in quotes; "" removes it')
     options = parser.parse(argv)
-    if options is None:
-        return 0
     Labels(**{label: options.text})  # raises UserError for an invalid one
     run = open_run(options.id)
     text = options.text.strip() or None

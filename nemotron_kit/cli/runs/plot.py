@@ -37,8 +37,6 @@ def plot(argv: list[str]) -> int:
     parser.add_argument("--x", choices=tuple(AXES), default="step", help="the horizontal axis (step)")
     parser.add_argument("--height", type=at_least(5), default=20, metavar="N", help="lines, at most 200 (20)")
     options = parser.parse(argv)
-    if options is None:
-        return 0
     found = {name: series(job.path, times=True) for name, job in _named(options.ids).items()}
     names = [name for name in dict.fromkeys(name for each in found.values() for name in each) if name != TIMESTAMP]
     metric = options.metric or next((name for name in names if "loss" in name.lower()), next(iter(names), None))

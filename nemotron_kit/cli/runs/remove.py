@@ -58,8 +58,6 @@ def remove(argv: list[str]) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse(argv)
-    if options is None:
-        return 0
     _check_filters(options)
     filtered = any(getattr(options, name) not in (None, []) for name in _FILTERS)
     if filtered == bool(options.ids):
@@ -323,8 +321,6 @@ def usage(argv: list[str]) -> int:
     parser.add_argument("--limit", type=at_least(0), metavar="N", help="at most N runs (20, as JSON all; 0 for all)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse(argv)
-    if options is None:
-        return 0
     rows: list[dict[str, Any]] = [
         {"run": run.id, "state": run.state, "bytes": size_of(open_run(run.id).path)} for run in list_runs()
     ]

@@ -129,8 +129,6 @@ def show(argv: list[str]) -> int:
     parser.add_argument("--top", type=at_least(1), metavar="N", help=f"only the best N jobs of a sweep ({_MAX_JOBS})")
     parser.add_argument("--csv", action="store_true", help="print a sweep's table as CSV, with every job and metric")
     options = parser.parse(argv)
-    if options is None:
-        return 0
     if options.csv and options.json:
         raise UserError("nemotron runs show: --csv and --json are two formats.", hint="Leave one of them out.")
     run, chosen = chosen_jobs(options.id, options.job)

@@ -109,8 +109,6 @@ def logs(argv: list[str]) -> int:
     parser.add_argument("--job", type=at_least(0), metavar="N", help="only this job of a run with several")
     parser.add_argument("--rank", type=at_least(0), metavar="N", help="the log of this rank")
     options = parser.parse(argv)
-    if options is None:
-        return 0
     run, chosen = chosen_jobs(options.id, options.job)
     jobs = chosen or run.jobs() or [run.job()]
     plan, name = _plan(run), _name(options)
@@ -267,8 +265,6 @@ def attach(argv: list[str]) -> int:
         "--all", action="store_true", help="from the first line, not from where the last attach stopped"
     )
     options = parser.parse(argv)
-    if options is None:
-        return 0
     run, chosen = chosen_jobs(options.id, options.job)
     jobs = (run.jobs() or [run.job()]) if chosen is None else chosen
     if not all(job.state().terminal for job in jobs):
