@@ -27,7 +27,7 @@ def show(argv: list[str]) -> int:
     parser.add_argument("--alias", metavar="WORD")
     parser.add_argument("--verify", action="store_true")
     parser.add_argument("--json", action="store_true")
-    options: Any = parser.parse(argv)
+    options = parser.parse(argv)
     if options.reference == "gc":
         raise UserError("nemotron artifacts: gc must come first.", hint="nemotron artifacts gc --dry-run")
     if options.reference is None and (options.alias is not None or options.verify):
@@ -52,7 +52,15 @@ def show(argv: list[str]) -> int:
         registry.verify(version.pin, deep=True)
     if options.alias is not None:
         registry.set_alias(version.name, options.alias, version.version)
-    return _version(version, options.json, verified=options.verify)
+    if options.json:
+        print_json({**version.to_dict(), **({"verified": True} if options.verify else {})})
+        return 0
+    facts = list(_facts(version))
+    if options.verify:
+        how = "read again" if version.identified_by == "sha256" else f"compared by {version.identified_by}"
+        facts.append(("verified", f"{_count(version)} {how}: as registered"))
+    print_facts(facts)
+    return 0
 
 
 def remove(argv: list[str]) -> int:
@@ -64,8 +72,6 @@ def remove(argv: list[str]) -> int:
         "--force", action="store_true", help="also one that others were made from, that a run read, or an alias names"
     )
     options = parser.parse(argv)
-    if options is None:
-        return 0
     registry = open_registry()
     for text in options.references:
         if Reference.parse(text).path is not None:
@@ -113,11 +119,10 @@ def _find_removable(registry: LocalRegistry, text: str) -> ArtifactVersion | Non
     """The version to remove; None for one that has been removed. Raises UserError for an alias, `latest`, a digest or a
     run: the command, given again after it was killed, could mean another version by that."""
     reference = Reference.parse(text)
-    if reference.path is None and reference.version is None:
+    if reference.version is None:
         label = registry.find(reference).pin.label
         raise UserError(f"{text} can mean another version later: it is {label} now.", hint=f"Name the version: {label}")
-    removed = reference.version is not None and registry.was_removed(reference.slug, reference.version)
-    return None if removed else registry.find(reference)
+    return None if registry.was_removed(reference.slug, reference.version) else registry.find(reference)
 
 
 def _others_with_its_files(registry: LocalRegistry, record: ArtifactVersion) -> list[str]:
@@ -154,8 +159,6 @@ def usage(argv: list[str]) -> int:
     parser = ToolParser("artifacts", "du")
     parser.add_argument("--json", action="store_true", help="for programs")
     options = parser.parse(argv)
-    if options is None:
-        return 0
     registry = open_registry()
     rows: list[dict[str, Any]] = []
     for name in registry.names():
@@ -237,18 +240,6 @@ def _print_marked(header: list[str], rows: list[list[str]]) -> None:
 def _print_repair_hint(versions: Sequence[ArtifactVersion | DamagedVersion]) -> None:
     if any(not isinstance(version, ArtifactVersion) for version in versions):
         write_lines(["nemotron artifacts gc repairs or drops what is damaged; --dry-run lists them."])
-
-
-def _version(version: ArtifactVersion, as_json: bool, *, verified: bool) -> int:
-    if as_json:
-        print_json({**version.to_dict(), **({"verified": True} if verified else {})})
-    else:
-        facts = list(_facts(version))
-        if verified:
-            how = "read again" if version.identified_by == "sha256" else f"compared by {version.identified_by}"
-            facts.append(("verified", f"{_count(version)} {how}: as registered"))
-        print_facts(facts)
-    return 0
 
 
 def _count(version: ArtifactVersion) -> str:

@@ -47,14 +47,17 @@ def collect(argv: list[str]) -> int:
     )
     parser.add_argument("--json", action="store_true", help="for programs")
     options = parser.parse(argv)
-    if options is None:
-        return 0
     registry = open_registry()
     plan = Garbage.find(registry, first_id_since(options.older_than), unmounted=options.unmounted)
     found = list(plan.rows())
     if found and not options.dry_run:
+        if not options.yes and (options.json or not (sys.stdin.isatty() and sys.stdout.isatty())):
+            hint = "nemotron artifacts gc --dry-run lists them."
+            raise UserError(f"nemotron artifacts gc: {len(found)} removals need --yes without a terminal.", hint=hint)
         if not options.yes:
-            _ask(found, plan, as_json=options.json)
+            print_table(["", "WHAT", "WHY"], found)
+            if ask(f"{plan.bytes / 1e6:,.1f} MB. Continue? [y/N] ").lower() not in ("y", "yes"):
+                raise UserError("Nothing was removed.")
         plan.remove()
         found = list(plan.rows())
     if options.json:
@@ -69,15 +72,6 @@ def collect(argv: list[str]) -> int:
     for label, why in plan.kept.items():
         write_lines([f"{label} is kept: {why}"])
     return 0
-
-
-def _ask(found: list[tuple[str, str, str]], plan: Garbage, *, as_json: bool) -> None:
-    if as_json or not (sys.stdin.isatty() and sys.stdout.isatty()):
-        hint = "nemotron artifacts gc --dry-run lists them."
-        raise UserError(f"nemotron artifacts gc: {len(found)} removals need --yes without a terminal.", hint=hint)
-    print_table(["", "WHAT", "WHY"], found)
-    if ask(f"{plan.bytes / 1e6:,.1f} MB. Continue? [y/N] ").lower() not in ("y", "yes"):
-        raise UserError("Nothing was removed.")
 
 
 @dataclass
@@ -268,8 +262,6 @@ def relocate(argv: list[str]) -> int:
     parser.add_argument("--dry-run", action="store_true", help="compare the files, and print what would be changed")
     parser.add_argument("--json", action="store_true", help="for programs")
     options = parser.parse(argv)
-    if options is None:
-        return 0
     old, new = map(absolute, options.folders)
     if old == new:
         raise UserError(f"Both folders are {old}.")

@@ -71,9 +71,11 @@ def doctor(argv: list[str]) -> int:
     parser = ToolParser("doctor")
     parser.add_argument("--json", action="store_true", help="for programs")
     options = parser.parse(argv)
-    if options is None:
-        return 0
-    found = list(_findings())
+    found: list[Diagnosis] = []
+    for finding in (each for check in CHECKS for each in _guarded(check)):
+        # What is wrong with env.toml, which several of them read, once.
+        if finding.state != FAIL or finding.seen not in {each.seen for each in found}:
+            found.append(finding)
     if options.json:
         print_json([asdict(finding) for finding in found])
     else:
@@ -81,16 +83,6 @@ def doctor(argv: list[str]) -> int:
         if wrong := [finding for finding in found if finding.fix]:
             write_lines(["", *(f"{finding.what}: {finding.fix}" for finding in wrong)])
     return int(any(finding.state == FAIL for finding in found))
-
-
-def _findings() -> Iterator[Diagnosis]:
-    """The findings of all checks; what is wrong with env.toml, which several of them read, once."""
-    told: set[str] = set()
-    for check in CHECKS:
-        for finding in _guarded(check):
-            if finding.state != FAIL or finding.seen not in told:
-                yield finding
-            told.add(finding.seen)
 
 
 def _guarded(check: Callable[[], Iterator[Diagnosis]]) -> Iterator[Diagnosis]:
