@@ -92,7 +92,12 @@ def after_tool(name: str, arguments: Sequence[str], current: str, index: Index) 
     entry = command.commands.get(bare[1]) if len(bare) > 1 else None
     last = arguments[-1]
     if last in (entry or command).valued:
-        yield from _tool_values(last, index)
+        if last == "--state":
+            yield from ((state, "") for state in STATES)
+        elif last == "--recipe":
+            yield from ((name, "") for name in index.root["children"])
+        elif last in ("--run", "--batch"):
+            yield from profiles()
     elif current.startswith("-"):
         yield from ((option, "") for option in (entry or command).options)
     elif entry is None and len(bare) == 1:
@@ -109,15 +114,6 @@ def _positional_values(takes: str, current: str) -> Candidates:
         yield from profiles()
     elif takes not in ("", NEW, FOLDERS):
         yield from runs()
-
-
-def _tool_values(option: str, index: Index) -> Candidates:
-    if option == "--state":
-        yield from ((state, "") for state in STATES)
-    elif option == "--recipe":
-        yield from ((name, "") for name in index.root["children"])
-    elif option in ("--run", "--batch"):
-        yield from profiles()
 
 
 def runs() -> Candidates:
@@ -202,19 +198,24 @@ def complete(arguments: Sequence[str], current: str, index: Index) -> Candidates
 def _recipe(arguments: Sequence[str], current: str, index: Index) -> Candidates:
     reached = tree.walk(arguments, index)
     if reached.unknown is not None:
-        return iter(())
+        return
     leaf = not tree.is_group(reached.node)
     detail = index.detail(reached.node) if leaf and "broken" not in reached.node else NO_DETAIL
-    name, equals, _ = current.partition("=")
-    waiting = arguments[-1] if arguments and _takes_value(arguments[-1], detail) else ""
-    if waiting:
-        return _values(waiting, current, detail)
-    if equals:
-        option = name if name.startswith("-") else _option_of(name)
-        return _joined(name, _values(option, current[len(name) + 1 :], detail))
-    if current.startswith("-"):
-        return _flags(detail)
-    return _fields(detail, arguments[-1], current) if leaf else _child_names(reached.node)
+    name, equals, value = current.partition("=")
+    if arguments and _takes_value(arguments[-1], detail):
+        yield from _values(arguments[-1], current, detail)
+    elif equals:
+        # The option that takes the same values as an override's key.
+        option = {"config": "--config", "run.profile": "--run"}.get(name, name)
+        yield from ((f"{name}={text}", meaning) for text, meaning in _values(option, value, detail))
+    elif current.startswith("-"):
+        yield from _flags(detail)
+    elif leaf:
+        yield from _fields(detail, arguments[-1], current)
+    else:
+        yield from ((child["name"], child["description"]) for child in reached.node["children"].values())
+        if not reached.path:
+            yield from ((name, command.summary) for name, command in TOOLS.items())
 
 
 def _fields(detail: Node, before: str, current: str) -> Candidates:
@@ -229,13 +230,6 @@ def _fields(detail: Node, before: str, current: str) -> Candidates:
 
 def _options_of(choices: Sequence[str]) -> str:
     return f"one of {', '.join(choices)}"
-
-
-def _child_names(node: Node) -> Candidates:
-    for child in node["children"].values():
-        yield child["name"], child["description"]
-    if not node["path"]:
-        yield from ((name, command.summary) for name, command in TOOLS.items())
 
 
 def _flags(detail: Node) -> Candidates:
@@ -263,15 +257,6 @@ def _takes_value(token: str, detail: Node) -> bool:
     if option is not None:
         return option.takes == VALUE and token in (option.short, "--" + token[2:])
     return key(token) in detail["groups"] or bool(_field(token, detail).get("kind", "bool") != "bool")
-
-
-def _option_of(name: str) -> str:
-    """The option that takes the same values as an override's key: --config for `config`, --run for `run.profile`."""
-    return {"config": "--config", "run.profile": "--run"}.get(name, name)
-
-
-def _joined(name: str, candidates: Candidates) -> Candidates:
-    return ((f"{name}={text}", meaning) for text, meaning in candidates)
 
 
 def _values(name: str, current: str, detail: Node) -> Candidates:

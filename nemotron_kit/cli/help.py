@@ -53,7 +53,8 @@ def show(index: Index, path: tuple[str, ...], *, asked: bool = True, root: tuple
     draw(page, index, path, root, prog or tree.program(root))
     if not asked:
         stream.write("Which command?\n\n")
-    stream.write(_encodable(str(page), stream.encoding))
+    encoding = stream.encoding or "utf-8"
+    stream.write(str(page).encode(encoding, "replace").decode(encoding))  # an … on a latin-1 terminal is a ?
     stream.flush()
     return 0 if asked else 2
 
@@ -88,17 +89,16 @@ def _group(page: Page, node: Node, prefix: str) -> None:
     page.text(f"usage: {prefix} COMMAND [options] [key=value …]")
     if node["description"]:
         page.text(node["description"])
-    page.section("commands", [_listed(leaf, len(node["path"])) for leaf in tree.leaves(node)])
+    rows = []
+    for leaf in tree.leaves(node):
+        aliases = f" (also: {', '.join(leaf['aliases'])})" if leaf.get("aliases") else ""
+        text = f"broken: {leaf['broken']}" if "broken" in leaf else leaf["description"] + aliases
+        rows.append((" ".join(leaf["path"][len(node["path"]) :]), text))
+    page.section("commands", rows)
     first = next((leaf for leaf in tree.leaves(node) if "broken" not in leaf), None)
     if first is not None:
         command = " ".join((prefix, *first["path"][len(node["path"]) :]))
         page.lines("next", [f"{command} --help", f"{command} --dry-run"])
-
-
-def _listed(leaf: Node, depth: int) -> tuple[str, str]:
-    aliases = f" (also: {', '.join(leaf['aliases'])})" if leaf.get("aliases") else ""
-    text = f"broken: {leaf['broken']}" if "broken" in leaf else leaf["description"] + aliases
-    return " ".join(leaf["path"][depth:]), text
 
 
 def _command(page: Page, leaf: Node, detail: Node, prefix: str) -> None:
@@ -120,7 +120,8 @@ def _command(page: Page, leaf: Node, detail: Node, prefix: str) -> None:
         settings = [(f"hydra.launcher.{name}={value}", text) for name, (value, text) in LAUNCHER.items()]
         page.section("sweeps (-m hydra/launcher=nemo_run)", settings)
     page.section("artifacts it reads (--art.NAME REF uses another)", map(_slot, detail["artifacts"]))
-    page.section("config (as --field VALUE or as field=VALUE)", [_field(row, _mapped(detail)) for row in fields])
+    mapped = {target: slot["slot"] for slot in detail["artifacts"] for target in slot["mappings"].values()}
+    page.section("config (as --field VALUE or as field=VALUE)", [_field(row, mapped) for row in fields])
     if detail["configs"]:
         page.lines("configs for -c", [f"{', '.join(detail['configs'])}   ({detail['config_folder']})"])
     if detail["groups"]:
@@ -140,7 +141,12 @@ def _command(page: Page, leaf: Node, detail: Node, prefix: str) -> None:
 
 def _pipeline(page: Page, detail: Node, prefix: str) -> None:
     """The part of the page for a pipeline: its stages in order, with what they read and save. It has no config."""
-    rows = [(" ".join(stage["path"][1:]), _reads_and_saves(stage)) for stage in detail["stages"]]
+    rows = []
+    for stage in detail["stages"]:
+        reads = [f"{slot}: {default}{f' of {maker}' if maker else ''}" for slot, default, maker in stage["reads"]]
+        parts = [f"reads {', '.join(reads)}"] if reads else []
+        parts += [f"saves {', '.join(stage['saves'])}"] if stage["saves"] else []
+        rows.append((" ".join(stage["path"][1:]), "; ".join(parts)))
     page.section("stages, in this order", rows)
     page.text(
         "A stage of which nothing has changed since it last succeeded is skipped; one that fails ends the pipeline."
@@ -160,12 +166,6 @@ def _pipeline(page: Page, detail: Node, prefix: str) -> None:
 
 
 _NOT_A_PIPELINES = ("-m", "--cfg", "--resolve", "--package", "--info", "--hydra-help")
-
-
-def _reads_and_saves(stage: Node) -> str:
-    reads = [f"{slot}: {default}{f' of {maker}' if maker else ''}" for slot, default, maker in stage["reads"]]
-    parts = [f"reads {', '.join(reads)}"] if reads else []
-    return "; ".join([*parts, *([f"saves {', '.join(stage['saves'])}"] if stage["saves"] else [])])
 
 
 # Options that do not apply to an interactive command: it runs in this process, and leaves no record.
@@ -193,10 +193,6 @@ def _slot(slot: Node) -> tuple[str, str]:
     return f"--art.{slot['slot']}", f"{default}{f' (fills {fills})' if fills else ''}"
 
 
-def _mapped(detail: Node) -> dict[str, str]:
-    return {target: slot["slot"] for slot in detail["artifacts"] for target in slot["mappings"].values()}
-
-
 def _field(row: dict[str, Any], mapped: dict[str, str]) -> tuple[str, str]:
     name, value = row["name"], row["type"]
     flag = "--" + name.replace("_", "-")
@@ -212,15 +208,12 @@ def _field(row: dict[str, Any], mapped: dict[str, str]) -> tuple[str, str]:
         spelled = f"{row['short']}, {spelled}"
     if row.get("positional"):
         spelled = f"{name.upper()} ({value})"
-    return spelled, f"{row.get('help', '')} {_default(row, mapped)}".strip()
-
-
-def _default(row: dict[str, Any], mapped: dict[str, str]) -> str:
-    if row["name"] in mapped:
-        return f"[from artifact {mapped[row['name']]}]"
-    if row.get("required"):
-        return "(required)"
-    return f"[{row['default']}]" if row["default"] not in ("null", "") else ""
+    default = f"[{row['default']}]" if row.get("default") not in (None, "null", "") else ""
+    if name in mapped:
+        default = f"[from artifact {mapped[name]}]"
+    elif row.get("required"):
+        default = "(required)"
+    return spelled, f"{row.get('help', '')} {default}".strip()
 
 
 def _examples(detail: Node, prefix: str) -> list[str]:
@@ -233,9 +226,3 @@ def _examples(detail: Node, prefix: str) -> list[str]:
     ]
     setting = f" {settable[0]['name']}={settable[0]['default']}" if settable else ""
     return [f"{start} --dry-run", f"{start}{setting}", f"{start}{setting} --cfg job"]
-
-
-def _encodable(text: str, encoding: str | None) -> str:
-    """`text` without characters that the stream's encoding lacks (an … on a latin-1 terminal)."""
-    encoding = encoding or "utf-8"
-    return text.encode(encoding, "replace").decode(encoding)
