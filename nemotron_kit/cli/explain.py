@@ -6,12 +6,12 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from nemotron_kit.artifacts.reference import Pin
 from nemotron_kit.cli.index import Node
 from nemotron_kit.cli.indexing import LiveIndex
 from nemotron_kit.cli.options import known, split, takes_next
@@ -76,12 +76,15 @@ def explain(argv: list[str]) -> int:
     """`nemotron explain [FIELD …] RECIPE COMMAND [options]`: returns 0. Runs nothing. Raises UserError for a field that
     the config does not have, with the nearest names, and for an invalid command line."""
     tree = discover()
-    arguments, line = _split(argv, {*tree.apps, *tree.broken})
+    # The arguments of explain, then the command line to explain, which begins with a recipe's name.
+    recipes = {*tree.apps, *tree.broken}
+    at = next((position for position, argument in enumerate(argv) if argument in recipes), len(argv))
+    arguments, line = argv[:at], argv[at:]
+    if arguments[-1:] == ["nemotron"]:  # the whole line, as typed in a shell
+        arguments.pop()
     parser = ToolParser("explain")
     parser.add_argument("--json", action="store_true")
     options = parser.parse([argument for argument in arguments if argument != "--"])
-    if options is None:
-        return 0
     if not line:
         raise UserError("nemotron explain: there is no command line to explain.", hint=_EXAMPLE)
     lines = _by_config(line)
@@ -99,15 +102,6 @@ def explain(argv: list[str]) -> int:
         hint = f"These fields differ from their defaults. For another one: nemotron explain FIELD {shlex.join(line)}"
         write_lines(["", hint])
     return 0
-
-
-def _split(argv: Sequence[str], recipes: Collection[str]) -> tuple[list[str], list[str]]:
-    """The arguments of explain, and the command line to explain, which begins with a recipe's name."""
-    at = next((position for position, argument in enumerate(argv) if argument in recipes), len(argv))
-    before = list(argv[:at])
-    if before[-1:] == ["nemotron"]:  # the whole line, as typed in a shell
-        before.pop()
-    return before, list(argv[at:])
 
 
 def _by_config(line: list[str]) -> list[tuple[str, list[str]]]:
@@ -151,20 +145,13 @@ def _compose(line: list[str], tree: Tree, run_id: str) -> _Composition:
     written: Any = OmegaConf.to_container(composed.config, resolve=False, enum_to_str=True)
     argv = ["nemotron", *line]
     plan = build_plan(composed, tree.apps[request.recipe], run_id=run_id, argv=argv, connect=False)
-    values = _resolved(plan.config, {slot: pin for slot, pin in plan.inputs.items() if pin is not None})
+    values = plan.config
+    with suppress(NemotronError), pinned({slot: pin for slot, pin in plan.inputs.items() if pin is not None}):
+        values = resolve(plan.config, keep_secrets=True)  # as it is written if an artifact can't be found here
     settings = {f"run.env.{name}": value for name, value in asdict(plan.settings).items()}
     leaf = find(index, (request.recipe, *request.stage.split("/")))
     detail = index.detail(leaf) if leaf is not None else {"fields": []}
     return _Composition(request, dict(flat(written)), {**dict(flat(values)), **settings}, layers, detail)
-
-
-def _resolved(config: Mapping[str, Any], pins: Mapping[str, Pin]) -> Mapping[str, Any]:
-    """The config as the job gets it; unresolved if an artifact can't be found on this machine."""
-    try:
-        with pinned(dict(pins)):
-            return resolve(config, keep_secrets=True)
-    except NemotronError:
-        return config
 
 
 def _fields(found: _Composition, asked: Sequence[str]) -> Iterator[str]:
@@ -195,30 +182,20 @@ def _explained(found: _Composition, field: str) -> Explained:
     row = rows.get(name, {})
     written = found.written.get(field)
     value = found.values.get(field, written)
-    layers = [*_profile_layer(found.request.profile, field), *found.layers.settings(field)]
+    layers = found.layers.settings(field)
+    profile, of_profile = found.request.profile, field.removeprefix("run.env.")
+    if profile and of_profile != field:
+        read = read_profile(profile)
+        if origin := read.origins.get(of_profile):
+            layers = [Setting(f"profile {profile}, {origin}", asdict(read.config)[of_profile]), *layers]
     if {"run.profile": found.request.profile, "run.mode": found.request.mode}.get(field):  # options, no overrides
         layers.append(Setting("command line", f"--{found.request.mode or 'run'} {found.request.profile}"))
     kind = row.get("type", "") if name == field else type(value).__name__
     raw = written if isinstance(written, str) and "${" in written else None
     masked = [Setting(each.source, _masked(field, each.value)) for each in layers]
-    about = row.get("help", "") or _profile_help(field)
+    of_settings = (str(each.metadata["help"]) for each in fields(RunConfig) if f"run.env.{each.name}" == field)
+    about = row.get("help", "") or next(of_settings, "")
     return Explained(field, _masked(field, value), raw, kind, about, masked)
-
-
-def _profile_help(field: str) -> str:
-    """What a field of the profile (run.env.nodes) means; "" for any other field."""
-    found = (each for each in fields(RunConfig) if f"run.env.{each.name}" == field)
-    return next((str(each.metadata["help"]) for each in found), "")
-
-
-def _profile_layer(profile: str | None, field: str) -> list[Setting]:
-    """The layer of a profile's field: its value in env.toml; [] for any other field."""
-    name = field.removeprefix("run.env.")
-    if not profile or name == field:
-        return []
-    found = read_profile(profile)
-    origin = found.origins.get(name)
-    return [Setting(f"profile {profile}, {origin}", asdict(found.config)[name])] if origin else []
 
 
 def _masked(field: str, value: Any) -> Any:

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import tomllib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, requires
 from importlib.util import find_spec
@@ -55,8 +56,6 @@ def init(argv: list[str]) -> int:
     parser.add_argument("--profile", metavar="NAME")
     parser.add_argument("--no-check", action="store_true")
     options = parser.parse(list(_with_fields(argv)))
-    if options is None:
-        return 0
     if options.profile == "":
         raise UserError("nemotron init: --profile needs a NAME.", hint="For instance: nemotron init --profile cluster")
     if options.profile is not None:
@@ -104,15 +103,24 @@ def _recipe(name: str) -> int:
         if parent.exists() and not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)):
             raise UserError(f"{parent.absolute()}: {'not writable' if parent.is_dir() else 'not a folder'}.")
     env_text = _env_with_recipe(name)  # before anything is written: env.toml may be unreadable
+    title = name.replace("_", "-").capitalize()  # the prefix of the artifacts' names: My-recipe-data
     for template in sorted(TEMPLATES.rglob("*.txt")):
         relative = template.relative_to(TEMPLATES).with_suffix("")
         target = test if relative.name == "test_recipe.py" else folder / relative
         target.parent.mkdir(parents=True, exist_ok=True)
-        text = Template(template.read_text(encoding="utf-8")).substitute(name=name, title=_title(name))
+        text = Template(template.read_text(encoding="utf-8")).substitute(name=name, title=title)
         write_text(target, text, mode=0o644)
     if env_text is not None:
         _write_env(env_text)
-    write_lines([*_next_steps(name, test, listed=env_text is not None)])
+    listed = env_text is not None
+    steps = [] if listed else [f'  add "{name}" to [cli] recipes in env.toml']
+    steps += [
+        f"  nemotron {name} all -c tiny       # both stages; again: only what has changed",
+        f"  nemotron {name} train -m optimizer.lr=0.1,0.3",
+        "  nemotron runs show latest         # the sweep's jobs, best first",
+        f"  python -m pytest                  # its tests{'' if find_spec('pytest') else ' (pip install pytest)'}",
+    ]
+    write_lines([f"{name}/, {test}{' and env.toml' if listed else ''} are written. Next:", *steps])
     return 0
 
 
@@ -129,23 +137,12 @@ def _taken_by(name: str) -> str:
     found = importlib.machinery.PathFinder.find_spec(name, elsewhere)
     if found is not None:
         return f"an installed package ({found.origin or name})"
-    return "a package that nemotron_kit uses" if name in _needed() else ""
-
-
-def _needed() -> Iterator[str]:
-    """The packages of nemotron_kit's requirements and extras: a recipe of that name would hide one that is installed
-    later."""
-    try:
-        found = requires("nemotron-kit") or ()
-    except PackageNotFoundError:  # run from a copy of the source
-        return
-    for requirement in found:
-        yield re.split(r"[^A-Za-z0-9_-]", requirement)[0].replace("-", "_").lower()
-
-
-def _title(name: str) -> str:
-    """The prefix of the artifacts' names: `my_recipe` makes `My-recipe-data`."""
-    return name.replace("_", "-").capitalize()
+    # Also of those that our extras need: the recipe would hide one that is installed later.
+    with suppress(PackageNotFoundError):  # run from a copy of the source
+        for requirement in requires("nemotron-kit") or ():
+            if re.split(r"[^A-Za-z0-9_-]", requirement)[0].replace("-", "_").lower() == name:
+                return "a package that nemotron_kit uses"
+    return ""
 
 
 def _env_with_recipe(name: str) -> str | None:
@@ -187,16 +184,6 @@ def _separator(text: str) -> str:
     return "" if not text else "\n" if text.endswith("\n") else "\n\n"
 
 
-def _next_steps(name: str, test: Path, *, listed: bool) -> Iterator[str]:
-    yield f"{name}/, {test}{' and env.toml' if listed else ''} are written. Next:"
-    if not listed:
-        yield f'  add "{name}" to [cli] recipes in env.toml'
-    yield f"  nemotron {name} all -c tiny       # both stages; again: only what has changed"
-    yield f"  nemotron {name} train -m optimizer.lr=0.1,0.3"
-    yield "  nemotron runs show latest         # the sweep's jobs, best first"
-    yield f"  python -m pytest                  # its tests{'' if find_spec('pytest') else ' (pip install pytest)'}"
-
-
 def _profile(name: str, given: Sequence[str], *, checked: bool) -> int:
     if not _PROFILE_NAME.match(name) or name in RESERVED:
         raise UserError(
@@ -206,7 +193,18 @@ def _profile(name: str, given: Sequence[str], *, checked: bool) -> int:
     text = _env_text()
     if name in tomllib.loads(text):
         raise UserError(f"env.toml has [{name}] already.", hint=f"nemotron profiles show {name}")
-    values = dict(_parse_fields(given))
+    values = {}
+    for argument in given:
+        key, equals, value = argument.partition("=")
+        if not equals:
+            raise UserError(
+                f"nemotron init: {argument!r} is not KEY=VALUE.", hint="For instance: executor=slurm account=lab"
+            )
+        if key not in FIELDS:
+            meant = profile_field(key)
+            hint = f"Did you mean {meant}?" if meant else sentence(nearest(key, FIELDS))
+            raise UserError(f"A profile has no field {key!r}.", hint=hint)
+        values[key] = _toml_value(key, value)
     if sys.stdin.isatty() and sys.stdout.isatty():
         _ask(values)
     if "host" in values:
@@ -223,20 +221,6 @@ def _profile(name: str, given: Sequence[str], *, checked: bool) -> int:
         return 0
     write_lines(["", f"nemotron profiles check {name}"])
     return check([name])
-
-
-def _parse_fields(arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if not equals:
-            raise UserError(
-                f"nemotron init: {argument!r} is not KEY=VALUE.", hint="For instance: executor=slurm account=lab"
-            )
-        if key not in FIELDS:
-            meant = profile_field(key)
-            hint = f"Did you mean {meant}?" if meant else sentence(nearest(key, FIELDS))
-            raise UserError(f"A profile has no field {key!r}.", hint=hint)
-        yield key, _toml_value(key, value)
 
 
 def _toml_value(key: str, text: str) -> Any:

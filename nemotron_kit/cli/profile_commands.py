@@ -17,7 +17,6 @@ from nemotron_kit.masking import MASK, is_secret_name, mask, masked
 from nemotron_kit.remote.ssh import LOGIN, ssh_command, ssh_from, transport_for
 from nemotron_kit.runs.progress import short_span
 from nemotron_kit.spec.profiles import (
-    Profile,
     check_reserved_tables,
     effective_profile,
     list_run_profiles,
@@ -38,9 +37,6 @@ def check(argv: list[str]) -> int:
     )
     parser.add_argument("--json", action="store_true", help="for programs")
     options = parser.parse(argv)
-    if options is None:
-        return 0
-
     findings = list(check_profile(effective_profile(options.name).config, on_node=options.node))
     if options.json:
         print_json([vars(finding) for finding in findings])
@@ -59,8 +55,6 @@ def clean_target(argv: list[str]) -> int:
     parser.add_argument("--dry-run", action="store_true", help="only print what would be removed")
     parser.add_argument("--json", action="store_true", help="for programs")
     options = parser.parse(argv)
-    if options is None:
-        return 0
     transport = transport_for(effective_profile(options.name).config)
     unused = options.unused.total_seconds()
     found, _ = transport.call("clean", root=transport.root, unused_seconds=unused, remove=not options.dry_run)
@@ -90,8 +84,6 @@ def login(argv: list[str]) -> int:
     parser = ToolParser("profiles", "login")
     parser.add_argument("--close", action="store_true", help="end the connection instead")
     options = parser.parse(argv)
-    if options is None:
-        return 0
     config = read_profile(options.name).config
     if config.tunnel != "ssh":
         raise UserError(
@@ -100,8 +92,12 @@ def login(argv: list[str]) -> int:
         )
     to = ssh_from(config)
     ssh = ssh_command(to.host, to.user, to.identity, login=True)
+    if options.close and not _is_open(ssh):
+        raise NemotronError(f"There is no open connection to {to.address}.")
     if options.close:
-        return _close(ssh, to.address)
+        _control(ssh, "exit")
+        write_lines([f"The connection to {to.address} is closed."])
+        return 0
     if _is_open(ssh):
         write_lines(
             [f"The connection to {to.address} is open already. End it: nemotron profiles login {options.name} --close"]
@@ -112,14 +108,6 @@ def login(argv: list[str]) -> int:
     if code != 0 or not _is_open(ssh):
         raise Unreachable(f"{to.address}: not logged in (ssh ended with {code}).", hint="See ssh's message above.")
     write_lines([f"The connection to {to.address} stays open until it has been unused for {HOURS} hours."])
-    return 0
-
-
-def _close(ssh: Sequence[str], target: str) -> int:
-    if not _is_open(ssh):
-        raise NemotronError(f"There is no open connection to {target}.")
-    _control(ssh, "exit")
-    write_lines([f"The connection to {target} is closed."])
     return 0
 
 
@@ -138,8 +126,6 @@ def list_all(argv: list[str]) -> int:
     parser = ToolParser("profiles")
     parser.add_argument("--json", action="store_true")
     options = parser.parse(argv)
-    if options is None:
-        return 0
     env = read_env_file()
     check_reserved_tables(env)
     found = [_summary(name) for name in list_run_profiles()]
@@ -180,32 +166,24 @@ def show(argv: list[str]) -> int:
     parser.add_argument("--all", action="store_true", help="also the fields that are not set")
     parser.add_argument("--json", action="store_true")
     options = parser.parse(argv)
-    if options is None:
-        return 0
     profile = read_profile(options.name)
-    rows = [row for row in _fields(profile) if options.all or row["value"] is not None]
+    values = {name: value for name, value in asdict(profile.config).items() if name != "extends"}
+    rows = []
+    for name in sorted(values, key=lambda name: name not in profile.origins):  # those that are set come first
+        origin = profile.origins.get(name) or ("default" if DEFAULTS[name] is not None else "not set")
+        rows.append({"field": name, "value": _masked(name, values[name]), "from": origin})
+    rows += [
+        {"field": f"resources.{each}.{name}", "value": _masked(name, value), "from": origin}
+        for each, fields in profile.classes.items()
+        for name, (value, origin) in fields.items()
+    ]
+    rows = [row for row in rows if options.all or row["value"] is not None]
     if options.json:
         print_json({"name": profile.name, "file": str(profile.path), "chain": list(profile.chain), "fields": rows})
         return 0
     write_lines([clean(f"{' → '.join(profile.chain)}  ({profile.path})")])
     print_table(("FIELD", "VALUE", "FROM"), [(row["field"], _text(row["value"]), row["from"]) for row in rows])
     return 0
-
-
-def _fields(profile: Profile) -> list[dict[str, Any]]:
-    values = {name: value for name, value in asdict(profile.config).items() if name != "extends"}
-    set_first = sorted(values, key=lambda name: name not in profile.origins)
-    rows = [{"field": name, "value": _masked(name, values[name]), "from": _origin(profile, name)} for name in set_first]
-    rows += [
-        {"field": f"resources.{each}.{name}", "value": _masked(name, value), "from": origin}
-        for each, fields in profile.classes.items()
-        for name, (value, origin) in fields.items()
-    ]
-    return rows
-
-
-def _origin(profile: Profile, name: str) -> str:
-    return profile.origins.get(name) or ("default" if DEFAULTS[name] is not None else "not set")
 
 
 def _masked(name: str, value: Any) -> Any:
