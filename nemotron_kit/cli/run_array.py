@@ -7,7 +7,7 @@ import gc
 import posixpath
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -206,26 +206,21 @@ def _submit(run: RunFolder, jobs: _Jobs, detached: bool, request: Job, started: 
     states = {job.number: job.state().state for job in folders}
     failed = [number for number, state in states.items() if state != "succeeded"]
     if failed:
-        return _failed(run, failed, request)
+        ended = [run.job(number).state() for number in failed]
+        first = next((state for state in ended if state.state == "failed"), ended[0])
+        state = run_state(job.state().state for job in run.jobs())
+        hint = f"Its log: nemotron runs logs {run.id} --job {failed[0]}\nTo continue it: nemotron runs resume {run.id}"
+        what = f"{len(failed)} of its jobs did not succeed, the first: job {failed[0]}: {first.error}"
+        error = NemotronError(f"{run.id} {state}: {what}", hint=hint)
+        if request.json:
+            print_end(run.id, state, error.exit_code, error=first.error, folder=str(run.path))
+        raise error
     # The last job's output is what the next step of a pipe reads.
     outcome: Outcome = attach(run, executor_for(jobs.first.settings), [run.job(jobs.finish)])
     print_status(f"{run.id}: succeeded in {time.monotonic() - started:.1f} s · nemotron runs show {run.id}")
     if request.json:
         print_end(run.id, outcome.state, outcome.code, folder=str(run.path))
     return outcome.code
-
-
-def _failed(run: RunFolder, failed: Sequence[int], request: Job) -> int:
-    states = [run.job(number).state() for number in failed]
-    first = next((state for state in states if state.state == "failed"), states[0])
-    state = run_state(job.state().state for job in run.jobs())
-    error = NemotronError(
-        f"{run.id} {state}: {len(failed)} of its jobs did not succeed, the first: job {failed[0]}: {first.error}",
-        hint=f"Its log: nemotron runs logs {run.id} --job {failed[0]}\nTo continue it: nemotron runs resume {run.id}",
-    )
-    if request.json:
-        print_end(run.id, state, error.exit_code, error=first.error, folder=str(run.path))
-    raise error
 
 
 class _Progress:

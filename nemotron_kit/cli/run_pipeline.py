@@ -45,6 +45,8 @@ def run_pipeline(pipeline: Pipeline, request: Job, argv: Sequence[str], tree: Tr
         if request.flag(flag) is not None:
             line = " ".join(_program(argv, pipeline, pipeline.stages[0].path))
             raise UserError(f"{flag} can't be used with a pipeline.", hint=instead.format(line=line))
+    base = [f"run.profile={hydra_text(request.profile)}"] if request.profile else []
+    base += [f"run.mode={request.mode}"] if request.mode else []
     asked = read_request(pipeline, request.config, request.overrides)
     launch = Launch(
         request=asked,
@@ -53,7 +55,7 @@ def run_pipeline(pipeline: Pipeline, request: Job, argv: Sequence[str], tree: Tr
         env=env,
         argv=argv,
         prog=_program(argv, pipeline, ()),
-        base=_base(request),
+        base=base,
         config_dir=request.flag("--config-dir"),
         transports=None if request.dry_run else transport_to,
         after=request.after,
@@ -73,11 +75,6 @@ def _program(argv: Sequence[str], pipeline: Pipeline, path: Sequence[str]) -> li
     is_own_program = bool(argv) and argv[0] != "nemotron" and list(argv[:3]) != ["python", "-m", "nemotron_kit"]
     before = list(argv[: 3 if list(argv[1:2]) == ["-m"] else 2]) if is_own_program else ["nemotron", pipeline.recipe]
     return [*before, *path[1:]]
-
-
-def _base(request: Job) -> list[str]:
-    profile = [f"run.profile={hydra_text(request.profile)}"] if request.profile else []
-    return [*profile, *([f"run.mode={request.mode}"] if request.mode else [])]
 
 
 # --- dry-run
@@ -129,17 +126,13 @@ def _stage_lines(number: int, stage: Stage, decision: Decision, problems: Sequen
     config = f" -c {stage.composed.config_name}" if stage.composed.config_file else ""
     yield f"{number}  {stage.label}{config}: {'skip' if decision.skip else 'run'}: {decision.why}{where}{resources}"
     for slot, text in stage.references.items():
-        yield f"     reads {slot}: {_source(stage, slot, text)}"
+        pin = stage.inputs().get(slot)
+        source = f", from {stage.wired[slot][0].label}" if slot in stage.wired else ""
+        yield f"     reads {slot}: {pin.label if pin else text}{source}"
     for name in stage.produces:
         yield f"     saves {name}"
     yield from (f"     note: {note}" for note in [*stage.notes, *stage.composed.notes])
     yield from (f"     problem: {line}" for problem in problems for line in problem.splitlines())
-
-
-def _source(stage: Stage, slot: str, text: str) -> str:
-    pin = stage.inputs().get(slot)
-    label = pin.label if pin else text
-    return f"{label}, from {stage.wired[slot][0].label}" if slot in stage.wired else label
 
 
 def _stage_json(stage: Stage, decision: Decision, problems: Sequence[str]) -> dict[str, Any]:
@@ -232,22 +225,16 @@ def _submit(launch: Launch, request: Job, progress: _Progress) -> int:
     if not attached or not submitted:
         if submitted:
             print_commands(launch.id, "show", "wait", "cancel")
-    else:
-        outcome = _follow(submitted)
-        state, code = outcome.state, outcome.code
+    else:  # each run's log until it ends, in order
+        for _, plan in submitted:
+            run, started = RunFolder(Path(plan.folder)), time.monotonic()
+            outcome = attach(run, executor_for(plan.settings), [run.job(plan.job)])
+            report(plan, outcome, time.monotonic() - started)
+            state, code = outcome.state, outcome.code
+            if state != "succeeded":
+                break
     _end(launch, request, progress, state, code)
     return code
-
-
-def _follow(submitted: Sequence[tuple[Stage, Plan]]) -> Outcome:
-    """Print each run's log until it ends, in order; returns how the pipeline ended."""
-    for _, plan in submitted:
-        run, started = RunFolder(Path(plan.folder)), time.monotonic()
-        outcome = attach(run, executor_for(plan.settings), [run.job(plan.job)])
-        report(plan, outcome, time.monotonic() - started)
-        if outcome.state != "succeeded":
-            return outcome
-    return outcome
 
 
 def _end(launch: Launch, request: Job, progress: _Progress, state: str, code: int) -> None:
