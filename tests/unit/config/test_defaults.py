@@ -32,6 +32,8 @@ class Config:
     optimizer: Optimizer = field(default_factory=Optimizer)
     second: Optimizer = field(default_factory=Optimizer)
     limit: int = 0
+    rates: dict[str, float] = field(default_factory=lambda: {"warm": 0.1})
+    parts: dict[str, Optimizer] = field(default_factory=lambda: {"lr": Optimizer()})
 
 
 FILES = {
@@ -41,6 +43,7 @@ FILES = {
     "config/optimizer/fast.json": '{"defaults": ["adam", "_self_"], "lr": 7}',
     "config/optimizer/all.yaml": "# everything at once\n# @package _global_\nlimit: 9\n",
     "config/optimizer/tuned/best.yaml": "name: best\n",
+    "config/rates/slow.yaml": "cold: 0.5\n",
     "other/base.yaml": "defaults: [{optimizer: sgd}]\n",
     "other/mine.yaml": "defaults: [base, {optimizer@second: sgd}, _self_]\nsecond: {lr: 5}\n",
     "other/listed.toml": 'defaults = ["optimizer/sgd"]\n',
@@ -187,6 +190,10 @@ def test_what_no_group_holds_is_named(tree: Tree, tmp_path: Path) -> None:
     assert composed(tree, "limit=4")["limit"] == 4  # a number's field is no block
 
 
+def test_a_typed_dict_is_a_block_that_a_group_fills(tree: Tree) -> None:
+    assert composed(tree, "rates=slow")["rates"] == {"warm": 0.1, "cold": 0.5}
+
+
 def test_a_broken_command_of_the_recipe_is_no_matter_of_another(tree: Tree) -> None:
     tree.apps["demo"].command("broken", "nowhere_at_all.config:Config", "nowhere_at_all.train:main")
     assert composed(tree, "limit=4", "optimizer=sgd")["limit"] == 4
@@ -197,6 +204,7 @@ def test_a_field_can_not_be_deleted(tree: Tree) -> None:
         with pytest.raises(UserError, match=rf"{override}: [a-z.]+ is a field of demo train"):
             composed(tree, override)
     assert composed(tree, "config=named", "~optimizer")["optimizer"]["name"] == "none"  # the choice of a group
+    assert composed(tree, "~parts.lr")["parts"] == {}  # an entry of a dict, whose values have a field of that name
     with pytest.raises(UserError, match="is a field of demo train"):  # of a recorded config, too, which has no groups
         refuse_deleted_fields(next(iter(tree.apps["demo"].commands())), ["limit=1", "~optimizer"])
 
