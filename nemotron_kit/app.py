@@ -87,6 +87,11 @@ class Command(_Leaf):
     objective: str | None = None
     array: bool = False
 
+    @property
+    def stages(self) -> list[str]:
+        """Its stage, and those of its aliases."""
+        return ["/".join((*self.path[1:-1], leaf)) for leaf in (self.path[-1], *self.aliases)]
+
     def load_config_cls(self) -> type:
         """The dataclass of its config, imported if necessary. Raises UserError if it is no dataclass."""
         cls = load_object(self.config_cls) if isinstance(self.config_cls, str) else self.config_cls

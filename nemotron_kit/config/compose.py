@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, get_origin
 
 from nemotron_kit.app import Command
-from nemotron_kit.config.config_files import TAKEN, config_files, find_config_file, group_choices, group_folder
+from nemotron_kit.config.config_files import TAKEN, config_files, find_config_file, group_choices
 from nemotron_kit.config.convert import MAPPINGS, input_fields, members_of, type_at
 from nemotron_kit.config.limits import faster_omegaconf
 from nemotron_kit.config.registration import (
@@ -223,11 +223,7 @@ def find_command(tree: Tree, recipe: str | None, stage: str | None) -> Command:
 
 def stages_of(tree: Tree, recipe: str) -> dict[str, Command]:
     """The commands of a recipe by their stages, aliases among them."""
-    return {
-        "/".join((*command.path[1:-1], leaf)): command
-        for command in tree.apps[recipe].commands()
-        for leaf in (command.path[-1], *command.aliases)
-    }
+    return {stage: command for command in tree.apps[recipe].commands() for stage in command.stages}
 
 
 def _choice(overrides: Sequence[str], name: str, *, quoted: bool = False) -> str | None:
@@ -292,7 +288,8 @@ def _with_groups(
                 hint="Sweep over those configs one by one.",
             )
         else:
-            registered.groups.update(register_group(*group_folder(command, group), command))
+            first = group.partition("/")[0]
+            registered.groups.update(register_group(first, (command.config_folder or Path()) / first, command))
             spot = (group, match["package"])
             if spot in chosen:
                 result.remove(chosen[spot])

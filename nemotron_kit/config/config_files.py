@@ -18,7 +18,7 @@ from nemotron_kit.app import Command
 from nemotron_kit.config.convert import input_fields
 from nemotron_kit.config.limits import check_yaml_limits, with_libyaml, yaml_loader
 from nemotron_kit.errors import UserError, nearest, sentence
-from nemotron_kit.files import read_regular
+from nemotron_kit.files import map_leaves, read_regular
 from nemotron_kit.home import expand_user
 
 ENDINGS = (".yaml", ".yml", ".toml", ".json")
@@ -58,8 +58,13 @@ def load_with_spelling(path: Path) -> tuple[dict[str, Any], Spelled]:
     loaders = {".toml": _load_toml, ".json": _load_json}
     spelled: Spelled = {}
     value = loaders[path.suffix](path, text) if path.suffix in loaders else _load_yaml(path, text, spelled)
-    if "\\u" in text or "\\U" in text:
-        _refuse_half_characters(path, value)
+    if "\\u" in text or "\\U" in text:  # an escape such as \\ud800 is no character, and can't be written to a file
+        try:
+            json.dumps(value, ensure_ascii=False, default=str).encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"{path}: holds {error.object[error.start]!r}, which is half a character.") from error
+        except ValueError as error:
+            raise UserError(f"{path}: {error}.") from error
     if value is not None and not isinstance(value, dict):
         raise UserError(f"{path}: must hold a mapping at the top, not a {type(value).__name__}.")
     return value or {}, spelled
@@ -152,35 +157,18 @@ def _walk(path: Path, node: Any, spot: Spot, scalars: list[tuple[Spot, Any]], lo
         scalars.append((spot, node))
 
 
-def _refuse_half_characters(path: Path, value: Any) -> None:
-    r"""Raise UserError for a lone surrogate: an escape such as \ud800 is no character, and can't be written to a
-    file."""
-    try:
-        json.dumps(value, ensure_ascii=False, default=str).encode()
-    except UnicodeEncodeError as error:
-        raise UserError(f"{path}: holds {error.object[error.start]!r}, which is half a character.") from error
-    except ValueError as error:
-        raise UserError(f"{path}: {error}.") from error
-
-
 def _load_toml(path: Path, text: str) -> Any:
     import tomllib
 
+    def without_date(value: Any) -> Any:  # a config has no such type; in YAML it is a text, too
+        return value.isoformat() if isinstance(value, datetime.date | datetime.time) else value
+
     try:
-        return _without_dates(tomllib.loads(text))
+        return map_leaves(tomllib.loads(text), without_date)
     except (tomllib.TOMLDecodeError, ValueError) as error:
         raise UserError(f"{path}: not valid TOML: {error}.") from error
     except RecursionError as error:
         raise UserError(f"{path}: nested too deeply.") from error
-
-
-def _without_dates(value: Any) -> Any:
-    """A TOML value with its dates and times as texts, as they are in YAML: a config has no such type."""
-    if isinstance(value, dict):
-        return {key: _without_dates(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_dates(item) for item in value]
-    return value.isoformat() if isinstance(value, datetime.date | datetime.time) else value
 
 
 def _load_json(path: Path, text: str) -> Any:
@@ -268,18 +256,12 @@ def other_command_of(values: dict[str, Any], command: Command, others: list[Comm
     """The other command of a shared folder whose config this file is, if it doesn't fit `command`."""
     if fits(values, command):
         return None
-    folder = command.config_folder
-    shared = [c for c in others if c.path != command.path and c.config_folder == folder]
-    return next((c for c in shared if _loads(c) and fits(values, c)), None)
-
-
-def _loads(command: Command) -> bool:
-    try:
-        command.load_config_cls()
-    # Another command's broken module does not concern this one.
-    except Exception:  # noqa: BLE001
-        return False
-    return True
+    for other in others:
+        if other.path != command.path and other.config_folder == command.config_folder:
+            with contextlib.suppress(Exception):  # another command's broken module does not concern this one
+                if fits(values, other):
+                    return other
+    return None
 
 
 def option_name(command: Command, path: Path) -> str:
@@ -372,12 +354,6 @@ def group_choices(command: Command, commands: Iterable[Command]) -> dict[str, li
     return groups
 
 
-def group_folder(command: Command, group: str) -> tuple[str, Path]:
-    """The first name of a group in the command's config folder, and that folder."""
-    first = group.partition("/")[0]
-    return first, (command.config_folder or Path()) / first
-
-
 def package_of(path: Path) -> str | None:
     """The package in a YAML file's `# @package` header; None without one."""
     found = _HEADER.match(path.read_text(encoding="utf-8-sig")) if path.suffix in (".yaml", ".yml") else None
@@ -390,11 +366,13 @@ def _rewrite_entry(entry: Any, path: Path, group: str, command_configs: Mapping[
         return {_group(str(name), path, result): option}
     if not isinstance(entry, str) or not entry.strip():
         raise UserError(f"{path}: defaults: {entry!r} is no entry.", hint="One is NAME, or GROUP: NAME.")
-    sibling = _sibling(path, entry)
-    if sibling is not None:
-        result.siblings.append(sibling)
-        return f"/{group}/{sibling.stem}@{entry.partition('@')[2] or '_here_'}"
-    name = entry.removeprefix(f"/{group}/").partition("@")[0]
+    name, _, package = entry.partition("@")
+    if name != "_self_" and not name.startswith("/"):
+        for sibling in (path.parent / each for each in (name, *(name + ending for ending in ENDINGS))):
+            if sibling.suffix in ENDINGS and sibling.is_file() and sibling.parent == path.parent:
+                result.siblings.append(sibling)
+                return f"/{group}/{sibling.stem}@{package or '_here_'}"
+    name = name.removeprefix(f"/{group}/")
     if entry.startswith(f"/{group}/"):
         result.siblings += [command_configs[name]] if name in command_configs else []
         return entry
@@ -404,17 +382,6 @@ def _rewrite_entry(entry: Any, path: Path, group: str, command_configs: Mapping[
         return entry
     siblings = [other.stem for other in path.parent.iterdir() if other.suffix in ENDINGS and other != path]
     raise UserError(f"{path}: defaults: there is no config {name!r} beside it.", hint=sentence(nearest(name, siblings)))
-
-
-def _sibling(path: Path, entry: str) -> Path | None:
-    name = entry.partition("@")[0]
-    if name == "_self_" or name.startswith("/"):
-        return None
-    for candidate in (name, *(name + ending for ending in ENDINGS)):
-        found = path.parent / candidate
-        if found.suffix in ENDINGS and found.is_file() and found.parent == path.parent:
-            return found
-    return None
 
 
 def _group(text: str, path: Path, result: JobFile) -> str:

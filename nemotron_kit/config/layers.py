@@ -65,19 +65,20 @@ class Layers:
         for layer in self._layers:
             inside = parts[: len(layer.package)] == layer.package
             at = parts[len(layer.package) :]
-            value = _select(layer.values, at) if inside else _ABSENT
+            value: Any = layer.values if inside else _ABSENT
+            for part in at:
+                value = value.get(part, _ABSENT) if isinstance(value, Mapping) else _ABSENT
             if value is not _ABSENT and not (at == () and not value):
-                source = (
-                    self._source(layer, field, value) if layer.file is None else key_location(layer.file, ".".join(at))
-                )
-                found.append(Setting(source, value))
+                found.append(Setting(self._source(layer, field, value, at), value))
         for override in self._overrides:
             key, name = override.partition("=")[0], _key(override)
             if name == field or name.startswith(f"{field}.") or field.startswith(f"{name}."):
                 found.append(Setting("command line", "removed" if key.startswith("~") else override))
         return found
 
-    def _source(self, layer: _Layer, field: str, value: Any) -> str:
+    def _source(self, layer: _Layer, field: str, value: Any, at: tuple[str, ...]) -> str:
+        if layer.file is not None:
+            return key_location(layer.file, ".".join(at))
         if layer.package or not layer.is_schema:
             return layer.source
         if str(value).startswith("${art:"):
@@ -115,22 +116,11 @@ def _layers(prepared: PreparedCommand, config_dir: str | None) -> list[_Layer]:
                     continue
                 found = repository.load_config(config_path=path)
                 values: Any = OmegaConf.to_container(found.config, resolve=False, enum_to_str=True)
-                file = _file_of(path, job, registered.files, registered.groups)
+                is_job = path.startswith(job)
+                file = registered.files.get(path.rpartition("/")[2]) if is_job else registered.groups.get(path)
                 package = tuple(part for part in str(default.package or "").split(".") if part)
                 source = command.load_config_cls().__qualname__ if path.startswith(schema) else path
                 layers.append(_Layer(source, file, package, values, path.startswith(schema)))
         finally:
             GlobalHydra.instance().clear()
     return layers
-
-
-def _file_of(path: str, job: str, files: Mapping[str, Path], groups: Mapping[str, Path]) -> Path | None:
-    return files.get(path.rpartition("/")[2]) if path.startswith(job) else groups.get(path)
-
-
-def _select(values: Any, parts: tuple[str, ...]) -> Any:
-    for part in parts:
-        if not isinstance(values, Mapping) or part not in values:
-            return _ABSENT
-        values = values[part]
-    return values

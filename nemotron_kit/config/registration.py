@@ -64,6 +64,8 @@ def register_recipes(apps: Iterable[App] | None = None, env: EnvFile | None = No
 
     `apps` defaults to all recipes that can be found. A broken one is left out.
     """
+    from hydra.core.config_store import ConfigStore
+
     env = env if env is not None else read_env_file()
     register_resolvers()
     for app in apps if apps is not None else discover(env).apps.values():
@@ -72,22 +74,15 @@ def register_recipes(apps: Iterable[App] | None = None, env: EnvFile | None = No
             try:
                 register(command, commands, env)
             except UserError as error:  # concerns this command only
-                for stage in (command.stage, *_alias_stages(command)):
-                    _store(*_group_and_option(f"schema/{command.recipe}/{stage}"), _broken_option(error))
+                for stage in command.stages:
+                    _store(f"schema/{command.recipe}/{stage}", _broken_option(error))
                     for name in [*config_files(command), "default"]:
-                        _store(f"job/{command.recipe}/{stage}", name, {})
-            _store_whole(command)
-
-
-def _store_whole(command: Command) -> None:
-    """A command's schema and one of its configs as one option, for programs that are not ours."""
-    from hydra.core.config_store import ConfigStore
-
-    stage = command.stage
-    group, leaf = _group_and_option(f"schema/{command.recipe}/{stage}")
-    for name in {"default", *config_files(command)}:
-        node = {"defaults": [{f"/{group}@_here_": leaf}, {f"/job/{command.recipe}/{stage}@_here_": name}]}
-        ConfigStore.instance().store(group=f"recipe/{command.recipe}/{stage}", name=name, node=node, provider=PROVIDER)
+                        _store(f"job/{command.recipe}/{stage}/{name}", {})
+            stage = f"{command.recipe}/{command.stage}"
+            group, _, leaf = stage.rpartition("/")
+            for name in {"default", *config_files(command)}:
+                node = {"defaults": [{f"/schema/{group}@_here_": leaf}, {f"/job/{stage}@_here_": name}]}
+                ConfigStore.instance().store(group=f"recipe/{stage}", name=name, node=node, provider=PROVIDER)
 
 
 @cache
@@ -120,23 +115,23 @@ def register(
     result = RegisteredCommand()
     # `name` is an alias of `run_name`.
     wandb = {("run_name" if key == "name" else key): value for key, value in env.table("wandb").items()}
-    for stage in stages or (command.stage, *_alias_stages(command)):
+    for stage in stages or command.stages:
         group, schema = f"{command.recipe}/{stage}", schema_node(command, wandb)
-        _store("recipe", command.recipe, {})
-        _store(*_group_and_option(f"stage/{stage}"), {})
-        _store(*_group_and_option(f"schema/{group}"), schema)
+        _store(f"recipe/{command.recipe}", {})
+        _store(f"stage/{stage}", {})
+        _store(f"schema/{group}", schema)
         files = dict(config_files(command) if only is None else only)
         for name in [*files, "default"]:
-            _store("config", name, {})
+            _store(f"config/{name}", {})
         if "default" not in files:
-            _store(f"job/{group}", "default", {})
+            _store(f"job/{group}/default", {})
         for name, path in files.items():
             try:
                 _register_file(f"job/{group}", name, path, command, siblings, result)
             except UserError as error:
                 if name == asked:
                     raise
-                _store(f"job/{group}", name, _broken_option(error))
+                _store(f"job/{group}/{name}", _broken_option(error))
                 result.files[name] = path
     return result
 
@@ -156,15 +151,15 @@ def _broken_option(error: UserError) -> dict[str, Any]:
 def add_file(command: Command, stage: str, path: Path, result: RegisteredCommand, siblings: list[Command]) -> str:
     """Register a config file from anywhere as a further option of the command; returns the option's name."""
     name = option_name(command, path)
-    _store("config", name, {})
+    _store(f"config/{name}", {})
     _register_file(f"job/{command.recipe}/{stage}", name, path, command, siblings, result)
     return name
 
 
 def register_empty(command: Command, stage: str, name: str) -> None:
     """Register `name` as a config of the command that sets nothing."""
-    _store("config", name, {})
-    _store(f"job/{command.recipe}/{stage}", name, {})
+    _store(f"config/{name}", {})
+    _store(f"job/{command.recipe}/{stage}/{name}", {})
     foreign.forget_file(command, name)
 
 
@@ -181,13 +176,13 @@ def _register_file(
         )
         if note not in result.notes:
             result.notes.append(note)
-        _store(group, name, {})
+        _store(f"{group}/{name}", {})
         return
     result.files[name] = path
     foreign.check_file(path, found.values, command)
     foreign.note_file(path, command, name)
     try:
-        _store(group, name, keep_text_spelling(found.values, found.spelled, partial(means_text_of, command)))
+        _store(f"{group}/{name}", keep_text_spelling(found.values, found.spelled, partial(means_text_of, command)))
     except OmegaConfBaseException as error:
         key = str(getattr(error, "full_key", "") or "")
         raise UserError(f"{key_location(path, key)}: {key}: {str(error).splitlines()[0]}.") from error
@@ -231,31 +226,15 @@ def register_group(name: str, folder: Path, command: Command | None = None) -> d
     return files
 
 
-def _alias_stages(command: Command) -> list[str]:
-    return ["/".join((*command.path[1:-1], alias)) for alias in command.aliases]
-
-
-def _group_and_option(path: str) -> tuple[str, str]:
-    """(group, option) of a path in the ConfigStore."""
-    group, _, option = path.rpartition("/")
-    return group, option
-
-
-def _store(group: str, name: str, node: Any) -> None:
+def _store(path: str, node: Any) -> None:
+    """Store an option: `path` is its group and name."""
     from hydra.core.config_store import ConfigStore
     from omegaconf import DictConfig
 
-    store = ConfigStore.instance()
+    group, _, name = path.rpartition("/")
+    store: Any = ConfigStore.instance()
+    made = isinstance(node, DictConfig)  # of which `store` would copy each value
     # Package _global_: an empty `recipe: {}` must not show up in every config.
-    store.store(
-        group=group,
-        name=name,
-        node={} if isinstance(node, DictConfig) else node,
-        package="_global_",
-        provider=PROVIDER,
-    )
-    if isinstance(node, DictConfig):  # `store` would copy each of its values
-        group_node: Any = store.repo
-        for part in group.split("/"):
-            group_node = group_node[part]
-        group_node[f"{name}.yaml"].node = node
+    store.store(group=group, name=name, node={} if made else node, package="_global_", provider=PROVIDER)
+    if made:
+        store._open(f"{path}.yaml").node = node

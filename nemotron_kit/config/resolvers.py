@@ -83,7 +83,20 @@ def pinned(pins: dict[str, Pin]) -> Iterator[None]:
 def resolve_artifact(slot: str, field: str = "path", *, _parent_: Any, _root_: Any) -> Any:
     """`${art:slot,field}`: the pin of this job if there is one, else the reference that the nearest `run` section has
     for the slot, resolved in the registry once for each config."""
-    return artifact_field(_pin(str(slot), _parent_, _root_), str(field))
+    from nemotron_kit.artifacts.lineage import job_inputs, record_input
+
+    key, reference, run = _asked(str(slot), _parent_)
+    # Each rank of a job reads the same artifacts.json, which the launch wrote.
+    pin = _pins.get(key) or job_inputs().get(key)
+    if pin is None:
+        if reference is None:
+            reference = _by_name(str(slot), run)
+        # A reference is resolved once for each config, whatever is saved meanwhile.
+        found: dict[str, Pin] = _root_.__dict__.setdefault(_FOUND, {}) if _root_ is not None else {}
+        text = str(reference)
+        pin = found.get(text) or found.setdefault(text, open_registry().resolve(Reference.parse(text)))
+    record_input(pin)
+    return artifact_field(pin, str(field))
 
 
 def resolve_secret(name: str) -> str:
@@ -98,20 +111,6 @@ def resolve_secret(name: str) -> str:
 def resolve_auto_mount(spec: str, target: str = "") -> str:
     """Keep `${auto_mount:git+URL@REF,TARGET}` unchanged: the plan of a job that has mounts reads it."""
     return f"auto_mount:{spec},{target}" if target else f"auto_mount:{spec}"
-
-
-def _pin(slot: str, parent: Any, root: Any) -> Pin:
-    from nemotron_kit.artifacts.lineage import record_input
-
-    key, reference, run = _asked(slot, parent)
-    pin = _pins.get(key) or _job_pin(key)
-    if pin is None:
-        # A reference is resolved once for each config, whatever is saved meanwhile.
-        found: dict[str, Pin] = root.__dict__.setdefault(_FOUND, {}) if root is not None else {}
-        text = str(_by_name(slot, run) if reference is None else reference)
-        pin = found.get(text) or found.setdefault(text, open_registry().resolve(Reference.parse(text)))
-    record_input(pin)
-    return pin
 
 
 def _asked(slot: str, parent: Any) -> tuple[str, Any, Any]:
@@ -130,13 +129,6 @@ def _asked(slot: str, parent: Any) -> tuple[str, Any, Any]:
                 return (slot if key == f"run.{slot}" else key), run[slot], run
         section = section._get_parent()
     return slot, None, run
-
-
-def _job_pin(slot: str) -> Pin | None:
-    """The pin that the launch wrote into this job's artifacts.json; each rank of a job reads the same one."""
-    from nemotron_kit.artifacts.lineage import job_inputs
-
-    return job_inputs().get(slot)
 
 
 def _by_name(slot: str, run: Any) -> str:
