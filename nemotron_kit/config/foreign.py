@@ -78,7 +78,11 @@ def is_trusted(path: Path, command: Command) -> bool:
         inner = [real, *(root / part for part in real.relative_to(root).parents)]
         if not any(each.stat().st_mode & stat.S_IWOTH for each in inner):
             return True
-    roots = [*([folder.parent] if folder is not None else []), nemotron_home() / "runs", _project()]
+    cwd = Path.cwd()
+    marks = (above / name for above in (cwd, *cwd.parents) for name in ("pyproject.toml", ".git"))
+    mark = next((each for each in marks if each.exists()), None)
+    project = mark.parent if mark is not None and untrusted_reason(mark) is None else None
+    roots = [*([folder.parent] if folder is not None else []), nemotron_home() / "runs", project]
     inside = any(root is not None and real.is_relative_to(root.resolve()) for root in roots)
     return inside and untrusted_reason(path) is None
 
@@ -163,16 +167,6 @@ def _of_class(cls: Any) -> Iterator[str]:
 
 def _texts(value: Any) -> Iterator[str]:
     yield from (text for _, text in leaves(value) if isinstance(text, str) and "${" not in text)
-
-
-def _project() -> Path | None:
-    """The project that the working folder is in."""
-    cwd = Path.cwd()
-    for folder in (cwd, *cwd.parents):
-        for mark in (folder / "pyproject.toml", folder / ".git"):
-            if mark.exists():
-                return folder if untrusted_reason(mark) is None else None
-    return None
 
 
 def _prefix(package: str) -> str:

@@ -54,7 +54,14 @@ def parse_config_and_overrides(
             print(_usage(default))  # noqa: T201
             raise SystemExit(0)
         elif argument.startswith("--"):
-            overrides.append(_flag(argument, arguments))
+            key = name[2:].replace("-", "_")
+            is_value = bool(arguments) and re.fullmatch(r"-[0-9.].*|[^-].*|", arguments[0], re.DOTALL) is not None
+            if joined:
+                overrides.append(f"{key}={_hydra_value(value)}")
+            elif is_value and not _is_override(arguments[0]):
+                overrides.append(f"{key}={_hydra_value(arguments.pop(0))}")
+            else:
+                overrides.append(f"{key[3:]}=false" if key.startswith("no_") else f"{key}=true")
         elif _is_override(argument):
             overrides.append(argument)
         else:
@@ -63,17 +70,6 @@ def parse_config_and_overrides(
     path = ConfigPath(default if config is None else find_config_file(config, folder, script.name, script.parent))
     path.overrides = tuple(overrides)
     return path, overrides
-
-
-def _flag(argument: str, arguments: list[str]) -> str:
-    name, joined, value = argument[2:].partition("=")
-    key = name.replace("-", "_")
-    if joined:
-        return f"{key}={_hydra_value(value)}"
-    is_value = bool(arguments) and re.fullmatch(r"-[0-9.].*|[^-].*|", arguments[0], re.DOTALL) is not None
-    if is_value and not _is_override(arguments[0]):
-        return f"{key}={_hydra_value(arguments.pop(0))}"
-    return f"{key[3:]}=false" if key.startswith("no_") else f"{key}=true"
 
 
 def _hydra_value(value: str) -> str:

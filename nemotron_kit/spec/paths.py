@@ -64,22 +64,20 @@ def ignored(tree: CodeTree, names: Sequence[str]) -> set[str]:
 
 @cache
 def repositories_left_out(tree: CodeTree) -> tuple[str, ...]:
-    """Repositories inside the tree that git ignores there, so that they are not sent."""
+    """Repositories inside the tree that git ignores there, so that they are not sent: the folders that it ignores, and
+    what lies directly in them."""
     if not tree.git or tree.packager not in (WORKTREE, "git"):
         return ()
     folders = _git(tree.root, "ls-files", "-z", "--others", "--ignored", "--exclude-standard", "--directory")
-    return tuple(name for folder in folders if folder.endswith("/") for name in _repositories(tree.root, folder))
-
-
-def _repositories(root: str, folder: str) -> Iterator[str]:
-    """The repositories among `folder` and what lies directly in it; those of a folder that can't be read are not
-    found."""
-    found = [os.path.join(root, folder).rstrip("/")]  # noqa: PTH118
-    with suppress(OSError):
-        found += [entry.path for entry in islice(os.scandir(found[0]), _MOST_ENTRIES)]
-    for path in found:
-        if os.path.exists(f"{path}/.git"):  # noqa: PTH110 — False where Path.exists raises PermissionError
-            yield os.path.relpath(path, root)
+    found: list[str] = []
+    for folder in folders:
+        if folder.endswith("/"):
+            nearby = [os.path.join(tree.root, folder).rstrip("/")]  # noqa: PTH118
+            with suppress(OSError):  # those of a folder that can't be read are not found
+                nearby += [entry.path for entry in islice(os.scandir(nearby[0]), _MOST_ENTRIES)]
+            # os.path.exists is False where Path.exists raises PermissionError.
+            found += [os.path.relpath(path, tree.root) for path in nearby if os.path.exists(f"{path}/.git")]  # noqa: PTH110
+    return tuple(found)
 
 
 def git_environment() -> dict[str, str]:

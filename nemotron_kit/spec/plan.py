@@ -8,7 +8,7 @@ import re
 import shlex
 import sys
 from base64 import b64encode
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -262,7 +262,10 @@ class Plan(Value):
         if settings.get("executor") not in (None, "", executor):
             wrong = f"executor is {executor!r}, and settings.executor {settings['executor']!r}"
             raise DamagedRecord(f"{where or folder / 'plan.json'}: {wrong}.")
-        resources = _fields_of(Resources, given.get("resources"))
+        held, hydra = given.get("resources") or {}, given.get("hydra", ())
+        resources = {f.name: held[f.name] for f in fields(Resources) if held.get(f.name) is not None}
+        if isinstance(hydra, str):  # a job's record has the overrides as a command line, a sweep's as a list
+            hydra = _split_line(hydra)[len(_PROGRAM) :]
         known: dict[str, Any] = {
             **{name: given[name] for name in _STORED_UNCHANGED if name in given},
             **{name: tuple(given[name]) for name in _LISTS if name in given},
@@ -285,7 +288,7 @@ class Plan(Value):
             paths=RemotePaths.from_dict(given.get("place", {}), str(folder), job),
             problems=tuple(map(Problem, given.get("problems", ()))),
             argv=tuple(_split_line(given.get("command_line", ""))),
-            hydra=tuple(_hydra(given.get("hydra", ()))),
+            hydra=tuple(map(str, hydra)),
             captured=given.get("captured_at_launch", {}),
             inputs=_pins(given.get("inputs", {}), where or folder / "plan.json"),
         )
@@ -324,21 +327,11 @@ def check_followed(run: RunFolder) -> None:
         raise DamagedRecord(f"{run.path / 'plan.json'}: executor: missing.")
 
 
-def _fields_of(cls: type[Any], stored: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The values of a dataclass's fields in a record, without those that are null."""
-    return {f.name: value for f in fields(cls) if (value := (stored or {}).get(f.name)) is not None}
-
-
 def _split_line(line: str) -> list[str]:
     try:
         return shlex.split(line)
     except ValueError:  # no valid shell syntax: one argument
         return [line]
-
-
-def _hydra(stored: str | Sequence[Any]) -> list[str]:
-    """The overrides: a job's record has them as a command line, a sweep's as a list."""
-    return _split_line(stored)[len(_PROGRAM) :] if isinstance(stored, str) else list(map(str, stored))
 
 
 def _pins(stored: Mapping[str, Any], where: Path) -> dict[str, Pin | None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,7 +40,7 @@ Key = tuple[str, ...]
 
 def key_lines(text: str) -> dict[Key, int]:
     """The line, from 1, of every table header and key of a valid TOML text; keys inside inline tables are left out."""
-    skip, header, of_key = map(re.compile, (_SKIP, _HEADER, _KEY))
+    skip, header, of_key, one_step = map(re.compile, (_SKIP, _HEADER, _KEY, _STEP))
     lines: dict[Key, int] = {}
     table: Key = ()
     position = 0
@@ -54,7 +55,12 @@ def key_lines(text: str) -> dict[Key, int]:
             position = match.end()
         elif match := of_key.match(text, position):
             lines.setdefault(table + _parts(match[1]), number)
-            position = _end_of_value(text, match.end())
+            position, depth = match.end(), 0
+            while match := one_step.match(text, position):
+                if match[0] == "\n" and depth == 0:
+                    break  # inside brackets, braces or a string, a newline doesn't end the value
+                depth += (match[0] in "[{") - (match[0] in "]}") if len(match[0]) == 1 else 0
+                position = match.end()
         else:  # a byte-order mark, or nothing that valid TOML holds
             position += 1
     return lines
@@ -68,31 +74,15 @@ def line_of(lines: dict[Key, int], *key: str) -> int | None:
     return None
 
 
-def _end_of_value(text: str, position: int) -> int:
-    """The position of the newline after a value: a newline inside brackets, braces or a string doesn't end it."""
-    depth, one_step = 0, re.compile(_STEP)
-    while match := one_step.match(text, position):
-        step = match[0]
-        if step == "\n" and depth == 0:
-            break
-        depth += (step in "[{") - (step in "]}") if len(step) == 1 else 0
-        position = match.end()
-    return position
-
-
 def _parts(dotted: str) -> Key:
-    return tuple(_unquote(part) for part in re.findall(_PART, dotted))
-
-
-def _unquote(part: str) -> str:
-    if part.startswith("'"):
-        return part[1:-1]
-    if part.startswith('"'):
-        try:
-            return str(json.loads(part))
-        except ValueError:  # JSON has no \U0001F600
-            return part[1:-1]
-    return part
+    parts = []
+    for part in re.findall(_PART, dotted):
+        text = part[1:-1] if part[0] in "'\"" else part
+        if part[0] == '"':
+            with suppress(ValueError):  # JSON has no \U0001F600
+                text = str(json.loads(part))
+        parts.append(text)
+    return tuple(parts)
 
 
 TEXT, TEXTS, FLAG, SIZE = "text", "a list of texts", "true or false", "bytes, as a number or text"
@@ -132,13 +122,15 @@ def reserved_table(env: EnvFile, name: str) -> dict[str, Any]:
     for key, value in table.items():
         if key not in KEYS[name]:
             found = nearest(key, KEYS[name])
-            raise UserError(f"{_where(env, name, key)}: no such key.", hint=sentence(found))
+            raise UserError(f"{Lines(env).where(name, key)}: no such key.", hint=sentence(found))
         expected, _ = KEYS[name][key]
         if not _fits(value, expected):
-            raise UserError(f"{_where(env, name, key)}: expected {expected}, got {value!r} ({type(value).__name__}).")
+            raise UserError(
+                f"{Lines(env).where(name, key)}: expected {expected}, got {value!r} ({type(value).__name__})."
+            )
         choices = CHOICES.get((name, key))
         if choices and value not in choices:
-            raise UserError(f"{_where(env, name, key)}: {value!r} is none of {', '.join(choices)}.")
+            raise UserError(f"{Lines(env).where(name, key)}: {value!r} is none of {', '.join(choices)}.")
     return dict(table)
 
 
@@ -169,10 +161,12 @@ def load_wandb_config(config_path: str | Path | None = None) -> WandbConfig | No
     table = reserved_table(env, "wandb")
     if "name" in table:
         if "run_name" in table:
-            raise UserError(f"{_where(env, 'wandb', 'name')}: run_name, which means the same, is set too.")
+            raise UserError(f"{Lines(env).where('wandb', 'name')}: run_name, which means the same, is set too.")
         table["run_name"] = table.pop("name")
     if not table.get("project") and table.get("enabled", True):
-        raise UserError(f"{_where(env, 'wandb')}: project is missing.", hint='Add project = "…", or enabled = false.')
+        raise UserError(
+            f"{Lines(env).where('wandb')}: project is missing.", hint='Add project = "…", or enabled = false.'
+        )
     from nemotron_kit.artifacts.wandb import WandbConfig
 
     return WandbConfig(**table)
@@ -186,12 +180,6 @@ def _fits(value: Any, expected: str) -> bool:
     if expected == SIZE:
         return isinstance(value, int | str) and not isinstance(value, bool)
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
-
-
-def _where(env: EnvFile, *key: str) -> str:
-    """`/home/me/env.toml:7: [wandb] project`."""
-    line = line_of(key_lines(env.path.read_text(encoding="utf-8-sig")), *key) if env.path else None
-    return f"{env.path}:{line or 1}: [{key[0]}]{''.join(f' {part}' for part in key[1:])}"
 
 
 class NoEnvFile(UserError, FileNotFoundError):
@@ -404,10 +392,13 @@ def effective_profile(
     """The settings of a launch: the command line takes precedence over the profile, the profile over a config file's
     `run.env`.
 
-    `name` None is this machine without a profile. Values are text or typed, as for `with_overrides`. `resources` is the
-    class of the job, whose values override the profile's if it has that class.
+    `name` None, and `local` where no env.toml has it, are this machine without a profile. Values are text or typed, as
+    for `with_overrides`. `resources` is the class of the job, whose values override the profile's if it has that class.
     """
-    profile = _profile(name, config_path)
+    if name is None or (name == "local" and name not in list_run_profiles(config_path)):
+        profile = Profile(name, RunConfig())  # this machine
+    else:
+        profile = read_profile(name, config_path)
     if wanted := profile.classes.get(resources or ""):
         config = replace(profile.config, **{key: value for key, (value, _) in wanted.items()})
         origins = {**profile.origins, **{key: origin for key, (_, origin) in wanted.items()}}
@@ -434,13 +425,6 @@ def _fields(values: Mapping[str, Any]) -> dict[str, Any]:
             raise ProfileError(f"run.env.{key}: {name} is given twice.")
         found[name] = value
     return found
-
-
-def _profile(name: str | None, config_path: str | Path | None) -> Profile:
-    """The profile of a name. None, and `local` where no env.toml has it, are this machine with the defaults."""
-    if name is None or (name == "local" and name not in list_run_profiles(config_path)):
-        return Profile(name, RunConfig())
-    return read_profile(name, config_path)
 
 
 def _open(config_path: str | Path | None, name: str = "NAME") -> EnvFile:

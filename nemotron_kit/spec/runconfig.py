@@ -6,12 +6,12 @@ import datetime
 import json
 import re
 import shlex
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, NoReturn
+from typing import Any
 
 from nemotron_kit import installed
-from nemotron_kit.errors import UserError, nearest
+from nemotron_kit.errors import UserError, nearest, sentence
 from nemotron_kit.spec import MOST_PROCESSES
 
 
@@ -134,7 +134,8 @@ def field_name(key: str, where: str) -> str:
     name = key.replace("-", "_")
     name = ALIASES.get(name, name)
     if name not in DEFAULTS:
-        raise ProfileError(f"{where}: no such field.", hint=_hint(nearest(name, [*FIELDS, *ALIASES])))
+        found = nearest(name, [*FIELDS, *ALIASES])
+        raise ProfileError(f"{where}: no such field.", hint=found[:1].upper() + found[1:])
     return name
 
 
@@ -175,10 +176,6 @@ def env_dict(config: RunConfig) -> dict[str, str]:
     """`env_vars` as a mapping; a later entry of the same name wins."""
     checked = check_value("env_vars", config.env_vars, "env_vars") if config.env_vars is not None else []
     return dict(entry.split("=", 1) for entry in checked)
-
-
-def _hint(text: str) -> str | None:
-    return text[:1].upper() + text[1:] if text else None
 
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._,:@+-]{0,127}"
@@ -235,10 +232,19 @@ def check_header(script: str) -> None:
     Raises ProfileError with the flag, also for a value with a newline, whose second line is neither.
     """
     for line in script.partition("\nset -")[0].splitlines():
-        if line.startswith("#SBATCH"):
-            _check_flag(line)
-        elif line and not line.startswith("#"):
+        is_flag = line.startswith("#SBATCH")
+        match = re.match(_FLAG, line) if is_flag else None
+        if match is None and (is_flag or (line and not line.startswith("#"))):
             raise ProfileError(f"The batch script's header has a line that is no flag: {line[:80]!r}.")
+        if match is None or match[2] is None:  # a comment, or a flag without a value
+            continue
+        try:
+            arguments = shlex.split(match[2])
+        except ValueError:
+            arguments = []
+        if len(arguments) != 1 or not flag_fits(match[1], arguments[0]):
+            key = match[1].replace("-", "_")
+            raise ProfileError(f"{key}: {match[2][:80]} is no value that sbatch --{match[1]} takes.")
 
 
 def check_srun_arguments(srun_args: Sequence[object], config: RunConfig) -> None:
@@ -260,21 +266,6 @@ def check_srun_arguments(srun_args: Sequence[object], config: RunConfig) -> None
                     f"{name}: {value!r} can't be written on srun's command line, where nothing is quoted.",
                     hint=f"Letters, digits and ._/:@+=- can.{home}",
                 )
-
-
-def _check_flag(line: str) -> None:
-    match = re.match(_FLAG, line)
-    if match is None:
-        raise ProfileError(f"The batch script's header has a line that is no flag: {line[:80]!r}.")
-    flag, quoted = match.groups()
-    if quoted is None:
-        return
-    try:
-        arguments = shlex.split(quoted)
-    except ValueError:
-        arguments = []
-    if len(arguments) != 1 or not flag_fits(flag, arguments[0]):
-        raise ProfileError(f"{flag.replace('-', '_')}: {quoted[:80]} is no value that sbatch --{flag} takes.")
 
 
 # Executor → its class. Those of other packages are entry points in the group ENTRY_POINTS.
@@ -367,8 +358,26 @@ def check_value(name: str, value: Any, where: str) -> Any:
     if name == "packager_include_pattern" and isinstance(value, str):
         value = [value]
     if not _CHECKS[kind](value):
-        _refuse(name, value, where)
-    return _CLEAN.get(kind, _unchanged)(name, value, where)
+        shown = repr(value) if len(repr(value)) <= 80 else f"{repr(value)[:77]}..."
+        if name == "app_secret":
+            shown = "a value"
+        quotable = kind == "str" and isinstance(value, int | float) and not isinstance(value, bool)
+        hint = f'Quote it: "{value}".' if quotable and name != "app_secret" else None
+        if kind.startswith("list") and isinstance(value, str):
+            hint = f"Write a list: [{json.dumps(value, ensure_ascii=False)}]."
+        raise ProfileError(f"{where}: expected {_EXPECTED[kind]}, got {shown} ({type(value).__name__}).", hint=hint)
+    if kind == "str":
+        return _clean_text(name, value, where)
+    if kind.startswith("list"):
+        items = enumerate(value)
+        return [_clean_text(name, each, f"{where}[{n}]") if isinstance(each, str) else each for n, each in items]
+    if kind == "int":
+        least = 1 if name in _AT_LEAST_ONE else 0
+        if value < least:
+            raise ProfileError(f"{where}: must be at least {least}, got {value}.")
+        if value > _AT_MOST.get(name, value):
+            raise ProfileError(f"{where}: must be at most {_AT_MOST[name]}, got {value}.")
+    return value
 
 
 def convert(name: str, value: Any, where: str) -> Any:
@@ -377,7 +386,7 @@ def convert(name: str, value: Any, where: str) -> Any:
         return DEFAULTS[name]
     kind = _KINDS[name]
     if isinstance(value, str):
-        value = _FROM_TEXT[kind](name, value.strip()) if kind in _FROM_TEXT else value
+        value = value if kind == "str" else _from_text(name, value.strip())
     elif kind == "str" and isinstance(value, bool | int | float):
         value = str(value).lower() if isinstance(value, bool) else str(value)
     elif isinstance(value, Mapping):
@@ -387,18 +396,23 @@ def convert(name: str, value: Any, where: str) -> Any:
     return check_value(name, value, where)
 
 
-def _refuse(name: str, value: Any, where: str) -> NoReturn:
-    shown = repr(value) if len(repr(value)) <= 80 else f"{repr(value)[:77]}..."
-    if name == "app_secret":
-        shown = "a value"
-    quotable = _KINDS[name] == "str" and isinstance(value, int | float) and not isinstance(value, bool)
-    hint = f'Quote it: "{value}".' if quotable and name != "app_secret" else None
-    if _KINDS[name].startswith("list") and isinstance(value, str):
-        hint = f"Write a list: [{json.dumps(value, ensure_ascii=False)}]."
-    raise ProfileError(f"{where}: expected {_EXPECTED[_KINDS[name]]}, got {shown} ({type(value).__name__}).", hint=hint)
+def _from_text(name: str, text: str) -> Any:
+    """The text of a command line as the field's type, where it is one: a list or table is JSON (`["a", "b"]`) or a bare
+    list (`[a,b]`); a list may also be `a,b` where no item can hold a comma, else the text is its one item."""
+    kind = _KINDS[name]
+    if kind == "int":
+        return int(text) if re.fullmatch(r"[+-]?[0-9]{1,18}", text) else text
+    if kind == "bool":
+        return _BOOLEANS.get(text.lower(), text)
+    if kind.startswith("list") and text[:1] not in ("[", "{"):
+        return [part.strip() for part in text.split(",")] if name in _COMMA_LISTS else [text]
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        inner = text[1:-1]
+        bare = text.startswith("[") and text.endswith("]") and not set(inner) & set("\"'[]{}")
+        return [part.strip() for part in inner.split(",")] if bare and inner.strip() else text
 
-
-# --- checks and clean-up by kind
 
 _CHECKS: dict[str, Callable[[Any], bool]] = {
     "str": lambda value: isinstance(value, str),
@@ -414,7 +428,9 @@ def _clean_text(name: str, value: str, where: str) -> str:
     if name in CHOICES and value not in CHOICES[name]:
         choices = [*CHOICES[name], *(installed_executors() if name == "executor" else ())]
         if value not in choices:
-            raise ProfileError(f"{where}: {value!r} is none of {', '.join(choices)}.", hint=_near(choices, value))
+            found = nearest(value, choices)
+            hint = sentence(found) if found.startswith("did") else None
+            raise ProfileError(f"{where}: {value!r} is none of {', '.join(choices)}.", hint=hint)
     # A newline would end a line of a batch script and begin a command.
     if "\x00" in value or (name not in _SHELL and re.search(_CONTROL, value)):
         raise ProfileError(f"{where}: {value!r} holds a control character.")
@@ -431,35 +447,14 @@ def _clean_text(name: str, value: str, where: str) -> str:
     return value
 
 
-def _clean_int(name: str, value: int, where: str) -> int:
-    least = 1 if name in _AT_LEAST_ONE else 0
-    if value < least:
-        raise ProfileError(f"{where}: must be at least {least}, got {value}.")
-    if value > _AT_MOST.get(name, value):
-        raise ProfileError(f"{where}: must be at most {_AT_MOST[name]}, got {value}.")
-    return value
-
-
-def _clean_list(name: str, value: list[Any], where: str) -> list[Any]:
-    return [_clean_text(name, item, f"{where}[{n}]") if isinstance(item, str) else item for n, item in enumerate(value)]
-
-
-def _unchanged(_: str, value: Any, __: str) -> Any:
-    return value
-
-
-_CLEAN: dict[str, Callable[[str, Any, str], Any]] = {
-    "str": _clean_text,
-    "int": _clean_int,
-    "list[str]": _clean_list,
-    "list[Any]": _clean_list,
-}
-
-
 def _env_vars(value: Any, where: str) -> list[str]:
     """A table or a list of KEY=VALUE, as a list. Values are never shown: they may be secrets."""
     if isinstance(value, Mapping):
-        pairs = [(key, _env_value(item, f"{where}.{key}")) for key, item in value.items()]
+        for key, item in value.items():
+            if isinstance(item, bool) or not isinstance(item, str | int | float):
+                what = f"{where}.{key}: expected text or a number, got {type(item).__name__}."
+                raise ProfileError(what, hint='Quote it: "true".')
+        pairs = [(key, str(item)) for key, item in value.items()]
     elif isinstance(value, list) and all(isinstance(item, str) for item in value):
         for number, item in enumerate(value):
             if "=" not in item:
@@ -473,50 +468,3 @@ def _env_vars(value: Any, where: str) -> list[str]:
         if "\x00" in text:
             raise ProfileError(f"{where}: the value of {key} holds a NUL.")
     return [f"{key}={text}" for key, text in pairs]
-
-
-def _env_value(value: Any, where: str) -> str:
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ProfileError(f"{where}: expected text or a number, got {type(value).__name__}.", hint='Quote it: "true".')
-    return str(value)
-
-
-# --- text of a command line
-
-
-def _text_to_int(_: str, text: str) -> Any:
-    return int(text) if re.fullmatch(r"[+-]?[0-9]{1,18}", text) else text
-
-
-def _text_to_bool(_: str, text: str) -> Any:
-    return _BOOLEANS.get(text.lower(), text)
-
-
-def _text_to_list(name: str, text: str) -> Any:
-    """JSON (`["a", "b"]`), a bare list (`[a,b]`), `a,b` where no item can hold a comma, else one item."""
-    if text[:1] in ("[", "{"):
-        return _text_to_json(name, text)
-    return [part.strip() for part in text.split(",")] if name in _COMMA_LISTS else [text]
-
-
-def _text_to_json(_: str, text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        inner = text[1:-1]
-        bare = text.startswith("[") and text.endswith("]") and not set(inner) & set("\"'[]{}")
-        return [part.strip() for part in inner.split(",")] if bare and inner.strip() else text
-
-
-_FROM_TEXT: dict[str, Callable[[str, str], Any]] = {
-    "int": _text_to_int,
-    "bool": _text_to_bool,
-    "list[str]": _text_to_list,
-    "list[Any]": _text_to_list,
-    "dict[str, Any]": _text_to_json,
-}
-
-
-def _near(choices: Iterable[str], value: str) -> str | None:
-    found = nearest(value, choices)
-    return found[:1].upper() + found[1:] if found.startswith("did") else None
