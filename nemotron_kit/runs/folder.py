@@ -222,7 +222,11 @@ class RunFolder(Value):
         for file in sorted((self.path / _STAGES).glob("[0-9]*.json")):
             with contextlib.suppress(FileNotFoundError):
                 try:
-                    found.append(located(_stage_record(file), self.path))
+                    record = read_object(file, _STAGE_SHAPE)
+                    for needed in (("stage",), ("run", "skipped")):
+                        if not any(record.get(key) for key in needed):
+                            raise DamagedRecord(f"{file}: {needed[0]}: missing.")
+                    found.append(located(record, self.path))
                 except DamagedRecord as error:
                     name = [*(self.plan().get("stages") or ()), "?"][len(found) :][:1]
                     found.append({"stage": "".join(name) or "?", DAMAGE: error.message})
@@ -286,8 +290,17 @@ class RunFolder(Value):
         except DamagedRecord as error:
             reason = error.message.replace(f"{self.path}/", "")
             return RunSummary(self.id, DAMAGED, created=created, error=reason)
+        planned = RunSummary(
+            id=self.id,
+            state=DAMAGED,
+            recipe=_text(plan.get("recipe")),
+            stage=_text(plan.get("stage")),
+            executor=_text(plan.get("executor")),
+            profile=_text(plan.get("profile")),
+            created=parse_time(plan.get("created_at")) or created,
+        )
         if plan.get("kind") == PIPELINE:
-            return self._of_stages(plan, created)
+            return self._of_stages(plan, planned)
         jobs = list(known) if known is not None else [job.state() for job in self.jobs()]
         state, lacks = self.state_of(job.state for job in jobs), None
         # A run is made with its jobs; only those of a sweep come later, from its launch.
@@ -297,14 +310,9 @@ class RunFolder(Value):
         elif state == "failed" and all(job.state == "succeeded" for job in jobs):
             lacks = self._launch_failure() or "its launch was interrupted, and jobs may be missing"
         ended = [job.finished for job in jobs if job.finished is not None]
-        return RunSummary(
-            id=self.id,
+        return replace(
+            planned,
             state=state,
-            recipe=_text(plan.get("recipe")),
-            stage=_text(plan.get("stage")),
-            executor=_text(plan.get("executor")),
-            profile=_text(plan.get("profile")),
-            created=parse_time(plan.get("created_at")) or created,
             started=min((job.started for job in jobs if job.started is not None), default=None),
             finished=max(ended, default=None) if len(ended) == len(jobs) and state != "running" else None,
             code=next((job.code for job in jobs if job.code), 0 if state == "succeeded" else None),
@@ -313,7 +321,7 @@ class RunFolder(Value):
             reason=next((_text(job.facts.get("reason")) for job in jobs if job.state == "pending"), None),
         )
 
-    def _of_stages(self, plan: Mapping[str, Any], created: float | None) -> RunSummary:
+    def _of_stages(self, plan: Mapping[str, Any], planned: RunSummary) -> RunSummary:
         """The summary of a pipeline from those of its stages. It has failed if its launch ended before all stages were
         started, and is damaged if a stage's record can't be read."""
         records, names = self.stages(), plan.get("stages") or []
@@ -334,15 +342,10 @@ class RunFolder(Value):
             state, error = DAMAGED, damage
         started = [each.started for each in known if each.started is not None]
         ended = [each.finished for each in known if each.finished is not None]
-        made = parse_time(plan.get("created_at")) or created
-        return RunSummary(
-            id=self.id,
+        made = planned.created
+        return replace(
+            planned,
             state=state,
-            recipe=_text(plan.get("recipe")),
-            stage=_text(plan.get("stage")),
-            executor=_text(plan.get("executor")),
-            profile=_text(plan.get("profile")),
-            created=made,
             started=min(started, default=made),
             finished=max(ended, default=made) if state in TERMINAL else None,
             code=next((each.code for each in known if each.code), 0 if state == "succeeded" else None),
@@ -367,15 +370,6 @@ class RunFolder(Value):
         found = run.summary()
         error = f"{run.id}: {found.error}" if found.state == DAMAGED else found.error
         return replace(found, stage=name, error=error)
-
-
-def _stage_record(file: Path) -> dict[str, Any]:
-    """A stage's record. Raises DamagedRecord, also for one without a stage, or without a run unless it is skipped."""
-    record = read_object(file, _STAGE_SHAPE)
-    for named in (("stage",), ("run", "skipped")):
-        if not any(record.get(key) for key in named):
-            raise DamagedRecord(f"{file}: {named[0]}: missing.")
-    return record
 
 
 def create_run(
@@ -411,9 +405,15 @@ def create_run(
     files.collect_leftovers(root, ours=True)
     # Its name begins with a dot, so listings ignore the leftovers of a killed launch.
     building = files.aside(final)
+    starts = _starts(attached, starts_here)
     try:
+        (building / "jobs").mkdir(mode=0o700, parents=True)
+        building.chmod(0o700)
         stored = {"created_at": now_iso(), **plan, "home": home_names(root.parent)}
-        _fill(building, stored, jobs, _starts(attached, starts_here))
+        files.write_json(building / "plan.json", masked(stored))
+        for number, texts in enumerate(jobs):
+            _fill_job(JobFolder(building / "jobs" / str(number)), texts, starts, files.write_new)
+        files.fsync_dir(building)
         if labels:
             files.write_json(building / _LABELS, masked(labels))
         if more_jobs:
@@ -445,21 +445,18 @@ def _starts(attached: bool, starts_here: bool) -> dict[str, Any]:
     return {"process" if attached else STARTER: process_facts()} if attached or starts_here else {}
 
 
-def _fill(folder: Path, plan: Mapping[str, Any], jobs: Sequence[Mapping[str, str]], starts: Mapping[str, Any]) -> None:
-    (folder / "jobs").mkdir(mode=0o700, parents=True)
-    folder.chmod(0o700)
-    files.write_json(folder / "plan.json", masked(plan))
-    for number, texts in enumerate(jobs):
-        _fill_job(JobFolder(folder / "jobs" / str(number)), texts, starts, files.write_new)
-    files.fsync_dir(folder)
-
-
 def _fill_job(
     job: JobFolder, texts: Mapping[str, str], starts: Mapping[str, Any], write: Callable[[Path, str], None]
 ) -> JobFolder:
     job.path.mkdir(mode=0o700, exist_ok=True)
-    for path, text in [(_inside(job.path, name), text) for name, text in texts.items()]:
-        write(path, text)
+    for name in texts:
+        parts = PurePosixPath(name).parts
+        if not parts or PurePosixPath(name).is_absolute() or ".." in parts:
+            raise ValueError(f"{name!r} is no file name inside a job folder.")
+        for depth in range(1, len(parts)):
+            job.path.joinpath(*parts[:depth]).mkdir(mode=0o700, exist_ok=True)
+    for name, text in texts.items():
+        write(job.path / name, text)
     job.transition("pending", **starts)
     return job
 
@@ -471,15 +468,6 @@ def _rename_new(folder: Path, final: Path) -> None:
         if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
             raise
         raise NemotronError(f"{final} exists already.", hint="Launch again: the run id will be another.") from error
-
-
-def _inside(folder: Path, name: str) -> Path:
-    parts = PurePosixPath(name).parts
-    if not parts or PurePosixPath(name).is_absolute() or ".." in parts:
-        raise ValueError(f"{name!r} is no file name inside a job folder.")
-    for depth in range(1, len(parts)):
-        folder.joinpath(*parts[:depth]).mkdir(mode=0o700, exist_ok=True)
-    return folder.joinpath(*parts)
 
 
 def _text(value: object) -> str | None:

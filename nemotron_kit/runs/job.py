@@ -315,7 +315,12 @@ class JobFolder(Value):
         if begins:
             for name in (_CHILD, _CHILD_END):
                 (self.path / name).unlink(missing_ok=True)
-            self._keep_end(writer)
+            with contextlib.suppress(FileNotFoundError):  # there was no earlier attempt
+                try:
+                    record = read_object(self.path / "exit.json")
+                    self._write_state({"at": record.get("finished_at"), **record}, writer)
+                except DamagedRecord as error:
+                    self._write_state({"state": "unknown", "at": now_iso(), "error": error.message}, writer)
         self._write_state({"state": state, "at": now_iso(), **facts}, writer)
         if begins:  # after the new state is written: else the last entry of the history would be the old attempt's end
             (self.path / "exit.json").unlink(missing_ok=True)
@@ -460,15 +465,6 @@ class JobFolder(Value):
         writer = _file_text(writer or f"{socket.gethostname()}-{os.getpid()}")
         files.write_json(folder / f"{sequence:06d}-{writer}.json", masked(record))
 
-    def _keep_end(self, writer: str | None) -> None:
-        """At a new attempt: move the earlier exit record to the history."""
-        with contextlib.suppress(FileNotFoundError):
-            try:
-                record = read_object(self.path / "exit.json")
-                self._write_state({"at": record.get("finished_at"), **record}, writer)
-            except DamagedRecord as error:
-                self._write_state({"state": "unknown", "at": now_iso(), "error": error.message}, writer)
-
     def _child(self, name: str = _CHILD) -> dict[str, Any] | None:
         try:
             return read_object(self.path / name)
@@ -498,7 +494,6 @@ class JobFolder(Value):
 
     def _from_last(self, writer: str, last: Mapping[str, Any], started: float | None) -> JobState:
         state, error, process = last["state"], last.get("error"), last.get("process")
-        finished = None
         if state in ("pending", "running"):  # with a damaged record it is not known whether the job is alive
             for name in ("process", STARTER):
                 if last.get(name) is not None and not _is_of(writer, last[name]):
@@ -519,7 +514,7 @@ class JobFolder(Value):
             if (self.path / "exit.json").exists() or self.history()[-1] != last:  # its worker has written meanwhile
                 return self.state()
             state, error = ("cancelled", None) if self.cancel_requested else ("failed", NOT_STARTED)
-        return JobState(state, last["at"], started, finished, last.get("code"), error, last)
+        return JobState(state, last["at"], started, None, last.get("code"), error, last)
 
 
 def _file_text(text: str) -> str:

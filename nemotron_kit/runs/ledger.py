@@ -162,30 +162,28 @@ def list_runs(
     first = first_id_since(since) if since is not None else ""
     ids = [run_id for run_id in everything if run_id[: len(first)] >= first]
     if tags:
-        ids = [run_id for run_id in ids if set(tags) <= _tags(RunFolder(root / run_id))]
+        ids = [run_id for run_id in ids if set(tags) <= set(_labels(root, run_id)["tags"])]
     if not (recipe or stage or states) and limit is not None and limit <= _FEW:
         return list(update([RunFolder(root / run_id).summary() for run_id in ids[:limit]]))
+    below = f"{stage.strip('/')}/" if stage else ""
+
+    def named(its_recipe: str | None, its_stage: str | None) -> bool:
+        return (not recipe or its_recipe == recipe) and (not below or f"{its_stage or ''}/".startswith(below))
+
     with RunIndex(root, everything) as index:
-        found = index.search(ids, _named(recipe, stage), states)
+        found = index.search(ids, named, states)
         if not states:
             return list(update(list(islice(found, limit))))
         known = update(list(found))
     return list(islice((run for run in known if run.state in states), limit))
 
 
-def _tags(run: RunFolder) -> set[str]:
+def _labels(root: Path, run_id: str) -> dict[str, Any]:
+    """The labels of a run; none where they can't be read."""
     try:
-        return set(run.labels()["tags"])
+        return RunFolder(root / run_id).labels()
     except DamagedRecord:
-        return set()
-
-
-def _name(run: RunFolder) -> str | None:
-    try:
-        name: str | None = run.labels()["name"]
-    except DamagedRecord:
-        return None
-    return name
+        return {"name": None, "tags": [], "note": None}
 
 
 def open_run(reference: str, root: Path | None = None) -> RunFolder:
@@ -206,7 +204,7 @@ def open_run(reference: str, root: Path | None = None) -> RunFolder:
         return _launched(RunFolder(root / ids[0]))
     matching = [run_id for run_id in ids if reference and run_id.startswith(reference)]
     matching = matching or [run_id for run_id in ids if len(reference) == 6 and run_id.endswith(f"-{reference}")]
-    matching = matching or [run_id for run_id in ids if reference and _name(RunFolder(root / run_id)) == reference]
+    matching = matching or [run_id for run_id in ids if reference and _labels(root, run_id)["name"] == reference]
     if len(matching) == 1:
         return RunFolder(root / matching[0])
     if matching:
@@ -317,12 +315,3 @@ def _held(run_id: str, artifacts: Sequence[str]) -> UserError:
         f"{run_id} holds the files of {listed(artifacts, 6)}.",
         hint="An artifact refers to its files: without this folder it could not be loaded.",
     )
-
-
-def _named(recipe: str | None, stage: str | None) -> Named:
-    below = f"{stage.strip('/')}/" if stage else ""
-
-    def named(its_recipe: str | None, its_stage: str | None) -> bool:
-        return (not recipe or its_recipe == recipe) and (not below or f"{its_stage or ''}/".startswith(below))
-
-    return named

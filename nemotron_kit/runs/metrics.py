@@ -43,6 +43,7 @@ _NAME_CHARS = 200
 _LARGE = 1 << 63
 _NONFINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 _log = logging.getLogger(__name__)
+_logged: list[bool] = []
 
 
 def log_metrics(metrics: Mapping[str, Any], step: int | None = None) -> None:
@@ -70,11 +71,12 @@ def log_metrics(metrics: Mapping[str, Any], step: int | None = None) -> None:
             )
         row[name] = value if kind is float or (kind is int and -_LARGE < value < _LARGE) else _number(name, value)
     folder = os.environ.get("NEMO_RUN_DIR")
-    if not folder:
-        _log_once()
-    else:
+    if folder:
         rank = _rank()
         MetricsFile.of(_path(folder, rank)).write({**row, "rank": rank} if rank else row)
+    elif not _logged:
+        _logged.append(True)
+        _log.debug("log_metrics: not in a job (NEMO_RUN_DIR is not set), so nothing is written")
     to_wandb(row)
     to_tensorboard(row)
 
@@ -114,15 +116,6 @@ def _path(folder: str, rank: int) -> str:
     """The file of this process's rows: all ranks on rank 0's node share one (their rank is their local rank)."""
     local = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or ""
     return f"{folder}/{METRICS_FILE}" if rank == 0 or local == str(rank) else f"{folder}/metrics-rank-{rank}.jsonl"
-
-
-_logged: list[bool] = []
-
-
-def _log_once() -> None:
-    if not _logged:
-        _logged.append(True)
-        _log.debug("log_metrics: not in a job (NEMO_RUN_DIR is not set), so nothing is written")
 
 
 def to_wandb(row: Mapping[str, Any]) -> None:
@@ -209,8 +202,9 @@ class MetricsFile:
         if not now and self._writer is not None and self._error is None and len(self._rows) < _ROWS:
             return
         with self._lock:
-            if not self._known:
-                _register_finalizer()
+            # A child of multiprocessing runs its finalizers at its end, no atexit functions.
+            if not self._known and (util := sys.modules.get("multiprocessing.util")) is not None:
+                util.Finalize(None, flush_metrics, exitpriority=0)
             if now or self._error or time.monotonic() - self._written_at > _PERIOD_S or len(self._rows) >= _ROWS:
                 self._write_out()
             elif self._writer is None:
@@ -278,13 +272,6 @@ def flush_metrics() -> None:
         writer = _writers.pop(key)
         if writer is not None:
             writer.close()  # flush() would not write the rows still in its thread's queue
-
-
-def _register_finalizer() -> None:
-    """Flush at the end of a multiprocessing child, too: it runs multiprocessing's finalizers, no atexit functions."""
-    util = sys.modules.get("multiprocessing.util")
-    if util is not None:
-        util.Finalize(None, flush_metrics, exitpriority=0)
 
 
 def _forked() -> None:
@@ -474,7 +461,7 @@ def series(folder: Path, *, times: bool = False) -> dict[str, tuple[list[int], l
 
 def _readable_rows(path: Path) -> Iterator[dict[str, Any]]:
     with contextlib.suppress(OSError):
-        yield from _rows(path)
+        yield from chain.from_iterable(_chunks(path))
 
 
 def condensed(job: JobFolder, count: int) -> list[dict[str, Any]]:
@@ -487,10 +474,6 @@ def condensed(job: JobFolder, count: int) -> list[dict[str, Any]]:
     best = [{"step": metric.best_step, name: finite(metric.best)} for name, metric in found]
     last = [{"step": metric.step, name: finite(metric.last)} for name, metric in found]
     return [*best, *last, *rows[1:]]
-
-
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    return chain.from_iterable(_chunks(path))
 
 
 def _chunks(path: Path) -> Iterator[list[dict[str, Any]]]:

@@ -22,7 +22,7 @@ def process_facts(pid: int | None = None) -> dict[str, Any]:
     return {
         "pid": pid,
         "pgid": os.getpgid(pid),
-        "started": status[1] if status else None,
+        "started": status[2] if status else None,
         "host": socket.gethostname(),
         "boot": _boot_id(),
         "namespace": _namespace(),
@@ -69,7 +69,7 @@ def is_gone(process: Mapping[str, Any]) -> bool:
     status = _stat(pid)
     if status is None:
         return not process_exists(pid)
-    state, started = status
+    state, _, started = status
     return state in "ZX" or (process.get("started") is not None and started != process["started"])
 
 
@@ -77,31 +77,23 @@ def descendants(pid: int) -> list[int]:
     """Every process below `pid`, children first. Empty where there is no /proc."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").glob("[0-9]*/stat"):
-        parent = _parent(entry)
-        if parent is not None:
-            children.setdefault(parent, []).append(int(entry.parent.name))
+        child = int(entry.parent.name)
+        if (status := _stat(child)) is not None:
+            children.setdefault(status[1], []).append(child)
     found = list(children.get(pid, []))
     for child in found:  # grows while it is walked
         found.extend(children.get(child, []))
     return found
 
 
-def _fields(path: Path) -> list[str] | None:
-    """The fields of /proc/<pid>/stat from the state on: the command before it may contain spaces and parentheses."""
+def _stat(pid: int) -> tuple[str, int, int] | None:
+    """The state, the parent and the start time of a process; None if it has ended, or there is no /proc."""
     try:
-        return path.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-    except OSError:  # the process ended, or there is no /proc
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
         return None
-
-
-def _stat(pid: int) -> tuple[str, int] | None:
-    fields = _fields(Path(f"/proc/{pid}/stat"))
-    return (fields[0], int(fields[19])) if fields and len(fields) > 19 else None
-
-
-def _parent(path: Path) -> int | None:
-    fields = _fields(path)
-    return int(fields[1]) if fields and len(fields) > 1 else None
+    fields = text.rpartition(")")[2].split()  # the command before it may contain spaces and parentheses
+    return (fields[0], int(fields[1]), int(fields[19])) if len(fields) > 19 else None
 
 
 _SCAN_SECONDS = 0.5  # for how long a scan of /proc is reused

@@ -118,8 +118,10 @@ def job_progress(job: JobFolder, tail: MetricsTail) -> Progress | None:
     eta = None
     if of is not None:
         rate = steps_per_second(stepped, tail.ran)
-        if rate is None and not any(type(row.get("elapsed")) in (int, float) for row in stepped):
-            rate = _rate_since_start(job, stepped, tail)
+        untimed = rate is None and not any(type(row.get("elapsed")) in (int, float) for row in stepped)
+        # From the job's start, which is not known for a resumed job.
+        if untimed and tail.ran is not None and not any(entry.get("resumed") for entry in job.history()):
+            rate = _rate(0 if tail.first is None else done - tail.first, tail.ran)
         seconds = max(0.0, (of - done) / rate - max(0.0, tail.age)) if rate else math.inf
         eta = seconds if math.isfinite(seconds) else None
     return Progress("step", done, of, eta, _loss(rows))
@@ -199,8 +201,9 @@ def rate_of_earlier_run(
     return None
 
 
-def _at(config: Mapping[str, Any], key: str) -> Any:
-    value: Any = config
+def _at(config: Any, key: str) -> Any:
+    """The value at a dotted key; None if there is none."""
+    value = config
     for part in key.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
     return value
@@ -208,13 +211,6 @@ def _at(config: Mapping[str, Any], key: str) -> Any:
 
 def _rate(steps: int, seconds: float) -> float | None:
     return steps / seconds if steps > 0 and 0 < seconds < math.inf else None
-
-
-def _rate_since_start(job: JobFolder, rows: Sequence[Mapping[str, Any]], tail: MetricsTail) -> float | None:
-    """The speed from the job's start to its last row. None if it can't be computed, as for a resumed job."""
-    if tail.ran is None or any(entry.get("resumed") for entry in job.history()):
-        return None
-    return _rate(rows[-1]["step"] - (rows[-1]["step"] if tail.first is None else tail.first), tail.ran)
 
 
 def _first_step(path: Path) -> int | None:
@@ -241,9 +237,7 @@ def _steps(config: Path) -> int | None:
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return None
     for field in _STEPS:
-        value = values
-        for key in field.split("."):
-            value = value.get(key) if isinstance(value, dict) else None
-        if _count(value):
-            return int(value)
+        value = _count(_at(values, field))
+        if value:
+            return value
     return None
