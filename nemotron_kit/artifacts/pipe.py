@@ -77,8 +77,18 @@ def is_pipe(descriptor: int) -> bool:
 def from_step() -> str | None:
     """All output of the step that writes to standard input, once it has ended. Returns None, and reads nothing, if no
     step has marked the pipe and no ssh started together with this process runs one."""
-    if not is_pipe(0) or not (step_writes() or _is_written_over_ssh() or _wait_for_step()):
+    if not is_pipe(0):
         return None
+    # The mark of a step over ssh is on a pipe of the other machine, so the command line of ssh is read instead.
+    if not step_writes() and not any(_ssh_runs_step(pid) for pid in _started_together()):
+        # A step that was started together with this process has a few seconds to mark the pipe.
+        until(
+            lambda: step_writes() or any(peek_input()) or not any(map(_launcher, _started_together())),
+            0.02,
+            within=_ANNOUNCE_SECONDS,
+        )
+        if not step_writes():
+            return None
     return read_all()
 
 
@@ -121,13 +131,6 @@ def step_writes() -> bool:
     return False
 
 
-def _wait_for_step() -> bool:
-    """Whether a step has marked the pipe, or does so within the few seconds in which a step that was started together
-    with this process may still announce itself."""
-    until(lambda: step_writes() or any(peek_input()) or not _may_be_starting(), 0.02, within=_ANNOUNCE_SECONDS)
-    return step_writes()
-
-
 def _flock(kind: int) -> bytes:
     return struct.pack(_FLOCK, kind, os.SEEK_SET, _LOCK_AT, _LOCK_BYTES, 0)
 
@@ -151,23 +154,15 @@ def _peek_bytes() -> bytes:
         os.close(out_of)
 
 
-def _may_be_starting() -> bool:
-    """Whether a process that writes to standard input was started together with this one and may still mark the
-    pipe."""
-    return any(_launcher(pid) for pid in _started_together())
-
-
-def _is_written_over_ssh() -> bool:
-    """Whether standard input is written by an ssh that was started together with this process and whose remote command
-    is a step. That step's mark is on a pipe of the other machine, so the command line of ssh is read instead."""
-    return any(_ssh_runs_step(pid) for pid in _started_together())
-
-
 def _started_together() -> Iterator[int]:
     """The processes that write to standard input and were started together with this one. Parents of this process are
     left out; the result is empty if another process also holds this process's standard input."""
-    inode = os.fstat(0).st_ino
-    above = list(_ancestors())
+    inode, parent = os.fstat(0).st_ino, os.getppid()
+    above = []
+    while parent > 1:
+        above.append(parent)
+        fields = _stat(parent)
+        parent = int(fields[1]) if fields else 0
     if any(_pipe_of(pid, 0) == inode and not _launcher(pid) for pid in above):
         return
     started = [_started(pid) for pid in (os.getpid(), *above[:3]) if pid == os.getpid() or _pipe_of(pid, 0) == inode]
@@ -211,14 +206,6 @@ def _ssh_runs_step(pid: int) -> bool:
     return bool(host and re.search(_REMOTE_STEP, " ".join(command)))
 
 
-def _ancestors() -> Iterator[int]:
-    pid = os.getppid()
-    while pid > 1:
-        yield pid
-        fields = _stat(pid)
-        pid = int(fields[1]) if fields else 0
-
-
 def _stat(pid: int) -> list[str]:
     """The fields of /proc/PID/stat from the third on (state, parent, …)."""
     return _of_proc(lambda: open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()) or []  # noqa: PTH123
@@ -259,7 +246,15 @@ def parse_piped(text: str) -> dict[str, Entry]:
 
     Raises UserError if there are none.
     """
-    found = _json_of(text)
+    lines = [line for line in text.splitlines() if line.strip()]
+    for candidate in (text, lines[-1] if lines else ""):
+        with contextlib.suppress(ValueError, RecursionError):
+            found = json.loads(candidate)
+            if isinstance(found, dict):
+                break
+    else:
+        what = "it is not JSON." if lines else "it is empty."
+        raise UserError(f"Standard input holds no artifacts: {what}", hint=_HINT)
     if isinstance(found.get("path"), str):
         return {"": found}
     entries = {slot: entry for slot, entry in found.items() if isinstance(entry, dict) and "path" in entry}
@@ -299,20 +294,6 @@ def piped_pin(entry: Entry) -> Pin:
         raise UserError(f"Standard input: {error.message}", hint=_HINT) from error
 
 
-def _json_of(text: str) -> dict[str, Any]:
-    lines = [line for line in text.splitlines() if line.strip()]
-    for candidate in (text, lines[-1] if lines else ""):
-        try:
-            found = json.loads(candidate)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(found, dict):
-            return found
-    raise UserError(
-        "Standard input holds no artifacts: " + ("it is empty." if not lines else "it is not JSON."), hint=_HINT
-    )
-
-
 def print_step_complete(*args: dict[str, Artifact], title: str = "Complete", **artifacts: Artifact) -> None:
     """Announce named artifacts, as in `print_step_complete(data=artifact)`; a dict of them is taken too.
 
@@ -327,9 +308,17 @@ def print_step_complete(*args: dict[str, Artifact], title: str = "Complete", **a
     if sys.stderr is not None and sys.stderr.isatty():
         _print_panels(title, rows)
     else:
-        _print_plain(title, rows)
+        lines = [title]
+        for name, fields in rows.items():
+            lines += [f"  {name}", *(f"    {key}: {value}" for key, value in fields.items())]
+        print(printable("\n".join(lines)), file=sys.stderr, flush=True)  # noqa: T201
     if sys.stdout is not None and not sys.stdout.isatty():
-        _print_json({name: json.loads(artifact.to_json()) for name, artifact in named.items()})
+        try:
+            print(json.dumps({name: json.loads(each.to_json()) for name, each in named.items()}), flush=True)  # noqa: T201
+        except BrokenPipeError:
+            # The reader has ended; the artifacts are saved. Python must not try to flush into the pipe again at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            print("The reader of the JSON on standard output has closed the pipe.", file=sys.stderr)  # noqa: T201
 
 
 def is_step_output(line: str) -> bool:
@@ -354,13 +343,6 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if value == round(value, 0) and abs(value) < 1e15 else f"{value:.4g}"
 
 
-def _print_plain(title: str, rows: dict[str, dict[str, str]]) -> None:
-    lines = [title]
-    for name, fields in rows.items():
-        lines += [f"  {name}", *(f"    {key}: {value}" for key, value in fields.items())]
-    print(printable("\n".join(lines)), file=sys.stderr, flush=True)  # noqa: T201
-
-
 def _print_panels(title: str, rows: dict[str, dict[str, str]]) -> None:
     from rich.console import Console
     from rich.panel import Panel
@@ -374,12 +356,3 @@ def _print_panels(title: str, rows: dict[str, dict[str, str]]) -> None:
             text.append(f"  {key:9}", style="dim").append(f"{printable(value)}\n", style=style)
     text.rstrip()
     Console(file=sys.stderr).print(Panel(text, title=Text(title), title_align="left", border_style="green"))
-
-
-def _print_json(document: dict[str, object]) -> None:
-    try:
-        print(json.dumps(document), flush=True)  # noqa: T201
-    except BrokenPipeError:
-        # The reader has ended; the artifacts are saved. Python must not try to flush into the pipe again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        print("The reader of the JSON on standard output has closed the pipe.", file=sys.stderr)  # noqa: T201

@@ -301,12 +301,18 @@ def artifact_settings(env: EnvFile) -> dict[str, Any]:
     root = table.get("root")
     if not isinstance(root, str | None) or root == "":
         raise UserError(f"{where} root is {root!r}, not a folder's path.")
-    return {
+    settings = {
         "backend": _choice(table, "backend", BACKENDS, where),
         "root": env.folder / local_root(root) if root else nemotron_home() / "artifacts",
         "mode": _choice(table, "mode", tuple(MODES), where),
-        "hash_limit": _bytes(table, where),
     }
+    limit = table.get("hash_limit")
+    if isinstance(limit, str) and (match := re.match(_SIZE, limit)):
+        unit = match[2].lower()
+        limit = int(match[1]) * int((1024 if unit.endswith("i") else 1000) ** _POWERS[unit.rstrip("i")])
+    if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 0):
+        raise UserError(f"{where} hash_limit is {limit!r}.", hint='Give bytes, as a number or as in "50GB".')
+    return {**settings, "hash_limit": limit}
 
 
 def local_root(root: str | Path) -> Path:
@@ -326,20 +332,6 @@ def _choice(table: Mapping[str, Any], key: str, known: tuple[str, ...], where: s
     if value not in known:
         raise UserError(f"{where} {key} is {value!r}.", hint=sentence(nearest(str(value), known)))
     return str(value)
-
-
-def _bytes(table: Mapping[str, Any], where: str) -> int | None:
-    value: object = table.get("hash_limit")
-    if value is None:
-        return None
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-        return value
-    match = re.match(_SIZE, value) if isinstance(value, str) else None
-    if not match:
-        raise UserError(f"{where} hash_limit is {value!r}.", hint='Give bytes, as a number or as in "50GB".')
-    unit = match[2].lower()
-    step = 1024 if unit.endswith("i") else 1000
-    return int(match[1]) * int(step ** _POWERS[unit.rstrip("i")])
 
 
 # The reference implementation calls plain folders "fsspec".
@@ -415,8 +407,17 @@ def artifact_field(pin: Pin, field: str = "path", *, registry: Registry | None =
     if key in ("path", "qualified_name"):
         return pin.path if key == "path" else pin.label
     if key == "version":
-        return _version(pin)
-    document = _document(pin, registry)
+        if pin.version is None:
+            raise UserError(
+                f"{pin.path} has no version: it was given as a path.", hint="Name a registered artifact instead."
+            )
+        return pin.version
+    if pin.version is not None:
+        document = (registry or open_registry()).record_of(pin).document
+    else:
+        folder = folder_of(absolute(Path(pin.path)))
+        found = read_document(folder)
+        document = located_in(folder, found) if found else {}
     if key in ("name", "type") and (getattr(pin, key) or key not in document):
         return getattr(pin, key)
     metadata = document.get("metadata", {})
@@ -425,23 +426,6 @@ def artifact_field(pin: Pin, field: str = "path", *, registry: Registry | None =
     if key == "iteration" and document.get(key, metadata.get(key)) is None:
         key = "step"
     return _lookup({**metadata, **document}, key, pin, asked=field)
-
-
-def _version(pin: Pin) -> int:
-    if pin.version is None:
-        raise UserError(
-            f"{pin.path} has no version: it was given as a path.", hint="Name a registered artifact instead."
-        )
-    return pin.version
-
-
-def _document(pin: Pin, registry: Registry | None) -> dict[str, Any]:
-    if pin.version is not None:
-        found = (registry or open_registry()).record_of(pin)
-        return found.document
-    folder = folder_of(absolute(Path(pin.path)))
-    found_there = read_document(folder)
-    return located_in(folder, found_there) if found_there else {}
 
 
 def _lookup(values: dict[str, Any], key: str, pin: Pin, *, prefix: str = "", asked: str | None = None) -> Any:

@@ -356,6 +356,9 @@ def start_run(wandb: Any, config: WandbConfig, job_type: str, tags: list[str]) -
     """Start a W&B run, offline if W&B can't be reached or there is no key; failures of W&B are logged as warnings."""
     mode = os.environ.get("WANDB_MODE") or ("online" if _has_key() and _reachable() else "offline")
     folder = lineage.job_folder()
+    # Bounded waiting, and no copy of argv, code or environment, which can hold secrets.
+    wanted = {"x_disable_meta": True, "save_code": False, "init_timeout": _INIT_S, "finish_timeout": PATIENCE_S}
+    known = getattr(wandb.Settings, "model_fields", wanted)
     arguments: dict[str, Any] = {
         "project": config.project,
         "entity": config.entity,
@@ -363,7 +366,7 @@ def start_run(wandb: Any, config: WandbConfig, job_type: str, tags: list[str]) -
         "job_type": job_type,
         "dir": str(folder) if folder else None,
         "id": _run_id(folder),
-        "settings": _settings(wandb),
+        "settings": wandb.Settings(**{key: value for key, value in wanted.items() if key in known}),
     }
     if mode == "online":
         try:
@@ -377,13 +380,6 @@ def start_run(wandb: Any, config: WandbConfig, job_type: str, tags: list[str]) -
         wandb.init(**arguments, mode=mode)
     except (Exception, SystemExit) as error:  # noqa: BLE001 — a tracker's failure must not fail the job
         logger.warning("W&B can't be used (%s): nothing is tracked in it.", error)
-
-
-def _settings(wandb: Any) -> Any:
-    """W&B settings: bounded waiting, and no copy of argv, code or environment, which can hold secrets."""
-    wanted = {"x_disable_meta": True, "save_code": False, "init_timeout": _INIT_S, "finish_timeout": PATIENCE_S}
-    known = getattr(wandb.Settings, "model_fields", wanted)
-    return wandb.Settings(**{key: value for key, value in wanted.items() if key in known})
 
 
 def _run_id(folder: Path | None) -> str | None:
