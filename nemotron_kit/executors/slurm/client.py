@@ -39,13 +39,13 @@ from nemotron_kit.executors.slurm import apptainer
 from nemotron_kit.executors.slurm import script as scripts
 from nemotron_kit.masking import is_secret_name
 from nemotron_kit.remote.agent import operations
-from nemotron_kit.remote.ssh import ssh_command, transport_for
+from nemotron_kit.remote.ssh import ssh_command
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import JobFolder, JobState
 from nemotron_kit.spec.paths import RemotePaths, sent_paths
 from nemotron_kit.spec.plan import Plan, stored_plan
 from nemotron_kit.spec.resources import Resources, label_of, resources_of
-from nemotron_kit.spec.runconfig import ProfileError, RunConfig, resolve_partition
+from nemotron_kit.spec.runconfig import ProfileError, resolve_partition
 
 MOST_PER_ARRAY = 1000
 # Withheld from jobs: they would make the image's or environment's Python load packages of another one.
@@ -125,9 +125,8 @@ class Slurm(Executor):
         intent = scripts.intent_of(context.run_id, [context.job])
         inside = scripts.inside_of(config, paths.run, planned.mounts or ())
         command = scripts.command_of(paths.python, paths.package, paths.job, inside=inside)
-        script = scripts.Script(
-            scripts.job_name(intent, context.label), paths.run, command, mounts=tuple(planned.mounts or ())
-        )
+        name = scripts.job_name(intent, context.label)
+        script = scripts.Script(name, paths.run, command, mounts=planned.mounts or ())
         try:
             text = scripts.render(config, resources, script, batch=context.mode == "batch")
         except MissingExtra as error:
@@ -248,13 +247,13 @@ class Slurm(Executor):
             raise UserError(f"{job.run_id}: job {job.number}: its number in Slurm isn't known yet.")
         folder, settings = f"{plan.paths.run}/jobs/{job.number}", plan.settings
         if "_" in number:  # a task of an array, which srun knows by the number that it has besides
-            number = _step(settings, folder).partition(".")[0]
+            number = self._step(folder).partition(".")[0]
         if not settings.container_image or apptainer.runs_in(settings):
             where = [f"--chdir={folder}"]
         else:  # Pyxis: the command starts in the container of the job
             given = [str(argument) for argument in (settings.extra or {}).get("srun_args") or ()]
             named = [each.split("=", 1)[1].partition(":")[0] for each in given if each.startswith("--container-name=")]
-            name = named[-1] if named else _step(settings, folder)
+            name = named[-1] if named else self._step(folder)
             where = [f"--container-name={name}:exec", f"--container-workdir={folder}"]
         srun = ["srun", f"--jobid={number}", "--overlap", "--nodes=1", "--ntasks=1", *where]
         srun += [f"--nodelist={node}"] if node else []
@@ -266,6 +265,16 @@ class Slurm(Executor):
         terminal = ["-o", "RequestTTY=force"] if sys.stdin.isatty() else []
         connect = ssh_command(str(settings.host), settings.user, settings.identity, *terminal)
         return [*(argument for argument in connect if not (terminal and argument == "-T")), shlex.join(srun)]
+
+    def _step(self, folder: str) -> str:
+        """The number (`1` of `17.1`) of the step that runs the job's worker: Pyxis names the container after it."""
+        (record,), _ = self.transport.call("job_records", jobs=[folder])
+        schedulers = [entry.get("scheduler") or {} for entry in record["history"]]
+        steps = [str(scheduler["step"]) for scheduler in schedulers if scheduler.get("step")]
+        if not steps or not steps[-1].replace(".", "").isdecimal():
+            what = f"{folder}: the job's worker has not begun yet."
+            raise UserError(what, hint="nemotron runs logs -f waits for it.")
+        return steps[-1]
 
     def checks(self) -> Sequence[str]:
         return ("connection", "slurm", "partitions", "python", "image", "mounts", "storage", "registry", "secrets")
@@ -337,19 +346,10 @@ def _array(plans: list[Plan]) -> Call:
     name, paths, config = _name(intent, first), first.paths, first.settings
     record = f"{paths.run}/{scripts.SUBFOLDER}/{intent}.json"
     throttle = f"%{config.max_parallel}" if config.max_parallel else ""
-    script = scripts.Script(
-        name,
-        paths.run,
-        scripts.command_of(
-            paths.python,
-            paths.package,
-            record,
-            array=True,
-            inside=scripts.inside_of(config, paths.run, first.mounts or ()),
-        ),
-        array=f"0-{len(plans) - 1}{throttle}",
-        mounts=first.mounts or (),
-    )
+    mounts = first.mounts or ()
+    inside = scripts.inside_of(config, paths.run, mounts)
+    command = scripts.command_of(paths.python, paths.package, record, array=True, inside=inside)
+    script = scripts.Script(name, paths.run, command, array=f"0-{len(plans) - 1}{throttle}", mounts=mounts)
     resources = first.resources or executor_for(config).resources(None)
     text = scripts.render(config, resources, script, batch=first.mode == "batch")
     return Call(intent, name, tuple(plans), True, f"{scripts.SUBFOLDER}/{intent}.sh", text, sent=False)
@@ -383,13 +383,3 @@ def _observation(values: Mapping[str, Any]) -> Observation:
         estimated_start=values.get("start") if values["state"] == "pending" else None,
         facts=facts,
     )
-
-
-def _step(settings: RunConfig, folder: str) -> str:
-    """The step number (`1` of `17.1`) of the step that runs the job's worker: Pyxis names the container after it."""
-    (record,), _ = transport_for(settings).call("job_records", jobs=[folder])
-    schedulers = [entry.get("scheduler") or {} for entry in record["history"]]
-    steps = [str(scheduler["step"]) for scheduler in schedulers if scheduler.get("step")]
-    if not steps or not steps[-1].replace(".", "").isdecimal():
-        raise UserError(f"{folder}: the job's worker has not begun yet.", hint="nemotron runs logs -f waits for it.")
-    return steps[-1]
