@@ -259,9 +259,8 @@ _SBATCH_ONLY = (
 
 
 def _options(config: RunConfig, *, batch: bool) -> list[str]:
-    """The options of sbatch in the script of a job of this profile, as a list of arguments that no shell reads."""
-    found = script.sbatch_options(config, executor_for(config).resources(None), batch=batch)
-    return [f"--{flag}" if value is None else f"--{flag}={value}" for flag, value in found.items()]
+    """The options of sbatch in the script of a job of this profile."""
+    return script.sbatch_options(config, executor_for(config).resources(None), batch=batch)
 
 
 _ANY_RUN = "20000101-000000-check-000000"

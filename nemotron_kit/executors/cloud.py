@@ -48,31 +48,25 @@ def request_of(config: RunConfig, run_id: str, job: int = 0) -> dict[str, Any]:
     """`{"to": the service, "body": the request}`. Raises ProfileError for a missing profile setting, MissingExtra for a
     package that isn't installed, NemotronError for any other error of NeMo-Run."""
     try:
-        made = executor_for(config)
+        made, name = executor_for(config), _name(run_id, job)
         assert isinstance(made, Cloud)  # noqa: S101 — no other calls this
-        to, body = made.request(_executor(config, run_id, job), _name(run_id, job))
+        # The secret of DGX Cloud's API is no part of the request.
+        executor = build_executor(replace(config, app_secret="-") if config.app_secret else config)  # noqa: S106
+        from nemo_run.config import get_nemorun_home
+
+        executor.assign(run_id, f"{get_nemorun_home()}/experiments/{run_id}", name, str(job))
+        for secret in config.secrets or ():  # names in place of the values
+            if config.executor == "kubeflow":
+                executor.env_list.append({"name": secret, "value": f"${{secret:{secret}}}"})
+            else:
+                executor.env_vars[secret] = f"${{secret:{secret}}}"
+        to, body = made.request(executor, name)
     except NemotronError:
         raise
     # NeMo-Run's assertions; the service's package, without a kubeconfig or with a value that it refuses.
     except Exception as error:
         raise NemotronError(f"executor {config.executor!r}: {type(error).__name__}: {error}") from error
     return {"to": to, "body": json.loads(json.dumps(body, default=str))}
-
-
-def _executor(config: RunConfig, run_id: str, job: int) -> Any:
-    """NeMo-Run's executor, assigned to the job, with names of secrets in place of their values."""
-    if config.app_secret:
-        config = replace(config, app_secret="-")  # noqa: S106 — it is no part of the request
-    executor = build_executor(config)
-    from nemo_run.config import get_nemorun_home
-
-    executor.assign(run_id, f"{get_nemorun_home()}/experiments/{run_id}", _name(run_id, job), str(job))
-    for name in config.secrets or ():
-        if config.executor == "kubeflow":
-            executor.env_list.append({"name": name, "value": f"${{secret:{name}}}"})
-        else:
-            executor.env_vars[name] = f"${{secret:{name}}}"
-    return executor
 
 
 def _name(run_id: str, job: int) -> str:

@@ -115,7 +115,10 @@ def _overrides(command: Command, slots: list[str], artifacts: Mapping[str, Any])
 def _match(slot: str, command: Command, artifacts: Mapping[str, Any]) -> Mapping[str, Any] | None:
     if slot in artifacts:
         return artifacts[slot]  # type: ignore[no-any-return]
-    wanted = input_type(command, slot)
+    # The artifact class that the input takes: declared, or read off its default name (`XArtifact-…`).
+    declared = command.artifacts[slot]
+    prefix = declared.default_name.partition(":")[0].partition("-")[0]
+    wanted = declared.type or (prefix if prefix.endswith("Artifact") else None)
     same_type = [a for a in artifacts.values() if wanted and a.get("type") == wanted]
     if len(same_type) == 1:
         return same_type[0]  # type: ignore[no-any-return]
@@ -123,13 +126,6 @@ def _match(slot: str, command: Command, artifacts: Mapping[str, Any]) -> Mapping
     if not wanted and len(artifacts) == 1 and len(command.artifacts) == 1:
         return next(iter(artifacts.values()))  # type: ignore[no-any-return]
     return None
-
-
-def input_type(command: Command, slot: str) -> str | None:
-    """The artifact class that an input takes: declared, or read off its default name (`XArtifact-…`)."""
-    artifact = command.artifacts[slot]
-    prefix = artifact.default_name.partition(":")[0].partition("-")[0]
-    return artifact.type or (prefix if prefix.endswith("Artifact") else None)
 
 
 # Slot → (reference as given, the default that a partial one is relative to).

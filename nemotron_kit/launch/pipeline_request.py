@@ -41,7 +41,9 @@ def read_request(pipeline: Pipeline, config: str | None, overrides: Sequence[str
             (at for at, stage in enumerate(stages) if _plain(key).startswith(f"{_plain(stage_prefix(stage))}.")), None
         )
         if key in chosen:
-            names = _names(value)
+            text = value.strip()
+            parts = text[1:-1].split(",") if text[:1] + text[-1:] == "[]" else [text]
+            names = [hydra_unquoted(part.strip()) or part.strip() for part in parts if part.strip()]
             if not names:
                 raise UserError(
                     f"--{key} names no stage.", hint=f"Give one of {_stages_of(pipeline)}, or leave it out."
@@ -77,12 +79,6 @@ def read_request(pipeline: Pipeline, config: str | None, overrides: Sequence[str
 def _plain(text: str) -> str:
     """A stage's names or a key in a normal form, whichever spelling was used."""
     return text.strip().replace("/", ".").replace(" ", ".").replace("-", "_")
-
-
-def _names(value: str) -> list[str]:
-    text = value.strip()
-    parts = text[1:-1].split(",") if text[:1] + text[-1:] == "[]" else [text]
-    return [hydra_unquoted(part.strip()) or part.strip() for part in parts if part.strip()]
 
 
 def _stages_of(pipeline: Pipeline) -> str:

@@ -231,8 +231,11 @@ def refreshed(summaries: Sequence[RunSummary], runs: Mapping[str, RunFolder]) ->
                 summary = replace(summary, reason=next(iter(reasons), summary.reason))
             elif summary.state != DAMAGED and state == LOST:
                 states = (effective_state(job, snapshot) for job in run.jobs())
-                known = next((each for each in states if each.state == LOST), None)
-                summary = replace(summary, state=LOST, error=why_lost(known) if known else summary.error)
+                lost, error = next((each for each in states if each.state == LOST), None), summary.error
+                if lost:
+                    before = lost.facts.get("known")
+                    error = f"{f'was {before}; ' if before else ''}{lost.error or 'no answer'}"
+                summary = replace(summary, state=LOST, error=error)
         found.append(summary)
     return found
 
@@ -472,9 +475,3 @@ def _explained(plan: Plan, observation: Observation) -> Observation:
             error = f"it did not start: {run_id}, which it was to start after, {ENDED[state]}."
             return replace(observation, error=error)
     return observation
-
-
-def why_lost(state: JobState) -> str:
-    """`was running; cluster does not answer.`"""
-    known = state.facts.get("known")
-    return f"{f'was {known}; ' if known else ''}{state.error or 'no answer'}"

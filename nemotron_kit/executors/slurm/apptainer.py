@@ -28,13 +28,6 @@ def is_address(image: str) -> bool:
     return image.startswith(_ADDRESSES)
 
 
-def needs_gpus(config: RunConfig) -> bool:
-    """Whether the profile asks for GPUs, so that the container gets the driver's libraries and devices."""
-    return bool(config.gpus_per_node or config.gpus_per_task or config.cpus_per_gpu or config.mem_per_gpu) or (
-        config.gpus_per_node is None and bool(gpus_of(config.gres))
-    )
-
-
 def exec_arguments(config: RunConfig, folder: str, folders: Sequence[str] = ()) -> list[str]:
     """`apptainer exec … IMAGE`, the arguments in front of a command that is to run in `folder` of the container.
 
@@ -45,9 +38,13 @@ def exec_arguments(config: RunConfig, folder: str, folders: Sequence[str] = ()) 
     image = str(config.container_image)
     mounts = [*(config.mounts or ()), *dict.fromkeys(("/tmp", *folders))]  # noqa: S108 — in the container
     arguments = [str(argument) for argument in (config.extra or {}).get("apptainer_args") or ()]
+    # With GPUs the container gets the driver's libraries and devices.
+    gpus = config.gpus_per_node or config.gpus_per_task or config.cpus_per_gpu or config.mem_per_gpu
+    if config.gpus_per_node is None:
+        gpus = gpus or gpus_of(config.gres)
     return [
         *(APPTAINER, "exec"),
-        *(["--nv"] if needs_gpus(config) else []),
+        *(["--nv"] if gpus else []),
         *(f"--bind={mount}" for mount in mounts),
         f"--pwd={folder}",
         *("--env=PYTHONNOUSERSITE=1", "--env=TMPDIR=/tmp"),

@@ -221,13 +221,16 @@ def render_in_process(config: RunConfig, resources: Resources, script: Script, b
     )
 
 
-def sbatch_options(config: RunConfig, resources: Resources, *, batch: bool) -> dict[str, str | None]:
-    """Flag of sbatch → its value (None: it takes none), as the script of a job with these settings has them in its
-    header; without the names of its files and of the job. Raises like `render`."""
-    text = render(config, resources, Script("nk", "/run", ("true", "/job")), batch=batch)
-    flags = [line.removeprefix("#SBATCH --").partition("=") for line in text.splitlines() if line.startswith("#SBATCH")]
-    found = {flag: shlex.split(value)[0] if equals else None for flag, equals, value in flags}
-    return {flag: value for flag, value in found.items() if flag not in ("job-name", "output", "error")}
+def sbatch_options(config: RunConfig, resources: Resources, *, batch: bool) -> list[str]:
+    """sbatch's options in the script of a job with these settings, as arguments that no shell reads; without the names
+    of its files and of the job. Raises like `render`."""
+    text, found = render(config, resources, Script("nk", "/run", ("true", "/job")), batch=batch), list[str]()
+    for line in text.splitlines():
+        if line.startswith("#SBATCH --"):
+            flag, equals, value = line.removeprefix("#SBATCH --").partition("=")
+            if flag not in ("job-name", "output", "error"):
+                found.append(f"--{flag}={shlex.split(value)[0]}" if equals else f"--{flag}")
+    return found
 
 
 def check_syntax(text: str) -> None:
