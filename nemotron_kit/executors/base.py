@@ -7,7 +7,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -19,7 +19,7 @@ from nemotron_kit.errors import Problem, UserError, nearest, sentence
 from nemotron_kit.lazy import Value
 from nemotron_kit.runs.job import JobFolder, JobState
 from nemotron_kit.spec.paths import RemotePaths, sent_paths
-from nemotron_kit.spec.plan import Container, Plan
+from nemotron_kit.spec.plan import Container, Plan, stored_plan
 from nemotron_kit.spec.resources import Resources, label_of, resources_of
 from nemotron_kit.spec.runconfig import EXECUTORS, ProfileError, RunConfig, installed_executors
 
@@ -319,6 +319,12 @@ def missing_secrets(names: Iterable[str]) -> Iterator[Problem]:
     for name in names:
         if name not in os.environ:
             yield Problem(f"{name} is not set in this environment.", field="secrets", hint=f"export {name}=…")
+
+
+@lru_cache
+def run_on_target(run: RunFolder) -> str:
+    """The run's folder on the target. Cached: it is needed for each piece of a log and never changes."""
+    return stored_plan(run).paths.run
 
 
 def folder_of(path: str) -> str:

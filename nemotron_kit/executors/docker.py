@@ -26,6 +26,7 @@ from nemotron_kit.executors.base import (
     PlanContext,
     folder_of,
     missing_secrets,
+    run_on_target,
 )
 from nemotron_kit.executors.nemo_run import MissingExtra, ask, build_executor, build_packager, need
 from nemotron_kit.polling import polls
@@ -33,7 +34,7 @@ from nemotron_kit.remote.agent import operations
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import TERMINAL, JobFolder, JobState
 from nemotron_kit.spec.paths import RemotePaths, sent_paths
-from nemotron_kit.spec.plan import Container, Plan, stored_plan
+from nemotron_kit.spec.plan import Container, Plan
 from nemotron_kit.spec.runconfig import RunConfig
 from nemotron_kit.worker.process import start_detached
 
@@ -362,8 +363,7 @@ def _containers(names: Sequence[str]) -> dict[str, str]:
 
 def _job(job: JobFolder) -> JobFolder:
     """The folder that the job writes; with a remote_job_dir it is not the one of the record."""
-    plan = stored_plan(RunFolder(job.path.parent.parent))
-    return JobFolder(Path(plan.paths.run) / "jobs" / str(job.number))
+    return JobFolder(Path(run_on_target(RunFolder(job.path.parent.parent)), "jobs", str(job.number)))
 
 
 def _docker(*arguments: str, seconds: float = ASK_SECONDS, missing_ok: bool = False) -> str:

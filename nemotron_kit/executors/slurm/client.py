@@ -10,7 +10,6 @@ import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -25,6 +24,7 @@ from nemotron_kit.executors.base import (
     Observation,
     PlanContext,
     executor_for,
+    run_on_target,
 )
 from nemotron_kit.executors.nemo_run import (
     MissingExtra,
@@ -43,7 +43,7 @@ from nemotron_kit.remote.ssh import ssh_command
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import JobFolder, JobState
 from nemotron_kit.spec.paths import RemotePaths, sent_paths
-from nemotron_kit.spec.plan import Plan, stored_plan
+from nemotron_kit.spec.plan import Plan
 from nemotron_kit.spec.resources import Resources, label_of, resources_of
 from nemotron_kit.spec.runconfig import ProfileError, resolve_partition
 
@@ -217,7 +217,7 @@ class Slurm(Executor):
     def observe_many(self, runs: Sequence[tuple[RunFolder, Sequence[JobFolder]]]) -> dict[str, dict[int, Observation]]:
         """Run id → job number → its current state, in at most one squeue and one sacct. A job of which Slurm reports
         nothing is `unreachable`. Raises Unreachable if the target does not answer."""
-        folders = {run.id: _target(run) for run, _ in runs}
+        folders = {run.id: run_on_target(run) for run, _ in runs}
         asked = {folders[run.id]: [job.number for job in jobs] for run, jobs in runs}
         found, _ = self.transport.call("slurm_observe", runs=asked)
         return {
@@ -226,12 +226,12 @@ class Slurm(Executor):
         }
 
     def cancel(self, run: RunFolder, jobs: Sequence[JobFolder]) -> None:
-        self.transport.call("slurm_cancel", folder=_target(run), jobs=[job.number for job in jobs])
+        self.transport.call("slurm_cancel", folder=run_on_target(run), jobs=[job.number for job in jobs])
 
     def read_logs(
         self, job: JobFolder, offsets: Mapping[str, int], limit: int, *, only: bool = False, skip: Sequence[str] = ()
     ) -> list[operations.Piece]:
-        folder = f"{_target(RunFolder(job.path.parent.parent))}/jobs/{job.number}"
+        folder = f"{run_on_target(RunFolder(job.path.parent.parent))}/jobs/{job.number}"
         asked: dict[str, Any] = {"job": folder, "offsets": dict(offsets), "limit": limit}
         return operations.pieces(*self.transport.call("read_logs", **asked, only=only, skip=list(skip)))
 
@@ -357,12 +357,6 @@ def _array(plans: list[Plan]) -> Call:
 
 def _name(intent: str, plan: Plan) -> str:
     return scripts.job_name(intent, label_of(plan.settings, plan.recipe, plan.stage))
-
-
-@lru_cache
-def _target(run: RunFolder) -> str:
-    """The run's folder on the target. Cached: it is needed for each piece of a log and never changes."""
-    return stored_plan(run).paths.run
 
 
 _SAME_NAME = (
