@@ -65,11 +65,23 @@ def all_lines(path: str, compression: str, most: int) -> Iterator[bytes]:
 
 
 def content(path: str, compression: str) -> Iterator[bytes]:
-    """The decompressed content of a file, in bounded pieces."""
+    """The decompressed content of a file, of all members (gzip, bzip2, xz) or frames (zstd), in bounded pieces."""
+    import zstandard
+
+    taken = given = 0
     with sources.open_binary(path) as file:
         try:
-            yield from _decompressed(file, compression, path)
-        except (zlib.error, lzma.LZMAError, _BadBzip2, _zstd_error()) as error:
+            for read, out in _zstd(file, path) if compression == "zst" else _members(file, _ENGINES[compression], path):
+                taken, given = taken + read, given + len(out)
+                if given > EXPANDED and given > MAX_EXPANSION * taken:
+                    raise UserError(
+                        f"{path}: its first {show_size(taken)} hold {show_size(given)}, over {MAX_EXPANSION} times as "
+                        "much.",
+                        hint="That is how a decompression bomb looks. If it is meant, decompress the file first.",
+                    )
+                if out:
+                    yield out
+        except (zlib.error, lzma.LZMAError, _BadBzip2, zstandard.ZstdError) as error:
             raise UserError(f"{path}: not a valid .{compression} file: {error}.") from error
 
 
@@ -103,20 +115,6 @@ def _lines(chunks: Iterable[bytes], most: int) -> Iterator[bytes]:
         yield TOO_LONG
     elif size:
         yield b"".join(begun)
-
-
-def _decompressed(file: BinaryIO, compression: str, path: str) -> Iterator[bytes]:
-    """The content of all members (gzip, bzip2, xz) or frames (zstd), in bounded pieces."""
-    taken = given = 0
-    for read, out in _zstd(file, path) if compression == "zst" else _members(file, _ENGINES[compression], path):
-        taken, given = taken + read, given + len(out)
-        if given > EXPANDED and given > MAX_EXPANSION * taken:
-            raise UserError(
-                f"{path}: its first {show_size(taken)} hold {show_size(given)}, over {MAX_EXPANSION} times as much.",
-                hint="That is how a decompression bomb looks. If it is meant, decompress the file first.",
-            )
-        if out:
-            yield out
 
 
 def _members(file: BinaryIO, engine: Callable[[], Any], path: str) -> Iterator[tuple[int, bytes]]:
@@ -186,12 +184,6 @@ class _Bzip2:
 
 
 _ENGINES: dict[str, Callable[[], Any]] = {"gz": _Gzip, "bz2": _Bzip2, "xz": lzma.LZMADecompressor}
-
-
-def _zstd_error() -> type[Exception]:
-    import zstandard
-
-    return zstandard.ZstdError
 
 
 def _zstd(file: BinaryIO, path: str) -> Iterator[tuple[int, bytes]]:

@@ -32,25 +32,20 @@ def parquet_texts(file: SourceFile, piece: FilePart, field: str, rows: RowCounts
     with sources.open_binary(file.path) as stream:
         table = _opened(stream, file.path)
         column = _column(table, file.path, field)
-        chunks = _chunks(table, field)
-        _check_footer(file, field, chunks, rows.max_size)
-        given = packed = 0
-        for group, first, wanted in _dealt(file, piece, table) if dealt else _ranges(piece, table):
-            packed = min(packed + chunks[group].total_compressed_size, file.size)
-            count = _batch_rows(stream, chunks[group], file.path, field, rows.max_size)
-            batches = table.iter_batches(count, row_groups=[group], columns=[field], use_threads=False)
-            for number, scalar in _wanted(map(column, batches), first, wanted):
-                rows.rows += 1
-                text, size = _text(scalar, rows, f"{file.path}, row {number + 1}", field)
-                given += size
-                if given > EXPANDED and given > MAX_EXPANSION * packed:
-                    raise UserError(
-                        f"{file.path}: column {field!r} gives {show_size(given)} by row {number + 1} out of "
-                        f"{show_size(packed)}, over {MAX_EXPANSION} times as much.",
-                        hint=_HINT,
-                    )
-                if text:
-                    yield text
+        given = 0
+        groups = _groups(file, piece, table, dealt=dealt)
+        for number, scalar, packed in _scalars(stream, file, table, groups, [field], [field], column, rows.max_size):
+            rows.rows += 1
+            text, size = _text(scalar, rows, f"{file.path}, row {number + 1}", field)
+            given += size
+            if given > EXPANDED and given > MAX_EXPANSION * packed:
+                raise UserError(
+                    f"{file.path}: column {field!r} gives {show_size(given)} by row {number + 1} out of "
+                    f"{show_size(packed)}, over {MAX_EXPANSION} times as much.",
+                    hint=_HINT,
+                )
+            if text:
+                yield text
 
 
 def parquet_records(
@@ -65,40 +60,30 @@ def parquet_records(
             shown = ", ".join(have[:8])
             raise UserError(f"{file.path}: there is no column {field!r}; it has {shown}.", hint=TEXT_FIELD)
         columns = [field, *(name for name in others if name in have and name != field)]
-        leaves = [path for path in _leaves(table) if path.split(".")[0] in columns]
-        by_leaf = {path: _chunks(table, path) for path in leaves}
-        for path, chunks in by_leaf.items():
-            _check_footer(file, path, chunks, rows.max_size)
-        given = packed = 0
-        for group, first, wanted in _dealt(file, piece, table) if dealt else _ranges(piece, table):
-            chunks = [by_leaf[path][group] for path in leaves]
-            packed = min(packed + sum(chunk.total_compressed_size for chunk in chunks), file.size)
-            count = min(
-                _batch_rows(stream, c, file.path, p, rows.max_size) for p, c in zip(leaves, chunks, strict=True)
-            )
-            batches = table.iter_batches(count, row_groups=[group], columns=columns, use_threads=False)
-            for number, scalar in _wanted((batch.to_struct_array() for batch in batches), first, wanted):
-                rows.rows += 1
-                place = partial(_at_row, file.path, number)
-                try:
-                    record = without_nulls(scalar.as_py())
-                except UnicodeDecodeError as error:
-                    rows.refuse(place, UserError(f"not UTF-8 (byte {error.start + 1} of a text)."))
-                    continue
-                given += _text_size(record)
-                if given > EXPANDED and given > MAX_EXPANSION * packed:
-                    grown = f"{show_size(given)} so far out of {show_size(packed)}"
-                    raise place(UserError(f"{grown}, over {MAX_EXPANSION} times as much.", hint=_HINT))
-                yield record, place
+        every = (table.schema.column(number).path for number in range(len(table.schema.names)))
+        leaves = [path for path in every if path.split(".")[0] in columns]
+        given = 0
+        groups = _groups(file, piece, table, dealt=dealt)
+        scalars = _scalars(
+            stream, file, table, groups, leaves, columns, lambda batch: batch.to_struct_array(), rows.max_size
+        )
+        for number, scalar, packed in scalars:
+            rows.rows += 1
+            place = partial(_at_row, file.path, number)
+            try:
+                record = without_nulls(scalar.as_py())
+            except UnicodeDecodeError as error:
+                rows.refuse(place, UserError(f"not UTF-8 (byte {error.start + 1} of a text)."))
+                continue
+            given += _text_size(record)
+            if given > EXPANDED and given > MAX_EXPANSION * packed:
+                grown = f"{show_size(given)} so far out of {show_size(packed)}"
+                raise place(UserError(f"{grown}, over {MAX_EXPANSION} times as much.", hint=_HINT))
+            yield record, place
 
 
 def _at_row(path: str, number: int, error: UserError) -> UserError:
     return UserError(f"{path}, row {number + 1}: {error.message}", hint=error.hint)
-
-
-def _leaves(table: Any) -> list[str]:
-    schema = table.schema
-    return [schema.column(number).path for number in range(len(schema.names))]
 
 
 def without_nulls(value: Any) -> Any:
@@ -141,32 +126,46 @@ def _text(scalar: Any, rows: RowCounts, at: str, field: str) -> tuple[str, int]:
 _Groups = Iterator[tuple[int, int, list[range]]]
 
 
-def _dealt(file: SourceFile, piece: FilePart, table: Any) -> _Groups:
-    parts = frozenset(piece.parts)
-    for group, first, count in _row_groups(table):
-        most = count if file.rows is None else min(count, file.rows - first)
-        wanted = [range(n, n + 1) for n in range(most) if (first + n) % piece.of in parts]
-        if wanted:
-            yield group, first, wanted
-
-
-def _ranges(piece: FilePart, table: Any) -> _Groups:
-    """Rows [n·part/of, n·(part+1)/of)."""
-    rows = table.metadata.num_rows
+def _groups(file: SourceFile, piece: FilePart, table: Any, *, dealt: bool) -> _Groups:
+    """The row groups with rows of a piece: if `dealt`, of the sample's those whose number modulo `of` is one of its
+    parts; else rows [n·part/of, n·(part+1)/of) of the file's n."""
+    parts, rows = frozenset(piece.parts), table.metadata.num_rows
     ranges = [range(rows * part // piece.of, rows * (part + 1) // piece.of) for part in piece.parts]
-    for group, first, count in _row_groups(table):
-        wanted = [r for r in (range(max(r.start - first, 0), min(r.stop - first, count)) for r in ranges) if r]
-        if wanted:
-            yield group, first, wanted
-
-
-def _row_groups(table: Any) -> Iterator[tuple[int, int, int]]:
-    """(number, first row, how many rows) of each."""
     first = 0
     for group in range(table.metadata.num_row_groups):
         count = table.metadata.row_group(group).num_rows
-        yield group, first, count
+        if dealt:
+            most = count if file.rows is None else min(count, file.rows - first)
+            wanted = [range(n, n + 1) for n in range(most) if (first + n) % piece.of in parts]
+        else:
+            wanted = [r for r in (range(max(r.start - first, 0), min(r.stop - first, count)) for r in ranges) if r]
+        if wanted:
+            yield group, first, wanted
         first += count
+
+
+def _scalars(
+    stream: Any,
+    file: SourceFile,
+    table: Any,
+    groups: _Groups,
+    leaves: Sequence[str],
+    columns: Sequence[str],
+    take: _Column,
+    most: int,
+) -> Iterator[tuple[int, Any, int]]:
+    """(number, scalar, compressed bytes read so far) of the rows of `groups`, which `take` makes of the batches of
+    these columns. What the footer says of their leaves is checked first."""
+    chunks = {leaf: _chunks(table, leaf) for leaf in leaves}
+    for leaf in leaves:
+        _check_footer(file, leaf, chunks[leaf], most)
+    packed = 0
+    for group, first, wanted in groups:
+        packed = min(packed + sum(chunks[leaf][group].total_compressed_size for leaf in leaves), file.size)
+        count = min(_batch_rows(stream, chunks[leaf][group], file.path, leaf, most) for leaf in leaves)
+        batches = table.iter_batches(count, row_groups=[group], columns=columns, use_threads=False)
+        for number, scalar in _wanted(map(take, batches), first, wanted):
+            yield number, scalar, packed
 
 
 def _wanted(arrays: Iterable[Any], first: int, wanted: list[range]) -> Iterator[tuple[int, Any]]:

@@ -36,22 +36,20 @@ def rows_of_file(path: str) -> Iterator[tuple[str, bytes | None, dict[str, Any]]
     if kind.startswith(("csv", "text")):
         raise UserError(f"{path}: rows with objects in them are needed: JSON lines or Parquet.")
     for number, line in enumerate(line_streams.all_lines(path, compression_of(kind), DEFAULT_MAX_DOC_SIZE), 1):
+        where = f"line {number}"
         if isinstance(line, line_streams.TooLong):
-            raise UserError(f"{path}, line {number}: more than {show_size(DEFAULT_MAX_DOC_SIZE)}.")
+            raise UserError(f"{path}, {where}: more than {show_size(DEFAULT_MAX_DOC_SIZE)}.")
         text = line.removeprefix(b"\xef\xbb\xbf").strip() if number == 1 else line.strip()
-        if text:
-            yield f"line {number}", text, _parsed(text, f"{path}, line {number}")
-
-
-def _parsed(text: bytes, at: str) -> dict[str, Any]:
-    try:
-        row = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        hint = "The file is a JSON array; one object a line is needed." if text.startswith(b"[") else None
-        raise UserError(f"{at}: malformed JSON: {error}.", hint=hint) from error
-    if not isinstance(row, dict):
-        raise UserError(f"{at}: expected a JSON object, got a {type(row).__name__}.")
-    return row
+        if not text:
+            continue
+        try:
+            row = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            hint = "The file is a JSON array; one object a line is needed." if text.startswith(b"[") else None
+            raise UserError(f"{path}, {where}: malformed JSON: {error}.", hint=hint) from error
+        if not isinstance(row, dict):
+            raise UserError(f"{path}, {where}: expected a JSON object, got a {type(row).__name__}.")
+        yield where, text, row
 
 
 def _parquet_rows(path: str, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:

@@ -8,10 +8,11 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from io import BytesIO
 from operator import itemgetter
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from nemotron_kit.data_prep import line_streams, parquet, sources
 from nemotron_kit.data_prep.config import DEFAULT_MAX_DOC_SIZE, TEXT_FIELD, RowCounts, show_size
@@ -24,9 +25,15 @@ SMALL = 1 << 20
 # Beyond this many bytes a line is named by its offset: finding its number would read everything before it.
 _COUNTED = 1 << 30
 
-
 # Puts a row's place before the error about it.
 Place = Callable[[UserError], UserError]
+Row = TypeVar("Row")
+
+
+def _dealt(rows: Iterable[Row], file: SourceFile, piece: FilePart) -> Iterator[Row]:
+    """A file's rows that belong to a piece, where they are dealt one by one."""
+    parts = frozenset(piece.parts)
+    return (row for number, row in enumerate(itertools.islice(rows, file.rows)) if number % piece.of in parts)
 
 
 def jsonlines_texts(file: SourceFile, piece: FilePart, compression: str, field: str, rows: RowCounts) -> Iterator[str]:
@@ -41,13 +48,6 @@ def jsonlines_texts(file: SourceFile, piece: FilePart, compression: str, field: 
             rows.empty += 1
         else:
             rows.refuse(place, UserError(f"{field!r} is a {type(text).__name__}, not text."))
-
-
-def jsonlines_records(
-    file: SourceFile, piece: FilePart, compression: str, field: str, rows: RowCounts
-) -> Iterator[tuple[dict[str, Any], Place]]:
-    """(record, its location) of each row of a piece; a row with a duplicate key `field` is refused."""
-    return _values(file, piece, compression, field, rows, _whole)
 
 
 def _whole(row: Any) -> Any:
@@ -71,13 +71,17 @@ def _values(
     loads, malformed = orjson.loads, orjson.JSONDecodeError
     keys = [json.dumps(key, ensure_ascii=False).encode("utf-8", "replace") for key in {field, *field.split(".")}]
     by_range = not compression and file.rows is None and file.size > SMALL
-    found = _ranges(file, piece, rows.max_size) if by_range else _dealt(file, piece, compression, rows.max_size)
+    if by_range:
+        found = _ranges(file, piece, rows.max_size)
+    else:
+        found = _dealt(_rows(file.path, compression, rows.max_size), file, piece)
     for where, line in found:
         rows.rows += 1
         place = functools.partial(_placed, path=file.path, where=where, by_range=by_range)
         try:
-            if any(line.count(key) > 1 and _is_doubled(key, line) for key in keys):
-                raise KeyError(field)  # the fast parser lets the last of two equal keys win in silence
+            for key in keys:
+                if line.count(key) > 1 and len(re.findall(re.escape(key) + rb"\s*:", line)) > 1:
+                    raise KeyError(field)  # the fast parser lets the last of two equal keys win in silence
             if pick is _whole and _LONG_INTEGER in line.translate(_DIGITS):
                 raise TypeError
             value = pick(loads(line))
@@ -90,22 +94,10 @@ def _values(
         yield value, place
 
 
-def count_jsonlines(file: SourceFile, compression: str, limit: int, max_size: int) -> int:
-    """How many rows a file has, `limit` at most."""
-    return sum(1 for _ in itertools.islice(_rows(file.path, compression, max_size), limit))
-
-
 def _rows(path: str, compression: str, max_size: int) -> Iterator[tuple[int, bytes]]:
     """(line number, line) of each line that is not blank."""
     numbered = enumerate(line_streams.all_lines(path, compression, max_size), 1)
     return ((number, line) for number, line in numbered if line and not line.isspace())
-
-
-def _dealt(file: SourceFile, piece: FilePart, compression: str, max_size: int) -> Iterator[tuple[int, bytes]]:
-    parts = frozenset(piece.parts)
-    for row, found in enumerate(itertools.islice(_rows(file.path, compression, max_size), file.rows)):
-        if row % piece.of in parts:
-            yield found
 
 
 def _ranges(file: SourceFile, piece: FilePart, max_size: int) -> Iterator[tuple[int, bytes]]:
@@ -135,10 +127,6 @@ def _picker(field: str) -> Callable[[Any], Any]:
     return pick
 
 
-def _is_doubled(key: bytes, line: bytes) -> bool:
-    return len(re.findall(re.escape(key) + rb"\s*:", line)) > 1
-
-
 def _careful(line: bytes, pick: Callable[[Any], Any], rows: RowCounts, field: str) -> Any:
     """The text of a row that the fast parser refuses. NaN, huge integers, lone surrogates and a BOM are accepted; a
     duplicate key on the path to the text is not."""
@@ -154,8 +142,11 @@ def _careful(line: bytes, pick: Callable[[Any], Any], rows: RowCounts, field: st
                 raise UserError(f"the key {twice!r} is given twice in one object.")
         return row
 
+    def parsed(digits: str) -> int | float:  # Python refuses more than 4300 digits, and the value is not needed
+        return int(digits) if len(digits) <= 4000 else float(digits)
+
     try:
-        row = json.loads(line.decode("utf-8-sig"), object_pairs_hook=checked, parse_int=_integer)
+        row = json.loads(line.decode("utf-8-sig"), object_pairs_hook=checked, parse_int=parsed)
     except UnicodeDecodeError as error:
         raise UserError(f"not UTF-8 (byte {error.start + 1} of the line){_looks_like(line)}.") from error
     except (ValueError, RecursionError) as error:
@@ -181,11 +172,6 @@ def _without_surrogates(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def _integer(digits: str) -> int | float:
-    """Parse an integer of any length: Python refuses more than 4300 digits, and the value is not needed."""
-    return int(digits) if len(digits) <= 4000 else float(digits)
-
-
 # What a file is that is not what its ending says.
 _MAGIC = {
     b"\x1f\x8b": "gzip: name it .gz",
@@ -207,22 +193,18 @@ def _looks_like(data: bytes) -> str:
 
 
 def _placed(error: UserError, path: str, where: int, by_range: bool) -> UserError:
-    """The error of a line, preceded by its location."""
-    far = by_range and where > _COUNTED
-    at = f"{path}, byte {where}" if far else f"{path}, line {_line_number(path, where, by_range)}"
-    return UserError(f"{at}: {error.message}", hint=error.hint)
-
-
-def _line_number(path: str, where: int, by_range: bool) -> int:
-    """In a byte range `where` is an offset."""
-    if not by_range:
-        return where
-    number, left = 1, where
-    with sources.open_binary(path) as file:
-        while left and (data := file.read(min(left, 1 << 20))):
-            number += data.count(b"\n")
-            left -= len(data)
-    return number
+    """The error of a line, preceded by its location. `where` is the line's number, in a byte range its offset."""
+    at = f"line {where}"
+    if by_range and where > _COUNTED:
+        at = f"byte {where}"
+    elif by_range:
+        number, left = 1, where
+        with sources.open_binary(path) as file:
+            while left and (data := file.read(min(left, 1 << 20))):
+                number += data.count(b"\n")
+                left -= len(data)
+        at = f"line {number}"
+    return UserError(f"{path}, {at}: {error.message}", hint=error.hint)
 
 
 class _TooLarge(Exception):
@@ -231,12 +213,9 @@ class _TooLarge(Exception):
 
 def csv_texts(file: SourceFile, piece: FilePart, compression: str, field: str, rows: RowCounts) -> Iterator[str]:
     """The texts of a piece. A row whose text is empty is left out."""
-    parts = frozenset(piece.parts)
     reader = _Reader(file.path, compression, rows.max_size)
     column = reader.column(field)
-    for number, (line, row) in enumerate(itertools.islice(reader.rows(), file.rows)):
-        if number % piece.of not in parts:
-            continue
+    for line, row in _dealt(reader.rows(), file, piece):
         rows.rows += 1
         at = f"{file.path}, line {line}"
         if isinstance(row, str):
@@ -249,11 +228,6 @@ def csv_texts(file: SourceFile, piece: FilePart, compression: str, field: str, r
             rows.refuse(UserError, f"{at}: {field!r} is not UTF-8.")
         else:
             yield row[column]
-
-
-def count_csv_rows(file: SourceFile, compression: str, limit: int, max_size: int) -> int:
-    """How many rows a file has, `limit` at most."""
-    return sum(1 for _ in itertools.islice(_Reader(file.path, compression, max_size).rows(), limit))
 
 
 class _Reader:
@@ -326,16 +300,21 @@ _SEARCH = 1 << 16
 
 def plaintext_texts(file: SourceFile, piece: FilePart, compression: str, rows: RowCounts) -> Iterator[str]:
     """The documents of a piece; one that is not UTF-8 text is refused, with the position of the byte."""
-    parts = frozenset(piece.parts)
-    documents = _unpacked(file, compression) if compression else _cut_out(file, piece.of, parts)
-    for number, (start, data) in enumerate(itertools.islice(documents, file.rows)):
-        if number % piece.of not in parts:
-            continue
+    if compression:
+        documents = _dealt(_unpacked(file, compression), file, piece)
+    else:
+        documents = _cut_out(file, _dealt(_document_numbers(file), file, piece))
+    for start, data in documents:
         rows.rows += 1
+        kind = "" if start else _looks_like(data)
+        null = data.find(0)
+        if null >= 0:  # a program, an image, a file with holes
+            rows.refuse(UserError, f"{file.path}: not plain text: a null character (byte {start + null}){kind}.")
+            continue
         try:
-            text = _decoded(data, file.path, start)
-        except UserError as error:
-            rows.refuse(UserError, error.message)
+            text = data.decode("utf-8").removeprefix("\ufeff")
+        except UnicodeDecodeError as error:
+            rows.refuse(UserError, f"{file.path}: not UTF-8 text (byte {start + error.start}){kind}.")
             continue
         if text.strip():
             yield text
@@ -343,22 +322,16 @@ def plaintext_texts(file: SourceFile, piece: FilePart, compression: str, rows: R
             rows.empty += 1
 
 
-def count_plaintext_rows(file: SourceFile, compression: str, limit: int) -> int:
-    """How many documents a file holds, `limit` at most."""
-    if compression:
-        return sum(1 for _ in itertools.islice(_unpacked(file, compression), limit))
-    return min(-(-file.size // _DOCUMENT), limit)
+def _document_numbers(file: SourceFile) -> range:
+    return range(-(-file.size // _DOCUMENT))
 
 
-def _cut_out(file: SourceFile, of: int, parts: frozenset[int]) -> Iterator[tuple[int, bytes]]:
-    """(first byte, content) of each document; b"" for one of another part, which is not read."""
+def _cut_out(file: SourceFile, numbers: Iterable[int]) -> Iterator[tuple[int, bytes]]:
+    """(first byte, content) of the documents with these numbers; no other one is read."""
     with sources.open_binary(file.path) as stream:
-        for number in range(-(-file.size // _DOCUMENT)):
-            if number % of in parts:
-                start, end = (_cut(stream, (number + i) * _DOCUMENT, file.size) for i in (0, 1))
-                yield start, _between(stream, start, end)
-            else:
-                yield 0, b""
+        for number in numbers:
+            start, end = (_cut(stream, (number + i) * _DOCUMENT, file.size) for i in (0, 1))
+            yield start, _between(stream, start, end)
 
 
 def _unpacked(file: SourceFile, compression: str) -> Iterator[tuple[int, bytes]]:
@@ -393,15 +366,17 @@ def _cut(stream: BinaryIO, at: int, size: int) -> int:
     return at + sum(1 for _ in itertools.takewhile(lambda byte: byte & 0xC0 == 0x80, data[:4]))
 
 
-def _decoded(data: bytes, path: str, start: int) -> str:
-    null = data.find(0)
-    kind = "" if start else _looks_like(data)
-    if null >= 0:  # a program, an image, a file with holes
-        raise UserError(f"{path}: not plain text: a null character (byte {start + null}){kind}.")
+@contextmanager
+def _read_errors(path: str) -> Iterator[None]:
+    """Turn whatever a store's library raises (our own errors aside) into a NemotronError that names the file."""
     try:
-        return data.decode("utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text (byte {start + error.start}){kind}.") from error
+        yield
+    except NemotronError:
+        raise
+    except Exception as error:
+        raise NemotronError(
+            f"{path}: reading failed: {type(error).__name__}: {error}.", hint="Run it again: finished shards are kept."
+        ) from error
 
 
 def texts(source: PlannedSource, piece: FilePart, rows: RowCounts) -> Iterator[str]:
@@ -409,8 +384,8 @@ def texts(source: PlannedSource, piece: FilePart, rows: RowCounts) -> Iterator[s
     ones."""
     file = source.files[piece.file]
     kind = kind_of(file.path) or ""
-    _check_size(file)
-    try:
+    with _read_errors(file.path):
+        _check_size(file)
         if kind == "parquet":
             dealt = file.rows is not None or file.size <= SMALL
             yield from parquet.parquet_texts(file, piece, source.text_field, rows, dealt=dealt)
@@ -420,10 +395,37 @@ def texts(source: PlannedSource, piece: FilePart, rows: RowCounts) -> Iterator[s
             yield from csv_texts(file, piece, compression_of(kind), source.text_field, rows)
         else:
             yield from jsonlines_texts(file, piece, compression_of(kind), source.text_field, rows)
-    except (NemotronError, GeneratorExit):
-        raise
-    except Exception as error:  # a remote store raises whatever its library does
-        raise sources.failing(file.path, error) from error
+
+
+def records(
+    source: PlannedSource, piece: FilePart, rows: RowCounts, others: Sequence[str] = ()
+) -> Iterator[tuple[dict[str, Any], Place]]:
+    """(record, its place) of each row of a piece, of JSON lines or Parquet. A Parquet's record has the source's field
+    and those of `others` that are there; what is null in it is left out. A line with that field twice is refused."""
+    file = source.files[piece.file]
+    kind = kind_of(file.path) or ""
+    with _read_errors(file.path):
+        _check_size(file)
+        if kind == "parquet":
+            dealt = file.rows is not None or file.size <= SMALL
+            yield from parquet.parquet_records(file, piece, source.text_field, others, rows, dealt=dealt)
+        elif kind.startswith(("text", "csv")):
+            hint = "Records are read from JSON lines and Parquet."
+            raise UserError(f"{file.path}: holds no records such as messages.", hint=hint)
+        else:
+            yield from _values(file, piece, compression_of(kind), source.text_field, rows, _whole)
+
+
+def _check_size(file: SourceFile) -> None:
+    """Raise UserError if a local file's size is not the plan's: byte ranges would be of other text."""
+    if sources.is_remote(file.path):
+        return
+    size = os.stat(file.path).st_size  # noqa: PTH116 — fast, for very many files
+    if size != file.size:
+        raise UserError(
+            f"{file.path}: it has {size:,} bytes, and had {file.size:,} when the plan was made.",
+            hint="Make the plan again with --force.",
+        )
 
 
 def count_rows(file: SourceFile, limit: int, max_size: int = DEFAULT_MAX_DOC_SIZE) -> int:
@@ -432,52 +434,15 @@ def count_rows(file: SourceFile, limit: int, max_size: int = DEFAULT_MAX_DOC_SIZ
     Raises NemotronError for a file that can't be read.
     """
     kind = kind_of(file.path) or ""
-    try:
+    compression = compression_of(kind)
+    with _read_errors(file.path):
+        rows: Iterable[Any]
         if kind == "parquet":
             return parquet.count_parquet_rows(file, limit)
         if kind.startswith("text"):
-            return count_plaintext_rows(file, compression_of(kind), limit)
-        count = count_csv_rows if kind.startswith("csv") else count_jsonlines
-        return count(file, compression_of(kind), limit, max_size)
-    except NemotronError:
-        raise
-    except Exception as error:  # a remote store raises whatever its library does
-        raise sources.failing(file.path, error) from error
-
-
-def _check_size(file: SourceFile) -> None:
-    """Raise UserError if a local file's size is not the plan's: byte ranges would be of other text."""
-    if sources.is_remote(file.path):
-        return
-    try:
-        size = os.stat(file.path).st_size  # noqa: PTH116 — fast, for very many files
-    except OSError as error:
-        raise sources.failing(file.path, error) from error
-    if size != file.size:
-        raise UserError(
-            f"{file.path}: it has {size:,} bytes, and had {file.size:,} when the plan was made.",
-            hint="Make the plan again with --force.",
-        )
-
-
-def records(
-    source: PlannedSource, piece: FilePart, rows: RowCounts, others: Sequence[str] = ()
-) -> Iterator[tuple[dict[str, Any], Place]]:
-    """(record, its place) of each row of a piece, of JSON lines or Parquet. A Parquet's record has the source's field
-    and those of `others` that are there; what is null in it is left out."""
-    file = source.files[piece.file]
-    kind = kind_of(file.path) or ""
-    _check_size(file)
-    try:
-        if kind == "parquet":
-            dealt = file.rows is not None or file.size <= SMALL
-            yield from parquet.parquet_records(file, piece, source.text_field, others, rows, dealt=dealt)
-        elif kind.startswith(("text", "csv")):
-            hint = "Records are read from JSON lines and Parquet."
-            raise UserError(f"{file.path}: holds no records such as messages.", hint=hint)
+            rows = _unpacked(file, compression) if compression else _document_numbers(file)
+        elif kind.startswith("csv"):
+            rows = _Reader(file.path, compression, max_size).rows()
         else:
-            yield from jsonlines_records(file, piece, compression_of(kind), source.text_field, rows)
-    except (NemotronError, GeneratorExit):
-        raise
-    except Exception as error:  # a remote store raises whatever its library does
-        raise sources.failing(file.path, error) from error
+            rows = _rows(file.path, compression, max_size)
+        return sum(1 for _ in itertools.islice(rows, limit))

@@ -20,7 +20,7 @@ from nemotron_kit.data_prep.cpython import write_corpus
 from nemotron_kit.data_prep.exercises import SCHEME as EXERCISES
 from nemotron_kit.data_prep.exercises import write_exercises
 from nemotron_kit.data_prep.local_files import Omissions, is_pattern, local_files_below, matching
-from nemotron_kit.errors import NemotronError, UserError, nearest, sentence
+from nemotron_kit.errors import UserError, nearest, sentence
 from nemotron_kit.files import kind_of_file, open_regular
 from nemotron_kit.home import expand_user
 from nemotron_kit.masking import LEAST_NOTED, note_used
@@ -166,13 +166,6 @@ def _remote_identity(info: dict[str, Any]) -> str | None:
         if value:
             return f"{key}:{value}"
     return None
-
-
-def failing(path: str, error: Exception) -> NemotronError:
-    """The error for a file that could not be read to its end."""
-    return NemotronError(
-        f"{path}: reading failed: {type(error).__name__}: {error}.", hint="Run it again: finished shards are kept."
-    )
 
 
 def unlistable(path: str, where: str, error: Exception) -> UserError:
