@@ -132,6 +132,13 @@ def write_bytes(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     fsync_dir(path.parent)
 
 
+def write_changed(path: Path, data: bytes, *, mode: int = 0o600) -> None:
+    """`write_bytes`, with the folder, unless the file holds these very bytes: it is left as it is then."""
+    if not path.is_file() or path.read_bytes() != data:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, data, mode=mode)
+
+
 def write_new(path: Path, text: str, *, mode: int = 0o600) -> None:
     """Write UTF-8 text durably into a folder that does not have its final name yet, without a temporary file."""
     _fill(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), text.encode("utf-8"), path)

@@ -9,7 +9,6 @@ conversations instead: a question about an object, and the beginning of its docs
 from __future__ import annotations
 
 import ast
-import fnmatch
 import gc
 import hashlib
 import json
@@ -18,13 +17,13 @@ import re
 import sys
 import sysconfig
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from nemotron_kit.errors import UserError, nearest, sentence
-from nemotron_kit.files import write_bytes
+from nemotron_kit.files import write_changed
 
 SCHEME = "cpython://"
 _SHORT = 40  # characters: headings and signatures may repeat
@@ -44,11 +43,8 @@ def write_corpus(url: str, folder: Path) -> Path:
     lines = [json.dumps(record, ensure_ascii=False) for record in _CORPORA[name]()]
     if not lines:
         raise UserError(f"{url}: this Python ({sys.executable}) comes without that text.", hint="Use another source.")
-    content = ("\n".join(lines) + "\n").encode("utf-8")
     path = folder / f"cpython-{name}.jsonl"
-    if not path.is_file() or path.read_bytes() != content:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_bytes(path, content, mode=0o666)
+    write_changed(path, ("\n".join(lines) + "\n").encode("utf-8"), mode=0o666)
     return path
 
 
@@ -61,7 +57,7 @@ def _topics() -> Iterator[tuple[str, str]]:
 
 
 def _docstrings() -> Iterator[tuple[str, str]]:
-    for module, _, tree in _modules("**/*.py"):
+    for module, _, tree in _modules():
         parts = []
         for name, node in _definitions(tree, module):
             text = ast.get_docstring(node)
@@ -71,7 +67,7 @@ def _docstrings() -> Iterator[tuple[str, str]]:
 
 
 def _sources() -> Iterator[tuple[str, str]]:
-    for module, source, tree in _modules("*.py"):  # the single-file modules are text enough
+    for module, source, tree in _modules(in_packages=False):  # the single-file modules are text enough
         lines = source.splitlines()
         for _, node in _definitions(tree, module):
             if ast.get_docstring(node, clean=False) is not None:
@@ -81,13 +77,24 @@ def _sources() -> Iterator[tuple[str, str]]:
 
 
 def _texts(corpus: Callable[[], Iterator[tuple[str, str]]]) -> Iterator[dict[str, Any]]:
-    return ({"id": key, "text": text} for key, text in _without_repeats(corpus()) if text.strip())
+    """A corpus's documents, without the paragraphs that have occurred before."""
+    seen: set[bytes] = set()
+    for key, document in corpus():
+        kept = []
+        for paragraph in document.split("\n\n"):
+            digest = hashlib.blake2b(" ".join(paragraph.split()).encode("utf-8"), digest_size=16).digest()
+            if digest not in seen or len(paragraph) < _SHORT:
+                kept.append(paragraph)
+            seen.add(digest)
+        text = "\n\n".join(kept).strip("\n")
+        if text.strip():
+            yield {"id": key, "text": text}
 
 
 def _questions() -> Iterator[dict[str, Any]]:
     """Questions about objects with a docstring, except those whose first paragraph has occurred before."""
     seen: set[str] = set()
-    for module, _, tree in _modules("**/*.py"):
+    for module, _, tree in _modules():
         for name, node in _definitions(tree, module):
             answer = " ".join((ast.get_docstring(node) or "").split("\n\n")[0].split())
             if not _SHORT_ANSWER <= len(answer) <= _LONG_ANSWER or answer in seen:
@@ -107,30 +114,26 @@ _CORPORA: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {
 }
 
 
-def _modules(pattern: str) -> Iterator[tuple[str, str, ast.Module]]:
+def _modules(*, in_packages: bool = True) -> Iterator[tuple[str, str, ast.Module]]:
     """(dotted name, source, syntax tree) of each module of the standard library that is installed as source text."""
     library = Path(sysconfig.get_path("stdlib"))
-    for path in sorted(_files(library, pattern)):
+    paths: list[Path] = []
+    for place, folders, files in os.walk(library):
+        top = place == str(library)
+        # No folder of what is not asked for: a library's site-packages can have many times as many files.
+        folders[:] = [
+            name
+            for name in folders
+            if in_packages and name not in _NOT_TEXT and (not top or name in sys.stdlib_module_names)
+        ]
+        paths += [Path(place, name) for name in files if name.endswith(".py")]
+    for path in sorted(paths):
         parts = path.relative_to(library).with_suffix("").parts
         if parts[0] in sys.stdlib_module_names and not _NOT_TEXT.intersection(parts):
             source = path.read_text(encoding="utf-8", errors="replace")
             tree = _parsed(source)
             if tree is not None:
                 yield ".".join(parts).removesuffix(".__init__"), source, tree
-
-
-def _files(library: Path, pattern: str) -> Iterator[Path]:
-    """The files of a pattern, without those in folders of nothing that is asked for: a library's site-packages can have
-    many times as many."""
-    if not pattern.startswith("**/"):
-        yield from library.glob(pattern)
-        return
-    for place, folders, files in os.walk(library):
-        top = place == str(library)
-        folders[:] = [
-            name for name in folders if name not in _NOT_TEXT and (not top or name in sys.stdlib_module_names)
-        ]
-        yield from (Path(place, name) for name in fnmatch.filter(files, pattern.removeprefix("**/")))
 
 
 def _parsed(source: str) -> ast.Module | None:
@@ -158,15 +161,3 @@ def _definitions(node: _Definition, name: str) -> Iterator[tuple[str, _Definitio
 
 def _arguments(node: _Definition) -> str:
     return f"({ast.unparse(node.args)})" if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) else ""
-
-
-def _without_repeats(documents: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
-    seen: set[bytes] = set()
-    for key, text in documents:
-        kept = []
-        for paragraph in text.split("\n\n"):
-            digest = hashlib.blake2b(" ".join(paragraph.split()).encode("utf-8"), digest_size=16).digest()
-            if digest not in seen or len(paragraph) < _SHORT:
-                kept.append(paragraph)
-            seen.add(digest)
-        yield key, "\n\n".join(kept).strip("\n")

@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from nemotron_kit.errors import UserError, nearest, sentence
-from nemotron_kit.files import write_bytes
+from nemotron_kit.files import write_changed
 
 SCHEME = "exercises://"
 CHAT, RL = "chat", "rl"
@@ -37,11 +37,8 @@ def write_exercises(url: str, folder: Path) -> Path:
     that holds them already is left as it is. Raises UserError for a URL that names none."""
     task, count, seed, form = parse(url)
     lines = [json.dumps(_record(task, *pair, form), ensure_ascii=False) for pair in exercises(task, count, seed, form)]
-    content = ("\n".join(lines) + "\n").encode("utf-8")
     path = folder / f"exercises-{task}-{form}-{count}-{seed}.jsonl"
-    if not path.is_file() or path.read_bytes() != content:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_bytes(path, content, mode=0o666)
+    write_changed(path, ("\n".join(lines) + "\n").encode("utf-8"), mode=0o666)
     return path
 
 

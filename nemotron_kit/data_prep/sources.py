@@ -131,14 +131,22 @@ def found_at(fs: Any, path: str, info: dict[str, Any]) -> FoundFile:
     info = info if info.get("size") is not None else fs.info(path)
     if info.get("size") is None:
         raise ValueError(f"the server does not tell the size of {path.rsplit('/', 1)[-1]}")
-    return FoundFile(fs.unstrip_protocol(path), int(info["size"]), _remote_identity(info))
+    identity = None
+    for key in (*_IDENTITIES, *_TIMES):
+        value = info.get(key)
+        if isinstance(value, dict):
+            value = value.get("sha256")
+        if value:
+            identity = f"{key}:{value}"
+            break
+    return FoundFile(fs.unstrip_protocol(path), int(info["size"]), identity)
 
 
 def content_identity(path: str, size: int, *, samples: tuple[int, int] | None = (16, 1 << 16)) -> str:
     """What identifies a local file's content: its sha256 (`samples` None), or for a large file its size, time and so
     many samples of so many bytes."""
     digest = hashlib.sha256()
-    with open_regular(path, buffering=0) as file:
+    with open_regular(path) as file:
         if samples is None:
             while data := file.read(BUFFER):
                 digest.update(data)
@@ -146,26 +154,8 @@ def content_identity(path: str, size: int, *, samples: tuple[int, int] | None = 
         count, length = samples
         for number in range(count):
             file.seek(size * number // count)
-            digest.update(_read_up_to(file, length))
+            digest.update(file.read(length))
         return f"sampled:{size}:{os.fstat(file.fileno()).st_mtime_ns}:{digest.hexdigest()}"
-
-
-def _read_up_to(file: BinaryIO, count: int) -> bytes:
-    """As many bytes as there are up to `count`: one call may give fewer."""
-    data = file.read(count)
-    while 0 < len(data) < count and (more := file.read(count - len(data))):
-        data += more
-    return data
-
-
-def _remote_identity(info: dict[str, Any]) -> str | None:
-    for key in (*_IDENTITIES, *_TIMES):
-        value = info.get(key)
-        if isinstance(value, dict):
-            value = value.get("sha256")
-        if value:
-            return f"{key}:{value}"
-    return None
 
 
 def unlistable(path: str, where: str, error: Exception) -> UserError:
@@ -231,7 +221,7 @@ def list_files(dataset: Dataset, *, folder: Path, corpora: Path, left: Omissions
         if dataset.path.startswith(scheme):
             return _local(str(write(dataset.path, corpora)), dataset, where, left)
     if dataset.path.startswith("hf://"):
-        return list_hub(dataset, where, left)
+        return hub_files(*_hub_listing(dataset, where, left), dataset, where, left)
     if is_remote(dataset.path):
         return _remote(dataset, where, left)
     return _local(find_local(dataset.path, folder), dataset, where, left)
@@ -434,16 +424,11 @@ def _split_word(path: str) -> str | None:
     return next((_SPLIT_WORDS[w] for w in re.split(r"[^a-z]+", path.lower()) if w in _SPLIT_WORDS), None)
 
 
-def list_hub(dataset: Dataset, where: str, left: Omissions) -> list[FoundFile]:
-    """hf://owner/name[@revision][/path], with or without `datasets/` before it."""
-    below, configs = _hub_listing(dataset, where, left)
-    return hub_files(below, configs, dataset, where, left)
-
-
 def _hub_listing(
     dataset: Dataset, where: str, left: Omissions
 ) -> tuple[dict[str, FoundFile], dict[str, list[tuple[str, str]]]]:
-    """The arguments of `hub_files`: a repository's files, and the configs in its card."""
+    """The arguments of `hub_files`: the files, and the configs in the card, of hf://owner/name[@revision][/path] (with
+    or without `datasets/` before it)."""
     parts = dataset.path.removeprefix("hf://").removeprefix("datasets/").rstrip("/").split("/")
     if len(parts) < 2:
         raise UserError(f"{where}: {dataset.path} is not hf://owner/name.")
@@ -524,15 +509,14 @@ def _card_configs(card: str) -> dict[str, list[tuple[str, str]]]:
     values = yaml.safe_load(head[1]) if head else None
     configs: dict[str, list[tuple[str, str]]] = {}
     for entry in (values or {}).get("configs") or []:
-        files = entry.get("data_files") or []
-        configs[str(entry.get("config_name", "default"))] = [pair for item in _listed(files) for pair in _pairs(item)]
+        pairs = configs[str(entry.get("config_name", "default"))] = []
+        for item in _listed(entry.get("data_files") or []):
+            if isinstance(item, str):
+                pairs.append(("train", item))
+                continue
+            split = str(item.get("split", "train"))
+            pairs += [(split, str(pattern)) for pattern in _listed(item.get("path") or [])]
     return configs
-
-
-def _pairs(item: Any) -> list[tuple[str, str]]:
-    if isinstance(item, str):
-        return [("train", item)]
-    return [(str(item.get("split", "train")), str(pattern)) for pattern in _listed(item.get("path") or [])]
 
 
 def _listed(value: Any) -> list[Any]:

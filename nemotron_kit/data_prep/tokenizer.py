@@ -11,7 +11,7 @@ from typing import Any
 
 from nemotron_kit.data_prep.shard_plan import TokenizerRecord
 from nemotron_kit.errors import UserError
-from nemotron_kit.files import kind_of_file, read_regular, write_bytes, write_text
+from nemotron_kit.files import kind_of_file, read_regular, write_changed, write_text
 from nemotron_kit.home import expand_user
 
 FOLDER = "tokenizer"
@@ -118,11 +118,10 @@ def copy_tokenizer(file: Path, output: Path, template: str | None = None) -> Non
     """Copy the tokenizer's files, and the chat template's text, to `<output>/tokenizer`, where the plan and its readers
     look for them. What this tokenizer does not have is removed: it would be another one's."""
     target = output / FOLDER
-    target.mkdir(parents=True, exist_ok=True)
     for source, copy in [(file, target / MAIN), *((file.parent / name, target / name) for name in _SIDE)]:
-        if source.is_file() and not (copy.is_file() and copy.read_bytes() == source.read_bytes()):
-            write_bytes(copy, source.read_bytes(), mode=0o666)
-        elif not source.is_file():
+        if source.is_file():
+            write_changed(copy, source.read_bytes(), mode=0o666)
+        else:
             copy.unlink(missing_ok=True)
     if template is not None:
         write_text(target / CHAT_TEMPLATE, template, mode=0o666)
