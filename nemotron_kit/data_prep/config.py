@@ -125,6 +125,11 @@ class DataBlend:
         """The datasets of all splits."""
         return [dataset for datasets in self.splits.values() for dataset in datasets]
 
+    @property
+    def used(self) -> list[tuple[str, Dataset]]:
+        """(split, dataset) of those that have a weight; the others are left out."""
+        return [(split, dataset) for split, datasets in self.splits.items() for dataset in datasets if dataset.weight]
+
     @classmethod
     def load(cls, path: str | Path, *, placeholders: bool = False) -> DataBlend:
         """Read a blend file; `placeholders` are permitted only on request. Raises UserError with file, key and (for

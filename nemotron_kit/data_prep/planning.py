@@ -18,6 +18,7 @@ from nemotron_kit.data_prep.chat import load_template
 from nemotron_kit.data_prep.config import (
     DEFAULT_SHARD_SIZE,
     DEFAULT_SHARDS,
+    SPLITS,
     DataBlend,
     DataPrepConfig,
     PackedTextConfig,
@@ -41,16 +42,15 @@ from nemotron_kit.data_prep.shard_plan import (
     PlannedSource,
     ShardPlan,
     SourceFile,
-    TokenizerRecord,
 )
 from nemotron_kit.data_prep.sources import (
     FoundFile,
     compression_of,
     content_identity,
-    find_local,
     is_remote,
     kind_of,
     list_files,
+    uri_of,
 )
 from nemotron_kit.data_prep.stored import store_of, working_folder
 from nemotron_kit.errors import UserError
@@ -281,7 +281,6 @@ READ_WHOLE = 1 << 30
 _NAMED = 3
 _MANY = 1000
 _THREADS, _AT_ONCE = 16, 64
-_OURS = ("train", "valid", "test")
 _MOST_SHARDS = 1_000_000
 
 
@@ -308,8 +307,9 @@ def freeze_plan(
             hint="Name the sources under 'datasets'.",
         )
     found = tokenizer.find_tokenizer(config.tokenizer_model)
-    tokens = tokenizer.describe(found, config.tokenizer_model, add_bos=config.add_bos, add_eos=config.add_eos)
-    tokens = _typed(tokens, number_type)
+    tokens = tokenizer.describe(
+        found, config.tokenizer_model, add_bos=config.add_bos, add_eos=config.add_eos, number_type=number_type
+    )
     # A folder that was begun by an earlier version goes on by that version's rule.
     there = None if config.force else ShardPlan.load(output)
     deal = there.deal if there else LINEAR_DEAL
@@ -371,14 +371,14 @@ _PLAN_FILES = (
 
 def _shard_objects(store: ObjectFolder) -> list[str]:
     """The names of a store's objects that are shards' files or records, or rows made of them."""
-    names = [name for folder in (*_OURS, "splits") for name in store.names(folder)]
+    names = [name for folder in (*SPLITS, "splits") for name in store.names(folder)]
     return [name for name in names if "shard_" in name.rpartition("/")[2]]
 
 
 def shard_files(output: Path) -> list[Path]:
     """The files of shards in a folder, their records and partial files."""
     endings = (".bin", ".idx", ".json", ".parquet", ".jsonl", ".jsonl.zst", ".tmp")
-    folders = (*_OURS, MIXED)
+    folders = (*SPLITS, MIXED)
     return [p for s in folders for p in (output / s).glob("*shard_*") if p.is_file() and p.name.endswith(endings)]
 
 
@@ -391,21 +391,18 @@ def _check_folder(output: Path, plan: ShardPlan, there: ShardPlan | None) -> Non
     elif there.digest != plan.digest:
         changed = "; ".join(there.differences(plan))
         raise UserError(f"output_dir: {output} holds another plan's shards. What differs: {changed}.", hint=hint)
-    if (store := store_of(output)) and _digest_in(store) not in (None, plan.digest):
-        # Of a run on another cluster, or with another NEMOTRON_HOME: the folder here does not have its plan.
-        raise UserError(f"output_dir: {store.url} holds another plan's shards.", hint=hint)
-
-
-def _digest_in(store: ObjectFolder) -> str | None:
-    """The digest of the plan whose shards a store has; "" for an unreadable one, None if it has no complete shard."""
-    record = store.read(INDEX_FILE)
-    key = "digest" if record is not None else "plan"
+    if (store := store_of(output)) is None:
+        return
+    # A run on another cluster, or with another NEMOTRON_HOME, has its plan in another folder: the store tells of it.
+    record, key = store.read(INDEX_FILE), "digest"
     if record is None and (names := [name for name in _shard_objects(store) if name.endswith(".json")]):
-        record = store.read(names[0])
+        record, key = store.read(names[0]), "plan"
     try:
-        return None if record is None else str(json.loads(record)[key])
+        same = record is None or json.loads(record)[key] == plan.digest
     except (ValueError, KeyError, TypeError):
-        return ""
+        same = False
+    if not same:
+        raise UserError(f"output_dir: {store.url} holds another plan's shards.", hint=hint)
 
 
 def _sources(
@@ -413,7 +410,7 @@ def _sources(
 ) -> tuple[PlannedSource, ...]:
     """The blend's datasets with their files; one of weight 0 is left out. Listing and looking into files wait for disks
     and networks, so many threads do it."""
-    chosen = [(split, d) for split, datasets in blend.splits.items() for d in datasets if d.weight]
+    chosen = blend.used
     omitted = [Omissions() for _ in chosen]
     names = ", ".join(dict.fromkeys(dataset.name for _, dataset in chosen[:_NAMED]))
     on_step(f"listing the files of {len(chosen)} sources ({names}{', …' if len(chosen) > _NAMED else ''})")
@@ -439,8 +436,7 @@ def _sources(
     return tuple(
         PlannedSource(
             name=dataset.name,
-            # What a relative path denotes, here, from the blend's folder: a later step may run in another folder.
-            uri=dataset.path if "://" in dataset.path else find_local(dataset.path, blend.folder),
+            uri=uri_of(dataset, blend.folder),
             split=split,
             weight=dataset.weight,
             text_field=dataset.text_field or config.text_field,
@@ -451,12 +447,6 @@ def _sources(
         )
         for (split, dataset), files, left in zip(chosen, known, omitted, strict=True)
     )
-
-
-def _typed(tokens: TokenizerRecord, number_type: str | None) -> TokenizerRecord:
-    if number_type == "uint16" and tokens.vocab_size > 1 << 16:
-        raise UserError(f"dtype=uint16 is too small for a vocabulary of {tokens.vocab_size:,}.", hint="Use int32.")
-    return replace(tokens, number_type=number_type)
 
 
 def _identified(file: FoundFile, *, samples: tuple[int, int] | None) -> SourceFile:
@@ -494,7 +484,7 @@ def cut_shards(sources: Sequence[PlannedSource], config: DataPrepConfig, deal: i
         return _cut_shards(wholes, {"train": train, "valid": held_out[0], "test": held_out[1]}, deal)
     counts = {"train": 0, "valid": max(1, held_out[0]), "test": max(1, held_out[1])}
     shards: list[PlannedShard] = []
-    for split in _OURS:
+    for split in SPLITS:
         named = [(number, s) for number, s in enumerate(sources) if s.split == split]
         if named:
             count = counts[split] or _train_shards([s for _, s in named], config, deal)
@@ -532,7 +522,7 @@ def _cut_shards(
     sources: Sequence[tuple[int, PlannedSource]], counts: dict[str, int], deal: int
 ) -> tuple[PlannedShard, ...]:
     """Each split gets the same part of every source: `counts[split]` shards out of the sum."""
-    splits = [split for split in (*_OURS, ALL) if counts.get(split)]
+    splits = [split for split in (*SPLITS, ALL) if counts.get(split)]
     total = sum(counts.values())
     sizes = [_size(source) for _, source in sources]
     per_source = {split: apportion(counts[split], sizes) for split in splits}

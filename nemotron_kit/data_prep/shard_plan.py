@@ -156,6 +156,13 @@ class ShardPlan:
     chat: ChatSettings | None = None
     deal: int = FIRST_DEAL
 
+    @property
+    def packing(self) -> ChatSettings:
+        """`chat` of a plan of packed rows. Raises ValueError for another one."""
+        if self.chat is None:
+            raise ValueError("a plan without chat settings")
+        return self.chat
+
     @cached_property
     def digest(self) -> str:
         """sha256 over everything that determines the shards' bytes. Paths of files and weights of sources do not."""
@@ -183,7 +190,22 @@ class ShardPlan:
     def save(self, folder: Path) -> None:
         """Write `plan.json` to the output folder, in ASCII (a file's name need not be text), and before it the index
         and a line for each shard."""
-        _save_lines(self, folder)
+        lines, shards, at = [], [], 0
+        for shard in self.shards:
+            files = self.sources[shard.source].files
+            content = {
+                "pieces": [[piece.file, piece.of, *piece.parts] for piece in shard.pieces],
+                "files": {piece.file: list(vars(files[piece.file]).values()) for piece in shard.pieces},
+            }
+            line = json.dumps(content, separators=(",", ":")).encode("ascii") + b"\n"
+            lines.append(line)
+            shards.append([shard.split, shard.index, shard.source, at, len(line), hashlib.sha256(line).hexdigest()])
+            at += len(line)
+        write_bytes(folder / LINES_FILE, b"".join(lines), mode=0o666)
+        sources = tuple(replace(each, files=(), totals=(each.file_count, each.size)) for each in self.sources)
+        head = {"format": FORMAT, "digest": self.digest, **asdict(replace(self, sources=sources, shards=()))}
+        head["shards"] = shards
+        write_text(folder / INDEX_FILE, json.dumps(head, separators=(",", ":")) + "\n", mode=0o666)
         write_text(folder / PLAN_FILE, json.dumps(self.to_dict(), separators=(",", ":")) + "\n", mode=0o666)
 
     @classmethod
@@ -208,7 +230,7 @@ class ShardPlan:
 
     def _matter(self) -> dict[str, Any]:
         sources = [
-            [s.name, s.split, s.text_field, [[_name(f.path), f.size, f.identity, f.rows] for f in s.files]]
+            [s.name, s.split, s.text_field, [[f.path.rsplit("/", 1)[-1], f.size, f.identity, f.rows] for f in s.files]]
             for s in self.sources
         ]
         tokens = [self.tokens.sha256, self.tokens.dtype, self.tokens.bos, self.tokens.eos]
@@ -238,13 +260,21 @@ _WORDS = {
 }
 
 
-def _name(path: str) -> str:
-    return path.rsplit("/", 1)[-1]
-
-
 def _whole(raw: dict[str, Any], shards: Sequence[Sequence[Any]]) -> ShardPlan:
+    """The plan in a file's data; `shards` are (split, index, source, pieces) of each."""
+    sources = []
+    for entry in raw["sources"]:
+        left_out = tuple(Omission(e["why"], e["count"], tuple(e["names"])) for e in entry.get("left_out", ()))
+        totals = (int(entry["totals"][0]), int(entry["totals"][1])) if entry.get("totals") else None
+        files = tuple(SourceFile(**file) for file in entry["files"])
+        sources.append(PlannedSource(**{**entry, "files": files, "left_out": left_out, "totals": totals}))
+    chat = None
+    if raw.get("chat"):
+        train, valid, test = raw["chat"]["ratios"]
+        used_in_filter = tuple(raw["chat"]["used_in_filter"])
+        chat = ChatSettings(**{**raw["chat"], "ratios": (train, valid, test), "used_in_filter": used_in_filter})
     return ShardPlan(
-        sources=tuple(_source(entry) for entry in raw["sources"]),
+        sources=tuple(sources),
         tokens=TokenizerRecord(**raw["tokens"]),
         shards=tuple(
             PlannedShard(split, index, source, tuple(FilePart(p["file"], tuple(p["parts"]), p["of"]) for p in pieces))
@@ -252,44 +282,10 @@ def _whole(raw: dict[str, Any], shards: Sequence[Sequence[Any]]) -> ShardPlan:
         ),
         min_doc_chars=raw["min_doc_chars"],
         max_doc_tokens=raw["max_doc_tokens"],
-        chat=_chat(raw["chat"]) if raw.get("chat") else None,
+        chat=chat,
         # What a plan made before these were settings has by default.
         **{key: raw[key] for key in ("max_doc_size", "on_bad_row", "max_bad_rows", "deal") if key in raw},
     )
-
-
-def _source(raw: dict[str, Any]) -> PlannedSource:
-    left_out = tuple(Omission(e["why"], e["count"], tuple(e["names"])) for e in raw.get("left_out", ()))
-    totals = (int(raw["totals"][0]), int(raw["totals"][1])) if raw.get("totals") else None
-    files = tuple(SourceFile(**entry) for entry in raw["files"])
-    return PlannedSource(**{**raw, "files": files, "left_out": left_out, "totals": totals})
-
-
-def _chat(raw: dict[str, Any]) -> ChatSettings:
-    train, valid, test = raw["ratios"]
-    return ChatSettings(**{**raw, "ratios": (train, valid, test), "used_in_filter": tuple(raw["used_in_filter"])})
-
-
-def _save_lines(plan: ShardPlan, folder: Path) -> None:
-    lines, shards, at = [], [], 0
-    for shard in plan.shards:
-        files = plan.sources[shard.source].files
-        line = {
-            "pieces": [[piece.file, piece.of, *piece.parts] for piece in shard.pieces],
-            "files": {piece.file: list(vars(files[piece.file]).values()) for piece in shard.pieces},
-        }
-        lines.append(json.dumps(line, separators=(",", ":")).encode("ascii") + b"\n")
-        shards.append([shard.split, shard.index, shard.source, at, len(lines[-1]), _sha256(lines[-1])])
-        at += len(lines[-1])
-    write_bytes(folder / LINES_FILE, b"".join(lines), mode=0o666)
-    sources = tuple(replace(each, files=(), totals=(each.file_count, each.size)) for each in plan.sources)
-    head = {"format": FORMAT, "digest": plan.digest, **asdict(replace(plan, sources=sources, shards=()))}
-    head["shards"] = shards
-    write_text(folder / INDEX_FILE, json.dumps(head, separators=(",", ":")) + "\n", mode=0o666)
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
 
 
 class PlanIndex:
@@ -350,7 +346,7 @@ class PlanIndex:
                 line = file.read(size)
         except FileNotFoundError as error:
             raise UserError(f"{self.folder / LINES_FILE}: no such file.", hint="step=plan makes it again.") from error
-        if _sha256(line) != sha256:
+        if hashlib.sha256(line).hexdigest() != sha256:
             raise UserError(f"{self.folder / LINES_FILE}: its content does not match the index.", hint=_FORCE)
         found: dict[str, Any] = json.loads(line)
         return found

@@ -249,6 +249,11 @@ def list_splits(dataset: Dataset, *, folder: Path, corpora: Path) -> dict[str, l
     return found
 
 
+def uri_of(dataset: Dataset, folder: Path) -> str:
+    """Where a dataset is for somebody in another folder, as a later step may be: its URL, or an absolute path."""
+    return dataset.path if "://" in dataset.path else find_local(dataset.path, folder)
+
+
 def find_local(path: str, folder: Path) -> str:
     """An absolute path for a local path or pattern: in the working folder, else in `folder`."""
     given = expand_user(path.removeprefix(LOCAL))

@@ -89,8 +89,11 @@ def _sentencepiece(path: Path) -> UserError:
     )
 
 
-def describe(file: Path, model: str, *, add_bos: bool, add_eos: bool) -> TokenizerRecord:
-    """The plan's record of a tokenizer.json. Raises UserError if it lacks a token that is to be added."""
+def describe(
+    file: Path, model: str, *, add_bos: bool, add_eos: bool, number_type: str | None = None
+) -> TokenizerRecord:
+    """The plan's record of a tokenizer.json. Raises UserError if it lacks a token that is to be added, or has more than
+    `number_type` can number."""
     content = read_regular(file, limit=1 << 30)
     vocabulary = load(file).get_vocab(with_added_tokens=True)
     names = _special_names(file.parent)
@@ -104,14 +107,18 @@ def describe(file: Path, model: str, *, add_bos: bool, add_eos: bool) -> Tokeniz
             raise UserError(f"tokenizer {model} names no {kind.upper()} token.", hint=hint)
         return int(vocabulary[known[0]])
 
-    return TokenizerRecord(
+    found = TokenizerRecord(
         model=model,
         file=f"{FOLDER}/{MAIN}",
         sha256=hashlib.sha256(content).hexdigest(),
         vocab_size=max(vocabulary.values()) + 1,
         bos=token("bos") if add_bos else None,
         eos=token("eos") if add_eos else None,
+        number_type=number_type,
     )
+    if number_type == "uint16" and found.vocab_size > 1 << 16:
+        raise UserError(f"dtype=uint16 is too small for a vocabulary of {found.vocab_size:,}.", hint="Use int32.")
+    return found
 
 
 def copy_tokenizer(file: Path, output: Path, template: str | None = None) -> None:
