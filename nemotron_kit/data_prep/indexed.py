@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,7 +95,10 @@ def _index(lengths: NDArray[np.int32], dtype: np.dtype[np.generic]) -> list[byte
 
 
 class HashedFile:
-    """A temporary file beside its final path that keeps the size and sha256 of what was written to it."""
+    """A temporary file beside its final path that keeps the size and sha256 of what was written to it.
+
+    A context manager: a file that was not given its name is removed at its end.
+    """
 
     def __init__(self, final: Path) -> None:
         self.final, self.size = final, 0
@@ -102,6 +106,12 @@ class HashedFile:
         self._digest = hashlib.sha256()
         with write_errors(final):
             self._file = self.path.open("xb", buffering=1 << 20)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.discard()
 
     def write(self, data: bytes | memoryview) -> None:
         """Append data. Raises NemotronError, naming the final path, if it can't be written."""
@@ -117,6 +127,14 @@ class HashedFile:
             os.fsync(self._file.fileno())
             self._file.close()
         return WrittenShard(self.path, self.final, self.size, self._digest.hexdigest())
+
+    def publish(self) -> WrittenShard:
+        """`finish`, and give the file its name."""
+        written = self.finish()
+        with write_errors(self.final):
+            written.temporary.replace(self.final)
+            fsync_dir(self.final.parent)
+        return written
 
     def discard(self) -> None:
         """Close and remove the temporary file, unless it was renamed."""

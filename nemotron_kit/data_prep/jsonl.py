@@ -7,9 +7,11 @@ arbitrary callable, so files of an earlier run are never reused.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +27,7 @@ from nemotron_kit.data_prep.config import (
 )
 from nemotron_kit.data_prep.indexed import HashedFile, WrittenShard, write_errors
 from nemotron_kit.data_prep.placeholders import rows_of_file
-from nemotron_kit.data_prep.prepare import BLEND_FILE, check_packages
+from nemotron_kit.data_prep.prepare import BLEND_FILE, check_packages, megatron_blend
 from nemotron_kit.data_prep.record_transforms import passthrough
 from nemotron_kit.data_prep.rl import as_json
 from nemotron_kit.data_prep.shard_plan import ALL, TEMPORARY
@@ -62,9 +64,7 @@ def write_jsonl(
     output = expand_user(config.output.dir).absolute()
     inputs = [
         (split, dataset, sources.list_files(dataset, folder=blend.folder, corpora=output / "sources"))
-        for split, datasets in blend.splits.items()
-        for dataset in datasets
-        if dataset.weight
+        for split, dataset in blend.used
     ]
     _require_free(output, force=config.force)
     counts: dict[str, int] = {}
@@ -102,19 +102,18 @@ def write_jsonl(
 
 
 def blend_lists(made: list[WrittenLines]) -> dict[str, list[str] | None]:
-    """Per split: weight, path, weight, path, …: a dataset's weight is spread over its shards by their records."""
-    blend: dict[str, list[str] | None] = {}
-    for split in SPLITS:
-        mine = [lines for lines in made if lines.split == split]
-        of: dict[str, int] = {}
-        for lines in mine:
-            of[lines.dataset.name] = of.get(lines.dataset.name, 0) + lines.rows
-        pairs = [
-            (f"{lines.dataset.weight * lines.rows / of[lines.dataset.name]:.12g}", str(lines.file.final))
-            for lines in mine
-        ]
-        blend[split] = [text for pair in pairs for text in pair] or None
-    return blend
+    """blend.json of these shards: a dataset's weight is spread over those of a split by their records."""
+    rows: Counter[tuple[str, str]] = Counter()
+    for lines in made:
+        rows[lines.split, lines.dataset.name] += lines.rows
+    return megatron_blend(
+        (
+            lines.split,
+            lines.dataset.weight * lines.rows / rows[lines.split, lines.dataset.name],
+            str(lines.file.final),
+        )
+        for lines in made
+    )
 
 
 def _check(config: PipelineConfig, form: JsonlOutputConfig, held_out: tuple[int, int]) -> None:
@@ -188,11 +187,7 @@ def _split(record: Mapping[str, Any], parts: tuple[int, ...]) -> str:
         return "train"
     digest = hashlib.blake2b(as_json(record, "record"), digest_size=8).digest()
     place = int.from_bytes(digest, "big") % sum(parts)
-    return next(split for split, end in zip(SPLITS, _ends(parts), strict=True) if place < end)
-
-
-def _ends(parts: tuple[int, ...]) -> list[int]:
-    return [sum(parts[: number + 1]) for number in range(len(parts))]
+    return next(split for split, end in zip(SPLITS, accumulate(parts), strict=True) if place < end)
 
 
 @dataclass
@@ -218,11 +213,11 @@ class _Lines:
             shard = self._open[self._turn % self.count]
             self._turn += 1
         else:
-            if self._open and self._open[-1].size >= self.size:
+            if self._open and self._open[-1].content >= self.size:
                 self.close()
             self._open = self._open or [self._new()]
             shard = self._open[-1]
-        shard.write(line)
+        shard.add(line)
 
     def close(self) -> None:
         """Finish what is open."""
@@ -235,33 +230,28 @@ class _Lines:
         path = self.output / self.split / f"shard_{before:06d}{ENDINGS[self.compression]}"
         with write_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-        shard = _Shard(path, self.compression)
-        self.stack.callback(shard.discard)
-        return shard
+        return self.stack.enter_context(_Shard(path, self.compression))
 
 
-class _Shard:
-    """A file of lines, compressed or not; `size` counts the bytes of its lines."""
+class _Shard(HashedFile):
+    """A file of lines, compressed or not; `content` counts the bytes of its lines."""
 
     def __init__(self, path: Path, compression: str) -> None:
-        self._file = HashedFile(path)
-        self.size = self.rows = 0
+        super().__init__(path)
+        self.content = self.rows = 0
         self._packed: Any = None
         if compression == "zstd":
             import zstandard
 
             self._packed = zstandard.ZstdCompressor().compressobj()
 
-    def write(self, line: bytes) -> None:
+    def add(self, line: bytes) -> None:
         data = line + b"\n"
-        self._file.write(self._packed.compress(data) if self._packed else data)
-        self.size += len(data)
+        self.write(self._packed.compress(data) if self._packed else data)
+        self.content += len(data)
         self.rows += 1
 
     def finish(self) -> WrittenShard:
         if self._packed:
-            self._file.write(self._packed.flush())
-        return self._file.finish()
-
-    def discard(self) -> None:
-        self._file.discard()
+            self.write(self._packed.flush())
+        return super().finish()

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import time
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -188,23 +189,26 @@ def _result(made: PreparedData, output: Path, splits: dict[str, SplitResult], *,
     )
 
 
+def _splits(
+    folder: Path, run_hash: str, lists: Mapping[str, list[str] | None], counts: Mapping[str, tuple[int, int, int]]
+) -> dict[str, SplitResult]:
+    """The results of the splits in `counts`, which has (shards, tokens, sequences) of each; `lists` is blend.json."""
+    return {
+        split: SplitResult(split, run_hash, folder / split, lists[split] or [], *counts[split])
+        for split in SPLITS
+        if split in counts
+    }
+
+
 def _shard_splits(made: PreparedData) -> dict[str, SplitResult]:
     output = made.artifact.path
-    lists = blend_lists(made.plan, made.records, output)
-    found = {}
+    counts = {}
     for split in SPLITS:
         records = [made.records[n] for n, shard in enumerate(made.plan.shards) if shard.split == split]
         if records:
-            found[split] = SplitResult(
-                name=split,
-                run_hash=made.plan.digest,
-                output_dir=output / split,
-                data_paths=lists[split] or [],
-                num_shards=len(records),
-                total_tokens=sum(record.tokens for record in records),
-                total_sequences=sum(record.documents for record in records),
-            )
-    return found
+            tokens, documents = sum(r.tokens for r in records), sum(r.documents for r in records)
+            counts[split] = len(records), tokens, documents
+    return _splits(output, made.plan.digest, blend_lists(made.plan, made.records, output), counts)
 
 
 def _lines(blend: DataBlend, config: PipelineConfig, form: JsonlOutputConfig) -> PipelineResult:
@@ -212,24 +216,15 @@ def _lines(blend: DataBlend, config: PipelineConfig, form: JsonlOutputConfig) ->
     held_out = DataPrepConfig(per_split=config.per_split).held_out
     made = jsonl.write_jsonl(blend, config, form, held_out, SHARD_SIZE)
     output = expand_user(config.output.dir).absolute()
-    lists = jsonl.blend_lists(made)
-    splits = {}
+    counts = {}
     for split in SPLITS:
-        mine = [lines for lines in made if lines.split == split]
-        if mine:
-            splits[split] = SplitResult(
-                name=split,
-                run_hash=sha256_of([lines.file.sha256 for lines in made]),
-                output_dir=output / split,
-                data_paths=lists[split] or [],
-                num_shards=len(mine),
-                total_tokens=0,
-                total_sequences=sum(lines.rows for lines in mine),
-            )
+        rows = [lines.rows for lines in made if lines.split == split]
+        if rows:
+            counts[split] = len(rows), 0, sum(rows)
     return PipelineResult(
         output_dir=output,
         blend_path=output / BLEND_FILE,
-        splits=splits,
+        splits=_splits(output, sha256_of([lines.file.sha256 for lines in made]), jsonl.blend_lists(made), counts),
         is_per_split=ALL not in blend.splits or held_out != (0, 0),
         elapsed_sec=time.monotonic() - began,
     )
@@ -237,17 +232,10 @@ def _lines(blend: DataBlend, config: PipelineConfig, form: JsonlOutputConfig) ->
 
 def _packed_splits(made: PreparedData, output: Path) -> dict[str, SplitResult]:
     lists = json.loads((output / BLEND_FILE).read_text(encoding="utf-8"))
-    counts = json.loads((output / REPORT_FILE).read_text(encoding="utf-8"))["splits"]
-    return {
-        split: SplitResult(
-            name=split,
-            run_hash=made.plan.digest,
-            output_dir=output / "splits" / split,
-            data_paths=lists[split],
-            num_shards=len(lists[split]) // 2,
-            total_tokens=counts[split]["tokens"],
-            total_sequences=counts[split]["sequences"],
-        )
-        for split in SPLITS
-        if lists[split]
+    report = json.loads((output / REPORT_FILE).read_text(encoding="utf-8"))["splits"]
+    counts = {
+        split: (len(pairs) // 2, report[split]["tokens"], report[split]["sequences"])
+        for split, pairs in lists.items()
+        if pairs
     }
+    return _splits(output / "splits", made.plan.digest, lists, counts)

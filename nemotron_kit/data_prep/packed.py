@@ -109,9 +109,7 @@ class _Conversation:
 def make_packed_shard(plan: ShardPlan, number: int, folder: Path, *, tick: Tick | None = None) -> PackedRecord:
     """Make shard `number` of a plan of packed rows in the output folder: a file for each split that has rows, then
     the record that marks them as complete. The bytes depend on the plan only. Raises UserError for bad input."""
-    chat = plan.chat
-    if chat is None:
-        raise ValueError("a plan without chat settings")
+    chat = plan.packing
     shard = plan.shards[number].name
     rows = RowCounts(plan.max_doc_size, plan.on_bad_row == SKIP, plan.max_bad_rows)
     counts = _Counts(filtered=dict.fromkeys(DOCUMENT_FILTERS if chat.template is None else FILTERS, 0))
@@ -169,8 +167,7 @@ def _conversations(
     plan: ShardPlan, number: int, form: ChatFormat, rows: RowCounts, counts: _Counts
 ) -> Iterator[_Conversation]:
     """The conversations of a shard with at least one trained token, each with its split."""
-    chat = plan.chat
-    assert chat is not None  # noqa: S101  (checked before)
+    chat = plan.packing
     source = plan.sources[plan.shards[number].source]
     others = (chat.tools_field, chat.used_in_field)
     for piece in plan.shards[number].pieces:
@@ -199,15 +196,13 @@ def _conversations(
 
 def _documents(plan: ShardPlan, number: int, rows: RowCounts, counts: _Counts) -> Iterator[_Conversation]:
     """The documents of a shard that are long enough, each with its split."""
-    chat = plan.chat
-    assert chat is not None  # noqa: S101  (checked before)
     source = plan.sources[plan.shards[number].source]
     for piece in plan.shards[number].pieces:
         for text in readers.texts(source, piece, rows):
             if len(text) < (plan.min_doc_chars or 0):
                 counts.filtered[TOO_SHORT] += 1
             else:
-                yield _Conversation(_split(_identity(text), chat), [[Chunk((text,), counts=True)]])
+                yield _Conversation(_split(_identity(text), plan.packing), [[Chunk((text,), counts=True)]])
         counts.filtered[EMPTY] = rows.empty
 
 

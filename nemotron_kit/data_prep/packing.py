@@ -7,7 +7,7 @@ sequence is 0; and `seq_start_id`, where each sequence begins (the first at 0, w
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nemotron_kit.data_prep.config import CONCATENATIVE, FIRST_FIT_DECREASING, FIRST_FIT_SHUFFLE
 from nemotron_kit.data_prep.indexed import HashedFile, WrittenShard, write_errors
 from nemotron_kit.errors import UserError
-from nemotron_kit.files import fsync_dir
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -49,12 +49,17 @@ def pack(lengths: Sequence[int] | Order, size: int, algorithm: str, rng: np.rand
     lengths = np.asarray(lengths, dtype=np.int64)
     if len(lengths) and int(lengths.max()) > size:
         raise ValueError(f"a sequence of {int(lengths.max())} tokens does not fit into rows of {size}")
-    if algorithm not in ALGORITHMS:
-        raise ValueError(f"no packing algorithm {algorithm!r}")
-    return ALGORITHMS[algorithm](lengths, size, rng or np.random.default_rng(0))
+    rng = rng or np.random.default_rng(0)
+    if algorithm == CONCATENATIVE:
+        return _concatenative(lengths, size)
+    if algorithm == FIRST_FIT_DECREASING:
+        return _in_order(np.argsort(-lengths, kind="stable"), lengths, size, rng)
+    if algorithm == FIRST_FIT_SHUFFLE:
+        return _in_order(rng.permutation(len(lengths)), lengths, size, rng)
+    raise ValueError(f"no packing algorithm {algorithm!r}")
 
 
-def _concatenative(lengths: Order, size: int, _: np.random.Generator) -> Packing:
+def _concatenative(lengths: Order, size: int) -> Packing:
     bounds = [0]
     left = size
     for number, length in enumerate(lengths.tolist()):
@@ -67,26 +72,13 @@ def _concatenative(lengths: Order, size: int, _: np.random.Generator) -> Packing
     return Packing(np.arange(len(lengths), dtype=np.int64), np.asarray(bounds, dtype=np.int64))
 
 
-def _decreasing(lengths: Order, size: int, rng: np.random.Generator) -> Packing:
-    return _in_any_order(np.argsort(-lengths, kind="stable"), lengths, size, rng)
-
-
-def _shuffle(lengths: Order, size: int, rng: np.random.Generator) -> Packing:
-    return _in_any_order(rng.permutation(len(lengths)), lengths, size, rng)
-
-
-def _in_any_order(order: Order, lengths: Order, size: int, rng: np.random.Generator) -> Packing:
+def _in_order(order: Order, lengths: Order, size: int, rng: np.random.Generator) -> Packing:
     """First fit in this order. The first rows have the longest sequences, or are the fullest, so the rows are shuffled:
     any part of them is then representative."""
     rows = _first_fit(lengths[order], size)
-    return _by_row(order, rng.permutation(int(rows.max()) + 1 if len(rows) else 0)[rows])
-
-
-ALGORITHMS: dict[str, Callable[[Order, int, np.random.Generator], Packing]] = {
-    "first_fit_shuffle": _shuffle,
-    "first_fit_decreasing": _decreasing,
-    "concatenative": _concatenative,
-}
+    rows = rng.permutation(int(rows.max()) + 1 if len(rows) else 0)[rows]
+    bounds = np.concatenate([[0], np.cumsum(np.bincount(rows))])
+    return Packing(order[np.argsort(rows, kind="stable")], bounds)
 
 
 def _first_fit(lengths: Order, size: int) -> Order:
@@ -115,12 +107,6 @@ def _first_fit(lengths: Order, size: int) -> Order:
                 break
             room[node] = most
     return np.asarray(rows, dtype=np.int64)
-
-
-def _by_row(order: Order, rows: Order) -> Packing:
-    by_row = np.argsort(rows, kind="stable")
-    bounds = np.concatenate([[0], np.cumsum(np.bincount(rows))])
-    return Packing(order[by_row], bounds)
 
 
 def shifted(mask: Mask, lengths: Order) -> Mask:
@@ -218,7 +204,7 @@ class PackedWriter:
             return None
         with write_errors(self.path):
             self._parquet.close()
-        return _named(self._file)
+        return self._file.publish()
 
     def _flush(self) -> None:
         if not self._lengths:
@@ -238,39 +224,23 @@ class PackedWriter:
         self.rows += table.num_rows
         if self._parquet is None:
             self._parquet = _parquet_writer(self._file, self.compression)
+        # In chunks: beside a table, Parquet's writer takes several times the memory of one of its chunks.
+        step = 1 + table.num_rows // _PIECES
+        pieces = pa.concat_tables([table.slice(start, step) for start in range(0, table.num_rows, step)])
         with write_errors(self.path):
-            self._parquet.write_table(_in_pieces(table), row_group_size=self.row_group_size)
-        del table
+            self._parquet.write_table(pieces, row_group_size=self.row_group_size)
+        del table, pieces
         pa.default_memory_pool().release_unused()  # the next window is a long time away
-
-
-def _in_pieces(table: pa.Table) -> pa.Table:
-    """The same table in chunks: beside it, Parquet's writer takes several times the memory of a chunk."""
-    import pyarrow as pa
-
-    step = 1 + table.num_rows // _PIECES
-    return pa.concat_tables([table.slice(start, step) for start in range(0, table.num_rows, step)])
 
 
 def write_tables(path: Path, tables: Iterable[pa.Table], *, row_group_size: int, compression: str) -> WrittenShard:
     """Write tables of packed rows to one file, which appears whole."""
-    file = HashedFile(path)
-    try:
+    with HashedFile(path) as file:
         writer = _parquet_writer(file, compression)
         for table in tables:
             writer.write_table(table, row_group_size=row_group_size)
         writer.close()
-        return _named(file)
-    finally:
-        file.discard()
-
-
-def _named(file: HashedFile) -> WrittenShard:
-    written = file.finish()
-    with write_errors(written.final):
-        written.temporary.replace(written.final)
-        fsync_dir(written.final.parent)
-    return written
+        return file.publish()
 
 
 class _Sink:

@@ -25,6 +25,17 @@ if TYPE_CHECKING:
 _EVERY = 30.0  # seconds between lines where there is no terminal
 
 
+def one_line(text: str) -> str:
+    """A text that may hold a file's or a dataset's name, as one line: what a terminal would take for a command, or for
+    the line's end, is shown as text."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def print_line(line: str) -> None:
+    """Print a line on stderr."""
+    print(one_line(line), file=sys.stderr)  # noqa: T201
+
+
 @contextmanager
 def shown_steps() -> Iterator[Callable[[str], object]]:
     """A function that says on stderr what is done before there are shards to count; on a terminal it stays there only
@@ -46,11 +57,8 @@ class PrepProgress:
     damaged shards. With `counted` the numbers also go to the job's metrics, where whoever launched it finds them.
     """
 
-    def __init__(
-        self, plan: ShardPlan, *, total: int | None = None, ranks: RankLayout | None = None, counted: bool = False
-    ) -> None:
-        self.plan, self.ranks, self._counted = plan, ranks, counted
-        self.total = len(plan.shards) if total is None else total
+    def __init__(self, plan: ShardPlan, *, total: int, ranks: RankLayout | None = None, counted: bool = False) -> None:
+        self.plan, self.total, self.ranks, self._counted = plan, total, ranks, counted
         self._quiet = ranks is not None and not ranks.leads
         self.shards = self.characters = self.tokens = 0
         self.kept = self.made = 0  # shards that were there; characters of those that were not
@@ -77,10 +85,6 @@ class PrepProgress:
         """Seconds since the start."""
         return time.monotonic() - self._began
 
-    def quiet(self) -> None:
-        """Print nothing more: there is no work to sum up."""
-        self._quiet = True
-
     def update(self, event: ShardEvent) -> None:
         """Process one event and show it."""
         self.characters += event.characters
@@ -105,12 +109,10 @@ class PrepProgress:
         """Print a line, above the bar; with `always` on every rank."""
         if self._quiet and not always:
             return
-        # A file's name may hold anything: what a terminal would take for a command is shown as text.
-        line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)
         if self._bar is not None:
-            self._bar.console.print(line, highlight=False, markup=False)
+            self._bar.console.print(one_line(line), highlight=False, markup=False)
         else:
-            print(line, file=sys.stderr)  # noqa: T201
+            print_line(line)
 
     def _rate(self) -> str:
         elapsed = time.monotonic() - self._began

@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
@@ -23,11 +24,11 @@ from typing import TYPE_CHECKING, Any
 
 from nemotron_kit import artifacts
 from nemotron_kit.artifacts.datasets import InputDatasetInfo, tokenizer_to_uri
-from nemotron_kit.data_prep.config import NAMED, PLAN, SHARDS, DataBlend, DataPrepConfig, show_size
+from nemotron_kit.data_prep.config import NAMED, PLAN, SHARDS, SPLITS, DataBlend, DataPrepConfig, show_size
 from nemotron_kit.data_prep.planning import freeze_plan
-from nemotron_kit.data_prep.prep_progress import PrepProgress, note_rate, shown_steps
+from nemotron_kit.data_prep.prep_progress import PrepProgress, note_rate, print_line, shown_steps
 from nemotron_kit.data_prep.ranks import FOLDER, RankSync, ranks_here
-from nemotron_kit.data_prep.shard_plan import ALL, PLAN_FILE, TEMPORARY, Omission, PlanIndex, PlannedSource, ShardPlan
+from nemotron_kit.data_prep.shard_plan import ALL, PLAN_FILE, TEMPORARY, PlanIndex, ShardPlan
 from nemotron_kit.data_prep.stored import place, publish, store_of, working_folder
 from nemotron_kit.data_prep.tokenizer import HUB
 from nemotron_kit.errors import NemotronError, UserError
@@ -65,16 +66,11 @@ def report(plan: ShardPlan, records: Mapping[int, ShardRecord]) -> dict[str, Any
                 "bytes": source.size,
                 **_sums(mine),
                 "bad_rows": named[:NAMED],
-                "left_out": omissions(source),
+                "left_out": [asdict(omission) for omission in source.left_out],
             }
         )
     files = {"files": sum(d["files"] for d in datasets), "bytes": sum(d["bytes"] for d in datasets)}
     return {"plan": plan.digest, "total": {**files, **_sums(records.values())}, "datasets": datasets}
-
-
-def omissions(source: PlannedSource) -> list[dict[str, Any]]:
-    """The files of a source that are not read, by reason, for the report."""
-    return [asdict(omission) for omission in source.left_out]
 
 
 def _sums(records: Iterable[ShardRecord]) -> dict[str, Any]:
@@ -90,23 +86,19 @@ def _sums(records: Iterable[ShardRecord]) -> dict[str, Any]:
     }
 
 
-def print_left_out(plan: ShardPlan, print_line: PrintLine) -> None:
-    """Print a line for each dataset with files that are not read."""
-    for source in plan.sources:
-        if source.left_out:
-            count = sum(omission.count for omission in source.left_out)
-            parts = "; ".join(_omission(omission) for omission in source.left_out)
-            print_line(f"data prep: dataset {source.name!r}: {count} left out: {parts}")
-
-
 def print_summary(plan: ShardPlan, records: Mapping[int, ShardRecord], print_line: PrintLine) -> None:
     """Print what was read and what was skipped, in a few lines."""
     found = report(plan, records)
     total = found["total"]
     rows = "" if total["rows"] is None else f"{total['rows']:,} rows, "
+    parts = [f"{count:,} {_WHY[why]}" for why, count in total["skipped"].items() if count]
+    skipped = f"skipped {', '.join(parts)}" if parts else "no row skipped"
+    if total["rows"] is None:
+        skipped = "some shards are an earlier version's, which did not count what it skipped"
     print_line(
         f"data prep: read {total['files']:,} files ({show_size(total['bytes'])}): {rows}"
-        f"{total['documents']:,} documents{_skipped(total)}"
+        f"{total['documents']:,} documents; {skipped}"
+        + (f"; {total['cut']:,} documents cut to max_doc_tokens" if total["cut"] else "")
     )
     for dataset, source in zip(found["datasets"], plan.sources, strict=True):
         if not dataset["documents"]:
@@ -121,51 +113,45 @@ def print_summary(plan: ShardPlan, records: Mapping[int, ShardRecord], print_lin
             print_line(f"data prep: nothing fell to {split}: there is too little text for so many shards.")
 
 
-def _skipped(total: Mapping[str, Any]) -> str:
-    parts = [f"{count:,} {_WHY[why]}" for why, count in total["skipped"].items() if count]
-    text = f"; skipped {', '.join(parts)}" if parts else "; no row skipped"
-    if total["rows"] is None:
-        text = "; some shards are an earlier version's, which did not count what it skipped"
-    return text + (f"; {total['cut']:,} documents cut to max_doc_tokens" if total["cut"] else "")
-
-
-def _omission(omission: Omission) -> str:
-    more = f" and {omission.count - 3} more" if omission.count > 3 else ""
-    return f"{', '.join(omission.names[:3])}{more} ({omission.why})"
-
-
 BLEND_FILE = "blend.json"
 
 
+def megatron_blend(weighted: Iterable[tuple[str, float, str]]) -> dict[str, list[str] | None]:
+    """blend.json for (split, weight, path) of each shard: per split weight, path, weight, path, …; null for none."""
+    blend: dict[str, list[str]] = {split: [] for split in SPLITS}
+    for split, weight, path in weighted:
+        blend[split] += [f"{weight:.12g}", path]
+    return {split: pairs or None for split, pairs in blend.items()}
+
+
 def blend_lists(plan: ShardPlan, records: dict[int, ShardRecord], output: Path) -> dict[str, list[str] | None]:
-    """Megatron's blend, per split: weight, prefix, weight, prefix, …; null for a split without documents.
+    """blend.json of .bin/.idx shards.
 
     A source's weight is divided among its shards by their tokens, so that it does not depend on their number. Shards
     without documents are left out: Megatron's reader fails on them.
     """
-    blend: dict[str, list[str]] = {"train": [], "valid": [], "test": []}
-    per_source: dict[tuple[str, int], int] = {}
+    per_source: Counter[tuple[str, int]] = Counter()
     for number, shard in enumerate(plan.shards):
-        key = (shard.split, shard.source)
-        per_source[key] = per_source.get(key, 0) + records[number].tokens
+        per_source[shard.split, shard.source] += records[number].tokens
+    weighted = []
     for number, shard in enumerate(plan.shards):
-        tokens = records[number].tokens
-        if tokens:
+        if tokens := records[number].tokens:
             weight = plan.sources[shard.source].weight * tokens / per_source[shard.split, shard.source]
-            blend[shard.split] += [f"{weight:.12g}", place(output, shard.name)]
+            weighted.append((shard.split, weight, place(output, shard.name)))
+    blend = megatron_blend(weighted)
     if not blend["train"]:
         raise UserError(
             "No document is left for training: every row is empty, bad or shorter than min_doc_chars.",
             hint=f"Read were {', '.join(source.uri for source in plan.sources)}.",
         )
-    return {split: pairs or None for split, pairs in blend.items()}
+    return blend
 
 
 def make_artifact(
     plan: ShardPlan, records: dict[int, ShardRecord], output: Path, elapsed: float
 ) -> artifacts.PretrainBlendsArtifact:
     """The output folder as an unsaved artifact. `metadata` holds what a trainer needs to know about the tokens."""
-    tokens = {split: total(plan, records, "tokens", split=split) for split in ("train", "valid", "test")}
+    tokens = {split: total(plan, records, "tokens", split=split) for split in SPLITS}
     paths = {split: place(output, split) for split, count in tokens.items() if count}
     return artifacts.PretrainBlendsArtifact(
         path=output,
@@ -323,12 +309,10 @@ def _one_step(
 
     if config.step == PLAN:
         plan = plan_here()
-        with PrepProgress(plan, total=0) as progress:
-            _print_plan_notes(plan, config, progress)
-            size = show_size(sum(source.size for source in plan.sources))
-            count = sum(source.file_count for source in plan.sources)
-            progress.print(f"data prep: {len(plan.shards)} shards of {count:,} files ({size}) are planned")
-            progress.quiet()
+        _print_plan_notes(plan, config, print_line)
+        size = show_size(sum(source.size for source in plan.sources))
+        count = sum(source.file_count for source in plan.sources)
+        print_line(f"data prep: {len(plan.shards)} shards of {count:,} files ({size}) are planned")
         return PreparedData(plan, {}, None, time.monotonic() - began, 0, 0)
     index = PlanIndex.load(output)
     if index is None:
@@ -337,18 +321,14 @@ def _one_step(
     changed = [name for name in ("on_bad_row", "max_bad_rows") if getattr(config, name) != getattr(plan, name)]
     if changed:
         have = ", ".join(f"{name}={getattr(plan, name)}" for name in changed)
-        with PrepProgress(plan, total=0) as progress:
-            progress.print(f"data prep: {have}, as the plan has it: step={PLAN} with another value changes that")
-            progress.quiet()
+        print_line(f"data prep: {have}, as the plan has it: step={PLAN} with another value changes that")
     if config.step == SHARDS:
         records, kept = _make(plan, config, output, outputs, part=index.part)
         return PreparedData(plan, records, None, time.monotonic() - began, kept, len(records))
     known = all_records(plan, output, {})
     check_all(plan, known)
     _require_files(plan, known, output)
-    with PrepProgress(plan, total=0) as progress:
-        outputs.summary(plan, known, progress.print)
-        progress.quiet()
+    outputs.summary(plan, known, print_line)
     outputs.write(plan, known, output)
     # From when the plan was frozen: that is what all of the steps took.
     elapsed = max(0.0, time.time() - (output / PLAN_FILE).stat().st_mtime)
@@ -374,7 +354,12 @@ def _require_files(plan: ShardPlan, records: Mapping[int, SavedRecord], output: 
 def _saved(
     artifact: Any, config: DataPrepConfig, plan: ShardPlan, records: Mapping[int, SavedRecord], output: Path
 ) -> None:
-    _remove_temporary(output)
+    # What killed runs have left: none of it is needed once every shard is complete.
+    for path in output.glob(f"*/.shard_*{TEMPORARY}"):
+        with suppress(OSError):  # best effort: the next run tries again
+            path.unlink(missing_ok=True)
+    for folder in output.glob(f"{FOLDER}*"):
+        shutil.rmtree(folder, ignore_errors=True)
     if plan.chat is None and store_of(output) is None:
         for number, record in records.items():
             artifact._sums.update(record.files(plan.shards[number].name))
@@ -416,7 +401,7 @@ def _make(
         mine = range(len(plan.shards))[config.task :: config.tasks]
     with PrepProgress(plan, total=len(mine), ranks=ranks, counted=part is not None) as progress:
         if part is None:
-            _print_plan_notes(plan, config, progress)
+            _print_plan_notes(plan, config, progress.print)
 
         def on_event(event: ShardEvent) -> None:
             progress.update(event)
@@ -464,20 +449,19 @@ def cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _print_plan_notes(plan: ShardPlan, config: DataPrepConfig, progress: PrepProgress) -> None:
+def _print_plan_notes(plan: ShardPlan, config: DataPrepConfig, print_line: PrintLine) -> None:
+    """Print where the plan differs from what was asked, and for each dataset the files that are not read."""
     asked = config.num_shards
     made = sum(shard.split in ("train", ALL) for shard in plan.shards)
     if asked is not None and made > asked:
-        progress.print(f"data prep: {made} train shards, not {asked}: a shard holds one source, and there are {made}.")
+        print_line(f"data prep: {made} train shards, not {asked}: a shard holds one source, and there are {made}.")
     if asked is not None and made < asked:
-        progress.print(f"data prep: {made} train shards, not {asked}: no compressed file is read more than twice.")
-    print_left_out(plan, progress.print)
-
-
-def _remove_temporary(output: Path) -> None:
-    """Remove temporary files of killed runs: none is needed once every shard is complete."""
-    for path in output.glob(f"*/.shard_*{TEMPORARY}"):
-        with suppress(OSError):  # best effort: the next run tries again
-            path.unlink(missing_ok=True)
-    for folder in output.glob(f"{FOLDER}*"):
-        shutil.rmtree(folder, ignore_errors=True)
+        print_line(f"data prep: {made} train shards, not {asked}: no compressed file is read more than twice.")
+    for source in plan.sources:
+        parts = []
+        for omission in source.left_out:
+            more = f" and {omission.count - 3} more" if omission.count > 3 else ""
+            parts.append(f"{', '.join(omission.names[:3])}{more} ({omission.why})")
+        if parts:
+            count = sum(omission.count for omission in source.left_out)
+            print_line(f"data prep: dataset {source.name!r}: {count} left out: {'; '.join(parts)}")

@@ -7,8 +7,9 @@ import json
 import os
 import re
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from nemotron_kit.data_prep.prepare import (
     REPORT_FILE,
     Outputs,
     PrintLine,
-    omissions,
+    megatron_blend,
     prepare,
     source_info,
     tokenizer_address,
@@ -75,10 +76,9 @@ def choose_rows(plan: ShardPlan, records: Records) -> list[ChosenRows]:
     chosen = []
     for split in SPLITS:
         parts = {n: records[n].splits[split] for n in range(len(plan.shards)) if records[n].splits[split].rows}
-        tokens: dict[int, int] = {}
+        tokens: Counter[int] = Counter()
         for number, part in parts.items():
-            source = plan.shards[number].source
-            tokens[source] = tokens.get(source, 0) + part.tokens
+            tokens[plan.shards[number].source] += part.tokens
         weights = {source: plan.sources[source].weight for source in tokens}
         scale = min((tokens[s] / weights[s] for s in tokens), default=0.0)
         even = len(set(weights.values())) < 2
@@ -101,7 +101,8 @@ def write_outputs(plan: ShardPlan, records: Records, output: Path) -> None:
     if not any(rows.split == "train" for rows in chosen):
         filtered = _sums(records.values())["filtered"]
         reasons = ", ".join(f"{count:,} {_WHY[why]}" for why, count in filtered.items() if count) or "no row was read"
-        what, key = ("document", "text_field") if _of_documents(plan) else ("conversation", "messages_field")
+        of_documents = plan.packing.template is None
+        what, key = ("document", "text_field") if of_documents else ("conversation", "messages_field")
         raise UserError(
             f"No {what} is left for training: {reasons}.",
             hint=f"Read were {', '.join(source.uri for source in plan.sources)}. Is {key} right?",
@@ -110,7 +111,7 @@ def write_outputs(plan: ShardPlan, records: Records, output: Path) -> None:
     for path in output.glob("splits/*/*__shard_*.parquet"):
         if (path.parent.name, path.name) not in known:
             path.unlink()
-    found = []
+    found: list[dict[str, Any]] = []
     for rows in chosen:
         part = records[rows.shard].splits[rows.split]
         source = output / part_name(plan.shards[rows.shard].name, rows.split)
@@ -126,24 +127,19 @@ def write_outputs(plan: ShardPlan, records: Records, output: Path) -> None:
             counts = _first_rows(plan, source, target, rows.rows)
         else:
             _linked(source, target)
-        found.append({"split": rows.split, "file": rows.name, "dataset": _dataset(plan, rows.shard), **counts})
+        dataset = plan.sources[plan.shards[rows.shard].source].name
+        found.append({"split": rows.split, "file": rows.name, "dataset": dataset, **counts})
     write_text(output / REPORT_FILE, json.dumps(report(plan, records, found), indent=2) + "\n", mode=0o666)
-    write_json(output / BLEND_FILE, _blend(found, output), mode=0o666)
-
-
-def _blend(found: list[dict[str, Any]], output: Path) -> dict[str, list[str] | None]:
-    """Per split: weight, prefix, weight, prefix, …; a file's weight is its part of the tokens. The tokens are
-    proportional to the datasets' weights already, so reading all files and reading by weight give the same mix."""
-    blend: dict[str, list[str] | None] = {}
-    for split in SPLITS:
-        mine = [file for file in found if file["split"] == split]
-        total = sum(file["tokens"] for file in mine)
-        pairs: list[str] = []
-        for file in mine:
-            prefix = output / "splits" / split / file["file"].removesuffix(".parquet")
-            pairs += [f"{file['tokens'] / total:.12g}", str(prefix)]
-        blend[split] = pairs or None
-    return blend
+    # A file's weight is its part of the tokens. They are proportional to the datasets' weights already, so reading all
+    # files and reading by weight give the same mix.
+    tokens: Counter[str] = Counter()
+    for file in found:
+        tokens[file["split"]] += file["tokens"]
+    weighted = []
+    for file in found:
+        prefix = output / "splits" / file["split"] / file["file"].removesuffix(".parquet")
+        weighted.append((file["split"], file["tokens"] / tokens[file["split"]], str(prefix)))
+    write_json(output / BLEND_FILE, megatron_blend(weighted), mode=0o666)
 
 
 def _linked(source: Path, target: Path) -> None:
@@ -182,9 +178,8 @@ def _first_rows(plan: ShardPlan, source: Path, target: Path, count: int) -> dict
                 if not left:
                     return
 
-    chat = plan.chat
-    assert chat is not None  # noqa: S101  (only plans with chat settings come here)
-    write_tables(target, tables(), row_group_size=chat.row_group_size, compression=chat.compression)
+    how = plan.packing
+    write_tables(target, tables(), row_group_size=how.row_group_size, compression=how.compression)
     return counts
 
 
@@ -204,7 +199,7 @@ def report(plan: ShardPlan, records: Records, found: list[dict[str, Any]]) -> di
                 **_sums(mine),
                 "splits": _splits(plan, [file for file in found if file["dataset"] == source.name]),
                 "bad_rows": [row for record in mine for row in record.bad_rows][:NAMED],
-                "left_out": omissions(source),
+                "left_out": [asdict(omission) for omission in source.left_out],
             }
         )
     files = {"files": sum(d["files"] for d in datasets), "bytes": sum(d["bytes"] for d in datasets)}
@@ -232,7 +227,7 @@ def _sums(records: Iterable[PackedRecord]) -> dict[str, Any]:
 
 
 def _splits(plan: ShardPlan, found: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    size = plan.chat.pack_size if plan.chat else 1
+    size = plan.packing.pack_size
     splits = {}
     for split in SPLITS:
         mine = [file for file in found if file["split"] == split]
@@ -242,36 +237,29 @@ def _splits(plan: ShardPlan, found: list[dict[str, Any]]) -> dict[str, dict[str,
     return splits
 
 
-def _of_documents(plan: ShardPlan) -> bool:
-    return plan.chat is not None and plan.chat.template is None
-
-
-def _dataset(plan: ShardPlan, number: int) -> str:
-    return plan.sources[plan.shards[number].source].name
-
-
 def print_summary(plan: ShardPlan, records: Records, print_line: PrintLine) -> None:
     """Print what was read, what was left out and why, and the resulting rows, in a few lines."""
     found = report(plan, records, [])
     total = found["total"]
+    of_documents = plan.packing.template is None
     why = ", ".join(f"{count:,} {_WHY[why]}" for why, count in total["filtered"].items() if count)
     print_line(
         f"data prep: read {total['files']:,} files ({show_size(total['bytes'])}): {total['records']:,} records, "
         f"{total['used']:,} used as {total['sequences']:,} sequences; {f'left out {why}' if why else 'none left out'}"
-        + (f"; {total['cut']:,} {'documents' if _of_documents(plan) else 'sequences'} cut" if total["cut"] else "")
+        + (f"; {total['cut']:,} {'documents' if of_documents else 'sequences'} cut" if total["cut"] else "")
     )
     for dataset in found["datasets"]:
         if not dataset["used"]:
-            what = "document" if _of_documents(plan) else "conversation"
+            what = "document" if of_documents else "conversation"
             print_line(f"data prep: dataset {dataset['name']!r} has no usable {what}.")
         if dataset["filtered"]["bad"]:
             first = "; ".join(dataset["bad_rows"])
             print_line(
                 f"data prep: dataset {dataset['name']!r}: {dataset['filtered']['bad']:,} bad rows, the first: {first}"
             )
-    size = plan.chat.pack_size if plan.chat else 1
+    size = plan.packing.pack_size
     chosen = choose_rows(plan, records)
-    for split, ratio in zip(SPLITS, plan.chat.ratios if plan.chat else (), strict=False):
+    for split, ratio in zip(SPLITS, plan.packing.ratios, strict=True):
         parts = [record.splits[split] for record in records.values()]
         rows, tokens = sum(part.rows for part in parts), sum(part.tokens for part in parts)
         if rows:
@@ -288,8 +276,6 @@ def print_summary(plan: ShardPlan, records: Records, print_line: PrintLine) -> N
 
 def make_artifact(plan: ShardPlan, records: Records, output: Path, elapsed: float) -> artifacts.SFTDataArtifact:
     """The folder splits/ as an unsaved artifact. `metadata` holds what a trainer needs to know about the tokens."""
-    chat = plan.chat
-    assert chat is not None  # noqa: S101  (only plans with chat settings come here)
     splits = json.loads((output / REPORT_FILE).read_text(encoding="utf-8"))["splits"]
     paths = {split: str(output / "splits" / split) for split in SPLITS if splits[split]["rows"]}
     artifact = artifacts.SFTDataArtifact(
@@ -299,7 +285,7 @@ def make_artifact(plan: ShardPlan, records: Records, output: Path, elapsed: floa
         source_datasets=[source_info(plan, records, number) for number in range(len(plan.sources))],
         tokenizer_uri=tokenizer_address(plan, output),
         elapsed_sec=elapsed,
-        pack_size=chat.pack_size,
+        pack_size=plan.packing.pack_size,
         num_shards=len(plan.shards),
         data_format=FORMAT,
         blend_path=str(output / BLEND_FILE),
@@ -310,7 +296,7 @@ def make_artifact(plan: ShardPlan, records: Records, output: Path, elapsed: floa
             "vocab_size": plan.tokens.vocab_size,
             "tokenizer": plan.tokens.model,
             "tokenizer_path": "tokenizer",
-            "algorithm": chat.algorithm,
+            "algorithm": plan.packing.algorithm,
             "rows": {split: splits[split]["rows"] for split in SPLITS},
             "loss_tokens": {split: splits[split]["loss_tokens"] for split in SPLITS},
             "plan": plan.digest,
