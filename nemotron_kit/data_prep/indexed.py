@@ -143,6 +143,14 @@ class HashedFile:
         self.path.unlink(missing_ok=True)
 
 
+def holds(path: Path, expected: tuple[int, str]) -> bool:
+    """Whether a file has this size in bytes and this sha256."""
+    if not path.is_file() or path.stat().st_size != expected[0]:
+        return False
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == expected[1]
+
+
 @contextmanager
 def write_errors(path: Path) -> Iterator[None]:
     """Turn an OSError (a full or read-only disk) into a NemotronError that names the file."""

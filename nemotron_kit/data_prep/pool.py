@@ -3,7 +3,6 @@ each."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import queue
@@ -15,16 +14,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from nemotron_kit.data_prep.config import NAMED, SKIP, check_bad_rows
+from nemotron_kit.data_prep.indexed import holds
 from nemotron_kit.data_prep.packed import PackedRecord, make_packed_shard
 from nemotron_kit.data_prep.shard import SavedRecord, ShardRecord, Tick, make_shard, record_path
 from nemotron_kit.data_prep.shard_plan import TEMPORARY, PlanIndex, ShardPlan
 from nemotron_kit.data_prep.stored import store_of
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.files import write_bytes
-from nemotron_kit.objects import ObjectFolder
 from nemotron_kit.polling import polls
 
 THREADS = 2  # a process: measured best; more threads wait for Python, fewer waste memory
@@ -119,59 +118,39 @@ def ensure_shard(plan: ShardPlan, number: int, folder: Path, *, tick: Tick | Non
     shard = plan.shards[number].name
     store = None if plan.chat else store_of(folder)  # rows are chosen from whole files at the end: those stay here
 
-    def make(plan: ShardPlan, number: int, folder: Path, *, tick: Tick | None) -> SavedRecord:
+    def make() -> SavedRecord:
         made = (make_packed_shard if plan.chat else make_shard)(plan, number, folder, tick=tick)
-        if store is not None:
-            _hand_over(store, made, shard, folder)
+        if store is not None:  # the shard's files are moved there, its record last
+            for name in made.files(shard):
+                store.put(folder / name, name)
+            store.put(path, f"{shard}.json")
+            for name in made.files(shard):
+                (folder / name).unlink()
         return made
 
-    record = _recorded(plan, shard, folder, store)
+    path = record_path(folder / shard)
+    record = record_type(plan).load(path)
+    if record is None and store is not None and (there := store.read(f"{shard}.json")) is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)  # this folder is a new one
+        write_bytes(path, there, mode=0o666)
+        record = record_type(plan).load(path)
     if record is None or record.plan != plan.digest:
-        return make(plan, number, folder, tick=tick), "made"
+        return make(), "made"
     if record.bad and plan.on_bad_row != SKIP:  # an earlier run skipped bad rows; this one must stop at them
-        return make(plan, number, folder, tick=tick), f"remade: {shard} lacked {record.bad} bad rows"
+        return make(), f"remade: {shard} lacked {record.bad} bad rows"
     files = record.files(shard).items()
-    wrong = [name for name, expected in files if not store and not _holds(folder / name, expected)]
+    wrong = [name for name, expected in files if not store and not holds(folder / name, expected)]
     wrong += [name for name, (size, _) in files if store and store.size(name) != size]
     if not wrong:
         if tick:
             tick(record.characters, record.tokens)
         return record, "kept"
-    made = make(plan, number, folder, tick=tick)
-    return made, f"remade: {' and '.join(wrong)} did not have the recorded content"
-
-
-def _recorded(plan: ShardPlan, shard: str, folder: Path, store: ObjectFolder | None) -> SavedRecord | None:
-    """A shard's record: the one here, else, where this folder is a new one, the store's."""
-    path = record_path(folder / shard)
-    record = record_type(plan).load(path)
-    if record is None and store is not None and (there := store.read(f"{shard}.json")) is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(path, there, mode=0o666)
-        record = record_type(plan).load(path)
-    return record
-
-
-def _hand_over(store: ObjectFolder, record: SavedRecord, shard: str, folder: Path) -> None:
-    """Move a shard's files to the store, its record last."""
-    for name in record.files(shard):
-        store.put(folder / name, name)
-    store.put(record_path(folder / shard), f"{shard}.json")
-    for name in record.files(shard):
-        (folder / name).unlink()
+    return make(), f"remade: {' and '.join(wrong)} did not have the recorded content"
 
 
 def record_type(plan: ShardPlan) -> type[SavedRecord]:
     """The class of the records of this plan's shards."""
     return ShardRecord if plan.chat is None else PackedRecord
-
-
-def _holds(path: Path, expected: tuple[int, str]) -> bool:
-    """Whether a file has this size in bytes and this sha256."""
-    if not path.is_file() or path.stat().st_size != expected[0]:
-        return False
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() == expected[1]
 
 
 class _Pool:
@@ -195,9 +174,20 @@ class _Pool:
         self.processes: list[subprocess.Popen[str]] = []
 
     def run(self) -> None:
+        package_root = str(Path(__file__).parents[2])
+        env = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(p for p in (package_root, os.environ.get("PYTHONPATH")) if p),
+            "TOKENIZERS_PARALLELISM": "true" if self.threads > 1 else "false",
+            "RAYON_NUM_THREADS": str(self.threads),
+            "ARROW_DEFAULT_MEMORY_POOL": "system",  # gives memory back sooner: a quarter less where parquet is read
+        }
+        # -P: a file called json.py in the user's working folder is not what we mean by json.
+        command = [sys.executable, "-P", "-m", "nemotron_kit.data_prep.pool", str(self.folder)]
+        pipe = subprocess.PIPE
         try:
             for _ in range(self.count):
-                process = self._start()
+                process = subprocess.Popen(command, env=env, stdin=pipe, stdout=pipe, text=True, bufsize=1)
                 self.processes.append(process)
                 threading.Thread(target=self._feed, args=(process,), daemon=True).start()
             running = self.count
@@ -212,27 +202,11 @@ class _Pool:
         finally:
             self._stop()
 
-    def _start(self) -> subprocess.Popen[str]:
-        package_root = str(Path(__file__).parents[2])
-        env = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(p for p in (package_root, os.environ.get("PYTHONPATH")) if p),
-            "TOKENIZERS_PARALLELISM": "true" if self.threads > 1 else "false",
-            "RAYON_NUM_THREADS": str(self.threads),
-            "ARROW_DEFAULT_MEMORY_POOL": "system",  # gives memory back sooner: a quarter less where parquet is read
-        }
-        # -P: a file called json.py in the user's working folder is not what we mean by json.
-        command = [sys.executable, "-P", "-m", "nemotron_kit.data_prep.pool", str(self.folder)]
-        return subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
-
     def _feed(self, process: subprocess.Popen[str]) -> None:
         try:
-            while True:
-                try:
-                    number = self.todo.get_nowait()
-                except queue.Empty:
-                    break
-                self._make(process, number)
+            with suppress(queue.Empty):
+                while True:
+                    self._make(process, self.todo.get_nowait())
             self.events.put(None)
         # Whatever it is, the main thread must hear of it, or it would wait for ever.
         except BaseException as error:  # noqa: BLE001
@@ -246,10 +220,12 @@ class _Pool:
         for line in process.stdout:
             message = json.loads(line)
             if "error" in message:
-                raise _error(message)
-            event = _event(message, self.plan)
-            self.events.put(event)
-            if event.record is not None:
+                kind = UserError if message["user"] else NemotronError
+                raise kind(message["error"], hint=message["hint"])
+            made = message.pop("record", None)
+            record = None if made is None else record_type(self.plan).from_dict(made)
+            self.events.put(ShardEvent(**message, record=record))
+            if record is not None:
                 return
         code = process.wait()
         raise NemotronError(
@@ -273,18 +249,6 @@ class _Pool:
                 left.unlink(missing_ok=True)
 
 
-def _event(message: dict[str, Any], plan: ShardPlan) -> ShardEvent:
-    record = message.pop("record", None)
-    if record is not None:
-        record = record_type(plan).from_dict(record)
-    return ShardEvent(**message, record=record)
-
-
-def _error(message: dict[str, Any]) -> NemotronError:
-    kind = UserError if message["user"] else NemotronError
-    return kind(message["error"], hint=message["hint"])
-
-
 @contextmanager
 def _quiet_tokenizer() -> Iterator[None]:
     """Turn the tokenizer's threads off: one worker is one CPU."""
@@ -303,7 +267,13 @@ def main() -> int:
     """A worker process: shard numbers come in on standard input, events go out on standard output."""
     # Ctrl-C reaches the whole group; the parent decides and ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    out = _claim_stdout()
+    # The real standard output is for events only; output of libraries is redirected to standard error.
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+
+    def send(message: dict[str, Any]) -> None:
+        print(json.dumps(message), file=out, flush=True)
+
     folder = Path(sys.argv[1])
     index = None
     for line in sys.stdin:
@@ -312,24 +282,12 @@ def main() -> int:
             if index is None:
                 raise UserError(f"{folder}: the plan is gone.")
             number = int(line)
-            make_numbered_shard(index.part([number]), number, folder, lambda event: _send(out, event))
+            make_numbered_shard(index.part([number]), number, folder, lambda event: send(asdict(event)))
         except BrokenPipeError:
             return 1  # the parent process has ended
         except NemotronError as error:
-            message = {"error": error.message, "hint": error.hint, "user": isinstance(error, UserError)}
-            print(json.dumps(message), file=out, flush=True)
+            send({"error": error.message, "hint": error.hint, "user": isinstance(error, UserError)})
     return 0
-
-
-def _claim_stdout() -> TextIO:
-    """The real standard output, for events only; output of libraries is redirected to standard error."""
-    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    return out
-
-
-def _send(out: TextIO, event: ShardEvent) -> None:
-    print(json.dumps(asdict(event)), file=out, flush=True)
 
 
 if __name__ == "__main__":

@@ -9,11 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import sys
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
@@ -23,13 +22,14 @@ from nemotron_kit import artifacts
 from nemotron_kit.artifacts.datasets import InputDatasetInfo
 from nemotron_kit.data_prep import sources
 from nemotron_kit.data_prep.config import FINISH, PLAN, SHARDS, DataBlend, RLPrepConfig, load_rl_blend
-from nemotron_kit.data_prep.indexed import HashedFile
+from nemotron_kit.data_prep.indexed import HashedFile, holds
 from nemotron_kit.data_prep.placeholders import Restorer, identity_of, rows_of_file
+from nemotron_kit.data_prep.prep_progress import print_line
 from nemotron_kit.data_prep.prepare import check_packages
 from nemotron_kit.data_prep.shard_plan import ALL
 from nemotron_kit.data_prep.sources import FoundFile
 from nemotron_kit.data_prep.stored import publish, store_of, working_folder
-from nemotron_kit.errors import NemotronError, UserError, printable
+from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.files import fsync_dir, write_json
 from nemotron_kit.runs.metrics import log_metrics
 
@@ -88,32 +88,27 @@ def prepare_rl(config: RLPrepConfig) -> artifacts.SplitJsonlDataArtifact:
         if found is None:
             _require_free(output, run_hash)
             (output / MANIFEST).unlink(missing_ok=True)
-        _write_plan(inputs, output)
+        rows = [[one.dataset, one.split, one.identity, *vars(one.file).values()] for one in inputs]
+        output.mkdir(parents=True, exist_ok=True)
+        write_json(output / INPUTS, {"files": rows}, mode=0o666)  # which files the steps after this one read
+        print_line(f"data prep: {len(rows):,} files are to be read")
         return None  # type: ignore[return-value]
     if config.step == SHARDS:
         if found is None and config.sample is None:
-            _read_some(inputs[config.task :: config.tasks], inputs, restorer, output / f".parts-{run_hash}")
+            _read_some(range(len(inputs))[config.task :: config.tasks], inputs, restorer, output, run_hash)
         return None  # type: ignore[return-value]
     if found is None:
         if config.step is None:
             _require_free(output, run_hash)
         found = _make(config, inputs, restorer, output, run_hash, named=named)
     else:
-        _print("data prep: everything is there already")
+        print_line("data prep: everything is there already")
     (output / INPUTS).unlink(missing_ok=True)  # no part of the data
     _print_summary(found)
     artifact = _artifact(blend, found, output, monotonic() - began)
     publish(output, artifact)
     artifact.save(name=config.artifact_name)
     return artifact
-
-
-def _write_plan(inputs: list[_Input], output: Path) -> None:
-    """Freeze which files are read, for the steps after this one."""
-    rows = [[one.dataset, one.split, one.identity, *vars(one.file).values()] for one in inputs]
-    output.mkdir(parents=True, exist_ok=True)
-    write_json(output / INPUTS, {"files": rows}, mode=0o666)
-    _print(f"data prep: {len(rows):,} files are to be read")
 
 
 def _planned(output: Path) -> list[_Input]:
@@ -127,73 +122,65 @@ def _planned(output: Path) -> list[_Input]:
         raise UserError(f"{path}: damaged: {error}.", hint="step=plan makes it again.") from error
 
 
-def _read_some(mine: list[_Input], inputs: list[_Input], restorer: Restorer, work: Path) -> None:
-    """Read the files of one task, whose rows the last step puts together."""
-    number_of = {id(one): number for number, one in enumerate(inputs)}
-    rows = 0
+@contextmanager
+def _parts_folder(output: Path, run_hash: str) -> Iterator[Path]:
+    """The folder of the files' rows, until they are put together. An OSError in the block becomes a NemotronError."""
+    folder = output / f".parts-{run_hash}"
     try:
-        work.mkdir(parents=True, exist_ok=True)
-        for done, one in enumerate(mine, 1):
-            rows += _read(one, work / f"{number_of[id(one)]:05d}.jsonl", None, restorer).rows
-            log_metrics({"shards": done, "of": len(mine), "rows": rows})
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
     except OSError as error:
         raise NemotronError(
-            f"{error.filename or work}: {error.strerror or error}.", hint="What is finished is kept: run it again."
+            f"{error.filename or output}: {error.strerror or error}.", hint="What is finished is kept: run it again."
         ) from error
-    _print(f"data prep: {rows:,} rows of {len(mine)} of {len(inputs)} files")
+
+
+def _read_some(mine: range, inputs: list[_Input], restorer: Restorer, output: Path, run_hash: str) -> None:
+    """Read the files of one task, whose rows the last step puts together."""
+    rows = 0
+    with _parts_folder(output, run_hash) as folder:
+        for done, number in enumerate(mine, 1):
+            rows += _read(inputs[number], folder / f"{number:05d}.jsonl", None, restorer).rows
+            log_metrics({"shards": done, "of": len(mine), "rows": rows})
+    print_line(f"data prep: {rows:,} rows of {len(mine)} of {len(inputs)} files")
 
 
 def _make(
     config: RLPrepConfig, inputs: list[_Input], restorer: Restorer, output: Path, run_hash: str, *, named: bool
 ) -> dict[str, Any]:
     """Read every file, then write the splits, the report and finally the manifest; returns the report."""
-    work = output / f".parts-{run_hash}"
-    try:
-        work.mkdir(parents=True, exist_ok=True)
+    with _parts_folder(output, run_hash) as folder:
         left: dict[tuple[str, str], int | None] = {(one.dataset, one.split): config.sample for one in inputs}
         parts = []
         for number, one in enumerate(inputs):
             limit = left[one.dataset, one.split]
-            part = _read(one, work / f"{number:05d}.jsonl", limit, restorer)
+            part = _read(one, folder / f"{number:05d}.jsonl", limit, restorer)
             left[one.dataset, one.split] = None if limit is None else limit - part.rows
             parts.append(part)
         places = _assigned(config, inputs, parts, named=named)
         report = _written(config, inputs, parts, places, output, run_hash)
-        for parts_folder in output.glob(".parts-*"):  # of runs with other settings, too, that were stopped
-            shutil.rmtree(parts_folder)
-    except OSError as error:
-        raise NemotronError(
-            f"{error.filename or output}: {error.strerror or error}.", hint="What is finished is kept: run it again."
-        ) from error
+        for each in output.glob(".parts-*"):  # of runs with other settings, too, that were stopped
+            shutil.rmtree(each)
     return report
 
 
 def _inputs(blend: DataBlend, corpora: Path) -> list[_Input]:
     found = []
-    for given, datasets in blend.splits.items():
-        for dataset in datasets:
-            if not dataset.weight:
-                continue
-            splits = sources.list_splits(dataset, folder=blend.folder, corpora=corpora)
-            if given != ALL and len(splits) > 1:
-                splits = _of_split(given, splits, dataset.name)
-            for split, files in splits.items():
-                for file in files:
-                    own = split if given == ALL else given
-                    found.append(_Input(dataset.name, own, file, identity_of(file)))
+    for given, dataset in blend.used:
+        splits = sources.list_splits(dataset, folder=blend.folder, corpora=corpora)
+        if given != ALL and len(splits) > 1:
+            # Of a dataset with splits of its own the one for which the blend names it.
+            known = ", ".join(repr(name) for name in splits if name)
+            splits = {name: files for name, files in splits.items() if _OWN.get(name) == _OWN[given]}
+            if not splits:
+                raise UserError(
+                    f"dataset {dataset.name!r}: the blend has it under {given!r}, and its own splits are {known}.",
+                    hint='Name the one to read in the blend file, as "split": "…".',
+                )
+        for split, files in splits.items():
+            own = split if given == ALL else given
+            found += [_Input(dataset.name, own, file, identity_of(file)) for file in files]
     return found
-
-
-def _of_split(split: str, splits: dict[str, list[FoundFile]], dataset: str) -> dict[str, list[FoundFile]]:
-    """Of a dataset with splits of its own the one for which the blend names it."""
-    mine = {name: files for name, files in splits.items() if _OWN.get(name) == _OWN[split]}
-    if not mine:
-        known = ", ".join(repr(name) for name in splits if name)
-        raise UserError(
-            f"dataset {dataset!r}: the blend has it under {split!r}, and its own splits are {known}.",
-            hint='Name the one to read in the blend file, as "split": "…".',
-        )
-    return mine
 
 
 def _run_hash(config: RLPrepConfig, inputs: list[_Input], restorer: Restorer, *, named: bool) -> str:
@@ -211,10 +198,8 @@ def _finished(output: Path, run_hash: str) -> dict[str, Any] | None:
         report: dict[str, Any] = json.loads((output / REPORT).read_text(encoding="utf-8"))
         if not manifest["run_hash"] == report["run_hash"] == run_hash:
             return None
-        for split, (size, sha256) in report["files"].items():
-            with (output / f"{split}.jsonl").open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != sha256 or file.tell() != size:
-                    return None
+        if not all(holds(output / f"{split}.jsonl", (size, sha)) for split, (size, sha) in report["files"].items()):
+            return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return report
@@ -250,13 +235,14 @@ def _require_free(output: Path, run_hash: str) -> None:
 def _read(one: _Input, path: Path, limit: int | None, restorer: Restorer) -> _Part:
     """The rows of a file, written to `path`; kept if an earlier run has finished it."""
     record = path.with_suffix(".json")
-    kept = _kept(path, record, limit)
-    if kept is not None:
-        return kept
+    with suppress(OSError, ValueError, KeyError, TypeError):  # no record that can be read: the file is read again
+        known = json.loads(record.read_text(encoding="utf-8"))
+        if known["limit"] == limit and path.stat().st_size == known["size"]:
+            return _Part(path, known["rows"], known["restored"], Counter(known["agents"]), array("Q", known["keys"]))
     if identity_of(one.file) != one.identity:
         raise UserError(f"{one.file.path}: it has changed since the plan was made.", hint="step=plan makes it again.")
     part = _Part(path)
-    with _files([path]) as (out,):
+    with HashedFile(path) as out:
         for where, line, row in rows_of_file(one.file.path):
             if limit is not None and part.rows >= limit:
                 break
@@ -265,11 +251,11 @@ def _read(one: _Input, path: Path, limit: int | None, restorer: Restorer) -> _Pa
                 row, line = restorer.restored(row, at), None
                 part.restored += 1
             part.agents[_checked(row, at)] += 1
-            part.keys.append(_key(row))
+            prompt = json.dumps(row["responses_create_params"]["input"], sort_keys=True).encode("utf-8")
+            part.keys.append(int.from_bytes(hashlib.blake2b(prompt, digest_size=8).digest(), "big"))
             out.write((line if line is not None else as_json(row, at)) + b"\n")
             part.rows += 1
-        out.finish().temporary.replace(path)
-    fsync_dir(path.parent)
+        out.publish()
     counts = {"rows": part.rows, "restored": part.restored, "agents": dict(part.agents), "limit": limit}
     write_json(record, {**counts, "size": out.size, "keys": list(part.keys)}, mode=0o666)
     return part
@@ -281,27 +267,6 @@ def as_json(row: Mapping[str, Any], at: str) -> bytes:
         return json.dumps(row, ensure_ascii=False).encode("utf-8")
     except (TypeError, ValueError) as error:  # Parquet holds times and bytes, too
         raise UserError(f"{at}: it can't be represented in JSON: {error}.") from error
-
-
-@contextmanager
-def _files(paths: list[Path]) -> Iterator[list[HashedFile]]:
-    """Files being written; those not renamed to their final paths by the end of the block are removed."""
-    files = [HashedFile(path) for path in paths]
-    try:
-        yield files
-    finally:
-        for file in files:
-            file.discard()
-
-
-def _kept(path: Path, record: Path, limit: int | None) -> _Part | None:
-    try:
-        known = json.loads(record.read_text(encoding="utf-8"))
-        if known["limit"] != limit or path.stat().st_size != known["size"]:
-            return None
-        return _Part(path, known["rows"], known["restored"], Counter(known["agents"]), array("Q", known["keys"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def _checked(row: Mapping[str, Any], at: str) -> str:
@@ -329,12 +294,6 @@ def _fields(row: Mapping[str, Any]) -> str:
     return ", ".join(sorted(row)[:8]) or "nothing"
 
 
-def _key(row: Mapping[str, Any]) -> int:
-    """A key that is equal for rows with the same prompt."""
-    text = json.dumps(row["responses_create_params"]["input"], sort_keys=True)
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest(), "big")
-
-
 # A file without a split, beside files with one, counts as train.
 _OWN = {"": "train", "train": "train", "valid": "val", "validation": "val", "val": "val", "dev": "val", "test": "test"}
 
@@ -354,7 +313,13 @@ def _assigned(config: RLPrepConfig, inputs: list[_Input], parts: list[_Part], *,
             to_cut.append(mine)
             continue
         for number in mine:
-            places[number] = split = _own_split(inputs[number])
+            given = inputs[number].split
+            if given not in _OWN:
+                raise UserError(
+                    f"dataset {dataset!r}: its split {given!r} is none of {', '.join(_OWN)}.",
+                    hint=f'Name the one to read in the blend file, as "split": "{given}".',
+                )
+            places[number] = split = _OWN[given]
             known |= {key: split for key in parts[number].keys if known.get(key, "train") == "train"}
     for mine in to_cut:
         split_of = _cut(config, [key for number in mine for key in parts[number].keys], known)
@@ -362,15 +327,6 @@ def _assigned(config: RLPrepConfig, inputs: list[_Input], parts: list[_Part], *,
         for number in mine:
             places[number] = [split_of[key] for key in parts[number].keys]
     return places
-
-
-def _own_split(one: _Input) -> str:
-    if one.split not in _OWN:
-        raise UserError(
-            f"dataset {one.dataset!r}: its split {one.split!r} is none of {', '.join(_OWN)}.",
-            hint=f'Name the one to read in the blend file, as "split": "{one.split}".',
-        )
-    return _OWN[one.split]
 
 
 def _cut(config: RLPrepConfig, keys: list[int], known: Mapping[int, str]) -> dict[int, str]:
@@ -406,8 +362,8 @@ def _written(
     rows: Counter[str] = Counter()
     seen: dict[str, set[int]] = {split: set() for split in SPLITS}
     made: dict[str, tuple[int, str]] = {}
-    with _files([output / f"{split}.jsonl" for split in SPLITS]) as opened:
-        files = dict(zip(SPLITS, opened, strict=True))
+    with ExitStack() as stack:
+        files = {split: stack.enter_context(HashedFile(output / f"{split}.jsonl")) for split in SPLITS}
         for part, place in zip(parts, places, strict=True):
             with part.path.open("rb") as lines:
                 for number, line in enumerate(lines):
@@ -462,14 +418,11 @@ def _print_summary(report: Mapping[str, Any]) -> None:
     for dataset in report["datasets"]:
         agents = ", ".join(f"{name} {count:,}" for name, count in sorted(dataset["agents"].items()))
         restored = f", {dataset['restored']:,} of them restored" if dataset["restored"] else ""
-        _print(f"data prep: {dataset['name']}: {dataset['rows']:,} rows{restored} ({agents})")
-    _print("data prep: " + ", ".join(f"{split} {report['rows'][split]:,}" for split in SPLITS) + " rows")
+        print_line(f"data prep: {dataset['name']}: {dataset['rows']:,} rows{restored} ({agents})")
+    print_line("data prep: " + ", ".join(f"{split} {report['rows'][split]:,}" for split in SPLITS) + " rows")
     if report["held_out_in_train"]:
-        _print(f"data prep: {report['held_out_in_train']:,} prompts of the source's val or test are in its train too.")
-
-
-def _print(line: str) -> None:
-    print(printable(line), file=sys.stderr)  # noqa: T201  (names in data may hold a terminal's commands)
+        count = report["held_out_in_train"]
+        print_line(f"data prep: {count:,} prompts of the source's val or test are in its train too.")
 
 
 def _artifact(
@@ -479,14 +432,13 @@ def _artifact(
     agents: Counter[str] = sum((Counter(entry["agents"]) for entry in report["datasets"]), Counter())
     used: list[InputDatasetInfo | str] = [
         InputDatasetInfo(
-            uri=dataset.path if "://" in dataset.path else sources.find_local(dataset.path, blend.folder),
+            uri=sources.uri_of(dataset, blend.folder),
             name=dataset.name,
             split=dataset.split,
             subset=dataset.subset,
             num_rows=rows.get(dataset.name),
         )
-        for dataset in blend.datasets
-        if dataset.weight
+        for _, dataset in blend.used
     ]
     paths = {split: str(output / f"{split}.jsonl") if report["rows"][split] else None for split in SPLITS}
     return artifacts.SplitJsonlDataArtifact(
