@@ -6,11 +6,10 @@ import os
 import re
 import sys
 
-from nemotron_kit.cli import index as index_files
 from nemotron_kit.cli import options, tree
-from nemotron_kit.cli.index import NO_DETAIL, load_index
 from nemotron_kit.cli.options import MAYBE, NEMOTRON, VALUE, key
 from nemotron_kit.cli.tools import ARTIFACT, FIELDS, FOLDERS, NEW, PROFILE, TOOLS, VERSIONS
+from nemotron_kit.cli.tree import NO_DETAIL, load_index
 from nemotron_kit.errors import UserError, nearest, sentence
 
 # Importing pathlib takes as long as the rest of a help page.
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from typing import Any
 
-    from nemotron_kit.cli.index import Index, Node
+    from nemotron_kit.cli.tree import Index, Node
 
     Candidates = Iterator[tuple[str, str]]
 
@@ -118,20 +117,20 @@ def _positional_values(takes: str, current: str) -> Candidates:
 
 def runs() -> Candidates:
     """The runs' ids, newest first, and `latest`."""
-    yield from ((each, "") for each in ("latest", *reversed(listing(os.path.join(index_files.home(), "runs")))))
+    yield from ((each, "") for each in ("latest", *reversed(listing(os.path.join(tree.home(), "runs")))))
 
 
 def profiles() -> Candidates:
     """The profiles of env.toml."""
-    for name, table in index_files.tables().items():
-        if name not in index_files.RESERVED and isinstance(table, dict):
+    for name, table in tree.tables().items():
+        if name not in tree.RESERVED and isinstance(table, dict):
             yield name, str(table.get("executor", "local"))
 
 
 def artifacts(current: str) -> Candidates:
     """Artifact names; after `Name:` its versions and aliases. Read from the folders of the registry on this machine."""
     name, colon, _ = current.partition(":")
-    root = index_files.artifacts_root()
+    root = tree.artifacts_root()
     if not colon:
         yield from ((each, "") for each in listing(root))
         return

@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from nemotron_kit.cli.index import Node
 from nemotron_kit.cli.indexing import LiveIndex
 from nemotron_kit.cli.options import known, split, takes_next
 from nemotron_kit.cli.output import (
@@ -30,7 +29,7 @@ from nemotron_kit.cli.parse import parse
 from nemotron_kit.cli.request import Job, hydra_overrides
 from nemotron_kit.cli.run_job import find_pipeline, normalized
 from nemotron_kit.cli.toolargs import ToolParser
-from nemotron_kit.cli.tree import find
+from nemotron_kit.cli.tree import Node, find
 from nemotron_kit.config.compose import compose_prepared, prepare
 from nemotron_kit.config.freeze import flat, resolve
 from nemotron_kit.config.layers import Layers, Setting

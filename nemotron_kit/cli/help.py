@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
-    from nemotron_kit.cli.index import Index, Node
     from nemotron_kit.cli.output import Rows
+    from nemotron_kit.cli.tree import Index, Node
 
 _ROOT_OPTIONS = [("-h, --help", "show this help; after a command or group, its help"), ("--version", "")]
 

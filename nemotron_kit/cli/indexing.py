@@ -15,11 +15,10 @@ from pathlib import Path, PurePath
 from typing import Any, Literal, Union, get_args, get_origin
 
 from nemotron_kit.app import App, Command, Group, Pipeline, stage_prefix
-from nemotron_kit.cli import index as index_files
 from nemotron_kit.cli import tree
-from nemotron_kit.cli.index import NO_DETAIL, Index, Node, Stamp, cache_file, cache_key, dump, import_path, stamp
 from nemotron_kit.cli.options import NEMOTRON
 from nemotron_kit.cli.tools import TOOLS
+from nemotron_kit.cli.tree import NO_DETAIL, Index, Node, Stamp, cache_file, cache_key, dump, import_path, stamp
 from nemotron_kit.config.convert import MAPPINGS, SEQUENCES, RecordedDefaults, input_fields, type_hints
 from nemotron_kit.discovery import BUILT_IN, Tree, discover, entry_points, recipe_folders
 from nemotron_kit.envfile import EnvFile, read_env_file
@@ -255,7 +254,7 @@ def rebuild() -> Index:
     """Import every recipe, write the cache, and return its content. It is no error if the cache can't be written."""
     key, path = cache_key(), cache_file()
     with recording() as recorder:
-        for path_entry in (index_files.find(), *import_path()):
+        for path_entry in (tree.find_env_file(), *import_path()):
             recorder.add(path_entry)
         found, folders, recipes = _discover()
         for folder in folders:

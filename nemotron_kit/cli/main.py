@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
     from nemotron_kit.app import App
-    from nemotron_kit.cli.index import Index
     from nemotron_kit.cli.request import Request
+    from nemotron_kit.cli.tree import Index
     from nemotron_kit.discovery import Tree
 
 
@@ -272,10 +272,7 @@ def page_for(argv: Sequence[str], index: Index | None = None, root: tuple[str, .
         return None
     if not root and first in TOOLS:
         return None
-    if index is None:
-        from nemotron_kit.cli.index import load_index
-
-        index = load_index()
+    index = index or tree.load_index()
     reached = tree.walk(argv, index, root)
     if reached.unknown is not None:
         return None

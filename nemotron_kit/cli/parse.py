@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from nemotron_kit.cli import tree
-from nemotron_kit.cli.index import NO_DETAIL, Index, Node
 from nemotron_kit.cli.options import HYDRA, NEMOTRON
 from nemotron_kit.cli.reader import NotThisCommand, Reader
 from nemotron_kit.cli.request import Help, Job, Request, Tool, Version, close, near
 from nemotron_kit.cli.tools import TOOLS, meant
+from nemotron_kit.cli.tree import NO_DETAIL, Index, Node
 from nemotron_kit.envfile import unread_env_file
 from nemotron_kit.errors import UserError
 from nemotron_kit.quoting import hydra_unquoted
@@ -178,7 +178,10 @@ def _job(argv: list[str], index: Index, program_name: ProgramName) -> Request:
     exact = [(leaf, names) for leaf, names in every if tuple(argv[: len(names)]) == names]
     jobs: list[Job] = []
     best: tuple[tuple[bool, int, bool], UserError] | None = None
-    for leaf, names in exact or [each for each in every if tree.is_subsequence(each[1], argv)]:
+    for leaf, names in exact or every:
+        rest = iter(argv)
+        if not all(name in rest for name in names):  # in their order, possibly with other arguments between them
+            continue
         reader = None
         try:
             if "broken" in leaf:

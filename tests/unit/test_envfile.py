@@ -13,7 +13,7 @@ from nemotron_kit import envfile
 from nemotron_kit.app import add_import_folders, shadows_library
 from nemotron_kit.artifacts import ModelArtifact
 from nemotron_kit.artifacts.registry import local_root
-from nemotron_kit.cli import index as quick
+from nemotron_kit.cli import tree as quick
 from nemotron_kit.config.config_files import find_config_file
 from nemotron_kit.discovery import discover, recipe_folders
 from nemotron_kit.envfile import EnvFile, read_env_file
@@ -225,7 +225,7 @@ def test_a_home_that_is_no_folder_is_an_error(home: str, tmp_path: Path, monkeyp
         with pytest.raises(UserError, match=r"HOME is .*no folder's path"):
             each()
     assert read_env_file().path is None
-    assert quick.find() is None
+    assert quick.find_env_file() is None
     monkeypatch.setenv("NEMOTRON_HOME", "/somewhere")
     assert str(nemotron_home()) == quick.home() == "/somewhere"
     (tmp_path / "file").touch()

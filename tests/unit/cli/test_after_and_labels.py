@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import pytest
 
 from nemotron_kit.app import App
-from nemotron_kit.cli.index import Index
 from nemotron_kit.cli.indexing import LiveIndex
 from nemotron_kit.cli.parse import parse, parse_hydra
 from nemotron_kit.cli.request import Job, hydra_spelling, shell_line
+from nemotron_kit.cli.tree import Index
 from nemotron_kit.errors import UserError
 from nemotron_kit.spec.plan import Labels
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from nemotron_kit.cli.index import Index
 from nemotron_kit.cli.parse import parse
 from nemotron_kit.cli.request import Help, Job, Tool, Version, hydra_spelling, shell_line
 from nemotron_kit.cli.tools import run
+from nemotron_kit.cli.tree import Index
 from nemotron_kit.errors import UserError
 
 PREP = "recipe=nano3 stage=data/prep/pretrain"

@@ -7,9 +7,9 @@ from itertools import chain
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nemotron_kit.cli.index import Index
 from nemotron_kit.cli.parse import parse, parse_hydra
 from nemotron_kit.cli.request import Job, hydra_spelling
+from nemotron_kit.cli.tree import Index
 from nemotron_kit.errors import UserError
 
 from ...conftest import examples

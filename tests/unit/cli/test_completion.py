@@ -10,10 +10,10 @@ import pytest
 
 from nemotron_kit.app import App
 from nemotron_kit.cli.completion import SCRIPTS, STATES, complete, split_line
-from nemotron_kit.cli.index import Index
 from nemotron_kit.cli.indexing import LiveIndex
 from nemotron_kit.cli.tools import TOOLS
 from nemotron_kit.cli.tools import run as run_tool
+from nemotron_kit.cli.tree import Index
 from nemotron_kit.errors import UserError
 from nemotron_kit.runs import job
 

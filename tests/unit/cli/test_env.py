@@ -9,7 +9,7 @@ import pytest
 
 from nemotron_kit import envfile, home
 from nemotron_kit.artifacts.registry import artifact_settings
-from nemotron_kit.cli import index
+from nemotron_kit.cli import tree
 from nemotron_kit.cli.main import nemotron
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.runs.folder import create_run
@@ -27,14 +27,14 @@ def project(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 
 def _agree() -> None:
     found = envfile.find_env_file()
-    assert index.find() == (str(found) if found else None)
+    assert tree.find_env_file() == (str(found) if found else None)
     read = envfile.read_env_file()
-    assert index.tables() == read.tables
-    assert index.artifacts_root() == str(artifact_settings(read)["root"])
+    assert tree.tables() == read.tables
+    assert tree.artifacts_root() == str(artifact_settings(read)["root"])
 
 
 def test_reserved_tables_are_the_same() -> None:
-    assert set(index.RESERVED) == envfile.RESERVED
+    assert set(tree.RESERVED) == envfile.RESERVED
 
 
 @pytest.mark.parametrize("mark", [None, "pyproject.toml", ".git"])
@@ -59,13 +59,13 @@ def test_named_outright(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_broken_env_file_gives_no_tables(project: Path) -> None:
     Path("env.toml").write_text("not toml")
-    assert index.tables() == {}
+    assert tree.tables() == {}
 
 
 @pytest.mark.parametrize("value", ["~/x", "relative", "", "/abs"])
 def test_the_same_home(project: Path, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("NEMOTRON_HOME", value)
-    assert index.home() == str(home.nemotron_home())
+    assert tree.home() == str(home.nemotron_home())
 
 
 def test_a_program_that_no_shell_has_started_has_a_working_folder(

@@ -10,11 +10,11 @@ import pytest
 
 from nemotron_kit.app import App, ArtifactInput
 from nemotron_kit.cli.help import Page, draw, show
-from nemotron_kit.cli.index import Index
 from nemotron_kit.cli.indexing import LiveIndex
 from nemotron_kit.cli.output import Paint
 from nemotron_kit.cli.parse import parse
 from nemotron_kit.cli.request import Job
+from nemotron_kit.cli.tree import Index
 
 
 def _page(index: Index, *path: str, columns: int = 100, root: tuple[str, ...] = (), prog: str = "nemotron") -> str:

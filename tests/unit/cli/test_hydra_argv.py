@@ -6,9 +6,9 @@ import shlex
 
 import pytest
 
-from nemotron_kit.cli.index import Index
 from nemotron_kit.cli.parse import parse, parse_hydra
 from nemotron_kit.cli.request import Help, Job, Version, hydra_spelling
+from nemotron_kit.cli.tree import Index
 from nemotron_kit.errors import UserError
 
 TRAIN = "recipe=nano3 stage=pretrain"

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from nemotron_kit.app import App
 from nemotron_kit.cli import tree
-from nemotron_kit.cli.index import cache_file, dump, read, stamp
 from nemotron_kit.cli.indexing import LiveIndex, summary
+from nemotron_kit.cli.tree import cache_file, dump, read, stamp
 from nemotron_kit.discovery import discover
 from nemotron_kit.errors import UserError
 
