@@ -8,7 +8,7 @@ from typing import Any
 
 from nemotron_kit.cli.runs.diff import Facts, facts
 from nemotron_kit.cli.runs.list import chosen_jobs, labels_of
-from nemotron_kit.cli.runs.results import goal_of, sweep_table
+from nemotron_kit.cli.runs.results import sweep_table
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.files import finite
 from nemotron_kit.masking import masked
@@ -72,7 +72,7 @@ class ComparingPages:
         if run.is_pipeline:
             stages = [each for record in run.stages() if (each := run.stage_run(record)) is not None]
             return [(each.id, each, each.jobs()[0]) for each in stages if each.jobs()]
-        table = sweep_table(self.reader.results(run, every), None, goal_of(plan_of(run)))
+        table = sweep_table(self.reader.results(run, every), None, plan_of(run))
         best = table.jobs[:_BEST]
         return [(f"{run.id}/{job.number}", run, JobFolder(run.path / "jobs" / str(job.number))) for job in best]
 

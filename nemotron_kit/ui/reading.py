@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from nemotron_kit.cli.runs.list import labels_of
-from nemotron_kit.cli.runs.result_cache import results_of_jobs
-from nemotron_kit.cli.runs.results import JobResult, job_result
+from nemotron_kit.cli.runs.results import JobResult, job_result, results_of_jobs
 from nemotron_kit.cli.runs.show_logs import LocalLog, RemoteLog
 from nemotron_kit.errors import NemotronError, UserError, printable
 from nemotron_kit.home import runs_root

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from nemotron_kit.cli.runs.list import chosen_jobs, duration, labels_of
-from nemotron_kit.cli.runs.results import VALUE, JobResult, SweepTable, goal_of, sweep_table
+from nemotron_kit.cli.runs.results import VALUE, JobResult, SweepTable, sweep_table
 from nemotron_kit.cli.runs.show import distinct_overrides
 from nemotron_kit.cli.toolargs import span
 from nemotron_kit.errors import NemotronError, UserError
@@ -268,7 +268,7 @@ class RunPages:
     # --- sweeps and pipelines
 
     def _sweep(self, run: RunFolder, results: Sequence[JobResult], query: Mapping[str, str]) -> dict[str, Any]:
-        table = sweep_table(results, query.get("sort") or None, goal_of(plan_of(run)))
+        table = sweep_table(results, query.get("sort") or None, plan_of(run))
         varied, metrics, best = table.varied(), table.columns(), table.best
         returned = any(job.value is not None for job in table.jobs)
         rows = [

@@ -279,7 +279,7 @@ def as_json(run: RunSummary) -> dict[str, Any]:
 def _with_results(runs: Sequence[RunSummary]) -> list[dict[str, Any]]:
     """The runs as `--json` prints them: with the overrides, value and metrics of the job, or of a sweep's best job (its
     number is `best_job`; `runs show` has all of them), and with the progress of running ones, else None."""
-    from nemotron_kit.cli.runs.result_cache import results_of_runs
+    from nemotron_kit.cli.runs.results import results_of_runs
 
     results, rows = results_of_runs(runs_root(), runs, run_ids()), []
     for run, progress in zip(runs, _progress_of(runs), strict=True):

@@ -1,22 +1,27 @@
-"""The results of jobs (returned values and metrics), and the table of a sweep, sorted by its objective."""
+"""The results of jobs (returned values and metrics), the table of a sweep, sorted by its objective, and a cache of
+results, so that a table of 10,000 jobs reads one file."""
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from nemotron_kit.cli.output import can_print, print_csv, print_table, write_lines
 from nemotron_kit.cli.request import near
 from nemotron_kit.errors import NemotronError, UserError, listed
-from nemotron_kit.files import finite, read_regular
-from nemotron_kit.runs.job import JobFolder, JobState, read_object
-from nemotron_kit.runs.metrics import Measured, less_is_better, measured, summarized
-from nemotron_kit.spec.plan import Plan
+from nemotron_kit.files import finite, read_cache, read_regular, write_cache
+from nemotron_kit.runs.folder import RunFolder, RunSummary
+from nemotron_kit.runs.job import DamagedRecord, JobFolder, JobState, read_object
+from nemotron_kit.runs.metrics import METRICS_FILE, Measured, less_is_better, measured, summarized
+from nemotron_kit.spec.plan import Plan, stored_plan
 from nemotron_kit.worker.result import FILE
 
 VALUE = "value"
@@ -140,26 +145,12 @@ def override_key(override: str) -> str:
     return override.partition("=")[0].lstrip("+")
 
 
-@dataclass(frozen=True)
-class Goal:
-    """What a sweeper optimizes: a metric (None: the jobs' returned value), and the direction."""
-
-    metric: str | None = None
-    direction: str | None = None
-
-
-def goal_of(plan: Plan | None) -> Goal:
-    """The goal in a run's plan; the first one of a sweeper with several objectives."""
+def sweep_table(results: Sequence[JobResult], sort: str | None = None, plan: Plan | None = None) -> SweepTable:
+    """`results` sorted by `sort` (a metric, or "value"), by default by the objective: the (first) one of the sweeper in
+    `plan`, else the returned value, else the first loss, else the first accuracy, reward or score. Jobs
+    without a value come last, by number. Whether low values are best follows from `sort` (`METRIC:min`), else from the
+    sweeper's direction, else from the metric's name (see `less_is_better`). Raises UserError for an unknown metric."""
     metric = plan.objective.partition(",")[0] if plan and plan.objective else None
-    return Goal(metric, plan.direction if plan else None)
-
-
-def sweep_table(results: Sequence[JobResult], sort: str | None = None, goal: Goal | None = None) -> SweepTable:
-    """`results` sorted by `sort` (a metric, or "value"), by default by the objective: the sweeper's, else the returned
-    value, else the first loss, else the first accuracy, reward or score. Jobs without a value come last, by number.
-    Whether low values are best follows from `sort` (`METRIC:min`), else from the sweeper's direction, else from the
-    metric's name (see `less_is_better`). Raises UserError for an unknown metric."""
-    goal = goal or Goal()
     names = list(dict.fromkeys(name for job in results for name in job.metrics))
     returned = any(job.number_of(VALUE) is not None for job in results)
     sort, direction = sort_order(sort, names)
@@ -169,15 +160,15 @@ def sweep_table(results: Sequence[JobResult], sort: str | None = None, goal: Goa
             f"--sort {sort}: none of these jobs has this metric.",
             hint=near(sort, known) if known else "None of them logged a metric or returned a number.",
         )
-    given = goal.metric if goal.metric in names else VALUE if returned else None
+    given = metric if metric in names else VALUE if returned else None
     chosen = sort or given or next((name for kind in _MAIN_RESULTS for name in names if kind.search(name)), None)
     if chosen is None:
         return SweepTable(sorted(results, key=lambda job: job.number), None, lower_is_better=True)
     lower_is_better = less_is_better(chosen) if chosen in names else True
     if direction:
         lower_is_better = direction == "min"
-    elif goal.direction and chosen == (goal.metric or VALUE):
-        lower_is_better = goal.direction != "maximize"
+    elif plan and plan.direction and chosen == (metric or VALUE):
+        lower_is_better = plan.direction != "maximize"
 
     def sort_key(job: JobResult) -> tuple[bool, float, int]:
         number = job.number_of(chosen)
@@ -294,3 +285,123 @@ def sparkline(values: Sequence[float]) -> str:
 
 def _at(step: int | None) -> str:
     return "" if step is None else f" at step {step}"
+
+
+_CACHE = ".results.json"
+_CACHE_VERSION = 1
+# Fewer new entries than this are read again faster than written.
+_WORTH_WRITING = 32
+
+Known = tuple[JobState, JobResult]
+
+
+class ResultCache:
+    """A cache of results: key → [stamp of the job's records, its state, its result]. The folders are authoritative: an
+    entry whose stamp is not that of the files now is read again. `folder` is a run's,
+    whose jobs are the keys, or that of all runs."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / _CACHE
+        self._entries: dict[str, Any] = {}
+        self._new = 0
+
+    def __enter__(self) -> ResultCache:
+        self._entries = read_cache(self._path, _CACHE_VERSION)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None and self._new >= _WORTH_WRITING:
+            write_cache(self._path, _CACHE_VERSION, self._entries)
+
+    def keep_only(self, keys: Sequence[str]) -> None:
+        """Drop the entries of other keys: their runs were removed."""
+        kept = set(keys)
+        self._entries = {key: entry for key, entry in self._entries.items() if key in kept}
+
+    def known(self, key: str, folder: str) -> Known | None:
+        """The cached state and result of the ended job in `folder`; None if there is no valid entry. The state has no
+        `facts`."""
+        entry = self._entries.get(key)
+        try:
+            if entry is None or entry[0] != _stamp(folder):
+                return None
+            state, started, finished, code, error, number, overrides, value, metrics = entry[1:]
+            measured = {name: Measured(*values) for name, values in metrics.items()}
+        # The entry is of another version, or the job's files were deleted.
+        except (OSError, TypeError, ValueError):
+            return None
+        why = error or (f"exit code {code}" if code else None)
+        result = JobResult(number, state, why, overrides, value, measured)
+        return JobState(state, finished, started, finished, code, error), result
+
+    def read(self, key: str, job: JobFolder, state: JobState | None = None) -> Known:
+        """The state (`state`, if the caller has it) and the result of a job, read from its folder; cached if the job
+        has ended."""
+        stamp: list[int] = []
+        folder = str(job.path)
+        with suppress(OSError):  # before the folder is read: a change meanwhile makes the entry invalid
+            stamp = _stamp(folder)
+        state = state or job.state()
+        result = job_result(job, state)
+        if stamp and state.terminal:
+            metrics = {
+                name: [metric.last, metric.step, metric.best, metric.best_step]
+                for name, metric in result.metrics.items()
+            }
+            state_values = [state.state, state.started, state.finished, state.code, state.error]
+            self._entries[key] = [stamp, *state_values, result.number, result.overrides, result.value, metrics]
+            self._new += 1
+        return state, result
+
+    def result(self, key: str, job: JobFolder, state: JobState | None = None) -> JobResult:
+        """The result of a job."""
+        return (self.known(key, str(job.path)) or self.read(key, job, state))[1]
+
+
+def _stamp(folder: str) -> list[int]:
+    """Inode, size and mtime (ns) of the exit record, and the size of the metrics; -1 without metrics."""
+    status = os.stat(f"{folder}/exit.json")  # noqa: PTH116 — pathlib's takes longer than all the rest
+    try:
+        size = os.stat(f"{folder}/{METRICS_FILE}").st_size  # noqa: PTH116
+    except FileNotFoundError:
+        size = -1
+    return [status.st_ino, status.st_size, status.st_mtime_ns, size]
+
+
+def results_of_runs(
+    root: Path, runs: Sequence[RunSummary], every: Sequence[str], sort: str | None = None
+) -> dict[str, JobResult]:
+    """Run id → the result of its job, or of a sweep's best job, by the metric `sort` where its jobs have it; without
+    runs that have none. `every` are the ids of all existing runs."""
+    found: dict[str, JobResult] = {}
+    with ResultCache(root) as cache:
+        if len(every) < len(cache._entries):
+            cache.keep_only(every)
+        for summary in runs:
+            folder = f"{root}/{summary.id}"
+            if summary.jobs == 1:
+                known = cache.known(summary.id, f"{folder}/jobs/0")
+                run = RunFolder(root / summary.id) if known is None else None
+                jobs = run.jobs() if run else []
+                if known is not None:
+                    found[summary.id] = known[1]
+                elif jobs:
+                    found[summary.id] = cache.read(summary.id, jobs[0])[1]
+            elif summary.jobs > 1:
+                run = RunFolder(root / summary.id)
+                with suppress(DamagedRecord):
+                    results = results_of_jobs(run, run.jobs())
+                    metrics = {name for job in results for name in job.metrics}
+                    by = sort if {sort, sort_order(sort, metrics)[0]} & metrics else None
+                    table = sweep_table(results, by, stored_plan(run))
+                    if table.best is not None:
+                        found[summary.id] = table.best
+    return found
+
+
+def results_of_jobs(run: RunFolder, jobs: Sequence[JobFolder]) -> list[JobResult]:
+    """The results of a sweep's jobs."""
+    with ResultCache(run.path) as cache:
+        return [cache.result(job.path.name, job) for job in jobs]

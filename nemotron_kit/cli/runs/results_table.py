@@ -11,16 +11,16 @@ from typing import Any
 from nemotron_kit.cli.output import clean, print_csv, print_table, write_lines
 from nemotron_kit.cli.request import near
 from nemotron_kit.cli.runs.list import age_of, duration, iso, labels_of, name_of
-from nemotron_kit.cli.runs.result_cache import results_of_jobs, results_of_runs
 from nemotron_kit.cli.runs.results import (
     MAIN,
     VALUE,
     JobResult,
     SweepTable,
     format_value,
-    goal_of,
     override_key,
     print_sweep,
+    results_of_jobs,
+    results_of_runs,
     sort_order,
     sweep_table,
 )
@@ -115,7 +115,7 @@ def print_sweep_end(run: RunFolder) -> None:
     if len(jobs) < 2:
         return
     results = results_of_jobs(run, jobs)
-    table = sweep_table(results, None, goal_of(stored_plan(run)))
+    table = sweep_table(results, None, stored_plan(run))
     if not any(job.metrics or job.value is not None for job in results):
         return
     with contextlib.redirect_stdout(sys.stderr):

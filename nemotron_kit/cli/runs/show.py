@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.cli.output import clean, print_facts, print_json
 from nemotron_kit.cli.runs.list import as_json, chosen_jobs, duration, iso, labels_of
-from nemotron_kit.cli.runs.result_cache import ResultCache
 from nemotron_kit.cli.runs.results import (
+    ResultCache,
     SweepTable,
-    goal_of,
     job_result,
     measured_facts,
     overrides_of,
@@ -142,7 +141,7 @@ def show(argv: list[str]) -> int:
     with ResultCache(run.path) as cache:
         view = RunView(run, jobs, None if options.json or len(jobs) == 1 else cache)
         results = [cache.result(job.path.name, job, view.states[job.number]) for job in jobs]
-    table = sweep_table(results, options.sort, goal_of(view.plan))
+    table = sweep_table(results, options.sort, view.plan)
     if options.csv:
         print_sweep_csv(table, options.top)
     elif options.json:
