@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from nemotron_kit.cli.help import Paint
 from nemotron_kit.cli.indexing import LiveIndex
 from nemotron_kit.cli.options import known, split, takes_next
 from nemotron_kit.cli.output import (
-    Paint,
     colour,
     hanging,
     print_json,

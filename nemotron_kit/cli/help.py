@@ -6,18 +6,45 @@ import sys
 
 from nemotron_kit.cli import tree
 from nemotron_kit.cli.options import LABELS, LAUNCHER, NEMOTRON, PREFIXES
-from nemotron_kit.cli.output import Paint, colour, table, width, wrap
+from nemotron_kit.cli.output import cells, colour, width, wrap
 from nemotron_kit.cli.tools import TOOLS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from typing import Any
 
-    from nemotron_kit.cli.output import Rows
     from nemotron_kit.cli.tree import Index, Node
 
+    Rows = Iterable[tuple[str, str]]
+
 _ROOT_OPTIONS = [("-h, --help", "show this help; after a command or group, its help"), ("--version", "")]
+
+
+class Paint:
+    """Wraps text in colours, or leaves it as it is when `on` is false."""
+
+    def __init__(self, on: bool) -> None:
+        self.on = on
+
+    def heading(self, text: str) -> str:
+        """Bold, for titles."""
+        return self._in("1", text)
+
+    def name(self, text: str) -> str:
+        """Cyan, for what can be typed."""
+        return self._in("36", text)
+
+    def quiet(self, text: str) -> str:
+        """Dim, for additions."""
+        return self._in("2", text)
+
+    def bad(self, text: str) -> str:
+        """Red, for errors."""
+        return self._in("31", text)
+
+    def _in(self, code: str, text: str) -> str:
+        return f"\x1b[{code}m{text}\x1b[0m" if self.on and text else text
 
 
 class Page:
@@ -43,6 +70,22 @@ class Page:
 
     def __str__(self) -> str:
         return "\n\n".join(self.parts) + "\n"
+
+
+def table(rows: Rows, columns: int, paint: Paint, indent: str = "  ") -> list[str]:
+    """Names on the left, descriptions on the right; a long name has its own line."""
+    rows = list(rows)
+    left = min(max((cells(name) for name, _ in rows), default=0), columns * 2 // 5)
+    lines = []
+    for name, text in rows:
+        first, *more = wrap(text, max(columns - left - len(indent) - 2, 20))
+        if cells(name) > left:
+            lines.append(indent + paint.name(name))
+            more = [first, *more] if first else more
+        else:
+            lines.append(f"{indent}{paint.name(name)}{' ' * (left - cells(name))}  {first}".rstrip())
+        lines += [f"{indent}{' ' * left}  {line}" for line in more]
+    return lines
 
 
 def show(index: Index, path: tuple[str, ...], *, asked: bool = True, root: tuple[str, ...] = (), prog: str = "") -> int:

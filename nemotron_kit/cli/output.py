@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    Rows = Iterable[tuple[str, str]]
-
 NARROW, WIDE = 40, 110
 
 
@@ -41,32 +39,6 @@ def width(stream: TextIO) -> int:
         except (OSError, ValueError):
             columns = 80
     return max(NARROW, min(columns, WIDE))
-
-
-class Paint:
-    """Wraps text in colours, or leaves it as it is when `on` is false."""
-
-    def __init__(self, on: bool) -> None:
-        self.on = on
-
-    def heading(self, text: str) -> str:
-        """Bold, for titles."""
-        return self._in("1", text)
-
-    def name(self, text: str) -> str:
-        """Cyan, for what can be typed."""
-        return self._in("36", text)
-
-    def quiet(self, text: str) -> str:
-        """Dim, for additions."""
-        return self._in("2", text)
-
-    def bad(self, text: str) -> str:
-        """Red, for errors."""
-        return self._in("31", text)
-
-    def _in(self, code: str, text: str) -> str:
-        return f"\x1b[{code}m{text}\x1b[0m" if self.on and text else text
 
 
 def cells(text: str) -> int:
@@ -102,22 +74,6 @@ def wrap(text: str, columns: int) -> list[str]:
             lines.append(word)
         else:
             lines[-1] = f"{lines[-1]} {word}" if lines[-1] else word
-    return lines
-
-
-def table(rows: Rows, columns: int, paint: Paint, indent: str = "  ") -> list[str]:
-    """Names on the left, descriptions on the right; a long name has its own line."""
-    rows = list(rows)
-    left = min(max((cells(name) for name, _ in rows), default=0), columns * 2 // 5)
-    lines = []
-    for name, text in rows:
-        first, *more = wrap(text, max(columns - left - len(indent) - 2, 20))
-        if cells(name) > left:
-            lines.append(indent + paint.name(name))
-            more = [first, *more] if first else more
-        else:
-            lines.append(f"{indent}{paint.name(name)}{' ' * (left - cells(name))}  {first}".rstrip())
-        lines += [f"{indent}{' ' * left}  {line}" for line in more]
     return lines
 
 

@@ -9,9 +9,8 @@ import shlex
 import pytest
 
 from nemotron_kit.app import App, ArtifactInput
-from nemotron_kit.cli.help import Page, draw, show
+from nemotron_kit.cli.help import Page, Paint, draw, show
 from nemotron_kit.cli.indexing import LiveIndex
-from nemotron_kit.cli.output import Paint
 from nemotron_kit.cli.parse import parse
 from nemotron_kit.cli.request import Job
 from nemotron_kit.cli.tree import Index

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from nemotron_kit.cli.help import Paint, table
 from nemotron_kit.cli.main import nemotron
-from nemotron_kit.cli.output import Paint, colour, table, width, wrap
+from nemotron_kit.cli.output import colour, width, wrap
 
 
 @pytest.fixture(autouse=True)
