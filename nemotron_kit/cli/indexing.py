@@ -141,12 +141,42 @@ class LiveIndex(Index):
         return {"name": item.name, "path": path, "description": item.description, "children": children}
 
     def detail(self, leaf: Node) -> Node:
-        """See Index.detail; UserError with the reason when the command's config can't be imported or isn't usable."""
+        """See Index.detail: the fields, artifact inputs, configs and config groups of a command in its recipe. Raises
+        UserError with the reason when its config can't be imported or isn't usable."""
+        from nemotron_kit.config.config_files import config_files, group_choices
+
         path = tuple(leaf["path"])
         if path in self.pipelines:
             return pipeline_detail(self.pipelines[path])
-        recipe = (command for each, command in self.commands.items() if each[0] == path[0])
-        return command_detail(self.commands[path], recipe)
+        command = self.commands[path]
+        recipe = (each for names, each in self.commands.items() if names[0] == path[0])
+        # A third-party module may raise anything, including SystemExit.
+        try:
+            fields = rows(command.load_config_cls())
+            folder, configs = command.config_folder, config_files(command)
+            groups = group_choices(command, recipe)
+        except UserError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise BrokenCommand(command.full_name, f"{error_text(error)}.") from error
+        slots = [
+            {
+                "slot": slot,
+                "default": "" if each.optional else each.default_name,
+                "type": each.type or "",
+                "mappings": dict(each.mappings),
+            }
+            for slot, each in command.artifacts.items()
+        ]
+        return {
+            "fields": fields,
+            "artifacts": slots,
+            "configs": list(configs),
+            "groups": groups,
+            "config_folder": str(folder or ""),
+            "produces": list(command.produces),
+            "interactive": command.interactive,
+        }
 
 
 class BrokenCommand(UserError):
@@ -156,42 +186,6 @@ class BrokenCommand(UserError):
         hint = "Its config can't be imported; the other commands still work."
         super().__init__(f"{name} can't be used: {why}", hint=hint)
         self.why = printable(why)
-
-
-def command_detail(command: Command, recipe: Iterable[Command]) -> Node:
-    """The fields, artifact inputs, configs and config groups of a command in its recipe, as plain data.
-
-    Raises UserError if its module or config is invalid.
-    """
-    from nemotron_kit.config.config_files import config_files, group_choices
-
-    # A third-party module may raise anything, including SystemExit.
-    try:
-        fields = rows(command.load_config_cls())
-        folder, configs = command.config_folder, config_files(command)
-        groups = group_choices(command, recipe)
-    except UserError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise BrokenCommand(command.full_name, f"{error_text(error)}.") from error
-    slots = [
-        {
-            "slot": slot,
-            "default": "" if each.optional else each.default_name,
-            "type": each.type or "",
-            "mappings": dict(each.mappings),
-        }
-        for slot, each in command.artifacts.items()
-    ]
-    return {
-        "fields": fields,
-        "artifacts": slots,
-        "configs": list(configs),
-        "groups": groups,
-        "config_folder": str(folder or ""),
-        "produces": list(command.produces),
-        "interactive": command.interactive,
-    }
 
 
 _PIPELINE_OPTIONS = {
