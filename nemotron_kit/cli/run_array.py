@@ -101,28 +101,17 @@ class _Jobs:
         self._output = omegaconf_escaped(posixpath.normpath(posixpath.join(folder, output)) if inside else output)
 
     @property
-    def levels(self) -> list[list[int]]:
-        """The job numbers in steps: each step starts after the one before has succeeded."""
-        return [[0], list(range(1, self.count + 1)), [self.count + 1]]
-
-    @property
     def finish(self) -> int:
         return self.count + 1
-
-    def job_overrides(self, number: int) -> list[str]:
-        """The overrides by which the jobs differ."""
-        if number == 0:
-            return [f"step={_PLAN}", f"tasks={self.count}"]
-        if number == self.finish:
-            return [f"step={_FINISH}", f"tasks={self.count}"]
-        return [f"step={_SHARDS}", f"task={number - 1}", f"tasks={self.count}"]
 
     def planned(self, number: int) -> SweepJob:
         from omegaconf import OmegaConf
 
         from nemotron_kit.sweep.recipe_task import sweep_job_of
 
-        config, overrides = copy.deepcopy(self.composed.config), self.job_overrides(number)
+        step = {0: _PLAN, self.finish: _FINISH}.get(number, _SHARDS)
+        overrides = [f"step={step}", *([f"task={number - 1}"] if step == _SHARDS else []), f"tasks={self.count}"]
+        config = copy.deepcopy(self.composed.config)
         for override in overrides:
             key, _, value = override.partition("=")
             OmegaConf.update(config, key, int(value) if value.isdecimal() else value)
@@ -183,7 +172,8 @@ def _record(jobs: _Jobs, after: After | None, composed: Composed) -> RunFolder:
                     sweep_job = replace(sweep_job, plan=after.apply(sweep_job.plan, composed.command))
                 writer.add(sweep_job, attached=False)
             writer.done()
-        SweepQueue(run).add(list(numbers), jobs.levels)
+        # In steps: each starts after the one before has succeeded.
+        SweepQueue(run).add(list(numbers), [[0], list(range(1, jobs.finish)), [jobs.finish]])
     except BaseException:  # nothing was submitted, and an array without all of its jobs can't be resumed
         shutil.rmtree(run.path, ignore_errors=True)
         raise
