@@ -182,25 +182,25 @@ Deletes the folders of runs that have ended: those that are named, or all that m
 --state and --tag, except the newest N (--keep N). A run whose folder contains a version of an artifact is kept;
 --with-artifacts removes the version, too, unless another version was made from it or an alias names it.""",
     ),
-}
-_RUNS["du"] = Subcommand(
-    "nemotron_kit.cli.runs.remove:usage",
-    "",
-    "[--limit N] [--json]",
-    "print the disk space of each run, the largest first",
-    ("--limit N", "--json"),
-)
-_RUNS["watch"] = Subcommand(
-    "nemotron_kit.cli.runs.list:watch",
-    "",
-    "[--recipe R] [--state S] [--since 2h] …",
-    "print the table of nemotron runs, refreshed until all have ended",
-    ("--recipe R", "--stage S", "--state S", "--since SPAN", "--tag T", "--limit N"),
-    """\
+    "du": Subcommand(
+        "nemotron_kit.cli.runs.remove:usage",
+        "",
+        "[--limit N] [--json]",
+        "print the disk space of each run, the largest first",
+        ("--limit N", "--json"),
+    ),
+    "watch": Subcommand(
+        "nemotron_kit.cli.runs.list:watch",
+        "",
+        "[--recipe R] [--state S] [--since 2h] …",
+        "print the table of nemotron runs, refreshed until all have ended",
+        ("--recipe R", "--stage S", "--state S", "--since SPAN", "--tag T", "--limit N"),
+        """\
 Prints the table of nemotron runs and refreshes it every 2 seconds, until all of its runs have ended or until Ctrl-C
 (exit code 130; the runs continue): nemotron runs watch --recipe nano3 --since 1d. If standard output is no terminal,
 the table is printed once.""",
-)
+    ),
+}
 _PROFILES = {
     "show": Subcommand(
         "nemotron_kit.cli.profile_commands:show",
