@@ -222,13 +222,9 @@ def _fields(detail: Node, before: str, current: str) -> Candidates:
     if option is not None and option.takes == MAYBE:
         yield from ((choice, "") for choice in option.choices)
     yield from ((f"{row['name']}=", row.get("help", "")) for row in detail["fields"] if row["kind"] != "dict")
-    yield from ((f"{group}=", _options_of(choices)) for group, choices in detail["groups"].items())
+    yield from ((f"{group}=", f"one of {', '.join(choices)}") for group, choices in detail["groups"].items())
     if current.startswith("run."):
         yield from ((f"run.{slot['slot']}=", f"instead of {slot['default']}") for slot in detail["artifacts"])
-
-
-def _options_of(choices: Sequence[str]) -> str:
-    return f"one of {', '.join(choices)}"
 
 
 def _flags(detail: Node) -> Candidates:
@@ -236,7 +232,9 @@ def _flags(detail: Node) -> Candidates:
         yield option.flag, option.help
     for slot in detail["artifacts"]:
         yield f"--art.{slot['slot']}", f"instead of {slot['default']}"
-    yield from (("--" + group.replace("_", "-"), _options_of(choices)) for group, choices in detail["groups"].items())
+    yield from (
+        ("--" + group.replace("_", "-"), f"one of {', '.join(choices)}") for group, choices in detail["groups"].items()
+    )
     for row in detail["fields"]:
         if row["name"] not in NEMOTRON.long:  # an option of the same name is listed already
             yield "--" + row["name"].replace("_", "-"), row.get("help", row["type"])

@@ -254,7 +254,8 @@ class Reader:
         field, assigned = key(name), self.assigned
         if field not in assigned.fields:
             self._refuse(name)
-        row, negated = assigned.fields.get(field), assigned.negated(field)
+        row, switched = assigned.fields.get(field), assigned.fields.get(field.removeprefix("no_"), {})
+        negated = switched if field.startswith("no_") and switched.get("kind") == "bool" else None
         if not self.table.fields and (row or negated or field in assigned.groups):
             raise UserError(
                 f"{name} is no option of Hydra's.", hint=f"Write {(row or negated or {'name': field})['name']}=VALUE."

@@ -240,11 +240,6 @@ class Assignments:
             above = above.rpartition(".")[0]
         return False
 
-    def negated(self, name: str) -> Row | None:
-        """The boolean field that `no_force` switches off."""
-        row = self.fields.get(name.removeprefix("no_"), {})
-        return row if name.startswith("no_") and row.get("kind") == "bool" else None
-
     def unknown(self, name: str, known: Iterable[str], text: str | None = None) -> UserError:
         """The error for an unknown option with the value `text`; `known` are the global ones."""
         from nemotron_kit.config.wording import abbreviated, profile_field  # only needed for an error

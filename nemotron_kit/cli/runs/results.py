@@ -67,8 +67,17 @@ class JobResult:
 
 
 def job_result(job: JobFolder, state: JobState) -> JobResult:
-    """A job's result, read from its folder."""
-    value = _returned(job, state) if state.terminal else None
+    """A job's result, read from its folder. Its value is what a recipe's handler or a program's task function returned,
+    as recorded in JSON."""
+    record: Any = state.facts if state.terminal else None
+    if record is not None and VALUE not in record:
+        record = record.get("answer") or {}
+        with suppress(FileNotFoundError, NemotronError):
+            record = read_object(job.path / FILE)
+    value = record.get(VALUE) if isinstance(record, Mapping) else None
+    if isinstance(value, str) and record.get("types"):
+        with suppress(ValueError):  # NaN and infinities are texts in JSON
+            value = float(value)
     why = state.error or (f"exit code {state.code}" if state.code else None)
     metrics = summarized(job.path, state.facts) if state.terminal else None
     return JobResult(
@@ -83,22 +92,6 @@ def overrides_of(job: JobFolder) -> list[str]:
     except (OSError, ValueError):
         return []
     return [str(override) for override in found] if isinstance(found, list) else []
-
-
-def _returned(job: JobFolder, state: JobState) -> Any:
-    """The value that a recipe's handler or a program's task function returned, as recorded in JSON."""
-    record: Any = state.facts
-    if VALUE not in record:
-        record = record.get("answer") or {}
-        with suppress(FileNotFoundError, NemotronError):
-            record = read_object(job.path / FILE)
-    if not isinstance(record, Mapping):
-        return None
-    value = record.get(VALUE)
-    if isinstance(value, str) and record.get("types"):
-        with suppress(ValueError):  # NaN and infinities are texts in JSON
-            return float(value)
-    return value
 
 
 @dataclass

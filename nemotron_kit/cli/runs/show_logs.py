@@ -111,9 +111,9 @@ def logs(argv: list[str]) -> int:
     options = parser.parse(argv)
     run, chosen = chosen_jobs(options.id, options.job)
     jobs = chosen or run.jobs() or [run.job()]
-    plan, name = _plan(run), _name(options)
+    plan, name = _plan(run), "job" if options.rank is None else f"rank-{options.rank}"
     if len(jobs) > 1:
-        return _follow_all(run, jobs, options) if options.follow else _print_all(run, jobs, options)
+        return _follow_all(run, jobs, options) if options.follow else _print_all(run, jobs, name, options)
     log = _log(plan, jobs[0], name)
     watch = Watch(run, [log.job])
 
@@ -138,10 +138,6 @@ def logs(argv: list[str]) -> int:
     return 0
 
 
-def _name(options: Any) -> str:
-    return "job" if options.rank is None else f"rank-{options.rank}"
-
-
 def _log(plan: Plan, job: JobFolder, name: str) -> LocalLog | RemoteLog:
     if not is_local(plan.executor) and plan.has_separate_folder:
         return RemoteLog(plan, job, name)
@@ -161,9 +157,9 @@ def _below(logs: Sequence[LocalLog | RemoteLog], tail: int | None) -> Iterator[b
         yield from log.read(0 if tail is None else log.tail(tail))
 
 
-def _print_all(run: RunFolder, jobs: Sequence[JobFolder], options: Any) -> int:
+def _print_all(run: RunFolder, jobs: Sequence[JobFolder], name: str, options: Any) -> int:
     plan = _plan(run)
-    logs = [_log(plan, job, _name(options)) for job in jobs]
+    logs = [_log(plan, job, name) for job in jobs]
     if not is_local(plan.executor):
         refresh([run])
     names = [log.names() for log in logs]
