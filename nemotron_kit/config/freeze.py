@@ -3,7 +3,6 @@ resolves."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -20,21 +19,25 @@ from nemotron_kit.masking import is_secret_name
 from nemotron_kit.quoting import expanded, omegaconf_escaped
 
 
-@contextlib.contextmanager
-def environment(values: Mapping[str, str], expand: Collection[str] = ()) -> Iterator[None]:
-    """Within the block, os.environ holds `values` too. Those named in `expand` may refer to others, and to what they
-    were themselves: `PATH=/opt/bin:$PATH`."""
+@contextmanager
+def environment(values: Mapping[str, str | None], expand: Collection[str] = ()) -> Iterator[None]:
+    """Within the block, os.environ holds `values` too; a variable that is None there is not set. Those named in
+    `expand` may refer to others, and to what they were themselves: `PATH=/opt/bin:$PATH`."""
     before = {name: os.environ.get(name) for name in values}
     for name, text in values.items():
-        os.environ[name] = expanded(text, os.environ) if name in expand else text
+        _set_variable(name, expanded(text, os.environ) if text is not None and name in expand else text)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        for name, text in before.items():
+            _set_variable(name, text)
+
+
+def _set_variable(name: str, value: str | None) -> None:
+    if value is None:
+        os.environ.pop(name, None)
+    else:
+        os.environ[name] = value
 
 
 DEFERRED = ("art", "secret")

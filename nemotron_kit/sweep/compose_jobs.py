@@ -138,6 +138,8 @@ class SweepComposer:
 
     def _tree(self, name: str | None, fixed: list[str], choices: list[Any]) -> Copies:
         """The config before any value of a job is overridden."""
+        from hydra.core.utils import JobRuntime
+
         key = (name, *fixed, None, *(o.input_line for o in choices))
         if key not in self._trees:
             known = [self._parse(text) for text in fixed]
@@ -147,12 +149,16 @@ class SweepComposer:
             config = self._merged(name, [*options, *choices])
             self._loader._apply_overrides_to_config([o for o in known if o not in options], config)
             config.hydra.overrides.hydra.extend(fixed)
-            _name(config.hydra.job, name)
+            if "name" not in config.hydra.job:
+                config.hydra.job.name = JobRuntime().get("name")
+            config.hydra.job.config_name = name
             self._trees[key] = Copies(config)
         return self._trees[key]
 
     def _merged(self, name: str | None, choices: list[Any]) -> Any:
+        from hydra import __version__, version
         from hydra._internal.defaults_list import create_defaults_list
+        from hydra.conf import ConfigSourceInfo
         from omegaconf import OmegaConf, open_dict
 
         # One copy for each tree: merging moves the loaded nodes into the tree.
@@ -165,8 +171,14 @@ class SweepComposer:
         config = self._loader._compose_config_from_defaults_list(defaults=found.defaults, repo=files)
         OmegaConf.set_struct(config, True)
         OmegaConf.set_readonly(config.hydra, False)
-        with open_dict(config.hydra):
-            _describe(config.hydra.runtime, files, found.overrides.known_choices)
+        runtime = config.hydra.runtime
+        with open_dict(config.hydra):  # what is equal for all jobs with these choices
+            runtime.choices.update(found.overrides.known_choices)
+            runtime.version, runtime.version_base, runtime.cwd = __version__, version.getbase(), str(Path.cwd())
+            runtime.config_sources = [
+                ConfigSourceInfo(path=source.path, schema=source.scheme(), provider=source.provider)
+                for source in files.get_sources()
+            ]
         return config
 
 
@@ -200,7 +212,12 @@ class RecordComposer:
         from hydra.types import RunMode
 
         refuse_literal_secrets(overrides)
-        prepared, composed, copies = self._command(record)
+        key = (record.recipe, record.stage, record.name)
+        if key not in self._commands:
+            prepared = prepare_without_files(self._tree, *key, self._env)
+            composed = compose_prepared(prepared)
+            self._commands[key] = prepared, composed, Copies((composed.config, composed.hydra))
+        prepared, composed, copies = self._commands[key]
         prepared.registered.files[record.name] = record.file
         with translated(prepared), faster_omegaconf():
             config, hydra = copies.make()
@@ -212,14 +229,6 @@ class RecordComposer:
             ConfigLoaderImpl._apply_overrides_to_config(parsed, config)
             _finish(hydra, parsed)
         return replace(composed, config=config, hydra=hydra, config_file=record.file)
-
-    def _command(self, record: ConfigRecord) -> tuple[PreparedCommand, Composed, Copies]:
-        key = (record.recipe, record.stage, record.name)
-        if key not in self._commands:
-            prepared = prepare_without_files(self._tree, *key, self._env)
-            composed = compose_prepared(prepared)
-            self._commands[key] = prepared, composed, Copies((composed.config, composed.hydra))
-        return self._commands[key]
 
 
 def _merge(config: Any, record: ConfigRecord) -> None:
@@ -255,27 +264,6 @@ def install(loader: Any) -> None:
 
     if type(loader) is ConfigLoaderImpl and hydra.__version__.startswith(KNOWN):
         loader.load_sweep_config = SweepComposer(loader)
-
-
-def _describe(runtime: Any, files: Any, choices: dict[str, Any]) -> None:
-    """hydra.runtime, which is equal for all jobs with these choices."""
-    from hydra import __version__, version
-    from hydra.conf import ConfigSourceInfo
-
-    runtime.choices.update(choices)
-    runtime.version, runtime.version_base, runtime.cwd = __version__, version.getbase(), str(Path.cwd())
-    runtime.config_sources = [
-        ConfigSourceInfo(path=source.path, schema=source.scheme(), provider=source.provider)
-        for source in files.get_sources()
-    ]
-
-
-def _name(job: Any, config_name: str | None) -> None:
-    from hydra.core.utils import JobRuntime
-
-    if "name" not in job:
-        job.name = JobRuntime().get("name")
-    job.config_name = config_name
 
 
 def _finish(hydra: Any, overrides: Sequence[Any]) -> None:

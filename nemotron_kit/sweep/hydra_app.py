@@ -38,7 +38,6 @@ from nemotron_kit.remote.ssh import transport_for
 from nemotron_kit.spec.paths import NONE, RemotePaths, with_folder
 from nemotron_kit.spec.plan import DETACHED, Plan, is_local
 from nemotron_kit.spec.profiles import effective_profile
-from nemotron_kit.spec.runconfig import RunConfig
 from nemotron_kit.sweep.compose_jobs import uninstall
 from nemotron_kit.sweep.sweep_job import Settings, SweepJob, overrides_of
 from nemotron_kit.worker import payload
@@ -133,8 +132,17 @@ class PayloadBuilder:
             hydra._content.update(before)
 
     def _pickled(self, value: Any) -> str:
+        dumps = pickle.dumps  # the job runs the program again, so objects of __main__ keep their names
+        if self.kind != PROGRAM:
+            try:
+                dumps = import_module("cloudpickle").dumps
+            except ImportError as error:
+                raise UserError(
+                    f"The task function {self.function} has to be sent to its jobs, which needs cloudpickle: {error}.",
+                    hint="pip install cloudpickle, or call the app's @hydra.main in the program's file.",
+                ) from error
         try:
-            return base64.b64encode(self._dump(value)).decode("ascii")
+            return base64.b64encode(dumps(value)).decode("ascii")
         except UserError:
             raise
         # Pickling a third party's object may raise any exception.
@@ -143,19 +151,6 @@ class PayloadBuilder:
                 f"A job of this sweep can't be sent to another process: {error_text(error)}.",
                 hint="Its config, its callbacks and what its task function refers to have to be picklable.",
             ) from error
-
-    def _dump(self, value: Any) -> bytes:
-        if self.kind == PROGRAM:  # the job runs the program again, so objects of __main__ keep their names
-            return pickle.dumps(value)
-        try:
-            cloudpickle = import_module("cloudpickle")
-        except ImportError as error:
-            raise UserError(
-                f"The task function {self.function} has to be sent to its jobs, which needs cloudpickle: {error}.",
-                hint="pip install cloudpickle, or call the app's @hydra.main in the program's file.",
-            ) from error
-        data: bytes = cloudpickle.dumps(value)
-        return data
 
 
 def literal_secrets(config: Any, key: str = "") -> Iterator[tuple[str, Any]]:
@@ -215,7 +210,10 @@ def _type_of(node: Any) -> type:
 def _kind(task: Callable[..., Any]) -> tuple[str, str, _Program | None]:
     """(kind, the function's name, how its program is run again)."""
     module, name = getattr(task, "__module__", None), name_of(task)
-    if module not in (None, "__main__") and _is_importable(task, str(module), name):
+    found: Any = sys.modules.get(str(module))
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    if module not in (None, "__main__") and task_of(found) is task:
         return IMPORTED, f"{module}:{name}", None
     # A lambda, a partial, a bound method, an instance or a decorator's inner function is created again when the program
     # that created it runs again.
@@ -258,7 +256,13 @@ def _program(main: ModuleType) -> _Program | None:
     elif main.__spec__ is not None:
         name = main.__spec__.name
         asked = name.removesuffix(".__main__")
-        at = next((i for i, argument in enumerate(started) if _names_module(started[:i], argument, asked)), None)
+        at = None
+        for i, argument in enumerate(started):  # where an interpreter's option `-m NAME` ends
+            before = started[i - 1] if i else ""
+            joined = argument.startswith("-") and not argument.startswith("--") and argument.endswith(f"m{asked}")
+            if joined or (argument == asked and before.startswith("-") and before.endswith("m")):
+                at = i
+                break
         argv = [sys.argv[0], *(sys.argv[1:] if at is None else started[at + 1 :])]
         # `-m` adds the folder that it was started in to sys.path by itself.
         return _Program(name, True, argv, None)
@@ -272,20 +276,6 @@ def _program(main: ModuleType) -> _Program | None:
         return _Program(str(Path(path).absolute()), False, list(sys.argv), None)
     inside = path.removesuffix(f"/{started[at]}") if path != started[at] else None
     return _Program(path, False, started[at:], inside or None)
-
-
-def _names_module(before: Sequence[str], argument: str, name: str) -> bool:
-    """Whether `argument`, preceded by the arguments `before`, ends an interpreter's option `-m name`."""
-    if argument == name:
-        return bool(before) and before[-1].startswith("-") and before[-1].endswith("m")
-    return argument.startswith("-") and not argument.startswith("--") and argument.endswith(f"m{name}")
-
-
-def _is_importable(task: Callable[..., Any], module: str, name: str) -> bool:
-    found: Any = sys.modules.get(module)
-    for part in name.split("."):
-        found = getattr(found, part, None)
-    return task_of(found) is task
 
 
 MODULE = "nemotron_kit.worker.hydra_job"
@@ -308,7 +298,10 @@ class ProgramPlanner:
             )
         self.run, _ = with_folder(self.run, lambda: transport_for(self.run).root)
         local = is_local(self.run.executor)
-        if self.run.packager is None and not local and _sees_this_tree(self.run):
+        # Jobs that can use the files of the launch run on them, as with Hydra's other launchers: a program that finds
+        # its project by its own path reads and writes it. A packager named in the profile sends a copy instead.
+        sees_this_tree = self.run.tunnel != "ssh" and self.run.container_image is None
+        if self.run.packager is None and not local and sees_this_tree:
             self.run = replace(self.run, packager=NONE)
         self.registry = local_registry(self.run)
         self.fetch: tuple[dict[str, str], ...] = ()
@@ -326,6 +319,8 @@ class ProgramPlanner:
 
     def plan_job(self, config: Any, hydra: Any, number: int) -> SweepJob:
         """The SweepJob of one composed job; `hydra` is the config's node hydra."""
+        from omegaconf import OmegaConf, open_dict, read_write
+
         paths = self.executor.paths(self.run_id, number, registry=self.registry)
         # In a container, and on another machine, there is no launch folder.
         is_remote = paths.is_remote or bool(self.run.container_image)
@@ -333,10 +328,11 @@ class ProgramPlanner:
         label, overrides = str(hydra.job.name), overrides_of(hydra)
         environment, secrets = self._environment(hydra, paths)
         drop_copied(hydra)
-        if is_remote:
-            _send_outputs_home(hydra, paths)
+        if is_remote:  # which lacks the launch folder: Hydra's sweep folder is in the run's
+            with read_write(hydra), open_dict(hydra):
+                hydra.sweep.dir, hydra.runtime.cwd = f"{paths.run}/sweep", paths.cwd
         packed = self.payloads.build(config, hydra, paths.move, import_path(paths))
-        readable = _readable_config(config)
+        readable = masked_by_name(plain(OmegaConf.to_container(config, resolve=False, enum_to_str=True)))
         pins = pin_slots(readable, ResolvedJob(readable, self.run, paths), self.run_id, transport_for)
         recorded = {slot: pin.to_dict() for slot, pin in pins.items()}
         secrets = tuple(dict.fromkeys([*secrets, *packed.literals]))
@@ -429,13 +425,6 @@ class ProgramPlanner:
         return variables, tuple(dict.fromkeys([*(self.run.secrets or ()), *secret]))
 
 
-def _sees_this_tree(run: RunConfig) -> bool:
-    """Whether jobs can use the files of the launch. Then they run on them, as with Hydra's other launchers: a program
-    that finds its project by its own path reads and writes it. A packager named in the profile sends a copy instead.
-    """
-    return run.tunnel != "ssh" and run.container_image is None
-
-
 def _shared_code(paths: RemotePaths) -> RemotePaths:
     """The sweep's jobs on this machine's file system share one copy of the code: they start in the launch folder, and
     so write nothing into the copy."""
@@ -444,24 +433,6 @@ def _shared_code(paths: RemotePaths) -> RemotePaths:
     code = f"{paths.run}/code"
     moves = tuple((here, code + there[len(paths.code) :]) for here, there in paths.moves)
     return replace(paths, code=code, moves=moves)
-
-
-def _send_outputs_home(hydra: Any, paths: RemotePaths) -> None:
-    """On another machine, which lacks the launch folder, put Hydra's sweep folder into the run's folder."""
-    from omegaconf import open_dict, read_write
-
-    with read_write(hydra), open_dict(hydra):
-        hydra.sweep.dir = f"{paths.run}/sweep"
-        hydra.runtime.cwd = paths.cwd
-
-
-def _readable_config(config: Any) -> dict[str, Any]:
-    """The job's config as it is written to config.yaml, with secrets masked."""
-    from omegaconf import OmegaConf
-
-    values: Any = OmegaConf.to_container(config, resolve=False, enum_to_str=True)
-    readable: dict[str, Any] = masked_by_name(plain(values))
-    return readable
 
 
 def drop_copied(hydra: Any) -> None:

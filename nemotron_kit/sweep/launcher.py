@@ -10,11 +10,11 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from copy import copy
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import Any, Protocol
+from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus
 
@@ -55,17 +55,12 @@ def sweep_record(config: Any, task: Callable[..., Any]) -> RunFolder:
     and sweep.dir is another folder."""
     if isinstance(task, RecipeTask):
         return RunFolder(task.folder)
-    name = str(config.hydra.job.name)
-    plan = {"kind": "sweep", "recipe": name, "stage": "", "command_line": shlex.join(masked_overrides(_command_line())),
+    name, spec = str(config.hydra.job.name), getattr(sys.modules["__main__"], "__spec__", None)
+    program = ["-m", spec.name.removesuffix(".__main__")] if spec else sys.argv[:1]
+    line = ["python", *interpreter_options(), *program, *sys.argv[1:]]
+    plan = {"kind": "sweep", "recipe": name, "stage": "", "command_line": shlex.join(masked_overrides(line)),
             "code": code_facts(), "launcher": process_facts()}  # fmt: skip
     return create_run(new_run_id(name, ""), {**plan, **objective_facts(config.hydra)}, [])
-
-
-def _command_line() -> list[str]:
-    """This process's command line, quoted for a shell."""
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
-    program = ["-m", spec.name.removesuffix(".__main__")] if spec else sys.argv[:1]
-    return ["python", *interpreter_options(), *program, *sys.argv[1:]]
 
 
 def write_plan(run: RunFolder, sweep_job: SweepJob, hydra: Sequence[str]) -> None:
@@ -195,9 +190,17 @@ def job_return(
         return LazyJobReturn(sweep_job.overrides, compose, job, None, value=None)
     from hydra.errors import CompactHydraException
 
-    task_result = read_task_result(job)
-    error: Exception | None = None if job.state().state == "succeeded" else _error(sweep_job, job, task_result)
-    value = None
+    task_result, state = read_task_result(job), job.state()
+    value, error = None, None
+    if state.state != "succeeded":
+        code = (task_result and task_result.code) or state.code or 1
+        failure = task_result.failure if task_result else None
+        if failure is not None and failure.type != "builtins.SystemExit":
+            error = failure.rebuild(code)
+        else:
+            why = state.error or f"exit code {code}"
+            where = f"its log: nemotron runs logs {job.run_id} --job {job.number}"
+            error = JobFailed(f"Job {job.number} ({sweep_job.label}) {state.state}: {why}; {where}", code)
     try:
         value = _value(job, task_result, sweep_job.plan.objective, hydra) if error is None else None
     except NemotronError as missing:
@@ -221,17 +224,6 @@ def _value(job: JobFolder, task_result: TaskResult | None, objective: str | None
         return value_for(hydra, job, objective, task_result.result)
     check_returned(hydra, job, task_result.result)
     return task_result.result
-
-
-def _error(sweep_job: SweepJob, job: JobFolder, task_result: TaskResult | None) -> Exception:
-    state = job.state()
-    code = (task_result and task_result.code) or state.code or 1
-    failure = task_result.failure if task_result else None
-    if failure is not None and failure.type != "builtins.SystemExit":
-        return failure.rebuild(code)
-    why = state.error or f"exit code {code}"
-    where = f"its log: nemotron runs logs {job.run_id} --job {job.number}"
-    return JobFailed(f"Job {job.number} ({sweep_job.label}) {state.state}: {why}; {where}", code)
 
 
 class Jobs:
@@ -266,7 +258,10 @@ class Jobs:
         except Terminated:
             raise SystemExit(128 + 15) from None
         except BaseException:
-            self._drop_if_empty()
+            if not self.run.jobs():  # no job could be planned
+                self.close()
+                if not self._ours:
+                    shutil.rmtree(self.run.path, ignore_errors=True)
             raise
 
     def detached(self, sweep_job: SweepJob) -> bool:
@@ -310,7 +305,16 @@ class Jobs:
             log.info("note: %s", note)
         if is_local(plan.executor):
             secrets = dict.fromkeys(name for sweep_job, _ in written for name in sweep_job.plan.secrets)
-            self._run_locally(first, labels, detached, secrets)
+            asked = plan.settings.max_parallel or self.settings.max_parallel or os.cpu_count() or 1
+            parallel = max(1, min(len(labels), int(asked)))
+            through = "NeMo-Run" if self._kind == "nemo_run" else "processes of this machine"
+            log.info("%s: launching %d jobs through %s, %d at a time", self.run.id, len(labels), through, parallel)
+            scheduler = self.scheduler(detached)
+            scheduler.submit(list(labels), parallel, secrets)
+            if detached:
+                scheduler.leave()
+            else:
+                scheduler.wait(list(labels), lambda job: _log_end(job, labels))
         else:
             log.info("%s: launching %d jobs on %s (%s)", self.run.id, len(written), plan.profile, plan.executor)
             ended = None if detached else lambda job: _log_end(job, labels)
@@ -318,25 +322,6 @@ class Jobs:
             submit_and_follow(self.run, [job for _, job in written], ended)
         if detached and not self._ours:
             log.info("%s is running: nemotron runs attach %s; to stop it: nemotron runs cancel %s", *[self.run.id] * 3)
-
-    def _run_locally(self, first: SweepJob, labels: Mapping[int, str], detached: bool, secrets: Iterable[str]) -> None:
-        asked = first.plan.settings.max_parallel or self.settings.max_parallel or os.cpu_count() or 1
-        parallel = max(1, min(len(labels), int(asked)))
-        through = "NeMo-Run" if self._kind == "nemo_run" else "processes of this machine"
-        log.info("%s: launching %d jobs through %s, %d at a time", self.run.id, len(labels), through, parallel)
-        scheduler = self.scheduler(detached)
-        scheduler.submit(list(labels), parallel, secrets)
-        if detached:
-            scheduler.leave()
-        else:
-            scheduler.wait(list(labels), lambda job: _log_end(job, labels))
-
-    def _drop_if_empty(self) -> None:
-        """Remove the record of a sweep that could not be planned."""
-        if not self.run.jobs():
-            self.close()
-            if not self._ours:
-                shutil.rmtree(self.run.path, ignore_errors=True)
 
 
 def _log_end(job: JobFolder, labels: Mapping[int, str]) -> None:
@@ -352,14 +337,6 @@ def _log_end(job: JobFolder, labels: Mapping[int, str]) -> None:
 
 # Function name → number of sweeps over it in this process: a job runs its program again up to the sweep of that number.
 _sweeps: Counter[str] = Counter()
-
-
-class Planner(Protocol):
-    """Makes the SweepJob of one composed job."""
-
-    def plan_job(self, config: Any, hydra: Any, number: int) -> SweepJob:
-        """Plan one composed job; `hydra` is the config's node hydra. Raises UserError for a job that can't be
-        launched."""
 
 
 @contextmanager
@@ -431,7 +408,7 @@ class Sweep:
             log.info("launching 0 jobs")
             return []
         with hydra_errors(self.task):
-            with self._environment():
+            with self.task.users_environment() if isinstance(self.task, RecipeTask) else nullcontext():
                 written = self.jobs.run_all(self._sweep_jobs(job_overrides, first), len(job_overrides))
             detached = self.jobs.detached(written[0][0])
             self._waited = not detached
@@ -462,18 +439,17 @@ class Sweep:
             self._jobs.close()
 
     def _sweep_jobs(self, job_overrides: Sequence[Sequence[str]], first: int) -> Iterator[SweepJob]:
-        planner = self._planner()
+        planner: RecipePlanner | ProgramPlanner
+        if isinstance(self.task, RecipeTask):
+            planner = RecipePlanner(self.task, self.settings)
+        else:
+            from hydra_plugins.nemotron_kit_launcher.nemo_run import SingleRunCheck
+
+            callbacks = copy(self.context.callbacks)
+            callbacks.callbacks = [each for each in callbacks.callbacks if not isinstance(each, SingleRunCheck)]
+            planner = ProgramPlanner(self.task, callbacks, self.settings, self.jobs.run.id, self._earlier)
         for number, overrides in enumerate(job_overrides, first):
             yield planner.plan_job(*self._composed(overrides, number), number)
-
-    def _planner(self) -> Planner:
-        if isinstance(self.task, RecipeTask):
-            return RecipePlanner(self.task, self.settings)
-        from hydra_plugins.nemotron_kit_launcher.nemo_run import SingleRunCheck
-
-        callbacks = copy(self.context.callbacks)
-        callbacks.callbacks = [each for each in callbacks.callbacks if not isinstance(each, SingleRunCheck)]
-        return ProgramPlanner(self.task, callbacks, self.settings, self.jobs.run.id, self._earlier)
 
     def _composed(self, overrides: Sequence[str], number: int) -> Composed:
         """The job's config and its node hydra, separately."""
@@ -489,9 +465,6 @@ class Sweep:
         with flag_override(config, "readonly", False), open_dict(config):
             del config["hydra"]
         return config, hydra
-
-    def _environment(self) -> AbstractContextManager[None]:
-        return self.task.users_environment() if isinstance(self.task, RecipeTask) else nullcontext()
 
 
 def begin_sweep(config: Any, context: Any, task: Callable[..., Any], settings: Mapping[str, Any]) -> Sweep:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from threading import Thread
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 from nemotron_kit.executors.nemo_run import import_partially
 from nemotron_kit.polling import Pace, until
@@ -31,10 +31,12 @@ class Processes:
         self._workers: dict[int, subprocess.Popen[bytes]] = {}
 
     def start(self, jobs: Sequence[JobFolder]) -> None:
+        """Start a worker for each job."""
         for job in jobs:
             self._workers[job.number] = start_worker(job)
 
     def alive(self, job: JobFolder) -> bool:
+        """Whether the process of a started job still exists."""
         return self._workers[job.number].poll() is None
 
 
@@ -76,7 +78,10 @@ class NemoRun:
         )
         with experiment:
             for job in jobs:
-                experiment.add(_worker(run, job), executor=run.LocalExecutor(), name=f"job-{job.number}")
+                # The folder is relative to the working folder, since TorchX expands `$` in arguments.
+                arguments = ["-m", f"{__package__}.local_scheduler", f"jobs/{job.number}", _TASK]
+                worker = run.Script(path="-P", args=arguments, entrypoint=sys.executable)
+                experiment.add(worker, executor=run.LocalExecutor(), name=f"job-{job.number}")
             experiment.run()
             numbers = {f"job-{job.number}": job.number for job in jobs}
             # Leaving the block with a job still running would wait in steps of two seconds.
@@ -87,27 +92,10 @@ class NemoRun:
                 time.sleep(_POLL_SECONDS)
 
 
-def _worker(run: Any, job: JobFolder) -> Any:
-    """The constant command of a worker. The folder is relative to the working folder, since TorchX expands `$` in
-    arguments."""
-    arguments = ["-m", f"{__package__}.local_scheduler", f"jobs/{job.number}", _TASK]
-    return run.Script(path="-P", args=arguments, entrypoint=sys.executable)
-
-
-class Starter(Protocol):
-    """Starts the processes of jobs."""
-
-    def start(self, jobs: Sequence[JobFolder]) -> None:
-        """Start a worker for each job."""
-
-    def alive(self, job: JobFolder) -> bool:
-        """Whether the process of a started job still exists."""
-
-
 class LocalScheduler:
     """The waiting and running jobs of a sweep."""
 
-    def __init__(self, run: RunFolder, starter: Starter, output: IO[str]) -> None:
+    def __init__(self, run: RunFolder, starter: Processes | NemoRun, output: IO[str]) -> None:
         self.run, self.starter, self.output = run, starter, output
         self.waiting: deque[int] = deque()
         self.running: dict[int, JobFolder] = {}
@@ -201,7 +189,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     detached = "--detached" in flags
     batches, output = _own_streams()
     os.chdir(folder)
-    scheduler = LocalScheduler(RunFolder(Path(folder)), _starter(kind), output)
+    starter = NemoRun() if kind == "nemo_run" else Processes()
+    scheduler = LocalScheduler(RunFolder(Path(folder)), starter, output)
     pace = Pace(0.01, 1.3, 0.2)
     while True:
         for batch in batches.poll(pace.seconds() if scheduler.busy else None):
@@ -237,13 +226,6 @@ def _own_streams() -> tuple[Batches, IO[str]]:
     os.dup2(2, 1)
     os.close(nothing)
     return Batches(source), output
-
-
-def _starter(kind: str) -> Starter:
-    if kind == "nemo_run":
-        return NemoRun()
-
-    return Processes()
 
 
 if __name__ == "__main__":

@@ -149,8 +149,11 @@ def _returns(definition: ast.FunctionDef | None) -> str | None:
         return "an artifact" if name.endswith("Artifact") else None
     if any(isinstance(node, ast.Yield | ast.YieldFrom) for node in ast.walk(definition)):
         return None
-    returned = [node for node in _own_nodes(definition) if isinstance(node, ast.Return) and node.value is not None]
-    return None if any(not _is_none(node) for node in returned) else "nothing"
+    returned = [
+        node.value for node in _own_nodes(definition) if isinstance(node, ast.Return) and node.value is not None
+    ]
+    is_nothing = all(isinstance(value, ast.Constant) and value.value is None for value in returned)
+    return "nothing" if is_nothing else None
 
 
 def _definition(command: Command) -> ast.FunctionDef | None:
@@ -181,10 +184,6 @@ def _own_nodes(definition: ast.AST) -> list[ast.AST]:
     return found
 
 
-def _is_none(node: ast.Return) -> bool:
-    return isinstance(node.value, ast.Constant) and node.value.value is None
-
-
 def record_objective(run: RunFolder, hydra: Any, command: Command | None = None) -> None:
     """Put the sweeper's direction and the jobs' objective into the plan of a sweep that is under way."""
     facts = objective_facts(hydra, command)
@@ -209,8 +208,7 @@ def value_for(hydra: Any, job: JobFolder, objective: str | None, returned: Any) 
             what = "nothing" if returned is None else f"no number but a value of type {type(returned).__name__}"
             text = f"Job {job.number} returned {what}; {_sweeper(hydra)} needs a number from each trial."
             raise NemotronError(text, hint=_HINT)
-        _refuse_count(hydra, job, returned)
-        _refuse_nan(hydra, job, returned)
+        _check_number(hydra, job, returned)
         return returned
     names, found = _names(objective), measured(job.path)
     missing = [name for name in names if name not in found]
@@ -235,29 +233,24 @@ def check_returned(hydra: Any, job: JobFolder, returned: Any) -> None:
     if learns(hydra) and returned is None:
         text = f"Job {job.number} returned nothing; {_sweeper(hydra)} needs a number from each trial."
         raise NemotronError(text, hint=_PROGRAM_HINT)
-    _refuse_count(hydra, job, returned)
-    _refuse_nan(hydra, job, returned)
+    _check_number(hydra, job, returned)
 
 
-def _refuse_nan(hydra: Any, job: JobFolder, returned: Any) -> None:
-    """Optuna's sweeper stops the whole study at a NaN."""
-    if learns(hydra) and _is_number(returned) and _is_nan(returned):
-        raise NemotronError(f"Job {job.number} returned NaN; {_sweeper(hydra)} needs a number from each trial.")
-
-
-def _refuse_count(hydra: Any, job: JobFolder, returned: Any) -> None:
-    """Optuna's sweeper goes on to its last trial, and then has none to choose from."""
-    wanted = _directions(hydra)
-    if wanted is None or not _is_number(returned):
+def _check_number(hydra: Any, job: JobFolder, returned: Any) -> None:
+    """Raise NemotronError for too few or many numbers, with which Optuna's sweeper goes on to its last trial, and then
+    has none to choose from; and for NaN, at which it stops the whole study."""
+    if not _is_number(returned):
         return
-    is_list = _is_several(returned)
+    wanted, is_list = _directions(hydra), _is_several(returned)
     count = len(returned) if is_list else 1
-    if count != wanted or is_list != (wanted > 1):
+    if wanted is not None and (count != wanted or is_list != (wanted > 1)):
         what = f"a {type(returned).__name__} of {_counted(count, 'value')}" if is_list else "one value"
         raise NemotronError(
             f"Job {job.number} returned {what}, and hydra.sweeper.direction has {_counted(wanted, 'direction')}.",
             hint=_direction_hint(count) if count != wanted else "Return the value itself.",
         )
+    if learns(hydra) and _is_nan(returned):
+        raise NemotronError(f"Job {job.number} returned NaN; {_sweeper(hydra)} needs a number from each trial.")
 
 
 def _is_several(value: Any) -> bool:

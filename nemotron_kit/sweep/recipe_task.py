@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from nemotron_kit import worker
 from nemotron_kit.config.compose import Composed, from_hydra
+from nemotron_kit.config.freeze import environment
 from nemotron_kit.config.limits import hydra_reading_fixes
 from nemotron_kit.config.resolvers import set_run_dir
 from nemotron_kit.discovery import discover, tree_in_use
@@ -144,17 +145,9 @@ class RecipeTask:
         finally:
             BasicSweeper.split_arguments = staticmethod(theirs)
 
-    @contextmanager
-    def users_environment(self) -> Iterator[None]:
+    def users_environment(self) -> AbstractContextManager[None]:
         """Within the block, the environment variables that the command line sets for Hydra have the user's values."""
-        before = {name: os.environ.get(name) for name in self._users}
-        for name, value in self._users.items():
-            _set(name, value)
-        try:
-            yield
-        finally:
-            for name, value in before.items():
-                _set(name, value)
+        return environment(self._users)
 
     def plan(self, composed: Composed, number: int) -> Plan:
         """The plan of job `number`. Raises UserError for one that can't be planned, and at the first job for a sweeper
@@ -241,10 +234,3 @@ def sweep_job_of(plan: Plan, composed: Composed, overrides: Sequence[str]) -> Sw
     texts = hydra_files(composed)
     plan = replace(plan, files={**plan.files, hydra_module.FILE: texts[hydra_module.FILE]})
     return SweepJob(plan, tuple(overrides), texts)
-
-
-def _set(name: str, value: str | None) -> None:
-    if value is None:
-        os.environ.pop(name, None)
-    else:
-        os.environ[name] = value
