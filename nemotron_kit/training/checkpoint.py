@@ -27,7 +27,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.errors import DamagedRecordError, NemotronError, UserError
-from nemotron_kit.files import CHECKSUM, WRITER, fsync_dir, read_checksummed, read_json, render_checksummed, write_text
+from nemotron_kit.files import (
+    CHECKSUM,
+    WRITER,
+    aside,
+    fsync_dir,
+    read_checksummed,
+    read_json,
+    render_checksummed,
+    write_text,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -116,36 +125,14 @@ def save_optimizer(optimizer: torch.optim.Optimizer, model: torch.nn.Module, pat
     """Write every tensor of the optimizer's state, named `<entry>.<parameter>`. Raises OSError if the disk refuses."""
     from safetensors.torch import save_file
 
-    with disk_errors():
-        save_file(_named_state(optimizer, model), path)
-
-
-def load_optimizer(optimizer: torch.optim.Optimizer, model: torch.nn.Module, path: Path) -> None:
-    """Load what `save_optimizer` wrote. Raises UserError if the file doesn't belong to this model."""
-    from safetensors.torch import load_file
-
-    parameters = dict(_trained(model))
-    saved = load_file(path)
-    names = {key.partition(".")[2] for key in saved}
-    if names != set(parameters):
-        odd = sorted(names ^ set(parameters))[0]
-        raise UserError(f"{path}: the optimizer's state doesn't fit the model ({odd} is on one side only).")
-    for key, value in saved.items():
-        entry, _, name = key.partition(".")
-        # Fused AdamW, the one used here, keeps its step count beside the parameter too.
-        optimizer.state[parameters[name]][entry] = value.to(parameters[name].device)
-
-
-def _named_state(optimizer: torch.optim.Optimizer, model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return {
+    state = {
         f"{entry}.{name}": value.contiguous()
-        for name, parameter in _trained(model)
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
         for entry, value in optimizer.state[parameter].items()
     }
-
-
-def _trained(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Parameter]]:
-    return ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
+    with disk_errors():
+        save_file(state, path)
 
 
 @contextlib.contextmanager
@@ -180,23 +167,23 @@ def write(folder: Path, step: int, fill: Callable[[Path], dict[str, Any]]) -> Pa
     if (final / RECORD).is_file():  # the same step of the same run: the same content
         return final
     folder.mkdir(parents=True, exist_ok=True)
-    aside = folder / f".{final.name}.{secrets.token_hex(4)}.tmp"
+    building = aside(final)
     try:
-        aside.mkdir()
-        record = fill(aside)
-        commit(aside, final, {"step": step, **record, "files": sync_and_hash(aside)})
+        building.mkdir()
+        record = fill(building)
+        commit(building, final, {"step": step, **record, "files": sync_and_hash(building)})
     except OSError as error:
         raise cannot_write(final, error) from error
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(building, ignore_errors=True)
     return final
 
 
-def commit(aside: Path, final: Path, record: dict[str, Any]) -> None:
-    """Make the synced files in `aside` the checkpoint `final`: its record is written, and it gets its name."""
+def commit(building: Path, final: Path, record: dict[str, Any]) -> None:
+    """Make the synced files in `building` the checkpoint `final`: its record is written, and it gets its name."""
     # As JSON reads it back (a number as a key is a text then): that is what the checksum is of.
-    write_text(aside / RECORD, render_checksummed({**json.loads(json.dumps(record)), **WRITER}))
-    aside.rename(final)
+    write_text(building / RECORD, render_checksummed({**json.loads(json.dumps(record)), **WRITER}))
+    building.rename(final)
     fsync_dir(final.parent)
 
 
@@ -229,13 +216,18 @@ def sync_and_hash(folder: Path, known: Mapping[str, dict[str, Any]] | None = Non
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         if str(path.relative_to(folder)) in files:
             continue
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        files[str(path.relative_to(folder))] = {"size": path.stat().st_size, "sha256": digest}
+        files[str(path.relative_to(folder))] = sync_file(path)
     for inner in [*(path for path in folder.rglob("*") if path.is_dir()), folder]:
         fsync_dir(inner)
     return files
+
+
+def sync_file(path: Path) -> dict[str, Any]:
+    """Sync a file to disk; returns its {"size": bytes, "sha256": hex}."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"size": path.stat().st_size, "sha256": digest}
 
 
 def latest(folder: Path) -> Path | None:
@@ -251,7 +243,13 @@ def read(path: Path, *, verify: bool | Callable[[str], bool], allow_unchecked: b
     record["unchecked"] = True: it can't be verified.
     """
     try:
-        record = _read_record(path / RECORD, allow_unchecked)
+        try:
+            record = read_checksummed(path / RECORD, "record")
+        except DamagedRecordError:
+            record = read_json(path / RECORD, "record")
+            if not isinstance(record, dict) or not record.get("files") or {CHECKSUM, *WRITER} & record.keys():
+                raise
+            record["unchecked"] = True
         files = record["files"]
         if record["step"] != int(path.name.removeprefix("step-")):
             raise ValueError(f"it is of step {record['step']}")
@@ -260,36 +258,20 @@ def read(path: Path, *, verify: bool | Callable[[str], bool], allow_unchecked: b
             for name, entry in files.items()
             if not _intact(path / name, entry, verify if isinstance(verify, bool) else verify(name))
         ]
-    except _NoChecksum:
-        raise UserError(
-            f"{path / RECORD}: the checkpoint's record has no checksum: it is of an earlier version, or was changed. "
-            "Its data and settings are not known for certain.",
-            hint=f"To go on from it all the same: 'checkpoint.may_differ=[{UNCHECKED_RECORD}]'. {_around(path)}",
-        ) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, NemotronError) as error:
         why = error.message.removeprefix(f"{path / RECORD}: ") if isinstance(error, NemotronError) else error
         raise UserError(
             f"{path / RECORD}: the checkpoint's record can't be read ({why}).", hint=_around(path)
         ) from error
+    if record.get("unchecked") and not allow_unchecked:
+        raise UserError(
+            f"{path / RECORD}: the checkpoint's record has no checksum: it is of an earlier version, or was changed. "
+            "Its data and settings are not known for certain.",
+            hint=f"To go on from it all the same: 'checkpoint.may_differ=[{UNCHECKED_RECORD}]'. {_around(path)}",
+        )
     if damaged:
         raise UserError(f"{path / damaged[0]}: the file is missing, or not what was saved.", hint=_around(path))
     return record
-
-
-class _NoChecksum(Exception):
-    pass
-
-
-def _read_record(file: Path, allow_unchecked: bool) -> dict[str, Any]:
-    try:
-        return read_checksummed(file, "record")
-    except DamagedRecordError:
-        record = read_json(file, "record")
-        if not isinstance(record, dict) or not record.get("files") or {CHECKSUM, *WRITER} & record.keys():
-            raise
-        if not allow_unchecked:
-            raise _NoChecksum from None
-        return {**record, "unchecked": True}
 
 
 def prune(folder: Path, keep: int, also: Collection[Path] = ()) -> list[str]:

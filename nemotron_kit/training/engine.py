@@ -20,7 +20,7 @@ from typing import Any
 from nemotron_kit.errors import UserError, listed
 from nemotron_kit.files import sha256_of
 from nemotron_kit.training import processes, sharded
-from nemotron_kit.training.checkpoint import TrainingProgress, load_optimizer
+from nemotron_kit.training.checkpoint import TrainingProgress
 from nemotron_kit.training.content import registered_as, shard_contents
 from nemotron_kit.training.data import BatchSampler, BlendSamples, HeldOutSamples, collate, read_blend
 from nemotron_kit.training.export import (
@@ -174,17 +174,6 @@ def _train(
     return _finish(config, run, folder)
 
 
-def load_optimizer_state(optimizer: Any, model: Any, start: StartingPoint) -> None:
-    """Put back the optimizer's state of the checkpoint that the run goes on from, if it does, in whatever layout."""
-    if start.optimizer is None:
-        return
-    saved = start.optimizer.parent
-    if is_on_ranks(model) or sharded.is_one(saved):
-        sharded.load_optimizer(optimizer, model, saved)
-    else:
-        load_optimizer(optimizer, model, start.optimizer)
-
-
 def _build(config: PretrainConfig, data: TrainingData, start: StartingPoint, device: Any) -> tuple[Any, Any]:
     """The model in its layout, and its optimizer, as the run starts with them."""
     train = config.train
@@ -193,7 +182,8 @@ def _build(config: PretrainConfig, data: TrainingData, start: StartingPoint, dev
         model = model.to(device)
     prepare(model, activation_checkpointing=train.activation_checkpointing, compile_blocks=train.compile)
     optimizer = build_optimizer(train, model)
-    load_optimizer_state(optimizer, model, start)
+    if start.optimizer is not None:
+        sharded.load_optimizer(optimizer, model, start.optimizer)
     return model, optimizer
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from nemotron_kit.artifacts.lineage import inputs
 from nemotron_kit.artifacts.manifest import METADATA
 from nemotron_kit.artifacts.weights import check_weights
 from nemotron_kit.errors import NemotronError, UserError
-from nemotron_kit.files import fsync_dir, read_checksummed, render_checksummed, write_text
+from nemotron_kit.files import aside, fsync_dir, read_checksummed, render_checksummed, write_text
 from nemotron_kit.training import processes, sharded
 from nemotron_kit.training.checkpoint import export_model, remove, save_config, sync_and_hash
 from nemotron_kit.training.config_blocks import CheckpointConfig
@@ -45,7 +44,7 @@ def output_folder(block: CheckpointConfig, stage: str) -> Path:
 
 def prepare_output(folder: Path) -> None:
     """Create the folder and check, before any work is done, that it is writable. Raises UserError if it is not."""
-    probe = folder / f".probe.{secrets.token_hex(4)}.tmp"
+    probe = aside(folder / "probe")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.touch()
@@ -98,28 +97,31 @@ def export(
     With `chat`, generation stops at the end of a turn. An identical model at `path` is kept; anything else there is
     replaced. All ranks must call it: the first writes, and of a sharded model all do."""
     public = without_folders(record)  # it goes where the model goes
-    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    building = aside(path)
 
     def begin() -> str:
         if processes.rank() == 0:
-            aside.mkdir(parents=True)
-        return str(aside)
+            building.mkdir(parents=True)
+        return str(building)
 
     def finish(weights: Mapping[str, Any]) -> None:
         if processes.rank() != 0:
             return
         if weights:
-            save_config(model.config, model.generation_config, aside)
+            save_config(model.config, model.generation_config, building)
         else:
-            export_model(model, aside)
-        _copy_tokenizer(data, aside)
+            export_model(model, building)
+        for place in (data / "tokenizer", data):
+            for name in _TOKENIZER:
+                if (place / name).is_file() and not (building / name).exists():
+                    shutil.copyfile(place / name, building / name)
         if chat is not None:
-            chat.set_beside(aside)
+            chat.set_beside(building)
         if card:
-            write_text(aside / CARD, card, mode=0o666)
-        check_weights(aside)
-        write_text(aside / RECORD, render_checksummed(json.loads(json.dumps(public, sort_keys=True))), mode=0o666)
-        _take_place(aside, path, sync_and_hash(aside, weights))
+            write_text(building / CARD, card, mode=0o666)
+        check_weights(building)
+        write_text(building / RECORD, render_checksummed(json.loads(json.dumps(public, sort_keys=True))), mode=0o666)
+        _take_place(building, path, sync_and_hash(building, weights))
 
     if chat is not None:
         chat.set_in(model)
@@ -130,19 +132,19 @@ def export(
     except OSError as error:
         raise NemotronError(f"{path}: the model can't be written: {error.strerror or error}.") from error
     finally:
-        remove(aside)  # another rank's has never been there
+        remove(building)  # another rank's has never been there
 
 
-def _take_place(aside: Path, path: Path, files: Mapping[str, Any]) -> None:
-    """Make what is in `aside` the model at `path`, in place of what is there, unless that is the very same."""
-    old = aside.with_suffix(".old.tmp")
+def _take_place(building: Path, path: Path, files: Mapping[str, Any]) -> None:
+    """Make what is in `building` the model at `path`, in place of what is there, unless that is the very same."""
+    old = building.with_suffix(".old.tmp")
     try:
         if path.exists():
             if _is_same(path, files):
                 return
             path.rename(old)
         try:
-            aside.rename(path)
+            building.rename(path)
         except OSError:
             if old.exists():
                 old.rename(path)
@@ -164,13 +166,6 @@ def _is_same(path: Path, files: Mapping[str, Any]) -> bool:
     except (OSError, NemotronError):
         return False
     return {k: v for k, v in there.items() if k not in beside} == {k: v for k, v in files.items() if k not in beside}
-
-
-def _copy_tokenizer(data: Path, folder: Path) -> None:
-    for place in (data / "tokenizer", data):
-        for name in _TOKENIZER:
-            if (place / name).is_file() and not (folder / name).exists():
-                shutil.copyfile(place / name, folder / name)
 
 
 @dataclass(frozen=True)
@@ -264,7 +259,7 @@ def model_card(
         "",
         "| | |",
         "|---|---|",
-        *(f"| {name} | {_shown(value)} |" for name, value in shown.items() if value is not None),
+        *(f"| {name} | {_cell(value)} |" for name, value in shown.items() if value is not None),
         *([f"| made from | {', '.join(dict.fromkeys(pins))} |"] if pins else []),
         "",
         "Settings:",
@@ -309,6 +304,6 @@ def without_folders(value: Any) -> Any:
     return local_name(value) or value if isinstance(value, str) and value.rstrip("/").count("/") > 1 else value
 
 
-def _shown(value: Any) -> str:
+def _cell(value: Any) -> str:
     text = f"{value:,}" if isinstance(value, int) else f"{value:.4f}" if isinstance(value, float) else str(value)
     return text.replace("|", "\\|").replace("\n", " ")

@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING, Any
 from nemotron_kit.artifacts.manifest import sha256_files
 from nemotron_kit.errors import UserError
 from nemotron_kit.files import sha256_of
-from nemotron_kit.training import checkpoint, processes
+from nemotron_kit.training import checkpoint, processes, sharded
 from nemotron_kit.training.checkpoint import TrainingProgress
 from nemotron_kit.training.engine import (
     export_run,
     keep_freed_memory,
     load_libraries,
-    load_optimizer_state,
     opening_lines,
     passive_cpu_waits,
     quiet,
@@ -208,7 +207,8 @@ class _Run:
         progress.valid_on = start.valid_on
         prepare(model, activation_checkpointing=config.train.activation_checkpointing)
         optimizer = build_optimizer(self._optimizer_settings(), model)
-        load_optimizer_state(optimizer, model, start)
+        if start.optimizer is not None:
+            sharded.load_optimizer(optimizer, model, start.optimizer)
         reporter = Reporter(metrics_path(config.metrics, self.folder), progress.step, self.steps)
         settings = LoopSettings(
             self.steps,

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from nemotron_kit.artifacts.manifest import METADATA, read_document, sha256_file
 from nemotron_kit.artifacts.reference import Pin, Reference
 from nemotron_kit.artifacts.weights import check_weights
 from nemotron_kit.errors import NemotronError, Unreachable, UserError
-from nemotron_kit.files import fsync_dir, write_text
+from nemotron_kit.files import aside, fsync_dir, write_text
 from nemotron_kit.home import expand_user
 from nemotron_kit.masking import mask, note_used
 from nemotron_kit.training.checkpoint import remove, sync_and_hash
@@ -105,27 +104,27 @@ def copy_model(pin: Pin, registry: Registry, folder: Path) -> None:
     """Copy the model to `folder`, atomically; each copy is read again and must have the original's sha256."""
     source, files = Path(pin.path), files_of(pin, registry)
     text = card(pin, registry)
-    aside = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
+    building = aside(folder)
     try:
-        aside.mkdir(parents=True)
+        building.mkdir(parents=True)
         for name in files:
-            (aside / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source / name, aside / name)
-        found = sync_and_hash(aside)
+            (building / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / name, building / name)
+        found = sync_and_hash(building)
         for name, expected in files.items():
             if (is_hash := found[name]["sha256"]) != expected:
                 raise NemotronError(
                     f"{source / name}: its copy has the sha256 {is_hash[:12]}…, and should have {expected[:12]}…: "
                     "it has changed since it was registered, or was copied wrong. Nothing was written."
                 )
-        write_text(aside / CARD, text, mode=0o666)
-        aside.rename(folder)
+        write_text(building / CARD, text, mode=0o666)
+        building.rename(folder)
         fsync_dir(folder.parent)
     except OSError as error:
         raise NemotronError(f"{folder}: the model can't be written: {error.strerror or error}.") from error
     finally:
-        if aside.exists():
-            remove(aside)
+        if building.exists():
+            remove(building)
 
 
 def upload_model(pin: Pin, registry: Registry, repository: str, *, private: bool) -> str:

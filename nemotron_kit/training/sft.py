@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.errors import UserError
 from nemotron_kit.files import sha256_of
-from nemotron_kit.training import lora, processes
+from nemotron_kit.training import lora, processes, sharded
 from nemotron_kit.training.checkpoint import TrainingProgress
 from nemotron_kit.training.content import weights_digest
 from nemotron_kit.training.engine import (
@@ -18,7 +18,6 @@ from nemotron_kit.training.engine import (
     export_run,
     keep_freed_memory,
     load_libraries,
-    load_optimizer_state,
     opening_lines,
     passive_cpu_waits,
     quiet,
@@ -152,7 +151,8 @@ class _Run:
         train = config.train
         prepare(model, activation_checkpointing=train.activation_checkpointing, compile_blocks=train.compile)
         optimizer = build_optimizer(config.optimizer, model)
-        load_optimizer_state(optimizer, model, start)
+        if start.optimizer is not None:
+            sharded.load_optimizer(optimizer, model, start.optimizer)
         reporter = Reporter(metrics_path(config.logger, self.folder), progress.step, train.train_iters)
         # Frozen weights are frozen: with adapters, no expert's bias moves either.
         balance = ExpertBalance(model, 0.0 if config.lora else config.train.moe_router_bias_update_rate)

@@ -12,11 +12,8 @@ a checkpoint is written last. A run with any other layout can resume from it: a 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
-import os
 import re
-import secrets
 import shutil
 import threading
 from collections.abc import Iterator, Mapping
@@ -24,9 +21,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.errors import NemotronError, UserError
-from nemotron_kit.files import fsync_dir, write_text
+from nemotron_kit.files import aside, fsync_dir, write_text
 from nemotron_kit.training import checkpoint, processes
-from nemotron_kit.training.checkpoint import MODEL, OPTIMIZER, disk_errors, save_config
+from nemotron_kit.training.checkpoint import MODEL, disk_errors, save_config
 from nemotron_kit.training.parallel import is_first_replica, local_shard, rows_of, tensors, whole
 
 if TYPE_CHECKING:
@@ -58,8 +55,19 @@ def save(
     training goes on. All ranks must call it.
 
     Raises NemotronError if another run has written a checkpoint of this step to `folder` meanwhile."""
+    state = {f"{WEIGHTS}.{name}": tensor for name, tensor in tensors(model).items()}
+    for name, parameter in model.named_parameters():
+        for entry, value in optimizer.state.get(parameter, {}).items():
+            state[f"{entry}.{name}"] = value
+    # What this rank writes: key → ([type, whole shape, first row, end], rows). Of equal copies one is written.
+    local = {}
+    for key, tensor in state.items():
+        start, stop = rows_of(tensor)
+        if is_first_replica(tensor) and stop > start:
+            rows = local_shard(tensor)
+            local[key] = ([str(rows.dtype).removeprefix("torch."), list(tensor.shape), start, stop], rows)
     begun = Save(folder, step, record, model)
-    begun.begin(_local_rows(model, optimizer), later=later)
+    begun.begin(local, later=later)
     return begun
 
 
@@ -80,10 +88,10 @@ class Save:
     def begin(self, local: dict[str, tuple[list[Any], torch.Tensor]], *, later: bool) -> None:
         """Create the temporary folder and write this rank's file; `later`: in a thread, from a copy of the state."""
         with _as_checkpoint_error(self.final):
-            aside = processes.on_all_ranks(self._place)[0]
-            if aside is None:  # the same step of the same run: the same content
+            place = processes.on_all_ranks(self._place)[0]
+            if place is None:  # the same step of the same run: the same content
                 return
-            self._aside = Path(aside)
+            self._aside = Path(place)
             processes.on_all_ranks(self._require_shared)
         self._local = {key: info for key, (info, _) in local.items()}
         values = {key: value.to("cpu", copy=True) if later else value.contiguous() for key, (_, value) in local.items()}
@@ -99,10 +107,9 @@ class Save:
         checkpoint.require_own(self.final, self._record["identity"])
         if (self.final / checkpoint.RECORD).is_file():
             return None
-        folder = self.final.parent
-        aside = folder / f".{self.final.name}.{secrets.token_hex(4)}.tmp"
-        (aside / SHARDS).mkdir(parents=True)
-        return str(aside)
+        place = aside(self.final)
+        (place / SHARDS).mkdir(parents=True)
+        return str(place)
 
     def _require_shared(self) -> None:
         if not (self.aside / SHARDS).is_dir():
@@ -130,7 +137,8 @@ class Save:
                 name = f"{SHARDS}/rank-{processes.rank():05d}.safetensors"
                 with disk_errors():
                     save_file(values, self.aside / name)
-                self._files = {name: _synced(self.aside / name)}
+                self._files = {name: checkpoint.sync_file(self.aside / name)}
+                fsync_dir((self.aside / name).parent)
         except Exception as error:  # noqa: BLE001 - nobody hears a thread: commit() raises it, on all ranks
             self._error = error
 
@@ -181,34 +189,6 @@ def _as_checkpoint_error(final: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise checkpoint.cannot_write(final, error) from error
-
-
-def _synced(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    fsync_dir(path.parent)
-    return {"size": path.stat().st_size, "sha256": digest}
-
-
-def _local_rows(model: Any, optimizer: torch.optim.Optimizer | None) -> dict[str, tuple[list[Any], torch.Tensor]]:
-    """What this rank writes: key → ([type, whole shape, first row, end], rows). Of equal copies one is written."""
-    local = {}
-    for key, tensor in _state(model, optimizer).items():
-        start, stop = rows_of(tensor)
-        if is_first_replica(tensor) and stop > start:
-            rows = local_shard(tensor)
-            local[key] = ([str(rows.dtype).removeprefix("torch."), list(tensor.shape), start, stop], rows)
-    return local
-
-
-def _state(model: Any, optimizer: torch.optim.Optimizer | None) -> dict[str, torch.Tensor]:
-    state = {f"{WEIGHTS}.{name}": tensor for name, tensor in tensors(model).items()}
-    if optimizer is not None:
-        for name, parameter in model.named_parameters():
-            for entry, value in optimizer.state.get(parameter, {}).items():
-                state[f"{entry}.{name}"] = value
-    return state
 
 
 class Shards:
@@ -271,10 +251,12 @@ def load_weights(model: Any, path: Path) -> None:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, model: Any, path: Path) -> None:
-    """Put back the optimizer's state, in whatever layout, from the checkpoint in `path` (of either kind)."""
+    """Put back the optimizer's state, in whatever layout: that which `save_optimizer` wrote to `path`, or where its
+    folder is a sharded checkpoint, that of all ranks. Raises UserError if it doesn't belong to this model."""
     import torch
 
-    source = Shards(path) if is_one(path) else _OneFile(path / OPTIMIZER)
+    path = path.parent if is_one(path.parent) else path
+    source = _OneFile(path) if path.is_file() else Shards(path)
     entries: dict[str, list[str]] = {}
     for key in source.index:
         entry, _, name = key.partition(".")
@@ -336,7 +318,8 @@ def export_weights(model: Any, folder: Path) -> dict[str, dict[str, Any]]:
         try:
             with disk_errors():
                 save_file(stored, folder / file, metadata={"format": "pt"})
-            written[file] = _synced(folder / file)
+            written[file] = checkpoint.sync_file(folder / file)
+            fsync_dir(folder)
         except OSError as error:
             failed = error
         names[file] = list(stored)

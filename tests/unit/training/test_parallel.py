@@ -154,7 +154,7 @@ def test_a_sharded_checkpoint_comes_back_bit_for_bit(saved: tuple[Path, Any, tor
     assert all(torch.equal(tensor, tensors(other)[name]) for name, tensor in tensors(model).items())
     assert other.generation_config.eos_token_id == [2, 5]  # what the model generates by, too
     again = build_optimizer(TrainConfig(), other)
-    sharded.load_optimizer(again, other, path)
+    sharded.load_optimizer(again, other, path / checkpoint.OPTIMIZER)
     for mine, theirs in zip(model.parameters(), other.parameters(), strict=True):
         assert all(torch.equal(value, again.state[theirs][entry]) for entry, value in optimizer.state[mine].items())
 

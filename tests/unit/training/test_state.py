@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from nemotron_kit.errors import UserError
-from nemotron_kit.training.checkpoint import export_model, load_optimizer, save_optimizer
+from nemotron_kit.training.checkpoint import export_model, save_optimizer
 from nemotron_kit.training.loop import build_optimizer
 from nemotron_kit.training.lora import save_adapters
 from nemotron_kit.training.model import load_model, model_config, new_model
 from nemotron_kit.training.pretrain_config import TrainConfig
+from nemotron_kit.training.sharded import load_optimizer
 
 BLOCK = {
     "hybrid_override_pattern": "ME*",

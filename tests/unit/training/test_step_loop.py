@@ -18,8 +18,8 @@ from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.home import new_run_id
 from nemotron_kit.runs.folder import create_run
 from nemotron_kit.runs.job import SLURM_STEP
-from nemotron_kit.training import checkpoint, processes
-from nemotron_kit.training.checkpoint import TrainingProgress, load_optimizer
+from nemotron_kit.training import checkpoint, processes, sharded
+from nemotron_kit.training.checkpoint import TrainingProgress
 from nemotron_kit.training.config_blocks import CheckpointConfig, LoggerConfig, SchedulerConfig
 from nemotron_kit.training.loop import LoopSettings, TrainingRun, build_optimizer, preempted
 from nemotron_kit.training.model import ExpertBalance
@@ -43,7 +43,7 @@ class Run:
         if latest is not None:
             self.progress = TrainingProgress(**checkpoint.read(latest, verify=True)["progress"])
             self.model.load_state_dict(torch.load(latest / "weights.pt", weights_only=True))
-            load_optimizer(self.optimizer, self.model, latest / "optimizer.safetensors")
+            sharded.load_optimizer(self.optimizer, self.model, latest / "optimizer.safetensors")
         settings = LoopSettings(
             steps,
             0.05,
