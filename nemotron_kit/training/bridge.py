@@ -23,15 +23,13 @@ from nemotron_kit.files import write_text
 from nemotron_kit.runs.metrics import log_metrics
 from nemotron_kit.training.bridge_config import check_recipe_arguments, container_values, is_recipe
 from nemotron_kit.training.data import SPLITS, read_blend
-from nemotron_kit.training.processes import Preempted, rank
+from nemotron_kit.training.processes import Preempted, rank, seconds_left, signal_lead
 
 # In the job's folder: the ConfigContainer that it ran with.
 CONFIG_FILE = "megatron_bridge.json"
 TRACKER = "latest_checkpointed_iteration.txt"
 PRETRAIN_RECIPE = "megatron.bridge.recipes.nemotronh.nemotron_3_nano.nemotron_3_nano_pretrain_config"
 SFT_RECIPE = "megatron.bridge.recipes.nemotronh.nemotron_3_nano.nemotron_3_nano_sft_config"
-# Seconds that saving a last checkpoint may take, where the job's own signal lead is not known.
-_LEAD_SECONDS = 300
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +52,15 @@ def train(config: Any, default_recipe: str) -> BridgeOutcome:
     if rank() == 0 and os.environ.get("NEMO_RUN_DIR"):
         write_text(Path(os.environ["NEMO_RUN_DIR"], CONFIG_FILE), describe(cfg) + "\n")
     _usr1_is_term()
+    run: Any = import_module("megatron.bridge.training.pretrain").pretrain
+    step: Any = import_module("megatron.bridge.training.gpt_step").forward_step
+    if cfg.checkpoint.finetune or cfg.checkpoint.pretrained_checkpoint:
+        run = import_module("megatron.bridge.training.finetune").finetune
+    more = {}
+    if "callbacks" in inspect.signature(run).parameters:
+        more["callbacks"] = _metrics(config.logger.log_interval)
     try:
-        _run(cfg, config.logger.log_interval)
+        run(config=cfg, forward_step_func=step, **more)
     except SystemExit as error:
         if error.code:  # 0: it was told to stop
             raise
@@ -95,12 +100,20 @@ def build(config: Any, default_recipe: str) -> Any:
     cfg = function(**arguments)
     values = container_values(config)
     _data(cfg, config, values, takes_blend)
-    _resume(config, values["checkpoint"])
+    # From the run's own checkpoints, if there are any.
+    resumes = last_iteration(Path(config.checkpoint.save)) is not None
+    values["checkpoint"]["load"] = config.checkpoint.save if resumes else config.checkpoint.load
+    if resumes:
+        values["checkpoint"]["finetune"] = False
     values["train"] |= stopping(time.time())
     for block, given in values.items():
         merge(cfg, {block: given})
     if config.mixed_precision is not None or config.train.precision == "bf16":
-        _precision(cfg, config.mixed_precision or "bf16_mixed")
+        precision = config.mixed_precision or "bf16_mixed"
+        if isinstance(precision, Mapping):
+            merge(cfg, {"mixed_precision": precision})
+        else:
+            cfg.mixed_precision = str(precision)
     merge(cfg, config.bridge, "bridge.")
     return cfg
 
@@ -125,15 +138,12 @@ def recipe_function(target: str) -> Callable[..., Any]:
 
 def stopping(now: float, environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
     """Bridge's settings by which it saves and ends at TERM, and before the job's time limit."""
-    settings: dict[str, Any] = {"exit_signal_handler": True}
-    lead = float(environ.get("NEMOTRON_SIGNAL_LEAD") or _LEAD_SECONDS)
-    if environ.get("SLURM_JOB_END_TIME", "").isdecimal():
-        left = float(environ["SLURM_JOB_END_TIME"]) - now
-    elif environ.get("NEMOTRON_TIME_LIMIT"):
-        left = float(environ["NEMOTRON_TIME_LIMIT"])
-    else:
-        return settings
-    return {**settings, "exit_duration_in_mins": max(1, int((left - lead) // 60))}
+    left = seconds_left(now, environ)
+    if left is None:
+        return {"exit_signal_handler": True}
+    # The lead is what saving a last checkpoint may take.
+    minutes = int((left - signal_lead(environ)) // 60)
+    return {"exit_signal_handler": True, "exit_duration_in_mins": max(1, minutes)}
 
 
 def _usr1_is_term() -> None:
@@ -144,17 +154,6 @@ def _usr1_is_term() -> None:
             signal.raise_signal(signal.SIGTERM)
 
     signal.signal(signal.SIGUSR1, handle)
-
-
-def _run(cfg: Any, log_interval: int) -> None:
-    run: Any = import_module("megatron.bridge.training.pretrain").pretrain
-    step: Any = import_module("megatron.bridge.training.gpt_step").forward_step
-    if cfg.checkpoint.finetune or cfg.checkpoint.pretrained_checkpoint:
-        run = import_module("megatron.bridge.training.finetune").finetune
-    more = {}
-    if "callbacks" in inspect.signature(run).parameters:
-        more["callbacks"] = _metrics(log_interval)
-    run(config=cfg, forward_step_func=step, **more)
 
 
 def _metrics(log_interval: int) -> Any:
@@ -178,18 +177,21 @@ def _metrics(log_interval: int) -> Any:
 
 
 def _data(cfg: Any, config: Any, values: dict[str, dict[str, Any]], takes_blend: bool) -> None:
+    has_valid = True  # a recipe that reads the blend sees to it itself
     if hasattr(config, "split_folder"):
-        _packed_data(cfg, config, values)
-        return
-    folder = config.blend_path.parent
-    if not takes_blend:
-        per_split = blend_per_split(config.blend_path)
-        cfg.dataset.blend, cfg.dataset.blend_per_split, cfg.dataset.split = None, per_split, None
-        if per_split[SPLITS.index("valid")] is None:
-            values["validation"]["eval_iters"] = 0
+        folder = config.split_folder("train").parent
+        has_valid = _packed_data(cfg, config)
+    else:
+        folder = config.blend_path.parent
+        if not takes_blend:
+            per_split = blend_per_split(config.blend_path)
+            cfg.dataset.blend, cfg.dataset.blend_per_split, cfg.dataset.split = None, per_split, None
+            has_valid = per_split[SPLITS.index("valid")] is not None
     if (folder / "tokenizer").is_dir():
         values["tokenizer"].setdefault("tokenizer_type", "HuggingFaceTokenizer")
         values["tokenizer"].setdefault("tokenizer_model", str(folder / "tokenizer"))
+    if not has_valid:
+        values["validation"]["eval_iters"] = 0
 
 
 def blend_per_split(path: Path) -> list[tuple[list[str], list[float] | None] | None]:
@@ -206,8 +208,9 @@ def blend_per_split(path: Path) -> list[tuple[list[str], list[float] | None] | N
     return found
 
 
-def _packed_data(cfg: Any, config: Any, values: dict[str, dict[str, Any]]) -> None:
-    """The folders of packed rows, in the class of dataset that the recipe has."""
+def _packed_data(cfg: Any, config: Any) -> bool:
+    """Set the folders of packed rows, in the class of dataset that the recipe has; returns whether there is a valid
+    split."""
     kind = type(cfg.dataset)
     names = {f.name for f in dataclasses.fields(kind)}
     if not {"dataset_root", "offline_packing_specs"} <= names:
@@ -238,27 +241,7 @@ def _packed_data(cfg: Any, config: Any, values: dict[str, dict[str, Any]]) -> No
         do_validation=has_valid,
         do_test=False,
     )
-    tokenizer = train.parent / "tokenizer"
-    if tokenizer.is_dir():
-        values["tokenizer"].setdefault("tokenizer_type", "HuggingFaceTokenizer")
-        values["tokenizer"].setdefault("tokenizer_model", str(tokenizer))
-    if not has_valid:
-        values["validation"]["eval_iters"] = 0
-
-
-def _resume(config: Any, values: dict[str, Any]) -> None:
-    """Go on from the run's own checkpoints where there are any; else from `checkpoint.load`."""
-    resumes = last_iteration(Path(config.checkpoint.save)) is not None
-    values["load"] = config.checkpoint.save if resumes else config.checkpoint.load
-    if resumes:
-        values["finetune"] = False
-
-
-def _precision(cfg: Any, given: Any) -> None:
-    if isinstance(given, Mapping):
-        merge(cfg, {"mixed_precision": given})
-    else:
-        cfg.mixed_precision = str(given)
+    return has_valid
 
 
 # --- one config into another
@@ -267,21 +250,26 @@ def _precision(cfg: Any, given: Any) -> None:
 def merge(cfg: Any, values: Mapping[str, Any], where: str = "") -> None:
     """Set `values` in a dataclass object and in those that it holds. Raises UserError for a name that it does not have,
     with the nearest, and for a value of another kind. A name `a|b` is the first of them that it has."""
-    hints = _hints(type(cfg))
+    try:
+        hints = typing.get_type_hints(type(cfg))
+    except (NameError, TypeError):  # of a package that is not there
+        hints = {}
     known = [f.name for f in dataclasses.fields(cfg) if f.init and not f.name.startswith("_")]
     for key, value in values.items():
         names = str(key).split("|")
         name = next((each for each in names if each in known), None)
         if name is None:
-            kind = type(cfg)
-            raise UserError(
-                f"{where}{names[0]}: {kind.__module__}.{kind.__name__} has no such field; {nearest(names[0], known)}"
-            )
+            owner = f"{type(cfg).__module__}.{type(cfg).__name__}"
+            raise UserError(f"{where}{names[0]}: {owner} has no such field; {nearest(names[0], known)}")
         before = getattr(cfg, name)
         path = f"{where}{name}"
         if isinstance(value, Mapping):
-            if before is None and (made := _class_in(hints.get(name))) is not None:
-                before = _made(made, path)
+            if before is None and (kind := _class_in(hints.get(name))) is not None:
+                try:
+                    before = kind()
+                except TypeError as error:  # it has fields without a default
+                    what = "there is none in this recipe, and it can't be made of nothing"
+                    raise UserError(f"{path}: {what}: {error}.") from error
                 setattr(cfg, name, before)
             if dataclasses.is_dataclass(before):
                 merge(before, value, f"{path}.")
@@ -291,20 +279,6 @@ def merge(cfg: Any, values: Mapping[str, Any], where: str = "") -> None:
             setattr(cfg, name, {**(before or {}), **value})
         else:
             setattr(cfg, name, _fitting(value, before, path))
-
-
-def _made(kind: type, path: str) -> Any:
-    try:
-        return kind()
-    except TypeError as error:  # it has fields without a default
-        raise UserError(f"{path}: there is none in this recipe, and it can't be made of nothing: {error}.") from error
-
-
-def _hints(kind: type) -> Mapping[str, Any]:
-    try:
-        return typing.get_type_hints(kind)
-    except (NameError, TypeError):  # of a package that is not there
-        return {}
 
 
 def _class_in(hint: Any) -> type | None:
@@ -330,16 +304,15 @@ def _fitting(value: Any, before: Any, path: str) -> Any:
         return members[value]
     if callable(before):
         raise UserError(f"{path} is a function, which the recipe decides and no config can name.")
-    for kind, expected in ((bool, "true or false"), (int, "a whole number"), (float, "a number"), (str, "a text")):
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    for kind, fits, expected in (
+        (bool, isinstance(value, bool), "true or false"),
+        (int, number, "a whole number"),  # or a fraction: the recipe may happen to have 0 or 1
+        (float, number, "a number"),
+        (str, isinstance(value, str), "a text"),
+    ):
         if isinstance(before, kind):
-            # A fraction where the recipe happens to have 0 or 1 is none the less a number.
-            fits = {
-                bool: isinstance(value, bool),
-                int: isinstance(value, int | float) and not isinstance(value, bool),
-                float: isinstance(value, int | float) and not isinstance(value, bool),
-                str: isinstance(value, str),
-            }
-            if not fits[kind]:
+            if not fits:
                 raise UserError(f"{path} is {value!r}; it must be {expected}.")
             break
     return value

@@ -129,10 +129,7 @@ class TrainBlock(ParallelBlock, BatchBlock):
         """Raises UserError for a value that can't be trained with."""
         self.check_hang()
         sizes = ("train_iters", "global_batch_size", "micro_batch_size", "eval_interval", "eval_iters", "loss_chunk")
-        for name in sizes:
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"train.{name} is {value}; it must be 1 or more.")
+        check_least("train", self, sizes, 1)
         if self.precision not in PRECISIONS:
             raise UserError(f"train.precision is {self.precision!r}; there is: {', '.join(PRECISIONS)}.")
         if not 0 <= self.seed < 1 << 32:
@@ -201,12 +198,10 @@ class SchedulerConfig:
 
     def check(self) -> None:
         """Raises UserError for an invalid value."""
-        _one_of("scheduler.lr_decay_style", self.lr_decay_style, DECAY_STYLES)
-        _one_of("scheduler.lr_wsd_decay_style", self.lr_wsd_decay_style, DECAY_SHAPES)
-        for name in ("lr_warmup_iters", "lr_decay_iters", "lr_wsd_decay_iters"):
-            value = getattr(self, name)
-            if value is not None and value < 0:
-                raise UserError(f"scheduler.{name} is {value}; it must be 0 or more.")
+        for name, known in (("lr_decay_style", DECAY_STYLES), ("lr_wsd_decay_style", DECAY_SHAPES)):
+            if (style := getattr(self, name)) not in known:
+                raise UserError(f"scheduler.{name} is {style!r}; {nearest(style, known)}")
+        check_least("scheduler", self, ("lr_warmup_iters", "lr_decay_iters", "lr_wsd_decay_iters"), 0)
         check_limits("scheduler", {"min_lr": self.min_lr})
 
     def check_peak(self, lr: Any, key: str) -> None:
@@ -268,10 +263,7 @@ class CheckpointConfig:
 
     def check(self) -> None:
         """Raises UserError for an invalid value."""
-        for name in ("save_interval", "most_recent_k", "keep"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"checkpoint.{name} is {value}; it must be 1 or more.")
+        check_least("checkpoint", self, ("save_interval", "most_recent_k", "keep"), 1)
         if self.finetune and not (self.load or self.pretrained_checkpoint):
             raise UserError(
                 "checkpoint.finetune is true, but there is nothing to start from.",
@@ -296,14 +288,15 @@ class LoggerConfig:
 
     def check(self) -> None:
         """Raises UserError for an invalid value."""
-        if self.log_interval < 1:
-            raise UserError(f"logger.log_interval is {self.log_interval}; it must be 1 or more.")
+        check_least("logger", self, ("log_interval",), 1)
 
 
-def _one_of(field: str, value: str, known: Iterable[str]) -> None:
-    names = list(known)
-    if value not in names:
-        raise UserError(f"{field} is {value!r}; {nearest(value, names)}")
+def check_least(where: str, block: Any, names: Iterable[str], least: int) -> None:
+    """UserError for a number of the block `where` that is too small; None means not set."""
+    for name in names:
+        value = getattr(block, name)
+        if value is not None and value < least:
+            raise UserError(f"{where}.{name} is {value}; it must be {least} or more.")
 
 
 def check_keys(block: str, values: Mapping[str, Any], names: Sequence[str]) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from operator import attrgetter
+from typing import TYPE_CHECKING
 
 from nemotron_kit.errors import UserError, nearest
 from nemotron_kit.training.config_blocks import check_keys, check_limits, unknown
@@ -76,8 +77,17 @@ def other_engines(config: GRPOConfig) -> Iterator[str]:
         *((f"logger.{name}", getattr(config.logger, name)) for name in _LOGGERS),
     ):
         if asked:
-            default = _default(type(config)(), key)
-            yield f"{key}: this engine has no such thing. Set {key}={'null' if default is None else default}."
+            default = False if key.endswith(".enabled") else attrgetter(key)(type(config)())
+            shown = "null" if default is None else str(default).lower() if isinstance(default, bool) else default
+            yield f"{key}: this engine has no such thing. Set {key}={shown}."
+
+
+def missing_inputs(config: GRPOConfig) -> Iterator[str]:
+    """A sentence for a model or prompts that are not given."""
+    if config.policy.model_name is None:
+        yield "policy.model_name is not set: there is no model. In the config: policy.model_name: ${art:model,path}"
+    if config.data.train_jsonl_fpath is None:
+        yield "data.train_jsonl_fpath is not set: there are no prompts. In the config: ${art:data,train}"
 
 
 def megatron_checkpoint(config: GRPOConfig) -> Iterator[str]:
@@ -90,15 +100,6 @@ def megatron_checkpoint(config: GRPOConfig) -> Iterator[str]:
 
 
 _LOGGERS = ("tensorboard_enabled", "mlflow_enabled", "swanlab_enabled", "monitor_gpus")
-
-
-def _default(value: Any, key: str) -> Any:
-    """What a config that says nothing has under a key, as it is typed."""
-    if key.endswith(".enabled"):
-        return "false"
-    for part in key.split("."):
-        value = getattr(value, part)
-    return str(value).lower() if isinstance(value, bool) else value
 
 
 def bad_values(config: GRPOConfig) -> Iterator[str]:
@@ -115,11 +116,8 @@ def bad_values(config: GRPOConfig) -> Iterator[str]:
         ("checkpointing", "keep_top_k"),
         ("logger", "log_interval"),
     ):
-        owner: Any = config
-        for part in where.split("."):
-            owner = getattr(owner, part)
         for name in names.split():
-            value = getattr(owner, name)
+            value = attrgetter(f"{where}.{name}")(config)
             if value is not None and value < 1:
                 yield f"{where}.{name} is {value}; it must be 1 or more."
     try:
@@ -141,10 +139,7 @@ def bad_values(config: GRPOConfig) -> Iterator[str]:
         )
     if policy.precision not in PRECISIONS:
         yield f"policy.precision is {policy.precision!r}; {nearest(policy.precision, PRECISIONS)}"
-    if policy.model_name is None:
-        yield "policy.model_name is not set: there is no model. In the config: policy.model_name: ${art:model,path}"
-    if config.data.train_jsonl_fpath is None:
-        yield "data.train_jsonl_fpath is not set: there are no prompts. In the config: ${art:data,train}"
+    yield from missing_inputs(config)
     if not (math.isfinite(config.policy.generation.temperature) and config.policy.generation.temperature > 0):
         yield f"policy.generation.temperature is {config.policy.generation.temperature}; it must be more than 0."
     for place, block, known in (
@@ -179,23 +174,21 @@ def bad_values(config: GRPOConfig) -> Iterator[str]:
     for name, settings in config.env.verifiers.items():
         if not (isinstance(settings, Mapping) and settings.get("_target_")):
             yield f"env.verifiers.{name} has no _target_, which names its function, as in my_recipe.rewards.brief."
-    parts: tuple[Callable[[GRPOConfig], object], ...] = (
-        lambda c: c.seconds,
-        lambda c: c.scheduler.check(),
-        lambda c: c.scheduler.check_peak(*_peak(c)),
-        lambda c: c.checkpoint.check(),
+    given = grpo.learning_rate
+    peak = (
+        (config.optimizer.value("lr"), "policy.optimizer.kwargs.lr") if given is None else (given, "grpo.learning_rate")
+    )
+    parts: tuple[Callable[[], object], ...] = (
+        lambda: config.seconds,
+        lambda: config.scheduler.check(),
+        lambda: config.scheduler.check_peak(*peak),
+        lambda: config.checkpoint.check(),
     )
     for check in parts:
         try:
-            check(config)
+            check()
         except UserError as error:
             yield renamed(error).message
-
-
-def _peak(config: GRPOConfig) -> tuple[Any, str]:
-    if config.grpo.learning_rate is not None:
-        return config.grpo.learning_rate, "grpo.learning_rate"
-    return config.optimizer.value("lr"), "policy.optimizer.kwargs.lr"
 
 
 def renamed(error: UserError) -> UserError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import time
@@ -19,7 +18,7 @@ from nemotron_kit.training.checkpoint import MODEL, OPTIMIZER, TrainingProgress,
 from nemotron_kit.training.config_blocks import CheckpointConfig, SchedulerConfig
 from nemotron_kit.training.data import BatchSampler, HeldOutSamples, collate
 from nemotron_kit.training.model import ExpertBalance
-from nemotron_kit.training.parallel import is_on_ranks, layout_of, token_nll
+from nemotron_kit.training.parallel import is_on_ranks, layout_of, seed_of, token_nll
 from nemotron_kit.training.pretrain_config import PretrainConfig, TrainConfig
 from nemotron_kit.training.processes import HangWatch, Preempted, StopRequest, rank, sum_over_ranks, world_size
 from nemotron_kit.training.reporter import Reporter
@@ -256,8 +255,7 @@ def seed_step(seed: int, step: int) -> None:
     """Seed torch for a step: its random numbers depend on (seed, step, rank) only, resumed or not."""
     import torch
 
-    words = f"{seed} {step} {processes.rank()}"
-    torch.manual_seed(int.from_bytes(hashlib.sha256(words.encode()).digest()[:8], "big") >> 1)
+    torch.manual_seed(seed_of(seed, step, rank()))
 
 
 def require_finite(what: str, value: float, step: int, lr_setting: str = "train.lr") -> None:

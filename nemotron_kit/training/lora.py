@@ -7,12 +7,12 @@ scale·B·A. So the merged model, which is saved, computes exactly what was trai
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.errors import UserError
 from nemotron_kit.training.checkpoint import disk_errors
+from nemotron_kit.training.parallel import seed_of
 
 if TYPE_CHECKING:
     import torch
@@ -44,17 +44,17 @@ def add_adapters(model: torch.nn.Module, config: PeftConfig, seed: int) -> int:
         if isinstance(layer, torch.nn.Linear) and name.rpartition(".")[2] in config.target_modules
     ]
     for name, layer in layers:
-        words = hashlib.sha256(f"{seed} {name}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(words[:8], "big") >> 1)
+        generator = torch.Generator().manual_seed(seed_of(seed, name))
         rows, columns = layer.weight.shape
         a = (torch.rand((config.dim, columns), generator=generator) * 2 - 1) * (3 / columns) ** 0.5
         b = torch.zeros((rows, config.dim))
         adapter = Adapter(a.to(layer.weight), b.to(layer.weight), config.alpha / config.dim)
         parametrize.register_parametrization(layer, "weight", adapter)
     if not layers:
+        linear = {name.rpartition(".")[2] for name, each in model.named_modules() if isinstance(each, torch.nn.Linear)}
         raise UserError(
             f"peft.target_modules: the model has no linear layer named {', '.join(config.target_modules)}.",
-            hint=f"It has {', '.join(sorted(_linear_names(model)))}.",
+            hint=f"It has {', '.join(sorted(linear))}.",
         )
     return len(layers)
 
@@ -98,9 +98,3 @@ def merge_adapters(model: torch.nn.Module) -> None:
 
 def _adapters(model: torch.nn.Module) -> dict[str, Any]:
     return {name: value for name, value in model.named_parameters() if value.requires_grad}
-
-
-def _linear_names(model: torch.nn.Module) -> set[str]:
-    import torch
-
-    return {name.rpartition(".")[2] for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear)}

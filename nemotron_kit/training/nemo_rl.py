@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from nemotron_kit.errors import Note, UserError, nearest
 from nemotron_kit.files import write_text
 from nemotron_kit.training.config_blocks import unknown
-from nemotron_kit.training.grpo_checks import megatron_checkpoint
+from nemotron_kit.training.grpo_checks import megatron_checkpoint, missing_inputs
+from nemotron_kit.training.processes import Preempted, seconds_left, signal_lead
 
 if TYPE_CHECKING:
     from nemotron_kit.training.grpo_config import GRPOConfig
@@ -33,7 +34,6 @@ ROOT = Path("/opt/nemo-rl")
 _GYM = ("examples/nemo_gym/run_grpo_nemo_gym.py", "examples/nemo_gym/grpo_nanov3.yaml")
 _OWN = ("examples/run_grpo.py", "examples/configs/grpo_math_1B_megatron.yaml")
 CONFIG_FILE = "nemo_rl.yaml"
-_LEAD_SECONDS = 300.0
 # Ours → NeMo-RL's where its versions have another name, the newest first.
 _NAMES = {
     "grpo.num_val_generations_per_prompt": ("val_num_generations_per_prompt", "num_val_generations_per_prompt"),
@@ -72,10 +72,7 @@ class NemoRLOutcome:
 def problems(config: GRPOConfig, *, here: bool, processes: int | None) -> Iterator[str]:
     """What would prevent a run by NeMo-RL, and what was never run, as notes."""
     yield Note(NEVER_RUN)
-    if config.policy.model_name is None:
-        yield "policy.model_name is not set: there is no model. In the config: policy.model_name: ${art:model,path}"
-    if config.data.train_jsonl_fpath is None:
-        yield "data.train_jsonl_fpath is not set: there are no prompts. In the config: ${art:data,train}"
+    yield from missing_inputs(config)
     yield from megatron_checkpoint(config)
     if not config.checkpoint.save:
         name = "checkpoint_dir is not set" if config.checkpointing.enabled else "enabled is false"
@@ -201,7 +198,9 @@ def _values(config: GRPOConfig, base: Mapping[str, Any]) -> dict[str, Any]:
     if rows.num_workers != plain["data"]["num_workers"]:
         data["num_workers"] = rows.num_workers
     if (seconds := stopping(config.seconds, time.time())) is not None:
-        found["checkpointing"]["checkpoint_must_save_by"] = _clock(seconds)
+        minutes, rest = divmod(int(seconds), 60)
+        clock = f"{minutes // 1440:02}:{minutes // 60 % 24:02}:{minutes % 60:02}:{rest:02}"
+        found["checkpointing"]["checkpoint_must_save_by"] = clock
     folder = os.environ.get("NEMO_RUN_DIR")
     if not config.logger.log_dir and folder:
         found["logger"]["log_dir"] = f"{folder}/nemo_rl_logs"
@@ -287,21 +286,12 @@ def _set(values: dict[str, Any], key: str, given: Any, where: str, *, known: boo
 
 
 def stopping(asked: float | None, now: float, environ: Mapping[str, str] = os.environ) -> float | None:
-    """After how many seconds a checkpoint must have been saved: as asked, and before the job's time limit, which Slurm
-    knows best: a partition may have a shorter one than the profile. `now` is in seconds since the epoch."""
-    if (end := environ.get("SLURM_JOB_END_TIME", "")).isdecimal():
-        limit = float(end) - now
-    elif environ.get("NEMOTRON_TIME_LIMIT"):
-        limit = float(environ["NEMOTRON_TIME_LIMIT"])
-    else:
+    """After how many seconds a checkpoint must have been saved: as asked, and before the job's time limit."""
+    limit = seconds_left(now, environ)
+    if limit is None:
         return asked
-    left = max(60.0, limit - 2 * float(environ.get("NEMOTRON_SIGNAL_LEAD") or _LEAD_SECONDS))
+    left = max(60.0, limit - 2 * signal_lead(environ))
     return left if asked is None else min(asked, left)
-
-
-def _clock(seconds: float) -> str:
-    whole = int(seconds)
-    return f"{whole // 86400:02}:{whole // 3600 % 24:02}:{whole // 60 % 60:02}:{whole % 60:02}"
 
 
 # --- the end
@@ -309,26 +299,18 @@ def _clock(seconds: float) -> str:
 
 def outcome(config: GRPOConfig) -> NemoRLOutcome:
     """What a run that has ended without an error has left. Raises Preempted where steps are missing."""
-    from nemotron_kit.training.processes import Preempted
-
     folder = Path(str(config.checkpoint.save))
-    step, path, info = max(_checkpoints(folder), default=(0, folder, {}), key=lambda found: found[0])
+    steps = {file.parent.name.removeprefix("step_"): file for file in folder.glob("step_*/training_info.json")}
+    step, file = max(((int(n), file) for n, file in steps.items() if n.isdecimal()), default=(0, folder))
     if not step:
         raise UserError(f"{folder}: NeMo-RL has ended and left no checkpoint there.")
     total = last_step(config)
     if step < total:
         raise Preempted(f"NeMo-RL stopped after step {step} of {total}; saved in {folder}.")
-    reward = info.get("val_reward")
+    reward = json.loads(file.read_text(encoding="utf-8")).get("val_reward")
     if not isinstance(reward, int | float) or reward < -1e7:  # its own mark of "never validated"
         reward = None
-    return NemoRLOutcome(path, step, reward)
-
-
-def _checkpoints(folder: Path) -> Iterator[tuple[int, Path, Mapping[str, Any]]]:
-    for path in folder.glob("step_*/training_info.json"):
-        number = path.parent.name.removeprefix("step_")
-        if number.isdecimal():
-            yield int(number), path.parent, json.loads(path.read_text(encoding="utf-8"))
+    return NemoRLOutcome(file.parent, step, reward)
 
 
 def last_step(config: GRPOConfig) -> int:

@@ -276,8 +276,7 @@ def initialise(model: Any, seed: int) -> None:
     filled = set()
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         for name, block in _fresh_blocks(model.config):
-            words = hashlib.sha256(f"{seed} {name}".encode()).digest()
-            torch.manual_seed(int.from_bytes(words[:8], "big") >> 1)
+            torch.manual_seed(seed_of(seed, name))
             block = block.to_empty(device="cpu").apply(model._init_weights)
             for key, value in block.state_dict().items():
                 full = f"{name}.{key}"
@@ -285,6 +284,12 @@ def initialise(model: Any, seed: int) -> None:
                 filled.add(full)
     if filled != set(target):
         raise NemotronError(f"No fresh weights for {', '.join(sorted(set(target) ^ filled)[:4])}.")
+
+
+def seed_of(*parts: object) -> int:
+    """A seed for torch that several numbers and names have together."""
+    text = " ".join(map(str, parts))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 def put(target: Any, value: torch.Tensor) -> None:

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
@@ -39,6 +39,20 @@ def device() -> torch.device:
     own = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     torch.cuda.set_device(own)
     return own
+
+
+def seconds_left(now: float, environ: Mapping[str, str] = os.environ) -> float | None:
+    """Seconds until the job's time limit, which Slurm knows best: a partition may have a shorter one than the profile.
+    None without a limit. `now` is in seconds since the epoch."""
+    if (end := environ.get("SLURM_JOB_END_TIME", "")).isdecimal():
+        return float(end) - now
+    limit = environ.get("NEMOTRON_TIME_LIMIT")
+    return float(limit) if limit else None
+
+
+def signal_lead(environ: Mapping[str, str] = os.environ) -> float:
+    """Seconds before the limit at which the job gets a signal; 5 minutes, where that is not known."""
+    return float(environ.get("NEMOTRON_SIGNAL_LEAD") or 300)
 
 
 def gpus_not_seen() -> list[str]:
@@ -194,7 +208,11 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+
+            def note(number: int, _frame: FrameType | None) -> None:
+                self.signal = signal.Signals(number).name
+
+            self._before = {number: signal.signal(number, note) for number in SIGNALS}
         return self
 
     def __exit__(
@@ -202,9 +220,6 @@ class StopRequest:
     ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
-
-    def _note(self, number: int, _frame: FrameType | None) -> None:
-        self.signal = signal.Signals(number).name
 
 
 # EX_SOFTWARE of sysexits.h: the run made no step for train.hang_minutes.
