@@ -88,7 +88,7 @@ def pretrain(config: PretrainConfig) -> TrainingOutcome:
     config.train.check_split(processes.world_size())
     data = open_data(config)
     load_libraries()
-    folder = output_folder(config.checkpoint, "pretrain")
+    folder = output_folder(config.checkpoint.save, "pretrain")
     model_config(data.model)  # refused before anything is written
     start = _start(config, data, folder)
     if processes.rank() == 0:
@@ -154,7 +154,14 @@ def _train(
     if data.held_out is None:
         progress.forget_held_out()
     args = trainer_arguments(config.train, folder, max(1, config.train.train_iters - progress.step))
-    model, optimizer = _build(config, data, start, args.device)
+    train = config.train
+    model: Any = start_model(start, data.model, train.seed, train.layout, bf16=use_bf16(train.precision))
+    if not is_on_ranks(model):
+        model = model.to(args.device)
+    prepare(model, activation_checkpointing=train.activation_checkpointing, compile_blocks=train.compile)
+    optimizer = build_optimizer(train, model)
+    if start.optimizer is not None:
+        sharded.load_optimizer(optimizer, model, start.optimizer)
     reporter = Reporter(metrics_path(config.logger, folder), progress.step, config.train.train_iters)
     for line in opening_lines(start, config.train.layout, model):
         reporter.print(line)
@@ -172,19 +179,6 @@ def _train(
     finally:
         reporter.close()
     return _finish(config, run, folder)
-
-
-def _build(config: PretrainConfig, data: TrainingData, start: StartingPoint, device: Any) -> tuple[Any, Any]:
-    """The model in its layout, and its optimizer, as the run starts with them."""
-    train = config.train
-    model: Any = start_model(start, data.model, train.seed, train.layout, bf16=use_bf16(train.precision))
-    if not is_on_ranks(model):
-        model = model.to(device)
-    prepare(model, activation_checkpointing=train.activation_checkpointing, compile_blocks=train.compile)
-    optimizer = build_optimizer(train, model)
-    if start.optimizer is not None:
-        sharded.load_optimizer(optimizer, model, start.optimizer)
-    return model, optimizer
 
 
 def opening_lines(

@@ -18,7 +18,6 @@ from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.files import aside, fsync_dir, read_checksummed, render_checksummed, write_text
 from nemotron_kit.training import processes, sharded
 from nemotron_kit.training.checkpoint import export_model, remove, save_config, sync_and_hash
-from nemotron_kit.training.config_blocks import CheckpointConfig
 from nemotron_kit.training.parallel import is_on_ranks
 
 # In a model's folder: the run that made it.
@@ -30,11 +29,11 @@ _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.jso
 TURN_END = "<|im_end|>"
 
 
-def output_folder(block: CheckpointConfig, stage: str) -> Path:
+def output_folder(save: str | None, stage: str) -> Path:
     """The folder for models and metrics: checkpoint.save, else the job's folder. Raises UserError if there is
     neither."""
-    if block.save:
-        return Path(block.save).absolute()
+    if save:
+        return Path(save).absolute()
     if os.environ.get("NEMO_RUN_DIR"):
         return Path(os.environ["NEMO_RUN_DIR"], stage).absolute()
     raise UserError(

@@ -4,7 +4,6 @@ the model on each answer's advantage over the others."""
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,6 +27,7 @@ from nemotron_kit.training.engine import (
 from nemotron_kit.training.export import (
     ChatTokens,
     model_folder,
+    output_folder,
     prepare_output,
     require_place,
 )
@@ -80,8 +80,8 @@ def grpo(config: GRPOConfig) -> RLOutcome:
     load_libraries()
     quiet()
     keep_freed_memory()
-    run = _Run(config, began)
     try:
+        run = _Run(config, began)
         return on_ranks(run.start, config.train.hang_minutes, run.go)
     except UserError as error:
         raise renamed(error) from None
@@ -130,7 +130,7 @@ class _Run:
                 f"There are {self.order.rows} prompts, fewer than a step takes ({config.prompts}).",
                 hint="Set grpo.num_prompts_per_step lower, or grpo.max_num_epochs higher.",
             )
-        self.folder = self._folder()
+        self.folder = output_folder(config.checkpointing.checkpoint_dir, "rl")
         self.start = self._start()
         if processes.rank() == 0:
             prepare_output(self.folder)
@@ -143,43 +143,27 @@ class _Run:
         longest = total - given if given is not None and given < total else total - 1
         return encode(rows, self.tokenizer, longest, self.config.template_settings)
 
-    def _folder(self) -> Path:
-        given = self.config.checkpointing.checkpoint_dir
-        job = os.environ.get("NEMO_RUN_DIR")
-        if not given and not job:
-            raise UserError(
-                "checkpointing.checkpoint_dir is not set: the trained model has nowhere to go.",
-                hint="Set checkpointing.checkpoint_dir=<folder>.",
-            )
-        return Path(given).absolute() if given else Path(str(job), "rl").absolute()
-
     def _start(self) -> StartingPoint:
         """The starting point of the run. Only rank 0 reads large files and refuses a checkpoint of another run."""
-        config = replace(self.config, grpo=replace(self.config.grpo, max_num_steps=self.steps, num_iterations=None))
-        try:
-            if processes.rank() != 0:
-                return find_start(config, {})
-            same = settings_identity(config, "bf16" if use_bf16(self.config.precision) else "fp32")
-            rows = Path(str(config.data.train_jsonl_fpath))
-            same["data"]["content"] = sha256_files([rows], rows.stat().st_size)[0]
-            tokenizer = Path(config.tokenizer) if config.tokenizer else self.base
-            same["policy"]["tokenizer"] = sha256_files([tokenizer / "tokenizer.json"], 0)[0]
-            same |= given_weights(config.checkpoint)
-            start = replace(find_start(config, same), valid_on=self._held_out_content())
-            if start.step < self.steps:
-                require_place(model_folder(self.folder, self.steps), portable(start.identity))
-        except UserError as error:
-            raise renamed(error) from None
+        grpo, data = self.config.grpo, self.config.data
+        config = replace(self.config, grpo=replace(grpo, max_num_steps=self.steps, num_iterations=None))
+        if processes.rank() != 0:
+            return find_start(config, {})
+        same = settings_identity(config, "bf16" if use_bf16(config.precision) else "fp32")
+        rows = Path(str(data.train_jsonl_fpath))
+        same["data"]["content"] = sha256_files([rows], rows.stat().st_size)[0]
+        tokenizer = Path(config.tokenizer) if config.tokenizer else self.base
+        same["policy"]["tokenizer"] = sha256_files([tokenizer / "tokenizer.json"], 0)[0]
+        same |= given_weights(config.checkpoint)
+        valid_on = None
+        if data.validation_jsonl_fpath is not None:  # what a validation measures on
+            rows = Path(data.validation_jsonl_fpath)
+            content = sha256_files([rows], rows.stat().st_size)[0]
+            valid_on = sha256_of([content, grpo.max_val_samples, grpo.num_val_generations_per_prompt])
+        start = replace(find_start(config, same), valid_on=valid_on)
+        if start.step < self.steps:
+            require_place(model_folder(self.folder, self.steps), portable(start.identity))
         return start
-
-    def _held_out_content(self) -> str | None:
-        """The digest of what a validation measures on; None without one."""
-        given, grpo = self.config.data.validation_jsonl_fpath, self.config.grpo
-        if given is None:
-            return None
-        rows = Path(given)
-        content = sha256_files([rows], rows.stat().st_size)[0]
-        return sha256_of([content, grpo.max_val_samples, grpo.num_val_generations_per_prompt])
 
     def load(self, folder: Path) -> Any:
         """The model in a folder, in the run's layout."""
@@ -529,7 +513,8 @@ class _Work:
                     lengths[0] += len(answer.ids) * (not greedy)
                     if greedy and shown < self.config.logger.num_val_samples_to_print:
                         shown += 1
-                        self._show(row, answer, value)
+                        asked = self.run.tokenizer.decode(prompts.ids[row], skip_special_tokens=False)
+                        self.loop.reporter.print(f"{asked!r} → {self._text(answer)!r}: reward {value:g}")
         totals = processes.sum_over_ranks(torch.cat([sums.flatten(), lengths]).to(self.model.device)).tolist()
         count = len(prompts.rows)
         of_agent = [sum(agent_of(row) == agent for row in prompts.rows) for agent in agents]
@@ -543,8 +528,3 @@ class _Work:
             for number, agent in enumerate(agents):
                 found[f"val_reward/{agent}"] = sampled_sums[number] / (of_agent[number] * samples)
         return found
-
-    def _show(self, row: int, answer: Completion, value: float) -> None:
-        assert self.run.valid is not None  # noqa: S101
-        asked = self.run.tokenizer.decode(self.run.valid.ids[row], skip_special_tokens=False)
-        self.loop.reporter.print(f"{asked!r} → {self._text(answer)!r}: reward {value:g}")

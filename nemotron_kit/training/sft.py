@@ -76,8 +76,9 @@ class _Run:
         self.rows = PackedRows(train, config.seq_length, config.data_seed)
         valid = config.split_folder("valid")
         self.valid_place = valid
-        self.held_out = PackedRows(valid, config.seq_length) if valid is not None and _has_rows(valid) else None
-        self.folder = output_folder(self.config.checkpoint, "sft")
+        has_rows = valid is not None and (valid.is_file() or next(valid.glob("**/*.parquet"), None) is not None)
+        self.held_out = PackedRows(valid, config.seq_length) if valid is not None and has_rows else None
+        self.folder = output_folder(self.config.checkpoint.save, "sft")
         self.tokenizer = tokenizer_folder(train.parent, train.parent.parent, Path(self.base) if self.base else None)
         self.start = self._start()
         if processes.rank() == 0:
@@ -326,7 +327,3 @@ def runs_packed(device: torch.device) -> bool:
     from packaging.version import Version
 
     return Version(transformers.__version__) >= Version("5.21")
-
-
-def _has_rows(place: Path) -> bool:
-    return place.is_file() or next(place.glob("**/*.parquet"), None) is not None

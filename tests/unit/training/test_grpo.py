@@ -320,6 +320,13 @@ def test_a_run_of_two_steps_and_the_same_one_stopped_between(
         run.begin(stop)
 
 
+def test_a_folder_that_cant_be_written_is_named_as_this_config_has_it(config: GRPOConfig, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    config.checkpointing.checkpoint_dir = str(tmp_path / "file" / "out")
+    with pytest.raises(UserError, match=r"^checkpointing\.checkpoint_dir: .* can't be written to"):
+        grpo(config)
+
+
 def test_the_best_checkpoints_are_kept_and_time_is_kept(config: GRPOConfig, tmp_path: Path) -> None:
     def kept() -> list[str]:
         return sorted(path.name[-1] for path in checkpoint.all_in(tmp_path / "out"))
