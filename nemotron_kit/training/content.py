@@ -43,7 +43,11 @@ def shard_contents(prefixes: Iterable[str], verify: bool | None, registered: str
     read = size <= READ_LIMIT if verify is None else verify
     if read:
         _compare(records, size)
-    digests = {prefix: sha256_of(_digests(prefix, records.get(prefix))) for prefix in prefixes}
+    digests = {}
+    for prefix in prefixes:
+        record = records.get(prefix)
+        files = [record[suffix][1] if record else fingerprint(Path(f"{prefix}.{suffix}")) for suffix in _SUFFIXES]
+        digests[prefix] = sha256_of(files)
     return ShardContents(digests, _summary(len(prefixes), len(records), size, read, registered))
 
 
@@ -78,12 +82,6 @@ def _compare(records: Mapping[str, Mapping[str, tuple[int, str]]], size: int) ->
                 f"{path.with_suffix('.json').name} says {expected[:12]}….",
                 hint="Make the shard again: nemotron nano3 data prep pretrain remakes what is damaged.",
             )
-
-
-def _digests(prefix: str, record: Mapping[str, tuple[int, str]] | None) -> list[str]:
-    if record is not None:
-        return [record[suffix][1] for suffix in _SUFFIXES]
-    return [fingerprint(Path(f"{prefix}.{suffix}")) for suffix in _SUFFIXES]
 
 
 def _summary(shards: int, recorded: int, size: int, read: bool, registered: str | None) -> str:

@@ -39,9 +39,7 @@ SAME_STEPS = (
 
 
 class JobFacts(Protocol):
-    """What a plan knows of a job. `home`: the home folder where it runs, `root`: the folder of its profile for jobs;
-    `seconds`: its time limit, None without one; `segments`: how many times over it gets that, each time going on from
-    its last checkpoint, None for any number."""
+    """What a plan knows of a job."""
 
     @property
     def home(self) -> str | None:
@@ -57,7 +55,8 @@ class JobFacts(Protocol):
 
     @property
     def segments(self) -> int | None:
-        """How many times over the job gets that limit; None for any number."""
+        """How many times over the job gets that limit, each time going on from its last checkpoint; None for any
+        number."""
 
     def free(self, folder: str) -> int | None:
         """The bytes that are free in a folder there; None where that is not known."""

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -84,15 +84,17 @@ def _sources(path: Path, split: str, entries: list[Any], *, fetch: bool) -> list
     for weight, prefix in pairs:
         if not isinstance(prefix, str) or (weight is not None and not 0 <= weight < math.inf):
             raise UserError(f"{path}: {split} has the weight {weight!r} for {prefix!r}; it must be 0 or more.")
-    return [BlendSource(weight, _here(path, prefix, fetch)) for weight, prefix in pairs if weight != 0]
-
-
-def _here(path: Path, prefix: str, fetch: bool) -> str:
-    """A shard's prefix on this machine; one in an object store is copied to its cache."""
-    url = object_url(prefix)
-    if url is None:
-        return str(path.parent / prefix)
-    return local_copies(url, (".bin", ".idx"), optional=(".json",)) if fetch else url
+    found = []
+    for weight, prefix in pairs:
+        if weight == 0:
+            continue
+        place = object_url(prefix)
+        if place is None:
+            place = str(path.parent / prefix)
+        elif fetch:
+            place = local_copies(place, (".bin", ".idx"), optional=(".json",))
+        found.append(BlendSource(weight, place))
+    return found
 
 
 def _number(entry: Any) -> float | None:
@@ -242,7 +244,11 @@ class TokenShard:
 
 def _read_index(path: Path) -> tuple[type[np.integer[Any]], NDArray[np.int32]]:
     """The token type and the lengths of all documents; every array of the index is checked against the others."""
-    data = _read(path)
+    try:
+        with open_regular(path) as file:
+            data = file.read()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}.", hint=_MADE_BY) from error
     if len(data) < _HEADER.size or not data.startswith(_MAGIC):
         raise UserError(f"{path}: not a Megatron index (its first bytes are wrong).", hint=_MADE_BY)
     _, version, code, sequences, boundaries = _HEADER.unpack_from(data)
@@ -295,14 +301,6 @@ def _map_tokens(path: Path, dtype: type[np.integer[Any]], count: int) -> NDArray
     return np.memmap(path, dtype, mode="r", shape=(count,)).view(np.ndarray)
 
 
-def _read(path: Path) -> bytes:
-    try:
-        with open_regular(path) as file:
-            return file.read()
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}.", hint=_MADE_BY) from error
-
-
 Window = NDArray[np.integer[Any]]
 
 
@@ -324,9 +322,16 @@ class BlendSamples:
         self._numbers = [number for number, count in enumerate(counts) if count]
         self.shards = [shards[number] for number in self._numbers]
         self.counts = [counts[number] for number in self._numbers]
-        _require_windows(self.counts, sources, seq_length)
+        if not self.counts:
+            names = ", ".join(source.prefix for source in sources[:3]) or "no shards"
+            raise UserError(
+                f"No shard of the train split holds {seq_length + 1} tokens ({names}).",
+                hint="Prepare more data, or set a smaller dataset.seq_length.",
+            )
         self.too_short = [source.prefix for source, count in zip(sources, counts, strict=True) if not count]
-        self._shares = _weights([sources[number] for number in self._numbers], self.counts)
+        weights = [sources[number].weight for number in self._numbers]
+        shares = [count if weight is None else weight for weight, count in zip(weights, self.counts, strict=True)]
+        self._shares = np.array(shares, np.float64)
         self._interleave = Interleave(self._shares)
         self._seed = seed
         self._block: tuple[int, list[int], list[int]] = (0, [], [])
@@ -380,20 +385,6 @@ class HeldOutSamples:
 def window_count(shard: TokenShard, seq_length: int) -> int:
     """The number of windows of seq_length + 1 tokens in the shard; the remainder at its end is not used."""
     return max(0, (shard.token_count - 1) // seq_length)
-
-
-def _weights(sources: Iterable[BlendSource], counts: Sequence[int]) -> NDArray[np.float64]:
-    pairs = zip(sources, counts, strict=True)
-    return np.array([source.weight if source.weight is not None else count for source, count in pairs], np.float64)
-
-
-def _require_windows(counts: Sequence[int], sources: Sequence[BlendSource], seq_length: int) -> None:
-    if not counts:
-        names = ", ".join(source.prefix for source in sources[:3]) or "no shards"
-        raise UserError(
-            f"No shard of the train split holds {seq_length + 1} tokens ({names}).",
-            hint="Prepare more data, or set a smaller dataset.seq_length.",
-        )
 
 
 class Samples(Protocol):

@@ -262,8 +262,13 @@ def run_tasks(
             hint="A task of lm-eval fetches its data from the Hugging Face hub; task_path=FOLDER names tasks whose "
             "data_files are on this machine.",
         ) from error
-    named = {**(found or {}).get("results", {})}
-    return {task: _metrics(values) for task, values in named.items()}
+    results: dict[str, Result] = {}
+    for task, values in (found or {}).get("results", {}).items():
+        # As in {"acc,none": …, "acc_stderr,none": …, "alias": …}: the filter's name is kept unless it is `none`.
+        numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
+        numbers = {name: value for name, value in numbers.items() if not isinstance(value, bool)}
+        results[task] = {name.removesuffix(",none"): float(value) for name, value in numbers.items()}
+    return results
 
 
 def _task_manager(tasks: Sequence[str], task_path: Path | None) -> Any:
@@ -277,13 +282,3 @@ def _task_manager(tasks: Sequence[str], task_path: Path | None) -> Any:
         if task not in manager.all_tasks:
             raise UserError(f"lm-eval has no task {task!r}.", hint=sentence(nearest(task, manager.all_tasks)))
     return manager
-
-
-def _metrics(values: Mapping[str, Any]) -> Result:
-    """The metrics of a task's results `{"acc,none": …, "acc_stderr,none": …, "alias": …}`; the filter's name is kept
-    unless it is `none`."""
-    return {
-        name.removesuffix(",none"): float(value)
-        for name, value in values.items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
-    }

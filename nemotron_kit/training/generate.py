@@ -95,7 +95,13 @@ class TextGenerator:
         self._check(prompts)
         with sampling.answering(self.model):
             generated = sampling.generate(self.model, prompts, self.stops, max_new_tokens, pad=self._pad())
-        return [self._answer(list(each.ids)) for each in generated]
+        answers = []
+        for ids in (list(each.ids) for each in generated):
+            end = next((at for at, token in enumerate(ids) if token in self.stops), None)
+            kept = ids if end is None else ids[:end]
+            text = self.tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            answers.append(Answer(text, end is not None, len(kept)))
+        return answers
 
     def stream(self, prompt: Sequence[int], how: Sampling) -> Generator[str, None, bool]:
         """Yield one answer piece by piece; returns whether the model ended its turn. Closing the generator stops the
@@ -121,7 +127,7 @@ class TextGenerator:
 
         pieces = Pieces(self.tokenizer, skip_prompt=True, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         ids = torch.tensor([list(prompt)], device=self.model.device)
-        arguments = self._how(how)
+        settings = self._generation_config(how)
 
         def run_generate() -> None:
             try:
@@ -131,7 +137,7 @@ class TextGenerator:
                         attention_mask=torch.ones_like(ids),
                         streamer=pieces,
                         stopping_criteria=StoppingCriteriaList([CancelCriteria()]),
-                        **arguments,
+                        generation_config=settings,
                     )
             except BaseException as error:  # noqa: BLE001 — raised where the answer is read
                 failed.append(error)
@@ -148,8 +154,8 @@ class TextGenerator:
             raise NemotronError(f"The model failed while it answered: {failed[0]}") from failed[0]
         return ended.is_set()
 
-    def _how(self, how: Sampling) -> dict[str, Any]:
-        """The arguments of `generate` for sampling and for the end of an answer."""
+    def _generation_config(self, how: Sampling) -> Any:
+        """transformers' settings for sampling and for the end of an answer; also seeds torch."""
         import torch
         from transformers import GenerationConfig
 
@@ -161,15 +167,13 @@ class TextGenerator:
         if how.temperature > 0:
             # top_k 0: the whole vocabulary; transformers would take 50.
             chosen = {"do_sample": True, "temperature": how.temperature, "top_p": how.top_p, "top_k": 0}
-        return {
-            "generation_config": GenerationConfig(
-                max_new_tokens=how.max_new_tokens,
-                eos_token_id=sorted(self.stops) or None,
-                pad_token_id=self._pad(),
-                use_cache=True,
-                **chosen,
-            )
-        }
+        return GenerationConfig(
+            max_new_tokens=how.max_new_tokens,
+            eos_token_id=sorted(self.stops) or None,
+            pad_token_id=self._pad(),
+            use_cache=True,
+            **chosen,
+        )
 
     def _check(self, prompts: Sequence[Sequence[int]]) -> None:
         size = int(self.model.config.vocab_size)
@@ -179,12 +183,6 @@ class TextGenerator:
                 f"{self.folder}: its tokenizer gives token {largest}, but the model has {size}.",
                 hint="Put the tokenizer that the model was trained with beside it.",
             )
-
-    def _answer(self, ids: list[int]) -> Answer:
-        end = next((at for at, token in enumerate(ids) if token in self.stops), None)
-        kept = ids if end is None else ids[:end]
-        text = self.tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        return Answer(text, end is not None, len(kept))
 
     def _pad(self) -> int:
         pad = self.tokenizer.pad_token_id

@@ -59,34 +59,15 @@ def learning_rate(config: SchedulerConfig, lr: float, step: int, train_iters: in
     return config.min_lr + (lr - config.min_lr) * _SHAPES[shape](min(1.0, (step - (end - steps)) / steps))
 
 
-class Hooks(Protocol):
-    """What the training loop calls around each optimizer step. Steps count from 1 over the whole run, not since the
-    last resume."""
-
-    first_step: int
-
-    def before_step(self, step: int) -> None:
-        """Called before the first micro-batch of `step`."""
-
-    def add_loss(self, nll: torch.Tensor) -> None:
-        """A micro-batch's summed negative log likelihood, detached."""
-
-    def after_step(self, step: int) -> bool:
-        """Whether an action is due after this step: then `report` is called."""
-
-    def report(self, step: int, grad_norm: float | None) -> bool:
-        """Perform the due actions; returns whether to stop."""
-
-
 def build_trainer(
     model: torch.nn.Module,
     args: TrainingArguments,
     optimizers: tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR],
     batches: BatchSampler,
-    hooks: Hooks,
+    run: TrainingRun,
     loss_chunk: int | None = None,
 ) -> Trainer:
-    """A Trainer that takes its micro-batches from `batches` and only calls `hooks` between steps."""
+    """A Trainer that takes its micro-batches from `batches` and only calls `run` between steps."""
     from transformers import Trainer
     from transformers.trainer_callback import PrinterCallback
 
@@ -102,33 +83,33 @@ def build_trainer(
 
         def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
             nll = token_nll(model, inputs["input_ids"], inputs["labels"], loss_chunk)
-            hooks.add_loss(nll.detach())
+            run.add_loss(nll.detach())
             # DDP averages gradients over the ranks; what is wanted is the mean over the tokens of the global batch.
             return nll * (world_size() / batches.tokens_per_step)
 
-    trainer = PretrainTrainer(model, args, optimizers=optimizers, callbacks=[_callback(hooks)])
+    trainer = PretrainTrainer(model, args, optimizers=optimizers, callbacks=[_callback(run)])
     trainer.remove_callback(PrinterCallback)
     return trainer
 
 
-def _callback(hooks: Hooks) -> Any:
+def _callback(run: TrainingRun) -> Any:
     from transformers import TrainerCallback
 
     class StepCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
         reported = 0
 
         def on_step_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
-            hooks.before_step(hooks.first_step + state.global_step)
+            run.before_step(run.first_step + state.global_step)
 
         def on_step_end(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
-            control.should_log = hooks.after_step(hooks.first_step + state.global_step - 1)
+            control.should_log = run.after_step(run.first_step + state.global_step - 1)
 
         # The Trainer knows the gradients' norm only when it logs, so what is due is done then.
         def on_log(self, _args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
             if state.global_step > self.reported:  # the Trainer logs once more when all is over
                 self.reported = state.global_step
                 norm = (logs or {}).get("grad_norm")
-                stop = hooks.report(hooks.first_step + state.global_step - 1, None if norm is None else float(norm))
+                stop = run.report(run.first_step + state.global_step - 1, None if norm is None else float(norm))
                 control.should_training_stop = control.should_training_stop or stop
 
     return StepCallback()
@@ -486,7 +467,7 @@ class Loop:
 
 
 class TrainingRun(Loop):
-    """The loop of pretraining, whose steps are the Trainer's: its `Hooks`. `valid_on` is the digest of the content of
+    """The loop of pretraining, whose steps are the Trainer's. `valid_on` is the digest of the content of
     `held_out`, on rank 0."""
 
     def __init__(

@@ -126,7 +126,9 @@ def memory_of(step: Step) -> Memory:
     m = numbers(step.model)
     kinds, element, tokens, shards = layer_types(step.model), step.element, step.tokens, step.shards
     total = count_parameters(step.model)
-    own = _own_parameters(step)
+    # Of the process that has most: experts are cut between each other, and no further.
+    experts = _experts(m, step)
+    own = int(total + experts * (_padding(m, step.layout) - 1)) // shards if experts else total // shards
     a_token = {kind: _kept(kind, m, step) for kind in set(kinds)}
     block = max(a_token.values(), default=0) * tokens
     kept = sum(element * m["hidden_size"] if step.activation_checkpointing else a_token[kind] for kind in kinds)
@@ -154,13 +156,6 @@ def memory_of(step: Step) -> Memory:
         head=whole,
         accumulates=step.micro_batches > 1,
     )
-
-
-def _own_parameters(step: Step) -> int:
-    """How many parameters the process has that has most: experts are cut between each other, and no further."""
-    m, total = numbers(step.model), count_parameters(step.model)
-    experts = _experts(m, step)
-    return int(total + experts * (_padding(m, step.layout) - 1)) // step.shards if experts else total // step.shards
 
 
 def _experts(m: Mapping[str, Any], step: Step) -> int:
@@ -241,18 +236,12 @@ def usable(memory: int) -> int:
 def smallest_layout(step: Step, memory: int) -> Step | None:
     """The step on the fewest processes that fits into `memory` bytes of each: on those that the job has, if it fits
     there in some layout, else on more of them. None if it does not fit on any."""
-    for ranks in (step.processes, *(count for count in _powers() if count > step.processes)):
+    powers = (1 << n for n in range(_MOST_RANKS.bit_length()))
+    for ranks in (step.processes, *(count for count in powers if count > step.processes)):
         for found in _layouts(step, ranks):
             if memory_of(found).peak <= memory:
                 return found
     return None
-
-
-def _powers() -> Iterator[int]:
-    count = 1
-    while count <= _MOST_RANKS:
-        yield count
-        count *= 2
 
 
 def _layouts(step: Step, ranks: int) -> Iterator[Step]:
@@ -301,8 +290,7 @@ def fit_problem(what: str, step: Step, memory: int, whose: str, instead: str = "
 
 
 class GpuFacts(Protocol):
-    """A kind of GPU, as a profile gives it: its name in messages, its memory in bytes; `unsure`: which sizes it may
-    have, of which the largest is meant; `flops`: the peak of its dense bf16, operations a second, if that is known."""
+    """A kind of GPU, as a profile gives it."""
 
     @property
     def name(self) -> str:
@@ -363,7 +351,9 @@ def available_bytes() -> tuple[int, str]:
     if gpus:
         return min(gpus), "this machine's GPU"
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min([total, *_cgroup_limits()]), _MACHINE
+    cgroups = map(Path, ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+    limits = [file.read_text(encoding="ascii").strip() for file in cgroups if file.is_file()]
+    return min([total, *(int(limit) for limit in limits if limit.isdigit())]), _MACHINE
 
 
 def _gpu_bytes() -> list[int]:
@@ -378,9 +368,3 @@ def _gpu_bytes() -> list[int]:
         return []
     lines = answer.stdout.split() if answer.returncode == 0 else []
     return [int(line) << 20 for line in lines if line.isdigit()]
-
-
-def _cgroup_limits() -> list[int]:
-    places = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-    texts = [Path(place).read_text(encoding="ascii").strip() for place in places if Path(place).is_file()]
-    return [int(text) for text in texts if text.isdigit()]

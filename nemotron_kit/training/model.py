@@ -268,7 +268,15 @@ def load_model(
     try:
         config = NemotronHConfig.from_pretrained(folder, local_files_only=True)
         for name, value in (settings or {}).items():
-            _set(folder, config, name, value)
+            there = getattr(config, name)
+            if there == value:
+                continue
+            if name in SHAPE_SETTINGS:
+                raise UserError(
+                    f"{folder} is a different model: model.{name} is {there!r} there and {value!r} here.",
+                    hint="Give the model block of those weights, or other weights.",
+                )
+            setattr(config, name, value)
         if sharded.is_one(folder.parent):
             model = empty_model(config, layout or Layout(), bf16=bf16)
             sharded.load_weights(model, folder.parent)
@@ -293,18 +301,6 @@ def _unclamped(model: NemotronHForCausalLM) -> NemotronHForCausalLM:
         if hasattr(module, "time_step_limit"):
             module.time_step_limit = (0.0, float("inf"))
     return model
-
-
-def _set(folder: Path, config: NemotronHConfig, name: str, value: Any) -> None:
-    there = getattr(config, name)
-    if there == value:
-        return
-    if name in SHAPE_SETTINGS:
-        raise UserError(
-            f"{folder} is a different model: model.{name} is {there!r} there and {value!r} here.",
-            hint="Give the model block of those weights, or other weights.",
-        )
-    setattr(config, name, value)
 
 
 def _require_all_tensors(folder: Path, loaded: Mapping[str, Any]) -> None:

@@ -120,25 +120,17 @@ def check_block(model: Mapping[str, Any]) -> list[Note]:
                 raise UserError(f"model.{name} is {value!r}; it must be {what}.")
     check_unused(model)
     strange = [name for name in model if name not in FIELDS]
-    notes = _ask_transformers(strange) if strange else []
+    notes = []
+    if strange and (find_spec("transformers") is None or find_spec("torch") is None):
+        told = "no field of NemotronHConfig that is known here, and there is no transformers to ask."
+        notes = [Note(f"model.{name}: {told} {sentence(nearest(name, FIELDS))}") for name in strange]
+    elif strange:
+        check_keys(strange)
     if not any(unknown(model.get(name)) for name in LAYER_NAMES):
         check_layers(model)
         # Other values are another model's where the block does not name layers: that of given weights.
         check_divisions({**(MODEL_DEFAULTS if LAYER_NAMES & model.keys() else {}), **known}, layer_types(model))
     return notes
-
-
-def _ask_transformers(names: list[str]) -> list[Note]:
-    if find_spec("transformers") is None or find_spec("torch") is None:
-        return [
-            Note(
-                f"model.{name}: no field of NemotronHConfig that is known here, and there is no transformers to ask. "
-                + sentence(nearest(name, FIELDS))
-            )
-            for name in names
-        ]
-    check_keys(names)
-    return []
 
 
 # NemotronHConfig's own defaults, for what a model block leaves out.
@@ -189,9 +181,13 @@ def count_parameters(model: Mapping[str, Any]) -> int:
 def block_parameters(model: Mapping[str, Any]) -> Iterator[tuple[int, str]]:
     """(number of parameters, kind) of each layer."""
     m = numbers(model)
-    layers = {"linear_attention": _mamba, "full_attention": _attention, "moe": _moe, "mlp": _mlp}
-    sizes = {kind: m["hidden_size"] + count(m) for kind, count in layers.items()}
-    return ((sizes[kind], kind) for kind in layer_types(model))
+    sizes = {
+        "linear_attention": _mamba(m),
+        "full_attention": 2 * m["hidden_size"] * m["head_dim"] * (m["num_attention_heads"] + m["num_key_value_heads"]),
+        "moe": _moe(m),
+        "mlp": _dense(m, m["intermediate_size"]),
+    }
+    return ((int(m["hidden_size"] + sizes[kind]), kind) for kind in layer_types(model))
 
 
 def routed_parameters(m: Mapping[str, Any]) -> int:
@@ -239,20 +235,12 @@ def _mamba(m: Mapping[str, Any]) -> int:
     return int(matrices + biases + 3 * m["mamba_num_heads"] + inner)
 
 
-def _attention(m: Mapping[str, Any]) -> int:
-    return int(2 * m["hidden_size"] * m["head_dim"] * (m["num_attention_heads"] + m["num_key_value_heads"]))
-
-
 def _moe(m: Mapping[str, Any]) -> int:
     hidden, experts, latent = m["hidden_size"], m["n_routed_experts"], m["moe_latent_size"]
     routed = routed_parameters(m)
     shared = _dense(m, m["moe_shared_expert_intermediate_size"])
     around = 2 * hidden * latent + (hidden + latent if m["mlp_bias"] else 0) if latent else 0
     return int(routed + experts * hidden + shared + around)
-
-
-def _mlp(m: Mapping[str, Any]) -> int:
-    return _dense(m, m["intermediate_size"])
 
 
 def _dense(m: Mapping[str, Any], inner: int) -> int:

@@ -135,7 +135,9 @@ def empty_model(config: NemotronHConfig, layout: Layout, *, bf16: bool = False) 
 
         # How its files name the tensors is found by its class, which sharding changes.
         model._weight_conversions = get_model_conversion_mapping(model, add_legacy=False)
-        model = _shard(model, layout, bf16)
+        plan, _, mesh = type(model).prepare_distribute_model(distributed_config(layout, bf16=bf16))
+        model = type(model).maybe_distribute_model(model, plan, mesh)
+        require_layout(model, layout)
     return model.to_empty(device=processes.device())
 
 
@@ -146,13 +148,6 @@ def distributed_config(layout: Layout, *, bf16: bool = False) -> Any:
     if layout.ranks <= 1:
         return None
     return DistributedConfig(**layout.sizes(), fsdp_plan=dict(_PLAN), fsdp_mixed_precision=bf16)
-
-
-def _shard(model: Any, layout: Layout, bf16: bool) -> Any:
-    plan, _, mesh = type(model).prepare_distribute_model(distributed_config(layout, bf16=bf16))
-    model = type(model).maybe_distribute_model(model, plan, mesh)
-    require_layout(model, layout)
-    return model
 
 
 def require_layout(model: Any, layout: Layout) -> None:
@@ -402,7 +397,17 @@ def token_nll(model: Any, input_ids: torch.Tensor, labels: torch.Tensor, chunk: 
 
 def head_nll(head: Any, hidden: torch.Tensor, labels: torch.Tensor, chunk: int | None) -> torch.Tensor:
     """The summed −log p (nats, float32 []) of labels, int64 [tokens], after hidden states, [tokens, hidden]."""
-    return within(head, lambda states: _chunked_nll(head, states, labels, chunk), hidden)
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    def nll(states: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        return cross_entropy(_logits(head, states), wanted, reduction="sum")
+
+    def summed(states: torch.Tensor) -> torch.Tensor:
+        parts = _in_chunks(nll, states, labels, chunk)
+        return parts[0] if len(parts) == 1 else torch.stack(parts).sum()
+
+    return within(head, summed, hidden)
 
 
 def head_logprobs(
@@ -421,17 +426,6 @@ def head_logprobs(
         return torch.cat(_in_chunks(logprobs, states, labels, chunk))
 
     return within(head, all_of_them, hidden)
-
-
-def _chunked_nll(head: Any, hidden: torch.Tensor, labels: torch.Tensor, chunk: int | None) -> torch.Tensor:
-    import torch
-    from torch.nn.functional import cross_entropy
-
-    def nll(states: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-        return cross_entropy(_logits(head, states), wanted, reduction="sum")
-
-    parts = _in_chunks(nll, hidden, labels, chunk)
-    return parts[0] if len(parts) == 1 else torch.stack(parts).sum()
 
 
 def _logits(head: Any, states: torch.Tensor) -> torch.Tensor:

@@ -374,10 +374,6 @@ def _words(text: str) -> list[str]:
     return re.findall(r"\w+", text)
 
 
-def _has_word(text: str, word: str) -> bool:
-    return bool(re.search(rf"\b{re.escape(word)}\b", text, re.IGNORECASE))
-
-
 def _occurrences(text: str, keyword: str) -> int:
     """Also those inside of other words, as IFEval counts them: `run` occurs in `running`."""
     return len(re.findall(re.escape(keyword.strip()), text, re.IGNORECASE))
@@ -390,10 +386,6 @@ def _is_json(text: str) -> bool:
     except (ValueError, RecursionError):  # the latter: brackets by the thousand
         return False
     return True
-
-
-def _sections(text: str, a: Mapping[str, Any]) -> bool:
-    return len(re.findall(rf"{re.escape(a['section_spliter'])}\s?\d+", text)) >= int(a["num_sections"])
 
 
 def _sentences(text: str) -> int:
@@ -416,7 +408,9 @@ def _highlights(text: str) -> int:
 # package's judgement are not among them.
 INSTRUCTIONS: dict[str, Callable[[str, Mapping[str, Any]], bool]] = {
     "keywords:existence": lambda t, a: all(_occurrences(t, word) for word in a["keywords"]),
-    "keywords:forbidden_words": lambda t, a: not any(_has_word(t, word) for word in a["forbidden_words"]),
+    "keywords:forbidden_words": lambda t, a: (
+        not any(re.search(rf"\b{re.escape(word)}\b", t, re.IGNORECASE) for word in a["forbidden_words"])
+    ),
     "keywords:frequency": lambda t, a: _related(_occurrences(t, a["keyword"]), a["frequency"], a["relation"]),
     "keywords:letter_frequency": lambda t, a: _related(
         t.lower().count(a["letter"].lower()), a["let_frequency"], a["let_relation"]
@@ -428,7 +422,9 @@ INSTRUCTIONS: dict[str, Callable[[str, Mapping[str, Any]], bool]] = {
         len(re.findall(r"^\s*(?:\*(?!\*)|-)\s?\S", t, re.MULTILINE)) == a["num_bullets"]
     ),
     "detectable_format:number_highlighted_sections": lambda t, a: _highlights(t) >= a["num_highlights"],
-    "detectable_format:multiple_sections": _sections,
+    "detectable_format:multiple_sections": lambda t, a: (
+        len(re.findall(rf"{re.escape(a['section_spliter'])}\s?\d+", t)) >= int(a["num_sections"])
+    ),
     "detectable_format:title": lambda t, a: bool(re.search(r"<<[^\n<>]*\S[^\n<>]*>>", t)),
     "detectable_format:json_format": lambda t, a: _is_json(t),
     "detectable_format:constrained_response": lambda t, a: any(

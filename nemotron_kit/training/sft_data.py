@@ -106,7 +106,7 @@ class PackedRows:
         self.count = sum(group.rows for group in self._groups)
         if not self.count:
             raise UserError(f"{folder}: its files hold no rows.", hint=_MADE_BY)
-        self._per_window = self._groups_per_window()
+        self._per_window = max(1, WINDOW_TOKENS // (max(group.rows for group in self._groups) * seq_length))
         self._held: tuple[tuple[int, int], int, list[Row]] | None = None
 
     def digest(self) -> str:
@@ -129,13 +129,13 @@ class PackedRows:
 
     def rows_at(self, start: int, stop: int) -> list[Row]:
         """Rows `start` … `stop` - 1 of the endless shuffle."""
-        return [self._row_at(position) for position in range(start, stop)]
-
-    def _row_at(self, position: int) -> Row:
-        epoch, place = divmod(position, self.count)
-        if self._held is None or self._held[0][0] != epoch or not 0 <= place - self._held[1] < len(self._held[2]):
-            self._held = self._window_at(epoch, place)
-        return self._held[2][place - self._held[1]]
+        found = []
+        for position in range(start, stop):
+            epoch, place = divmod(position, self.count)
+            if self._held is None or self._held[0][0] != epoch or not 0 <= place - self._held[1] < len(self._held[2]):
+                self._held = self._window_at(epoch, place)
+            found.append(self._held[2][place - self._held[1]])
+        return found
 
     def _window_at(self, epoch: int, place: int) -> tuple[tuple[int, int], int, list[Row]]:
         """The window of the epoch that contains `place`: (epoch, number), its first position, its rows in order."""
@@ -149,10 +149,6 @@ class PackedRows:
                 return (epoch, number), first, [rows[at] for at in _shuffled(size, self._seed, epoch, number + 1)]
             first += size
         raise IndexError(place)
-
-    def _groups_per_window(self) -> int:
-        largest = max(group.rows for group in self._groups)
-        return max(1, WINDOW_TOKENS // (largest * self.seq_length))
 
     def _read(self, group: _Group) -> list[Row]:
         """The rows of one row group, checked."""

@@ -126,19 +126,20 @@ def differences(
 ) -> list[SettingDifference]:
     """The settings that differ between the run that did `done` steps and this one, as far as they determine the
     weights."""
-    found = [SettingDifference(*found) for found in _differing(there, here)]
-    if "checkpoint" not in here:
-        found = [difference for difference in found if not difference.name.startswith("checkpoint")]
-    return [difference for difference in found if not _changes_nothing(difference, config, done)]
-
-
-def _changes_nothing(difference: SettingDifference, config: Resumable, done: int) -> bool:
-    if difference.name not in _STEPS or not isinstance(difference.there, int):
-        return False
-    # How long a run goes on is free, as long as the steps that are done would have been the same.
     block, lr = config.scheduler, config.peak_lr
-    before, now = difference.there, difference.here
-    return all(learning_rate(block, lr, step, before) == learning_rate(block, lr, step, now) for step in range(done))
+    found = []
+    for name, before, now in _differing(there, here):
+        if name.startswith("checkpoint") and "checkpoint" not in here:
+            continue
+        # How long a run goes on is free, as long as the steps that are done would have been the same.
+        if (
+            name in _STEPS
+            and isinstance(before, int)
+            and all(learning_rate(block, lr, n, before) == learning_rate(block, lr, n, now) for n in range(done))
+        ):
+            continue
+        found.append(SettingDifference(name, before, now))
+    return found
 
 
 def require_same(
@@ -146,7 +147,8 @@ def require_same(
 ) -> list[SettingDifference]:
     """The differences, if `may_differ` names all of them. Raises UserError for any other: the checkpoint is another
     run's."""
-    refused = [difference for difference in different if not _named(difference.name, may_differ)]
+    blocks = tuple(f"{name}." for name in may_differ)
+    refused = [one for one in different if one.name not in may_differ and not one.name.startswith(blocks)]
     if not refused:
         return list(different)
     names = [difference.name for difference in refused]
@@ -159,10 +161,6 @@ def require_same(
         hint="Set another checkpoint.save for this run, or give the values of that run to go on with it. To go on with "
         f"what differs all the same: 'checkpoint.may_differ=[{asked}]'.",
     )
-
-
-def _named(name: str, may_differ: Sequence[str]) -> bool:
-    return any(name == entry or name.startswith(f"{entry}.") for entry in may_differ)
 
 
 def _differing(there: Any, here: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -293,7 +291,9 @@ def _resume(path: Path, config: Resumable, here: dict[str, Any]) -> StartingPoin
     different = differences(there, here, config, progress.step)
     notes = []
     if record.get("unchecked"):
-        _require_files(path, record["files"])
+        for name in (f"{MODEL}/config.json", OPTIMIZER):
+            if name not in record["files"]:
+                raise UserError(f"{path / checkpoint.RECORD}: it doesn't list {name}: the checkpoint is not whole.")
         notes.append(
             f"{path / checkpoint.RECORD} has no checksum: settings that it does not name are taken to be the same."
         )
@@ -313,12 +313,6 @@ def _resume(path: Path, config: Resumable, here: dict[str, Any]) -> StartingPoin
         {**here, "checkpoint": here.get("checkpoint", there.get("checkpoint"))},
         tuple(notes),
     )
-
-
-def _require_files(path: Path, files: Mapping[str, Any]) -> None:
-    for name in (f"{MODEL}/config.json", OPTIMIZER):
-        if name not in files:
-            raise UserError(f"{path / checkpoint.RECORD}: it doesn't list {name}: the checkpoint is not whole.")
 
 
 def start_model(
