@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from .. import warm
 from ..programs import WORK
+from ..project import NEMOTRON
 from .slurm_world import World
 
 ENV = """
@@ -47,11 +48,7 @@ artifacts_root = "REMOTE/registry"
 
 def tool(world: World, *words: str, timeout: float = 60, **env: str) -> subprocess.CompletedProcess[str]:
     """`nemotron WORDS`, in the world's folder."""
-    line = [str(Path(sys.executable).with_name("nemotron")), *words]
-    environment = {**world.environment(), **env}
-    return subprocess.run(
-        line, cwd=world.folder, env=environment, capture_output=True, text=True, timeout=timeout, check=False
-    )
+    return warm.run([NEMOTRON, *words], cwd=world.folder, env={**world.environment(), **env}, timeout=timeout)
 
 
 def containers(world: World, run_id: str) -> list[str]:

@@ -27,6 +27,7 @@ from nemotron_kit.runs.folder import RunFolder, create_run
 from nemotron_kit.runs.job import TERMINAL, JobFolder
 from nemotron_kit.spec.plan import Plan
 
+from .. import warm
 from ..conftest import until
 from ..programs import WORK
 
@@ -87,9 +88,9 @@ class World:
         )
 
     def run(self, *words: str, timeout: float = 120, **env: str) -> subprocess.CompletedProcess[str]:
-        process = self.start(*words, **env)
-        out, err = process.communicate(timeout=timeout)
-        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+        """The same to its end, forked: of `start` the process itself is judged."""
+        line = [sys.executable, "work.py", *words]
+        return warm.run(line, cwd=self.folder, env={**self.environment(), **env}, timeout=timeout)
 
     def environment(self) -> dict[str, str]:
         kept = {name: text for name, text in os.environ.items() if not name.startswith(("WANDB_", "SLURM_", "NEMO"))}

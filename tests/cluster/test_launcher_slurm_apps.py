@@ -17,6 +17,7 @@ from typing import Any
 import hydra
 import pytest
 
+from .. import warm
 from ..conftest import until
 from ..programs import TOLD_SWEEPER
 
@@ -147,10 +148,9 @@ class World:
         )  # fmt: skip
 
     def __call__(self, *words: str, code: int = 0, **env: str) -> str:
-        process = self.start(*words, **env)
-        out, err = process.communicate(timeout=200)
-        assert process.returncode == code, f"exit {process.returncode}, expected {code}\n{out}\n{err}"
-        return out + err
+        done = warm.run([sys.executable, *words], cwd=self.folder, env={**self.env, **env}, timeout=200)
+        assert done.returncode == code, f"exit {done.returncode}, expected {code}\n{done.stdout}\n{done.stderr}"
+        return done.stdout + done.stderr
 
     def app(self, *words: str, profile: str = "C", code: int = 0, **env: str) -> str:
         return self("app.py", "-m", *_launcher(profile), *words, code=code, **env)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from nemotron_kit.remote.agent import slurm as slurm_agent
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import TERMINAL, JobFolder
 
+from .. import warm
 from ..project import NEMOTRON
 from .follower import Follower
 from .slurm_world import log, until
@@ -55,10 +55,9 @@ class Lab:
 
     def nemotron(self, *words: str) -> str:
         """Standard error of `nemotron WORDS`."""
-        pipes: Any = {"capture_output": True, "text": True, "timeout": 120}
-        done = subprocess.run([NEMOTRON, *words], cwd=self.folder, env=self.environment, check=False, **pipes)
+        done = warm.run([NEMOTRON, *words], cwd=self.folder, env=self.environment, timeout=120)
         assert done.returncode == 0, done.stderr
-        return str(done.stderr)
+        return done.stderr
 
     def pretrain(self, profile: str, *words: str) -> JobFolder:
         more = (f"train.train_iters={STEPS}", "train.eval_interval=50", "logger.log_interval=1")

@@ -14,6 +14,7 @@ import pytest
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import JobFolder
 
+from .. import warm
 from ..project import NEMOTRON
 from .slurm_world import World, until, world  # noqa: F401
 
@@ -22,11 +23,11 @@ LINES = [f"line {n} of rank -" for n in range(12)]
 
 def runs(world: World, *words: str, code: int = 0, **env: str) -> str:  # noqa: F811
     """What `nemotron runs WORDS` prints, from a folder that has nothing to do with the launch."""
-    process = begin(world, *words, **env)
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == code, (process.returncode, out, err)
-    assert "Traceback" not in err
-    return out if code in (0, 1, 3, 4) and out else err
+    line, environment = [NEMOTRON, "runs", *words], {**world.environment(), **env}
+    done = warm.run(line, cwd=world.home, env=environment, timeout=120)
+    assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
+    assert "Traceback" not in done.stderr
+    return done.stdout if code in (0, 1, 3, 4) and done.stdout else done.stderr
 
 
 def begin(world: World, *words: str, **env: str) -> subprocess.Popen[str]:  # noqa: F811

@@ -18,6 +18,7 @@ import yaml
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import TERMINAL, JobFolder
 
+from .. import warm
 from ..project import NEMOTRON
 from .slurm_world import until
 
@@ -97,11 +98,10 @@ class Laptop:
 
     def run(self, *words: str, code: int = 0, **env: str) -> tuple[str, str]:
         """(standard output, standard error) of a command that exits with `code`."""
-        process = self.begin(*words, **env)
-        out, err = process.communicate(timeout=120)
-        assert process.returncode == code, (process.returncode, out, err)
-        assert "Traceback" not in err
-        return out, err
+        done = warm.run([NEMOTRON, *words], cwd=self.folder, env={**self.environment, **env}, timeout=120)
+        assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
+        assert "Traceback" not in done.stderr
+        return done.stdout, done.stderr
 
     def batch(self, *words: str) -> JobFolder:
         _, err = self.run("far", *words, "--batch", "far")

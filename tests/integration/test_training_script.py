@@ -21,7 +21,7 @@ from nemotron_kit.polling import until
 
 from ..project import environment, run, start
 from ..shards import MODEL, write_shard
-from ..warm import run_warm
+from ..warm import programs, run_warm
 
 SCRIPT = Path(__file__).parents[2] / "recipes/nano3/stage0_pretrain/train.py"
 MODULE = "nemotron.recipes.nano3.stage0_pretrain.train"
@@ -72,8 +72,13 @@ def begin(folder: Path, launcher: Sequence[str], words: list[str]) -> subprocess
     return start(*line, cwd=folder, env=env, stdout=subprocess.DEVNULL)
 
 
-def torchrun(*words: str) -> tuple[str, ...]:
-    return (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "-m", MODULE, *words)
+def forked() -> tuple[str, ...]:
+    """What a launcher starts as a rank."""
+    return ("--no-python", str(programs() / "python"), "-m", MODULE)
+
+
+def torchrun() -> tuple[str, ...]:
+    return (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", *forked())
 
 
 def rows(path: Path) -> list[dict]:
@@ -212,7 +217,7 @@ def node_of_two(node: int, port: int) -> tuple[str, ...]:
     """The worker's torchrun for one rank on each of two nodes."""
     start = (sys.executable, "-m", "nemotron_kit.worker.elastic", "--max-restarts=1", "--nproc-per-node=1")
     rendezvous = ("--nnodes=2", f"--node-rank={node}", "--master-addr=127.0.0.1", f"--master-port={port}")
-    return (*start, *rendezvous, "--rdzv-id=1", "-m", MODULE)
+    return (*start, *rendezvous, "--rdzv-id=1", *forked())
 
 
 @pytest.mark.parametrize(

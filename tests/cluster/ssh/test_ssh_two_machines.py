@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from ... import warm
 from ...project import NEMOTRON
 
 REPOSITORY = Path(__file__).parents[3]
@@ -94,17 +95,7 @@ class Laptop:
     cluster: dict[str, Any]
 
     def run(self, *words: str, **more: Any) -> subprocess.CompletedProcess[str]:
-        command = [NEMOTRON, *words]
-        return subprocess.run(
-            command,
-            cwd=self.folder,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-            **more,
-        )
+        return warm.run([NEMOTRON, *words], cwd=self.folder, env=self.environment, timeout=120, **more)
 
     @property
     def environment(self) -> dict[str, str]:

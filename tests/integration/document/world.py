@@ -16,6 +16,7 @@ import yaml
 
 from nemotron_kit.artifacts.registry import LocalRegistry, open_registry
 
+from ... import warm
 from .completions import complete
 from .extract import Snippet
 
@@ -77,6 +78,7 @@ class World:
         """Run a shell line; `code` is what it must exit with, None for anything."""
         shell = ["bash", "-c", line]
         env = {**environment(self.home), **more}
+        env["PATH"] = f"{warm.programs()}{os.pathsep}{env['PATH']}"
         done = subprocess.run(shell, cwd=self.folder, env=env, input=stdin, capture_output=True, text=True, timeout=240)
         assert code is None or done.returncode == code, f"{line}\n{done.stdout}\n{done.stderr}"
         assert "Traceback" not in done.stderr, done.stderr
