@@ -86,7 +86,8 @@ def guarded(action: Callable[[], int]) -> int:
     ):
         replace(errors="replace")
     try:
-        _set_pwd()
+        if "PWD" not in os.environ:
+            _set_pwd()
         return action()
     except NemotronError as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
@@ -112,8 +113,6 @@ def guarded(action: Callable[[], int]) -> int:
 
 def _set_pwd() -> None:
     """Set PWD, to which configs refer, where no shell has: a program that cron or a container starts may have none."""
-    if "PWD" in os.environ:
-        return
     try:
         os.environ["PWD"] = os.getcwd()  # noqa: PTH109 — help needs no pathlib
     except OSError:  # the folder was deleted; whatever needs it reports that

@@ -6,7 +6,6 @@ import dataclasses
 import os
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from nemotron_kit.cli import tree
 from nemotron_kit.cli.options import HYDRA, NEMOTRON
@@ -81,8 +80,8 @@ def _choice_value(argv: Sequence[str], choice: str) -> str:
 
 def _check_launcher(job: Job) -> None:
     """Raise UserError for a launcher that would run the job elsewhere than its profile specifies."""
-    launcher = _choice_value(job.overrides, "hydra.launcher.profile")
-    if launcher and job.profile and launcher != job.profile:
+    launcher = _choice_value(job.overrides, "hydra.launcher.profile") if job.profile else ""
+    if launcher and launcher != job.profile:
         raise UserError(
             f"run.profile is {job.profile}, and hydra.launcher.profile is {launcher}.", hint="Give one of the two."
         )
@@ -131,22 +130,12 @@ def _unregistered_folder_hint(argument: str) -> str:
     return f'The folder {argument}/ is not listed in env.toml: {run_hint}add [cli] recipes = ["{argument}"] to it.'
 
 
-class ProgramName(NamedTuple):
-    """The program's name in messages (`prog`), and the path in the command tree that it implies (`root`)."""
-
-    prog: str
-    root: tuple[str, ...]
-
-    def help_line(self, names: Sequence[str]) -> str:
-        """The command that prints the help of a node, for hints."""
-        return " ".join((self.prog, *names, "--help"))
-
-
 def parse(argv: Sequence[str], index: Index, root: tuple[str, ...] = (), prog: str = "") -> Request:
     """What `nemotron ARGV` asks for; with `root=("myrecipe",)` what `python -m myrecipe ARGV` does, which has no
     commands of nemotron's. `prog` is the program's name in hints. Raises UserError."""
-    argv, program_name = list(argv), ProgramName(prog or tree.program(root), root)
+    argv, prog = list(argv), prog or tree.program(root)
     first = tree.first_name(argv)
+    wants_help = not argv or tree.wants_help(argv)
     if not root and argv[:1] == ["--version"]:
         return Version()
     if not root and first in TOOLS:
@@ -155,22 +144,16 @@ def parse(argv: Sequence[str], index: Index, root: tuple[str, ...] = (), prog: s
         argv = _without(argv, first)
         if (first := tree.first_name(argv)) in TOOLS:
             return Tool(first, (*_without(argv, first)[:1], "--help"))
-        return _help_request(argv, index, program_name)
-    if not argv or tree.wants_help(argv):
-        return _help_request(argv, index, program_name)
-    return _job(argv, index, program_name)
-
-
-def _help_request(argv: Sequence[str], index: Index, program_name: ProgramName) -> Help:
-    """Help for the node that `argv` names. Raises UserError for an argument that names none."""
-    reached = tree.walk(argv, index, program_name.root)
+        wants_help = True
+    if not wants_help:
+        return _job(argv, index, root, prog)
+    reached = tree.walk(argv, index, root)
     if reached.unknown is not None:
-        raise _unknown_name(reached, index, program_name)
+        raise _unknown_name(reached, index, root, prog)
     return Help(reached.path)
 
 
-def _job(argv: list[str], index: Index, program_name: ProgramName) -> Request:
-    root = program_name.root
+def _job(argv: list[str], index: Index, root: tuple[str, ...], prog: str) -> Request:
     reached = tree.walk(argv, index, root)
     # The commands that the line may name, with their names; if it begins with the full name of one, that one only.
     top = tree.find(index, root) or index.root
@@ -187,7 +170,7 @@ def _job(argv: list[str], index: Index, program_name: ProgramName) -> Request:
             if "broken" in leaf:
                 raise UserError(f"{' '.join(leaf['path'])} can't be used: {leaf['broken']}")
             name = " ".join((*root, *names))
-            reader = Reader(argv, NEMOTRON, index.detail(leaf), name, program_name.help_line(names))
+            reader = Reader(argv, NEMOTRON, index.detail(leaf), name, " ".join((prog, *names, "--help")))
             job = reader.read(names)
             if job.recipe or job.stage:
                 raise UserError(
@@ -211,31 +194,26 @@ def _job(argv: list[str], index: Index, program_name: ProgramName) -> Request:
     if best is not None and (best[0][0] or not tree.is_group(reached.node)):
         raise best[1]
     if reached.unknown is not None:
-        raise _unknown_name(reached, index, program_name)
-    return _unfinished(argv, reached, program_name)
-
-
-def _unfinished(argv: Sequence[str], reached: tree.Walk, program_name: ProgramName) -> Request:
-    """Help for a group without a command. Questions to Hydra itself need no command. Raises UserError for an option
-    that only a command can have."""
-    names = reached.path[len(program_name.root) :]
-    name, hint = " ".join((program_name.prog, *names)), program_name.help_line(names)
-    job = Reader(argv, NEMOTRON, NO_DETAIL, name, hint).read(names)
+        raise _unknown_name(reached, index, root, prog)
+    # Help for a group without a command, unless it has an option that only a command can have, which is an error.
+    # Questions to Hydra itself need no command.
+    names = reached.path[len(root) :]
+    job = Reader(argv, NEMOTRON, NO_DETAIL, " ".join((prog, *names)), " ".join((prog, *names, "--help"))).read(names)
     return job if not names and _needs_no_command(job) else Help(reached.path, asked=False)
 
 
-def _unknown_name(reached: tree.Walk, index: Index, program_name: ProgramName) -> UserError:
+def _unknown_name(reached: tree.Walk, index: Index, root: tuple[str, ...], prog: str) -> UserError:
     """The error for an argument that names no node of the tree."""
-    argument, names = reached.unknown or "", reached.path[len(program_name.root) :]
+    argument, names = reached.unknown or "", reached.path[len(root) :]
     for option, taken in reached.taken:
         if tree.child(reached.node, taken) is not None:
             what = "PROFILE" if option.startswith(("--run", "--batch", "-r", "-b")) else "VALUE"
             return UserError(f"{option} needs a {what}, but is followed by {taken!r}.", hint=f"Write {option} {what}.")
     if not reached.path:
-        return _no_recipe(argument, index, program_name.prog)
+        return _no_recipe(argument, index, prog)
     children = reached.node["children"].values()
     known = [name for child in children for name in (child["name"], *child.get("aliases", ()))]
-    hint = f"{near(argument, known)} See `{program_name.help_line(names)}`."
+    hint = f"{near(argument, known)} See `{' '.join((prog, *names, '--help'))}`."
     return UserError(f"{' '.join(reached.path)} has no command {argument!r}.", hint=hint.strip())
 
 
