@@ -107,7 +107,7 @@ def list_all(argv: list[str]) -> int:
     gc.disable()  # the index of many runs is many objects, which all live until the end
     every = bool(options.sort or options.top or options.csv)
     limit = options.limit if options.limit is not None else 0 if every else _LIMIT
-    found = _matching(options, limit)
+    found = _matching_now(options, limit)
     if options.sort or options.top or options.csv or options.columns:
         _print_results(found, options)
     elif options.json:
@@ -126,7 +126,7 @@ def watch(argv: list[str]) -> int:
     _add_filters(parser)
     options = parser.parse(argv, instead="To follow one run: nemotron runs attach ID, or nemotron runs logs -f ID")
     limit = _LIMIT if options.limit is None else options.limit
-    found = _matching(options, limit)
+    found = _matching_now(options, limit)
     if not found:
         _print_none(options)
     elif not sys.stdout.isatty():
@@ -141,7 +141,7 @@ def watch(argv: list[str]) -> int:
         with Live(_drawn(found, console.width), console=console, auto_refresh=False) as live:
             while any(run.state in _UNFINISHED for run in found):
                 time.sleep(_REFRESH_S)
-                found = _matching(options, limit)
+                found = _matching_now(options, limit)
                 live.update(_drawn(found, console.width), refresh=True)
     return 0
 
@@ -201,17 +201,15 @@ def _add_filters(parser: ToolParser) -> None:
     parser.add_argument("--limit", type=at_least(0), metavar="N", help="at most N runs (20; 0 for all)")
 
 
-def _matching(options: Any, limit: int) -> list[RunSummary]:
-    """The runs that the filters select, newest first, with their current states."""
-    return list_runs(
-        recipe=options.recipe,
-        stage=options.stage.replace(" ", "/") if options.stage else None,
-        states=states_of(options.state),
-        since=options.since,
-        tags=options.tag,
-        limit=limit or None,
-        update=_updated,
-    )
+def matching(options: Any, **more: Any) -> list[RunSummary]:
+    """The runs that --recipe, --stage, --state and --tag select, newest first. `more`: arguments of `list_runs`."""
+    stage = options.stage.replace(" ", "/") if options.stage else None
+    return list_runs(recipe=options.recipe, stage=stage, states=_states_of(options.state), tags=options.tag, **more)
+
+
+def _matching_now(options: Any, limit: int) -> list[RunSummary]:
+    """Those that all filters select, with their current states."""
+    return matching(options, since=options.since, limit=limit or None, update=_updated)
 
 
 def _print_results(found: Sequence[RunSummary], options: Any) -> None:
@@ -302,7 +300,7 @@ def duration(started: float | None, finished: float | None, state: str) -> float
     return max(0.0, (finished if finished is not None else time.time()) - started)
 
 
-def states_of(given: Sequence[str]) -> list[str]:
+def _states_of(given: Sequence[str]) -> list[str]:
     """The states that --state options name, each with commas between them. Raises UserError for an unknown one."""
     states = [state.strip() for text in given for state in text.split(",") if state.strip()]
     for state in states:

@@ -14,7 +14,7 @@ from nemotron_kit.artifacts.reference import Pin, Reference
 from nemotron_kit.artifacts.registry import LocalRegistry, open_registry
 from nemotron_kit.artifacts.store import ArtifactVersion
 from nemotron_kit.cli.output import clean, print_json, print_table, write_lines
-from nemotron_kit.cli.runs.list import states_of
+from nemotron_kit.cli.runs.list import matching
 from nemotron_kit.cli.runs.show import written_by
 from nemotron_kit.cli.toolargs import ToolParser, at_least, span
 from nemotron_kit.errors import NemotronError, UserError, listed
@@ -129,13 +129,7 @@ def _is_one_of(name: str, run_ids: list[str]) -> bool:
 
 def _matching(options: Any) -> list[RunFolder]:
     """The runs that match the filters, oldest first, without the newest `--keep`."""
-    found = list_runs(
-        recipe=options.recipe,
-        stage=options.stage.replace(" ", "/") if options.stage else None,
-        states=states_of(options.state),
-        tags=options.tag,
-    )
-    found = found[options.keep or 0 :]
+    found = matching(options)[options.keep or 0 :]
     if options.older_than is not None:
         first = first_id_since(options.older_than)
         found = [run for run in found if run.id[: len(first)] < first]

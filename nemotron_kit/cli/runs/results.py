@@ -310,8 +310,9 @@ class ResultCache:
 
     def keep_only(self, keys: Sequence[str]) -> None:
         """Drop the entries of other keys: their runs were removed."""
-        kept = set(keys)
-        self._entries = {key: entry for key, entry in self._entries.items() if key in kept}
+        if len(keys) < len(self._entries):
+            kept = set(keys)
+            self._entries = {key: entry for key, entry in self._entries.items() if key in kept}
 
     def known(self, key: str, folder: str) -> Known | None:
         """The cached state and result of the ended job in `folder`; None if there is no valid entry. The state has no
@@ -370,8 +371,7 @@ def results_of_runs(
     runs that have none. `every` are the ids of all existing runs."""
     found: dict[str, JobResult] = {}
     with ResultCache(root) as cache:
-        if len(every) < len(cache._entries):
-            cache.keep_only(every)
+        cache.keep_only(every)
         for summary in runs:
             folder = f"{root}/{summary.id}"
             if summary.jobs == 1:
