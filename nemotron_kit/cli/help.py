@@ -162,7 +162,12 @@ def _command(page: Page, leaf: Node, detail: Node, prefix: str) -> None:
     if not detail.get("interactive"):
         settings = [(f"hydra.launcher.{name}={value}", text) for name, (value, text) in LAUNCHER.items()]
         page.section("sweeps (-m hydra/launcher=nemo_run)", settings)
-    page.section("artifacts it reads (--art.NAME REF uses another)", map(_slot, detail["artifacts"]))
+    rows = []
+    for slot in detail["artifacts"]:
+        fills = ", ".join(f"{target} from {source or 'path'}" for source, target in slot["mappings"].items())
+        default = slot["default"] or "none unless given"
+        rows.append((f"--art.{slot['slot']}", f"{default}{f' (fills {fills})' if fills else ''}"))
+    page.section("artifacts it reads (--art.NAME REF uses another)", rows)
     mapped = {target: slot["slot"] for slot in detail["artifacts"] for target in slot["mappings"].values()}
     page.section("config (as --field VALUE or as field=VALUE)", [_field(row, mapped) for row in fields])
     if detail["configs"]:
@@ -228,12 +233,6 @@ def _options(detail: Node) -> Rows:
     for prefix, (metavar, text) in PREFIXES.items():
         if text and prefix not in left_out and (prefix != "art" or detail["artifacts"]):
             yield f"    --{prefix}.{metavar}", text
-
-
-def _slot(slot: Node) -> tuple[str, str]:
-    fills = ", ".join(f"{target} from {source or 'path'}" for source, target in slot["mappings"].items())
-    default = slot["default"] or "none unless given"
-    return f"--art.{slot['slot']}", f"{default}{f' (fills {fills})' if fills else ''}"
 
 
 def _field(row: dict[str, Any], mapped: dict[str, str]) -> tuple[str, str]:

@@ -10,7 +10,7 @@ import os
 import sys
 import types
 import typing
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -247,7 +247,9 @@ def summary(command: Command) -> str:
 def rebuild() -> Index:
     """Import every recipe, write the cache, and return its content. It is no error if the cache can't be written."""
     key, path = cache_key(), cache_file()
-    with recording() as recorder:
+    recorder = Recorder()
+    sys.meta_path.insert(0, recorder)
+    try:
         for path_entry in (tree.find_env_file(), *import_path()):
             recorder.add(path_entry)
         found, folders, recipes = _discover()
@@ -255,6 +257,8 @@ def rebuild() -> Index:
             recorder.add(str(folder))
         index = LiveIndex(found.apps, found.broken)
         details = [_cached_leaf(index, leaf, number, recorder) for number, leaf in enumerate(tree.leaves(index.root))]
+    finally:
+        sys.meta_path.remove(recorder)
     text = dump(index.root, index.broken, details, recorder.sources(_packages(index, folders)), key, recipes)
     # Without a cache the next help page is slower, and nothing else.
     with contextlib.suppress(OSError):
@@ -345,14 +349,3 @@ class Recorder:
                 ours.add(origin)
         others = set(self.origins.values())
         return [each for path, each in self.stamps.items() if path in ours or path not in others]
-
-
-@contextlib.contextmanager
-def recording() -> Iterator[Recorder]:
-    """Within the block a Recorder is installed as an import hook."""
-    recorder = Recorder()
-    sys.meta_path.insert(0, recorder)
-    try:
-        yield recorder
-    finally:
-        sys.meta_path.remove(recorder)
