@@ -7,7 +7,7 @@ import glob
 import logging
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,15 +80,6 @@ def files_status(store: Store, record: ArtifactVersion) -> str:
         return "changed"
     found = {path: file_entry(str(root / path), path) for path in large}
     return "other times" if any(now and now.stamp not in large[path] for path, now in found.items()) else ""
-
-
-def describe_versions(versions: list[int], aliases: Mapping[str, int]) -> str:
-    """A sentence that lists the versions and aliases of a name: `It has v0 to v4; aliases: prod (v2).`"""
-    contiguous = len(versions) > 2 and versions == list(range(versions[0], versions[-1] + 1))
-    newest = ("… and " if len(versions) > 12 else "") + ", ".join(f"v{version}" for version in versions[-12:])
-    listed = f"v{versions[0]} to v{versions[-1]}" if contiguous else newest
-    named = ", ".join(f"{alias} (v{version})" for alias, version in sorted(aliases.items()))
-    return f"It has {listed}; aliases: {named}." if named else f"It has {listed}, and no alias but latest."
 
 
 def _metadata_change(store: Store, root: Path, record: ArtifactVersion) -> str | None:
@@ -231,16 +222,11 @@ def commit(store: Store, draft: Draft, hash_limit: int | None) -> ArtifactVersio
             record = _Commit(store, draft, files, digest, folder_id, opened).run()
         finally:
             os.close(opened)
-        note_run(store, name, draft.producer, record.version)
+        if SLUG.match(draft.producer) and draft.producer != "local":  # a run
+            store.set_pointer(name, "runs", draft.producer, record.version)
         require_registered(store, record.pin)
         _collect(store, name)
     return record
-
-
-def note_run(store: Store, name: str, run: str, version: int) -> None:
-    """Make `Name@run:RUN` refer to a version. Does nothing if `run` is not a run id."""
-    if SLUG.match(run) and run != "local":
-        store.set_pointer(name, "runs", run, version)
 
 
 def _collect(store: Store, name: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field, computed_field, field_validator
 
@@ -12,6 +12,19 @@ from nemotron_kit.artifacts.datasets import InputDatasetInfo
 from nemotron_kit.artifacts.manifest import folder_of
 from nemotron_kit.artifacts.saving import Artifact
 from nemotron_kit.artifacts.weights import check_weights
+
+
+def _other_name(field: str, kind: Any) -> Any:
+    """A property that reads and sets `field`, of this type, and stands in metadata.json too: one of `field_aliases`."""
+
+    def get(self: Artifact) -> Any:
+        return getattr(self, field)
+
+    def set_to(self: Artifact, value: Any) -> None:
+        setattr(self, field, value)
+
+    doc = f"The same as `{field}`."
+    return computed_field(return_type=kind, description=doc)(property(get, set_to, doc=doc))
 
 
 class _Sourced(Artifact):
@@ -98,45 +111,10 @@ class SplitJsonlDataArtifact(_Sourced):
     val_path: str | None = None
     test_path: str | None = None
 
-    @computed_field  # type: ignore[prop-decorator]
-    @property
-    def valid_path(self) -> str | None:
-        """The same as `val_path`."""
-        return self.val_path
-
-    @valid_path.setter
-    def valid_path(self, value: str | None) -> None:
-        self.val_path = value
-
-    @computed_field  # type: ignore[prop-decorator]
-    @property
-    def train(self) -> str | None:
-        """The same as `train_path`."""
-        return self.train_path
-
-    @train.setter
-    def train(self, value: str | None) -> None:
-        self.train_path = value
-
-    @computed_field  # type: ignore[prop-decorator]
-    @property
-    def val(self) -> str | None:
-        """The same as `val_path`."""
-        return self.val_path
-
-    @val.setter
-    def val(self, value: str | None) -> None:
-        self.val_path = value
-
-    @computed_field  # type: ignore[prop-decorator]
-    @property
-    def test(self) -> str | None:
-        """The same as `test_path`."""
-        return self.test_path
-
-    @test.setter
-    def test(self, value: str | None) -> None:
-        self.test_path = value
+    valid_path = _other_name("val_path", str | None)
+    train = _other_name("train_path", str | None)
+    val = _other_name("val_path", str | None)
+    test = _other_name("test_path", str | None)
 
 
 class ModelArtifact(Artifact):
@@ -149,18 +127,10 @@ class ModelArtifact(Artifact):
     loss: float | None = None
     iteration: int | None = Field(default=None, ge=0)
 
+    final_loss = _other_name("loss", float | None)
+
     def _check_files(self) -> None:
         check_weights(self._get_output_dir())
-
-    @computed_field  # type: ignore[prop-decorator]
-    @property
-    def final_loss(self) -> float | None:
-        """The same as `loss`."""
-        return self.loss
-
-    @final_loss.setter
-    def final_loss(self, value: float | None) -> None:
-        self.loss = value
 
 
 class EvalArtifact(Artifact):

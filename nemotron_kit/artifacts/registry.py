@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from nemotron_kit import artifacts
 from nemotron_kit.artifacts import lineage
-from nemotron_kit.artifacts.commit import commit, describe_versions, note_run, require_unchanged
+from nemotron_kit.artifacts.commit import commit, require_unchanged
 from nemotron_kit.artifacts.manifest import (
     absolute,
     first_change,
@@ -121,8 +121,13 @@ class LocalRegistry(Store):
                 hint = f"Local names have no entity: {ref.name}. {hint}"
             return ArtifactNotFoundError(ref.slug, f"{message}.", hint=hint)
         aliases = self.aliases(ref.slug)
+        if len(versions) > 2 and versions == list(range(versions[0], versions[-1] + 1)):
+            known = f"v{versions[0]} to v{versions[-1]}"
+        else:
+            known = ("… and " if len(versions) > 12 else "") + ", ".join(f"v{version}" for version in versions[-12:])
+        named = ", ".join(f"{alias} (v{version})" for alias, version in sorted(aliases.items()))
+        hint = f"It has {known}; aliases: {named}." if named else f"It has {known}, and no alias but latest."
         close = nearest(ref.alias, [*aliases, LATEST]) if ref.alias else ""
-        hint = describe_versions(versions, aliases)
         if close.startswith("did you mean"):
             hint = f"{close[0].upper()}{close[1:]} {hint}"
         what = ref.selector.lstrip(":")
@@ -165,7 +170,7 @@ class LocalRegistry(Store):
         """Make `Name@run:RUN` refer to a version that another run saved, for a run that was skipped because of it."""
         record = self.record_of(pin)
         with writing_to(self.root):
-            note_run(self, record.name, run, record.version)
+            self.set_pointer(record.name, "runs", run, record.version)
 
     def set_alias(self, name: str, alias: str, version: int) -> None:
         """Make `name:alias` refer to a version. An alias can be moved at any time; `latest` is maintained by the
