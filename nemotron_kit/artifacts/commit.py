@@ -1,4 +1,4 @@
-"""Commits versions to a registry, and verifies that a version's files are still those that were saved."""
+"""A commit: a draft becomes a version of the registry, which appears whole, unless a version has the same content."""
 
 from __future__ import annotations
 
@@ -10,18 +10,8 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from nemotron_kit.artifacts.manifest import (
-    METADATA,
-    FileEntry,
-    file_entry,
-    first_change,
-    identity,
-    located_in,
-    read_document,
-    scan,
-)
+from nemotron_kit.artifacts.manifest import FileEntry, first_change, identity, scan
 from nemotron_kit.artifacts.reference import SLUG, ArtifactChangedError, ArtifactVersionNotFoundError, Pin
 from nemotron_kit.artifacts.store import (
     DROPPED,
@@ -40,155 +30,7 @@ from nemotron_kit.artifacts.store import (
     writing_to,
 )
 from nemotron_kit.errors import DamagedRecordError, NemotronError, UserError
-from nemotron_kit.files import DAY_S, REMOVED, canonical, fsync_dir, sync_file_system, synced_later
-from nemotron_kit.home import moved
-
-# The largest file (bytes) that a listing reads to find out whether it is unchanged.
-_LARGE = 64 << 20
-
-
-def require_unchanged(store: Store, record: ArtifactVersion, *, deep: bool = False) -> None:
-    """Raise ArtifactChangedError, naming the first such file, if a file of the version differs from the saved one.
-
-    Raises DamagedRecordError if metadata.json is truncated or was edited by hand. Files whose size and times are the
-    recorded ones are read only with `deep`.
-    """
-    root = Path(record.root)
-    stamps = {} if deep else store.stamps(record.name, record.version)
-    change = first_change(root, record.files, stamps=stamps, deep=deep)
-    if change is None and "type" in record.document:
-        change = _metadata_change(store, root, record)
-    if change is not None:
-        what, hint = _explain_change(store, root, record)
-        raise ArtifactChangedError(f"{record.pin.label}'s files {what}: {change} (in {root}).", hint=hint)
-
-
-def files_status(store: Store, record: ArtifactVersion) -> str:
-    """The state of a version's files for a listing: "" if they are unchanged, else `gone`, `changed`, or `other times`:
-    a large file has the recorded size but another mtime, so only reading it (`--verify`) can decide."""
-    root = Path(record.root)
-    if not root.exists():
-        return "gone"
-    stamps = store.stamps(record.name, record.version)
-    large = {entry.path: (entry.stamp, stamps.get(entry.path)) for entry in record.files if entry.size > _LARGE}
-    if first_change(root, record.files, stamps=stamps, unread=large) is not None:
-        return "changed" if all((root / entry.path).exists() for entry in record.files) else "gone"
-    try:
-        if "type" in record.document and _metadata_change(store, root, record) is not None:
-            return "changed"
-    except DamagedRecordError:
-        return "changed"
-    found = {path: file_entry(str(root / path), path) for path in large}
-    return "other times" if any(now and now.stamp not in large[path] for path, now in found.items()) else ""
-
-
-def _metadata_change(store: Store, root: Path, record: ArtifactVersion) -> str | None:
-    document = read_document(root)
-    if document is None:
-        return f"{METADATA} is missing"
-    if store.home:
-        document = moved(document, record.moved_from, store.home)
-    located, recorded = located_in(root, document), located_in(root, record.document)
-    for key in ("type", *record.fields):
-        now, then = located.get(key), recorded.get(key)
-        if now != then and canonical(now) != canonical(then):  # NaN differs from itself
-            return f"{METADATA} has {key} {_short(now)}, not {_short(then)}"
-    return None
-
-
-def _explain_change(store: Store, root: Path, record: ArtifactVersion) -> tuple[str, str]:
-    """(what happened to the files, hint), found by comparing with a later version in the same folder, else with its
-    metadata.json."""
-    for version in reversed(store.versions(record.name)):
-        if version > record.version and (later := _read(store, record.name, version)) and later.root == record.root:
-            return (
-                f"were overwritten by {_run(later.producer)} (as v{version})",
-                f"Use {later.pin.label}, or save again.",
-            )
-    try:
-        document = read_document(root) or {}
-    except DamagedRecordError:
-        document = {}
-    hint = "Make the artifact again."
-    if (document.get("created_at"), document.get("producer")) in ((None, None), (record.created_at, record.producer)):
-        return "were changed since they were saved", hint
-    return f"were overwritten by {_run(document.get('producer'))}", hint
-
-
-def _read(store: Store, name: str, version: int) -> ArtifactVersion | None:
-    try:
-        return store.record(name, version)
-    except DamagedRecordError:
-        return None
-
-
-def _run(producer: Any) -> str:
-    return f"run {producer}" if isinstance(producer, str) and producer != "local" else "a local run"
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "…"
-
-
-# The content index of a name: `index/<digest>/v<N>`, an empty file for each version with that digest, by which an equal
-# version is found without reading every record.
-_INDEX, _COMPLETE, _NEWEST = "index", "complete", "newest"
-# How many numbers are tried after the recorded newest one before all versions are listed.
-_FAR = 64
-
-
-def _indexed_versions(store: Store, name: str, digest: str) -> list[int]:
-    """The versions that may have this content, newest first. Builds the index of a name that has none yet."""
-    folder = store.folder(name) / _INDEX
-    if not (folder / _COMPLETE).exists():
-        make_folder(folder, store.modes, below=store.folder(name))
-        with synced_later():
-            for version in store.versions(name):
-                with contextlib.suppress(DamagedRecordError):  # a damaged version equals no content
-                    _announce(store, name, store.record(name, version).digest, version)
-        sync_file_system(folder)
-        touch(folder / _COMPLETE, store.modes)
-        fsync_dir(folder)
-    # Opening the folder makes an NFS client drop its cache of names that did not exist.
-    with contextlib.suppress(OSError):
-        os.close(os.open(folder, os.O_RDONLY))
-    try:
-        lines = os.listdir(folder / digest)  # noqa: PTH208 — names only
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    return sorted((int(line[1:]) for line in lines if VERSION_FOLDER.match(line)), reverse=True)
-
-
-def _announce(store: Store, name: str, digest: str, version: int) -> None:
-    """Add a version to the index; called before the version is published."""
-    folder = store.folder(name) / _INDEX / digest
-    make_folder(folder, store.modes, below=store.folder(name))
-    touch(folder / f"v{version}", store.modes)
-    fsync_dir(folder)
-
-
-def _next_number(store: Store, name: str) -> int:
-    """The lowest number above all that versions have or had."""
-    try:
-        text = (store.folder(name) / _INDEX / _NEWEST).read_text(encoding="ascii").strip()
-    except (OSError, ValueError):
-        text = ""
-    if VERSION_FOLDER.match(f"v{text}") and store.is_taken(name, int(text)):
-        for number in range(int(text) + 1, int(text) + _FAR):
-            if not store.is_taken(name, number):
-                return number
-    return max(store.numbers(name), default=-1) + 1
-
-
-def _note_newest(store: Store, name: str, version: int) -> None:
-    """Record where the search for the next number may begin. Not synced: a wrong value only costs time."""
-    folder = store.folder(name) / _INDEX
-    aside = folder / f".tmp-{os.urandom(8).hex()}"
-    with contextlib.suppress(OSError):  # then the next save lists the versions
-        touch(aside, store.modes, f"{version}\n")
-        aside.replace(folder / _NEWEST)
-
+from nemotron_kit.files import DAY_S, REMOVED, fsync_dir, sync_file_system, synced_later
 
 logger = logging.getLogger(__name__)
 # How long to wait for a missing folder to reappear, in seconds: `runs rm` restores what it may not remove. The last one
@@ -227,47 +69,6 @@ def commit(store: Store, draft: Draft, hash_limit: int | None) -> ArtifactVersio
         require_registered(store, record.pin)
         _collect(store, name)
     return record
-
-
-def _collect(store: Store, name: str) -> None:
-    """Once a day, remove the leftovers of killed writers of this name; the search takes time proportional to the number
-    of versions."""
-    folder = store.folder(name)
-    done = folder / "index" / "collected"
-    with contextlib.suppress(OSError):  # only the cleaning is skipped
-        if not done.exists() or time.time() - done.stat().st_mtime > DAY_S:
-            touch(done, store.modes)
-            os.utime(done)
-            for each in (store.root, folder, *(folder / kind for kind in KINDS)):
-                collect_garbage(each, DAY_S)
-
-
-def _folder_id(root: Path) -> tuple[int, int] | None:
-    """(device, inode) of the folder at `root`; None if it does not exist."""
-    try:
-        info = root.stat()
-    except OSError:
-        return None
-    return info.st_dev, info.st_ino
-
-
-def require_registered(store: Store, pin: Pin) -> None:
-    """Raise NemotronError if the version is not in the registry at `store.root`: the folder was moved during the
-    commit."""
-    again = Store(store.root, store.modes)
-    with contextlib.suppress(DamagedRecordError, ArtifactVersionNotFoundError):
-        if again.uuid == store.uuid and again.record(pin.name, pin.version or 0).digest == pin.digest:
-            return
-    raise NemotronError(
-        f"The artifact registry {store.root} was moved or removed while {pin.label} was being saved.",
-        hint="Save again, to the registry's new path or after moving it back.",
-    )
-
-
-def _being_removed(root: Path) -> bool:
-    """Whether the folder, or a folder that contains it, has been renamed for a removal, which may still be undone."""
-    missing = next((folder for folder in (*reversed(root.parents), root) if not folder.exists()), None)
-    return missing is not None and any(missing.parent.glob(f".{glob.escape(missing.name)}.*{REMOVED}"))
 
 
 def ensure_registry(store: Store) -> None:
@@ -316,9 +117,11 @@ class _Commit:
                 record = self._record(number, mark)
                 store.write_record(stage / RECORD, record)
                 self._require_files()
-                if publish(stage, folder / f"v{number}") or (
-                    (written := self._read(number)) is not None and written.commit == mark
-                ):
+                published = publish(stage, folder / f"v{number}")
+                if not published:  # or so it was reported, of a rename that has happened
+                    written = self._read(number)
+                    published = written is not None and written.commit == mark
+                if published:
                     try:
                         _note_newest(store, name, number)
                         self._require_files()
@@ -428,3 +231,103 @@ class _Commit:
             registry=self.store.uuid,
             commit=mark,
         )
+
+
+def _folder_id(root: Path) -> tuple[int, int] | None:
+    """(device, inode) of the folder at `root`; None if it does not exist."""
+    try:
+        info = root.stat()
+    except OSError:
+        return None
+    return info.st_dev, info.st_ino
+
+
+def _being_removed(root: Path) -> bool:
+    """Whether the folder, or a folder that contains it, has been renamed for a removal, which may still be undone."""
+    missing = next((folder for folder in (*reversed(root.parents), root) if not folder.exists()), None)
+    return missing is not None and any(missing.parent.glob(f".{glob.escape(missing.name)}.*{REMOVED}"))
+
+
+# The content index of a name: `index/<digest>/v<N>`, an empty file for each version with that digest, by which an equal
+# version is found without reading every record.
+_INDEX, _COMPLETE, _NEWEST = "index", "complete", "newest"
+# How many numbers are tried after the recorded newest one before all versions are listed.
+_FAR = 64
+
+
+def _indexed_versions(store: Store, name: str, digest: str) -> list[int]:
+    """The versions that may have this content, newest first. Builds the index of a name that has none yet."""
+    folder = store.folder(name) / _INDEX
+    if not (folder / _COMPLETE).exists():
+        make_folder(folder, store.modes, below=store.folder(name))
+        with synced_later():
+            for version in store.versions(name):
+                with contextlib.suppress(DamagedRecordError):  # a damaged version equals no content
+                    _announce(store, name, store.record(name, version).digest, version)
+        sync_file_system(folder)
+        touch(folder / _COMPLETE, store.modes)
+        fsync_dir(folder)
+    # Opening the folder makes an NFS client drop its cache of names that did not exist.
+    with contextlib.suppress(OSError):
+        os.close(os.open(folder, os.O_RDONLY))
+    try:
+        lines = os.listdir(folder / digest)  # noqa: PTH208 — names only
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted((int(line[1:]) for line in lines if VERSION_FOLDER.match(line)), reverse=True)
+
+
+def _announce(store: Store, name: str, digest: str, version: int) -> None:
+    """Add a version to the index; called before the version is published."""
+    folder = store.folder(name) / _INDEX / digest
+    make_folder(folder, store.modes, below=store.folder(name))
+    touch(folder / f"v{version}", store.modes)
+    fsync_dir(folder)
+
+
+def _next_number(store: Store, name: str) -> int:
+    """The lowest number above all that versions have or had."""
+    try:
+        text = (store.folder(name) / _INDEX / _NEWEST).read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        text = ""
+    if VERSION_FOLDER.match(f"v{text}") and store.is_taken(name, int(text)):
+        for number in range(int(text) + 1, int(text) + _FAR):
+            if not store.is_taken(name, number):
+                return number
+    return max(store.numbers(name), default=-1) + 1
+
+
+def _note_newest(store: Store, name: str, version: int) -> None:
+    """Record where the search for the next number may begin. Not synced: a wrong value only costs time."""
+    folder = store.folder(name) / _INDEX
+    aside = folder / f".tmp-{os.urandom(8).hex()}"
+    with contextlib.suppress(OSError):  # then the next save lists the versions
+        touch(aside, store.modes, f"{version}\n")
+        aside.replace(folder / _NEWEST)
+
+
+def require_registered(store: Store, pin: Pin) -> None:
+    """Raise NemotronError if the version is not in the registry at `store.root`: the folder was moved during the
+    commit."""
+    again = Store(store.root, store.modes)
+    with contextlib.suppress(DamagedRecordError, ArtifactVersionNotFoundError):
+        if again.uuid == store.uuid and again.record(pin.name, pin.version or 0).digest == pin.digest:
+            return
+    raise NemotronError(
+        f"The artifact registry {store.root} was moved or removed while {pin.label} was being saved.",
+        hint="Save again, to the registry's new path or after moving it back.",
+    )
+
+
+def _collect(store: Store, name: str) -> None:
+    """Once a day, remove the leftovers of killed writers of this name; the search takes time proportional to the number
+    of versions."""
+    folder = store.folder(name)
+    done = folder / "index" / "collected"
+    with contextlib.suppress(OSError):  # only the cleaning is skipped
+        if not done.exists() or time.time() - done.stat().st_mtime > DAY_S:
+            touch(done, store.modes)
+            os.utime(done)
+            for each in (store.root, folder, *(folder / kind for kind in KINDS)):
+                collect_garbage(each, DAY_S)

@@ -1,4 +1,4 @@
-"""The registry of artifacts: resolves references, commits and verifies versions, sets aliases."""
+"""The registry of artifacts: resolves references, verifies versions, sets aliases; which registry a job uses."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from nemotron_kit import artifacts
 from nemotron_kit.artifacts import lineage
-from nemotron_kit.artifacts.commit import commit, require_unchanged
+from nemotron_kit.artifacts.commit import commit
 from nemotron_kit.artifacts.manifest import (
+    METADATA,
     absolute,
+    file_entry,
     first_change,
     folder_of,
     located_in,
@@ -45,12 +47,16 @@ from nemotron_kit.artifacts.store import (
     writing_to,
 )
 from nemotron_kit.envfile import EnvFile, read_env_file
-from nemotron_kit.errors import UserError, listed, nearest, sentence
-from nemotron_kit.files import DAY_S
-from nemotron_kit.home import expand_user, nemotron_home
+from nemotron_kit.errors import DamagedRecordError, UserError, listed, nearest, sentence
+from nemotron_kit.files import DAY_S, canonical
+from nemotron_kit.home import expand_user, moved, nemotron_home
 
 if TYPE_CHECKING:
     from nemotron_kit.artifacts.repair import DamageFinding
+
+
+# The largest file (bytes) that a listing reads to find out whether it is unchanged.
+_LARGE = 64 << 20
 
 
 class LocalRegistry(Store):
@@ -76,7 +82,7 @@ class LocalRegistry(Store):
             return path_pin(ref.path)
         record = self.find(ref)
         if check:
-            require_unchanged(self, record)
+            self.require_unchanged(record)
         return record.pin
 
     def find(self, reference: Reference | str) -> ArtifactVersion:
@@ -142,7 +148,7 @@ class LocalRegistry(Store):
             path_pin(pin.path)
             return None
         record = self.record_of(pin)
-        require_unchanged(self, record, deep=deep)
+        self.require_unchanged(record, deep=deep)
         return record
 
     def record_of(self, pin: Pin) -> ArtifactVersion:
@@ -159,6 +165,69 @@ class LocalRegistry(Store):
         if record.digest != pin.digest:
             raise ArtifactChangedError(f"{pin.label} is {record.digest[:12]}, but was pinned as {pin.digest}.")
         return record
+
+    def require_unchanged(self, record: ArtifactVersion, *, deep: bool = False) -> None:
+        """Raise ArtifactChangedError, naming the first such file, if a file of the version differs from the saved one.
+
+        Raises DamagedRecordError if metadata.json is truncated or was edited by hand. Files whose size and times are
+        the recorded ones are read only with `deep`.
+        """
+        stamps = {} if deep else self.stamps(record.name, record.version)
+        change = first_change(Path(record.root), record.files, stamps=stamps, deep=deep)
+        if change is None and "type" in record.document:
+            change = self._metadata_change(record)
+        if change is not None:
+            what, hint = self._explain_change(record)
+            raise ArtifactChangedError(f"{record.pin.label}'s files {what}: {change} (in {record.root}).", hint=hint)
+
+    def files_status(self, record: ArtifactVersion) -> str:
+        """The state of a version's files for a listing: "" if they are unchanged, else `gone`, `changed`, or `other
+        times`: a large file has the recorded size but another mtime, so only reading it (`--verify`) can decide."""
+        root = Path(record.root)
+        if not root.exists():
+            return "gone"
+        stamps = self.stamps(record.name, record.version)
+        large = {entry.path: (entry.stamp, stamps.get(entry.path)) for entry in record.files if entry.size > _LARGE}
+        if first_change(root, record.files, stamps=stamps, unread=large) is not None:
+            return "changed" if all((root / entry.path).exists() for entry in record.files) else "gone"
+        try:
+            if "type" in record.document and self._metadata_change(record) is not None:
+                return "changed"
+        except DamagedRecordError:
+            return "changed"
+        found = {path: file_entry(str(root / path), path) for path in large}
+        return "other times" if any(now and now.stamp not in large[path] for path, now in found.items()) else ""
+
+    def _metadata_change(self, record: ArtifactVersion) -> str | None:
+        root = Path(record.root)
+        document = read_document(root)
+        if document is None:
+            return f"{METADATA} is missing"
+        if self.home:
+            document = moved(document, record.moved_from, self.home)
+        located, recorded = located_in(root, document), located_in(root, record.document)
+        for key in ("type", *record.fields):
+            now, then = located.get(key), recorded.get(key)
+            if now != then and canonical(now) != canonical(then):  # NaN differs from itself
+                return f"{METADATA} has {key} {_short(now)}, not {_short(then)}"
+        return None
+
+    def _explain_change(self, record: ArtifactVersion) -> tuple[str, str]:
+        """(what happened to the files, hint), found by comparing with a later version in the same folder, else with its
+        metadata.json."""
+        for version in reversed(self.versions(record.name)):
+            later = self.read_version(record.name, version) if version > record.version else None
+            if isinstance(later, ArtifactVersion) and later.root == record.root:
+                what = f"were overwritten by {_run(later.producer)} (as v{version})"
+                return what, f"Use {later.pin.label}, or save again."
+        try:
+            document = read_document(Path(record.root)) or {}
+        except DamagedRecordError:
+            document = {}
+        wrote = (document.get("created_at"), document.get("producer"))
+        if wrote in ((None, None), (record.created_at, record.producer)):
+            return "were changed since they were saved", "Make the artifact again."
+        return f"were overwritten by {_run(document.get('producer'))}", "Make the artifact again."
 
     def commit(self, draft: Draft) -> Pin:
         """Register a version; identical content (files, type, typed fields) gives the existing one."""
@@ -270,6 +339,15 @@ class LocalRegistry(Store):
                 done += found
                 if dry_run or not found:
                     return done
+
+
+def _run(producer: Any) -> str:
+    return f"run {producer}" if isinstance(producer, str) and producer != "local" else "a local run"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "…"
 
 
 _FORCE = "--force removes it nevertheless."

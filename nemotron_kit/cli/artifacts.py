@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nemotron_kit.artifacts.commit import files_status
 from nemotron_kit.artifacts.manifest import METADATA
 from nemotron_kit.artifacts.reference import Reference
 from nemotron_kit.artifacts.registry import open_registry
@@ -226,7 +225,7 @@ def _status(registry: LocalRegistry, version: ArtifactVersion | DamagedVersion) 
     """(state of a version's files or record, "" if it is fine; its path, or the reason)."""
     if not isinstance(version, ArtifactVersion):
         return "damaged", version.error.message
-    return files_status(registry, version), version.path
+    return registry.files_status(version), version.path
 
 
 def _print_marked(header: list[str], rows: list[list[str]]) -> None:
@@ -268,5 +267,5 @@ def _summary(registry: LocalRegistry, version: ArtifactVersion | DamagedVersion)
         "created_at": version.created_at,
         "producer": version.producer,
         "inputs": [pin.label for pin in version.inputs],
-        "files": files_status(registry, version) or "whole",
+        "files": registry.files_status(version) or "whole",
     }

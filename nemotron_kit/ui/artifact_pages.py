@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from nemotron_kit.artifacts.commit import files_status
 from nemotron_kit.artifacts.reference import Reference
 from nemotron_kit.artifacts.registry import LocalRegistry, open_registry
 from nemotron_kit.artifacts.store import ArtifactVersion
@@ -52,7 +51,7 @@ class ArtifactPages:
             "path": version.path,
             "run": version.producer,
             "run_url": run_link(self.links, version.producer),
-            "files": files_status(registry, version),
+            "files": registry.files_status(version),
         }
 
     def artifact_name(self, name: str) -> WebPage:

@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 
 from nemotron_kit.artifacts import Artifact, Pin, Reference, lineage, manifest, open_registry
-from nemotron_kit.artifacts.commit import files_status
 from nemotron_kit.artifacts.reference import (
     ArtifactChangedError,
     ArtifactNotFoundError,
@@ -484,7 +483,7 @@ def test_a_version_whose_files_cannot_be_read_stops_no_list_and_no_save(
         return read(path)
 
     monkeypatch.setattr(manifest, "sha256_file", refuse)
-    assert files_status(registry, registry.find("Data")) == "changed"
+    assert registry.files_status(registry.find("Data")) == "changed"
     copy = make.folder("copy", data="a")
     assert registry.commit(make.draft("Data", "a", root=copy, path=copy)).version == 1
     with pytest.raises(ArtifactChangedError, match="data can't be read: Permission denied"):
