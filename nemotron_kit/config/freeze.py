@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from nemotron_kit.config.convert import Deferred, to_dataclass
 from nemotron_kit.config.limits import MAX_IN_CONFIG, bounded_interpolations, faster_omegaconf
-from nemotron_kit.config.resolvers import multiplying, register_resolvers
+from nemotron_kit.config.resolvers import multiplying, register_resolvers, registered
 from nemotron_kit.errors import UserError
 from nemotron_kit.files import map_leaves
 from nemotron_kit.masking import is_secret_name
@@ -40,7 +40,6 @@ def _set_variable(name: str, value: str | None) -> None:
         os.environ[name] = value
 
 
-DEFERRED = ("art", "secret")
 _ART = re.compile(r"\$\{art:\s*([A-Za-z_]\w*)")
 _SECRET = re.compile(r"(?<!\\)\$\{secret:\s*([A-Za-z_]\w*)\s*\}")
 # What the resolvers take: any other text would be an error in the job.
@@ -79,9 +78,10 @@ def freeze(config: Any, job_folder: str, *, pwd: str | None = None, keep: Collec
 
     kept: list[str] = []
     variables = {"NEMO_RUN_DIR": job_folder, **({"PWD": pwd} if pwd else {})}
+    resolvers = {name: partial(_deferred, kept, name) for name in _DEFERRED}
+    reading = registered({**resolvers, "oc.env": partial(_variable, kept, keep)})
     bounded = bounded_interpolations(total=MAX_IN_CONFIG)
-    reading = without_secrets(kept, keep)
-    with deferring(kept, DEFERRED), reading, environment(variables), faster_omegaconf(), multiplying(), bounded:
+    with reading, environment(variables), faster_omegaconf(), multiplying(), bounded:
         try:
             untyped = Unresolved.of(config).config
             OmegaConf.clear_cache(untyped)  # a resolver may read the environment
@@ -120,29 +120,25 @@ def keep_variables(frozen: dict[str, Any], config: Any, variables: Mapping[str, 
         return frozen
 
 
-@contextmanager
-def without_secrets(kept: list[str], keep: Collection[str] = ()) -> Iterator[None]:
-    """Within the block the resolver of ${oc.env:X} raises UserError where X is a secret by its name, however the name
-    is written (quoted, composed). For each X in `keep` it returns a placeholder and adds the interpolation to
-    `kept`."""
-    from omegaconf import OmegaConf
+def _deferred(kept: list[str], name: str, *arguments: Any) -> str:
+    """The resolver of ${art:…} and ${secret:…} in a config that is frozen: a placeholder."""
+    text = f"${{{name}:{','.join(map(str, arguments))}}}"
+    if not _DEFERRED[name].fullmatch(text):
+        raise UserError(f"{text}: that can't be resolved.", hint=f"It is {_WRITTEN[name]}.")
+    return _placeholder(kept, text)
+
+
+def _variable(kept: list[str], keep: Collection[str], name: str, *default: Any) -> Any:
+    """The resolver of ${oc.env:X} in a config that is frozen: a placeholder for each X in `keep`. Raises UserError for
+    a secret by its name, however that is written (quoted, composed)."""
     from omegaconf.resolvers import oc
 
-    def checked(name: str, *default: Any) -> Any:
-        if is_secret_name(str(name)):
-            raise UserError(
-                f"{name} is a secret by its name; its value would be saved with the config.",
-                hint=f"Write ${{secret:{name}}}: only the job itself reads it.",
-            )
-        if name in keep:
-            return _placeholder(kept, f"${{oc.env:{name}}}")
-        return oc.env(name, *default)
-
-    OmegaConf.register_new_resolver("oc.env", checked, replace=True)
-    try:
-        yield
-    finally:
-        OmegaConf.register_new_resolver("oc.env", oc.env, replace=True)
+    if is_secret_name(str(name)):
+        raise UserError(
+            f"{name} is a secret by its name; its value would be saved with the config.",
+            hint=f"Write ${{secret:{name}}}: only the job itself reads it.",
+        )
+    return _placeholder(kept, f"${{oc.env:{name}}}") if name in keep else oc.env(name, *default)
 
 
 def user_error(error: BaseException) -> UserError | None:
@@ -217,27 +213,6 @@ def walk_strings(value: Any) -> list[tuple[str, str]]:
     return [(key, text) for key, text in leaves(value) if isinstance(text, str)]
 
 
-@contextmanager
-def deferring(kept: list[str], names: Collection[str]) -> Iterator[None]:
-    """Within the block the resolvers called `names` return placeholders, which `restore` turns back into the
-    interpolations."""
-    from omegaconf import OmegaConf
-
-    def keep(name: str, *arguments: Any) -> str:
-        text = f"${{{name}:{','.join(map(str, arguments))}}}"
-        if not _DEFERRED[name].fullmatch(text):
-            raise UserError(f"{text}: that can't be resolved.", hint=f"It is {_WRITTEN[name]}.")
-        return _placeholder(kept, text)
-
-    for name in names:
-        OmegaConf.register_new_resolver(name, partial(keep, name), replace=True)
-    try:
-        yield
-    finally:
-        if names:
-            register_resolvers()
-
-
 def _placeholder(kept: list[str], text: str) -> str:
     """A text that stands for an interpolation until `restore`; appends the interpolation to `kept`."""
     kept.append(text)
@@ -304,8 +279,8 @@ def resolve(values: Mapping[str, Any], *, keep_secrets: bool = False) -> dict[st
 
     register_resolvers()
     kept: list[str] = []
-    deferred = deferring(kept, ("secret",) if keep_secrets else ())
-    with deferred, multiplying(), bounded_interpolations(total=MAX_IN_CONFIG):
+    reading = registered({"secret": partial(_deferred, kept, "secret")} if keep_secrets else {})
+    with reading, multiplying(), bounded_interpolations(total=MAX_IN_CONFIG):
         try:
             resolved: Any = OmegaConf.to_container(OmegaConf.create(dict(values)), resolve=True)
         except OmegaConfBaseException as error:

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +78,7 @@ def _patched(*changes: tuple[Any, str, Any]) -> Iterator[None]:
                 setattr(owner, name, value)
 
 
-@contextmanager
-def bounded_interpolations(*, total: int | None = None) -> Iterator[None]:
+def bounded_interpolations(*, total: int | None = None) -> AbstractContextManager[None]:
     """Within the block a value whose interpolations multiply without bound (`${a}${a}`, line by line) raises UserError.
 
     OmegaConf resolves each reference anew. `total` limits the number of all interpolations in the block together.
@@ -106,8 +105,7 @@ def bounded_interpolations(*, total: int | None = None) -> Iterator[None]:
             raise UserError(f"{location}: an interpolation gives more than {MAX_TEXT >> 20} MiB of text.")
         return value
 
-    with _patched((container, "resolve_parse_tree", counted)):
-        yield
+    return _patched((container, "resolve_parse_tree", counted))
 
 
 @contextmanager
@@ -205,8 +203,7 @@ def _storing(store: Any) -> Any:
     return store_deferred
 
 
-@contextmanager
-def hydra_reading_fixes() -> Iterator[None]:
+def hydra_reading_fixes() -> AbstractContextManager[None]:
     """Within the block, files that Hydra itself reads have no sexagesimal numbers either; a path may be a number;
     `block.key=value` or `block={key: value}` fills an optional block that is null, or a new entry of a dict; and what
     chooses another dataclass of a union than the default's takes the place of the default (see `note_union`)."""
@@ -231,13 +228,12 @@ def hydra_reading_fixes() -> Iterator[None]:
         _fill(cfg, utils.split_key(key), value, merge=merge)
         update(cfg, key, value, merge=merge, force_add=force_add)
 
-    with _patched(
+    return _patched(
         (utils, "get_yaml_loader", lambda: loader),
         (omegaconf.OmegaConf, "update", staticmethod(fill_and_update)),
         (containers, "_map_merge", staticmethod(choose_and_merge)),
         (path_node, "_validate_and_convert_impl", to_path_of_number),
-    ):
-        yield
+    )
 
 
 # The blocks that are one of several dataclasses by default, by a flag of their nodes: (the default's values, its class,

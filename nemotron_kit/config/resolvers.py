@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.app import RESERVED_SLOTS
@@ -40,19 +40,30 @@ def register_resolvers() -> None:
 
 
 @contextmanager
-def multiplying() -> Iterator[None]:
+def registered(resolvers: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
+    """Within the block OmegaConf has these resolvers, in place of others with their names."""
+    import omegaconf
+
+    known = vars(omegaconf)["basecontainer"].BaseContainer._resolvers
+    before = {name: known.get(name) for name in resolvers}
+    for name, resolver in resolvers.items():
+        omegaconf.OmegaConf.register_new_resolver(name, resolver, replace=True)
+    try:
+        yield
+    finally:
+        for name, resolver in before.items():
+            if resolver is None:
+                del known[name]
+            else:
+                known[name] = resolver
+
+
+def multiplying() -> AbstractContextManager[None]:
     """Within the block, ${mul:A,B} of NeMo-RL's configs is the product. No longer: programs and recipes register a
     resolver of that name themselves, and OmegaConf refuses a second one."""
     from omegaconf import OmegaConf
 
-    if OmegaConf.has_resolver("mul"):
-        yield
-        return
-    OmegaConf.register_new_resolver("mul", lambda one, other: one * other)
-    try:
-        yield
-    finally:
-        OmegaConf.clear_resolver("mul")
+    return registered({} if OmegaConf.has_resolver("mul") else {"mul": lambda one, other: one * other})
 
 
 def set_run_dir(folder: str) -> None:
