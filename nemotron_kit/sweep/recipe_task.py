@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ class RecipeTask:
         self.__dict__.update(state)
         worker.process_exits = True  # sooner or later, after its jobs
         set_run_dir(str(self.folder))
-        hydra_reading_fixes().__enter__()  # never exited: each job composes again
+        enter_reading_fixes()
 
     def begin(self) -> None:
         """Announce the run, unless that was done: from now on its record stays."""
@@ -183,6 +184,15 @@ def _end_if_stopped(outcome: Outcome) -> None:
         raise KeyboardInterrupt
     if outcome.state == "preempted" or (outcome.state in ("cancelled", "detached") and outcome.code == TERMINATED):
         raise SystemExit(outcome.code)
+
+
+@cache
+def enter_reading_fixes() -> ExitStack:
+    """`hydra_reading_fixes` for the rest of this process, in which a launcher composes each job; they end with what is
+    returned."""
+    entered = ExitStack()
+    entered.enter_context(hydra_reading_fixes())
+    return entered
 
 
 def refuse_several_tasks(launcher: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
 from nemotron_kit.app import App, ArtifactInput
 from nemotron_kit.cli.main import run_app
@@ -17,7 +18,7 @@ from nemotron_kit.envfile import EnvFile
 from nemotron_kit.errors import UserError
 from nemotron_kit.home import runs_root
 from nemotron_kit.sweep.compose_jobs import ConfigRecord, RecordComposer
-from nemotron_kit.sweep.recipe_task import RecipeTask
+from nemotron_kit.sweep.recipe_task import RecipeTask, enter_reading_fixes
 
 
 @dataclass
@@ -131,7 +132,12 @@ def test_a_sweep_is_announced_once_and_by_the_launching_process(tmp_path: Path) 
     said: list[str] = []
     task = RecipeTask(tmp_path, [], announce=lambda: said.append("begun"))
     assert not task.begun
+    update = OmegaConf.update
     copy = pickle.loads(pickle.dumps(task))  # noqa: S301
+    with enter_reading_fixes():  # the other process composes with them from now on; here they end
+        assert OmegaConf.update is not update
+    enter_reading_fixes.cache_clear()
+    assert OmegaConf.update is update
     task.begin()
     copy.begin()
     assert said == ["begun"] and task.begun and copy.begun
