@@ -312,7 +312,7 @@ def _parsed(path: Path, what: str) -> tuple[str, Any]:
     """The text of a file, and the JSON in it."""
     try:
         text = read_regular(path).decode("utf-8")
-        return text, json.loads(text, object_pairs_hook=_unique)
+        return text, json.loads(text, object_pairs_hook=unique_keys)
     except UnicodeDecodeError as error:
         raise DamagedRecordError(f"{path}: this {what} is damaged: not UTF-8 ({error}).") from error
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -323,10 +323,12 @@ def _parsed(path: Path, what: str) -> tuple[str, Any]:
         raise DamagedRecordError(f"{path}: this {what} is damaged: not valid JSON ({error}).") from error
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of a JSON text. Raises ValueError for a key that is given twice, of which JSON keeps the last one."""
     document = dict(pairs)
     if len(document) != len(pairs):
-        raise ValueError("a key is given twice")
+        key = next(key for number, (key, _) in enumerate(pairs) if key in dict(pairs[:number]))
+        raise ValueError(f"the key {key!r} is given twice in one object")
     return document
 
 

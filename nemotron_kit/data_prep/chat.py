@@ -104,7 +104,9 @@ class ChatFormat:
         if not any(map(has_reasoning, prepared)):
             return [_without_rest(self._chunks(prepared, given, first=0))]
         sequences = []
-        for start, end in _user_turns(prepared):
+        # A turn is what follows a user's message, up to the next user's; without any user all is one.
+        starts = [number + 1 for number, message in enumerate(prepared) if message["role"] == "user"] or [0]
+        for start, end in zip(starts, [*(start - 1 for start in starts[1:]), len(prepared)], strict=True):
             if any(message["role"] == "assistant" for message in prepared[start:end]):
                 sequences.append(_without_rest(self._chunks(prepared[:end], given, first=start)))
         return sequences
@@ -272,11 +274,17 @@ def _content(content: Any, where: str) -> str:
     return "".join(parts)
 
 
-def _call(call: Any, where: str) -> dict[str, Any]:
-    inner = call.get("function") if isinstance(call, Mapping) else None
-    inner = call if inner is None else inner
+def _function(given: Any, fault: str) -> Mapping[str, Any]:
+    """The function in a call or a tool of the chat API; of the Responses API's flat form that itself."""
+    inner = given.get("function") if isinstance(given, Mapping) else None
+    inner = given if inner is None else inner
     if not isinstance(inner, Mapping) or not isinstance(inner.get("name"), str):
-        raise UserError(f"{where} names no function.")
+        raise UserError(fault)
+    return inner
+
+
+def _call(call: Any, where: str) -> dict[str, Any]:
+    inner = _function(call, f"{where} names no function.")
     arguments = from_json(inner.get("arguments"), f"{where}.arguments")
     if arguments is not None and not isinstance(arguments, Mapping):
         raise UserError(f"{where}.arguments is a {type(arguments).__name__}, not an object.")
@@ -287,10 +295,7 @@ def _call(call: Any, where: str) -> dict[str, Any]:
 def _tool(tool: Any, number: int) -> dict[str, Any]:
     """A tool in the form of the chat API; the flat form of the Responses API is converted."""
     where = f"tools[{number}]"
-    inner = tool.get("function") if isinstance(tool, Mapping) else None
-    inner = tool if inner is None else inner
-    if not isinstance(inner, Mapping) or not isinstance(inner.get("name"), str):
-        raise UserError(f"{where} has no name.")
+    inner = _function(tool, f"{where} has no name.")
     # `strict` tells an API how to check calls; it is no part of the prompt.
     known = {key: value for key, value in inner.items() if value is not None and key not in ("type", "strict")}
     if isinstance(known.get("parameters"), str):
@@ -306,12 +311,6 @@ def from_json(value: Any, where: str) -> Any:
         return json.loads(value) if value.strip() else None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where} is text, and not JSON: {error}.") from error
-
-
-def _user_turns(messages: Messages) -> Iterator[tuple[int, int]]:
-    """(first message after a user's, first of the next user's) of each user's turn; without any user all is one."""
-    starts = [number + 1 for number, message in enumerate(messages) if message["role"] == "user"] or [0]
-    yield from zip(starts, [*(start - 1 for start in starts[1:]), len(messages)], strict=True)
 
 
 def _without_rest(chunks: list[Chunk]) -> list[Chunk]:
@@ -386,7 +385,7 @@ class _Compiled:
             raise UserError("Chat templates need jinja2, which is not installed.", hint=hint)
         from jinja2 import TemplateError
 
-        self.is_nano3 = text == _nano3()
+        self.is_nano3 = text == load_template(NANO3)
         self.marks = bool(re.search(r"\{%-?\s*generation\s*-?%\}", text))
         try:
             self._template = _environment(sandboxed=not self.is_nano3).from_string(text)
@@ -405,14 +404,7 @@ class _Compiled:
             raise UserError(f"the chat template can't show this conversation: {error}.") from error
 
 
-@lru_cache(maxsize=8)
-def _compiled(text: str) -> _Compiled:
-    return _Compiled(text)
-
-
-@lru_cache(maxsize=1)
-def _nano3() -> str:
-    return TEMPLATES[NANO3].read_text(encoding="utf-8")
+_compiled = lru_cache(maxsize=8)(_Compiled)
 
 
 @lru_cache(maxsize=2)

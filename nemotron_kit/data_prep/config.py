@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from nemotron_kit.data_prep.record_transforms import Transform
 from nemotron_kit.errors import UserError, nearest, sentence
-from nemotron_kit.files import read_regular
+from nemotron_kit.files import read_regular, unique_keys
 from nemotron_kit.home import expand_user
 from nemotron_kit.masking import MASK, without_passwords
 
@@ -136,7 +136,7 @@ class DataBlend:
         invalid JSON) line."""
         path = expand_user(path)
         try:
-            content = json.loads(read_regular(path).decode("utf-8"), object_pairs_hook=_no_duplicates)
+            content = json.loads(read_regular(path).decode("utf-8"), object_pairs_hook=unique_keys)
         except FileNotFoundError:
             raise UserError(f"blend_path: there is no file {path}.", hint=_EXAMPLE) from None
         except IsADirectoryError:
@@ -147,7 +147,7 @@ class DataBlend:
             raise UserError(f"{path}: not UTF-8 text (byte {error.start}).") from error
         except json.JSONDecodeError as error:
             raise UserError(f"{path}, line {error.lineno}, column {error.colno}: {error.msg}.") from error
-        except (_Duplicate, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # a key that is given twice: no source may be lost that way
             raise UserError(f"{path}: {error}.") from error
         return _blend(content, path, ("datasets", "tokens", *SPLITS, *(["placeholders"] if placeholders else [])))
 
@@ -173,17 +173,14 @@ def _blend(content: Any, path: Path, known: tuple[str, ...]) -> DataBlend:
         raise UserError(f"{path}, tokens: expected a whole number, got {tokens!r}.")
     keys = {"all": "datasets"} if whole else {split: split for split in named}
     splits = {split: _datasets(content[key], f"{path}, {key}") for split, key in keys.items()}
-    return DataBlend(splits, path.absolute().parent, tokens, _placeholders(content.get("placeholders"), path))
-
-
-def _placeholders(entries: Any, path: Path) -> dict[str, Dataset]:
+    entries = content.get("placeholders")
     if not isinstance(entries, dict | None):
         raise UserError(f"{path}, placeholders: expected an object, a source by each name, got {entries!r}.")
-    where = f"{path}, placeholders"
-    return {
-        name: _dataset({"name": name, **entry} if isinstance(entry, dict) else entry, f"{where}.{name}")
+    placeholders = {
+        name: _dataset({"name": name, **entry} if isinstance(entry, dict) else entry, f"{path}, placeholders.{name}")
         for name, entry in (entries or {}).items()
     }
+    return DataBlend(splits, path.absolute().parent, tokens, placeholders)
 
 
 def _datasets(entries: Any, where: str) -> tuple[Dataset, ...]:
@@ -224,19 +221,6 @@ def _dataset(entry: Any, where: str) -> Dataset:
     if not numeric or not 0 <= weight <= 1e300:
         raise UserError(f"{where}.weight: expected a number of 0 or more, got {weight!r}.")
     return Dataset(**{**{key: entry[key] for key in entry if key in known}, "weight": float(weight)})
-
-
-class _Duplicate(ValueError):
-    pass
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Refuse duplicate keys: JSON keeps the last one silently, and a blend must not lose a source that way."""
-    seen = dict(pairs)
-    if len(seen) < len(pairs):
-        key = next(key for number, (key, _) in enumerate(pairs) if key in dict(pairs[:number]))
-        raise _Duplicate(f"the key {key!r} is given twice in one object")
-    return seen
 
 
 DEFAULT_TOKENIZER = "nvidia/NVIDIA-Nemotron-Nano-9B-v2"

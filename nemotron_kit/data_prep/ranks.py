@@ -181,19 +181,17 @@ class RankSync:
                     self._accepted[str(peer.number)] = str(peer.content.get("nonce"))
             elif peer.content.get("launch") not in (None, self._mine["launch"]):
                 self._mine["launch"] = peer.content["launch"]
-            if self._is_ours(peer):
-                self._trouble = self._trouble or self._failure_of(peer)
-
-    def _failure_of(self, peer: _Peer) -> NemotronError | None:
-        if peer.state == FAILED:
-            return NemotronError(f"Rank {peer.number} failed: {peer.content.get('error')}")
-        if peer.state in (DONE, LEFT, FINISHED) or not peer.dead:
-            return None
-        process = peer.content.get("process") or {}
-        return NemotronError(
-            f"Rank {peer.number} (process {process.get('pid')} on {process.get('host')}) died with shards to make.",
-            hint="Run it again: finished shards are kept.",
-        )
+            if self._trouble is not None or not self._is_ours(peer):
+                continue
+            if peer.state == FAILED:
+                self._trouble = NemotronError(f"Rank {peer.number} failed: {peer.content.get('error')}")
+            elif peer.state not in (DONE, LEFT, FINISHED) and peer.dead:
+                process = peer.content.get("process") or {}
+                at = f"process {process.get('pid')} on {process.get('host')}"
+                self._trouble = NemotronError(
+                    f"Rank {peer.number} ({at}) died with shards to make.",
+                    hint="Run it again: finished shards are kept.",
+                )
 
     def _is_accepted(self) -> bool:
         return bool((self._peers[0].content.get("accepted") or {}).get(str(self.ranks.rank)) == self._nonce)

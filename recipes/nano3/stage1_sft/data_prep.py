@@ -108,7 +108,7 @@ def preflight(cfg: SFTDataPrepConfig, *, connect: bool, here: bool = True) -> li
 
 def outlook(cfg: SFTDataPrepConfig, tasks: int, cpus: int | None) -> list[str]:
     """What each task of an array would read, for a dry-run."""
-    from nemotron_kit.data_prep.outlook import array_outlook
+    from nemotron_kit.data_prep.preflight import array_outlook
 
     return array_outlook(settings(cfg), tasks, cpus)
 

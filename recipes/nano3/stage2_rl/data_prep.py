@@ -80,7 +80,7 @@ def preflight(cfg: RLDataPrepConfig, *, connect: bool, here: bool = True) -> lis
 
 def outlook(cfg: RLDataPrepConfig, tasks: int, cpus: int | None) -> list[str]:
     """What each task of an array would read, for a dry-run."""
-    from nemotron_kit.data_prep.outlook import rl_outlook
+    from nemotron_kit.data_prep.preflight import rl_outlook
 
     del cpus
     return rl_outlook(settings(cfg), tasks)
