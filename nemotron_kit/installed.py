@@ -14,6 +14,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from importlib.machinery import PathFinder
 
+from nemotron_kit.errors import UserError
+
 _SEPARATORS = re.compile(r"[-_.]+")
 
 
@@ -52,6 +54,16 @@ def entry_points(group: str) -> Iterator[tuple[str, str]]:
             elif line and not line.startswith("#") and section == group:
                 name, _, value = line.partition("=")
                 yield name.strip(), value.strip()
+
+
+def require_packages(names: Iterable[str], who: str, *, hint: str) -> None:
+    """Raise UserError if one of these packages can't be imported; `who` is such as "Data prep needs"."""
+    from importlib.util import find_spec
+
+    missing = [name for name in names if find_spec(name) is None]
+    if missing:
+        verb = "is" if len(missing) == 1 else "are"
+        raise UserError(f"{who} {', '.join(missing)}, which {verb} not installed.", hint=hint)
 
 
 def _installed() -> dict[str, str] | None:

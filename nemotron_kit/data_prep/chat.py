@@ -8,13 +8,13 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.errors import UserError, nearest, sentence
 from nemotron_kit.files import read_regular
 from nemotron_kit.home import expand_user
+from nemotron_kit.installed import require_packages
 
 if TYPE_CHECKING:
     import numpy as np
@@ -380,9 +380,7 @@ class _Compiled:
     """A compiled template; `marks` is whether it marks assistant messages."""
 
     def __init__(self, text: str) -> None:
-        if find_spec("jinja2") is None:
-            hint = 'Run: pip install "nemotron-kit[data]"'
-            raise UserError("Chat templates need jinja2, which is not installed.", hint=hint)
+        require_packages(["jinja2"], "Chat templates need", hint='Run: pip install "nemotron-kit[data]"')
         from jinja2 import TemplateError
 
         self.is_nano3 = text == load_template(NANO3)

@@ -10,7 +10,6 @@ with file and line) and `left_out` (files that are not read, and why).
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -34,6 +33,7 @@ from nemotron_kit.data_prep.tokenizer import HUB
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.files import write_json, write_text
 from nemotron_kit.home import expand_user
+from nemotron_kit.installed import require_packages
 
 if TYPE_CHECKING:
     from nemotron_kit.data_prep.pool import ShardEvent
@@ -435,13 +435,7 @@ def _write_outputs(plan: ShardPlan, records: dict[int, ShardRecord], output: Pat
 
 def check_packages() -> None:
     """Raise UserError if a package that data prep needs is not installed."""
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        hint = 'Run: pip install "nemotron-kit[data]"'
-        raise UserError(
-            f"Data prep needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed.",
-            hint=hint,
-        )
+    require_packages(NEEDED, "Data prep needs", hint='Run: pip install "nemotron-kit[data]"')
 
 
 def cpus() -> int:

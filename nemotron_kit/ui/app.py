@@ -27,8 +27,7 @@ from nemotron_kit.cli.runs.list import chosen_jobs
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.ui.artifact_pages import ArtifactPages
 from nemotron_kit.ui.comparing import ComparingPages
-from nemotron_kit.ui.links import Links
-from nemotron_kit.ui.page import WebPage
+from nemotron_kit.ui.page import Links, WebPage
 from nemotron_kit.ui.reading import RecordReader, read_log
 from nemotron_kit.ui.render import STATIC, STYLE_HASH, encoded, plotly_js, prepare, render
 from nemotron_kit.ui.run_pages import RunPages
@@ -76,60 +75,34 @@ def make_app(token: str, *, cookie: str = "nemotron-ui", once: str = "") -> Star
         yield
         reader.close()
 
-    async def shown(request: Request, make: Callable[[], WebPage]) -> Response:
-        def whole() -> bytes:
-            return encoded(render(make(), Links(), theme=request.cookies.get("theme", "")))
+    def page(path: str, make: Callable[[Request], WebPage]) -> Route:
+        async def shown(request: Request) -> Response:
+            def whole() -> bytes:
+                return encoded(render(make(request), Links(), theme=request.cookies.get("theme", "")))
 
-        body = await run_in_threadpool(whole)
-        # The page asks again every few seconds: what has not changed is not sent.
-        tag = f'"{hashlib.blake2b(body, digest_size=12).hexdigest()}"'
-        headers = {"etag": tag, "cache-control": "no-store"}
-        if request.headers.get("if-none-match") == tag:
-            return Response(status_code=304, headers=headers)
-        return Response(body, media_type="text/html", headers=headers)
+            body = await run_in_threadpool(whole)
+            # The page asks again every few seconds: what has not changed is not sent.
+            tag = f'"{hashlib.blake2b(body, digest_size=12).hexdigest()}"'
+            headers = {"etag": tag, "cache-control": "no-store"}
+            if request.headers.get("if-none-match") == tag:
+                return Response(status_code=304, headers=headers)
+            return Response(body, media_type="text/html", headers=headers)
 
-    def query(request: Request) -> QueryParams:
-        return request.query_params
+        return Route(path, shown)
 
-    async def runs(request: Request) -> Response:
-        return await shown(request, lambda: runs_of.runs(query(request)))
-
-    async def run(request: Request) -> Response:
-        return await shown(request, lambda: runs_of.run(request.path_params["run"], query(request)))
-
-    async def job(request: Request) -> Response:
-        reference = f"{request.path_params['run']}/{request.path_params['number']}"
-        return await shown(request, lambda: runs_of.run(reference, query(request)))
+    def job_of(request: Request) -> str:
+        return f"{request.path_params['run']}/{request.path_params['number']}"
 
     async def log(request: Request) -> Response:
         offset = request.query_params.get("from", "")
 
         def read() -> dict[str, object]:
-            found, jobs = chosen_jobs(f"{request.path_params['run']}/{request.path_params['number']}")
+            found, jobs = chosen_jobs(job_of(request))
             its = (jobs or found.jobs())[0]
             part = read_log(found, its, request.path_params["name"], int(offset) if offset.isdecimal() else None)
             return {**part, "over": its.state().terminal}
 
         return JSONResponse(await run_in_threadpool(read), headers={"cache-control": "no-store"})
-
-    async def compare(request: Request) -> Response:
-        return await shown(request, lambda: several.compare(query(request).getlist("run")))
-
-    async def diff(request: Request) -> Response:
-        return await shown(request, lambda: several.diff(query(request).getlist("run")))
-
-    async def artifacts(request: Request) -> Response:
-        return await shown(request, registry.artifacts)
-
-    async def artifact_name(request: Request) -> Response:
-        return await shown(request, lambda: registry.artifact_name(request.path_params["name"]))
-
-    async def artifact(request: Request) -> Response:
-        path = request.path_params
-        return await shown(request, lambda: registry.artifact(path["name"], path["version"]))
-
-    async def lineage(request: Request) -> Response:
-        return await shown(request, registry.lineage)
 
     async def static(request: Request) -> Response:
         found = _FILES.get(request.path_params["file"])
@@ -141,20 +114,23 @@ def make_app(token: str, *, cookie: str = "nemotron-ui", once: str = "") -> Star
         assert isinstance(error, NemotronError)  # noqa: S101 — what it is registered for
         status = 404 if isinstance(error, UserError) else 500
         title = "Not found" if status == 404 else "It can't be shown"
-        page = WebPage("error.html", title, {"message": error.message, "hint": error.hint})
-        return Response(render(page, Links(), theme=request.cookies.get("theme", "")), status, media_type="text/html")
+        shown = WebPage("error.html", title, {"message": error.message, "hint": error.hint})
+        return Response(render(shown, Links(), theme=request.cookies.get("theme", "")), status, media_type="text/html")
 
     routes = [
-        Route("/", runs),
-        Route("/runs/{run}", run),
-        Route("/runs/{run}/{number:int}", job),
+        page("/", lambda request: runs_of.runs(request.query_params)),
+        page("/runs/{run}", lambda request: runs_of.run(request.path_params["run"], request.query_params)),
+        page("/runs/{run}/{number:int}", lambda request: runs_of.run(job_of(request), request.query_params)),
         Route("/runs/{run}/{number:int}/log/{name}", log),
-        Route("/compare", compare),
-        Route("/diff", diff),
-        Route("/artifacts", artifacts),
-        Route("/artifacts/{name}", artifact_name),
-        Route("/artifacts/{name}/{version:int}", artifact),
-        Route("/lineage", lineage),
+        page("/compare", lambda request: several.compare(request.query_params.getlist("run"))),
+        page("/diff", lambda request: several.diff(request.query_params.getlist("run"))),
+        page("/artifacts", lambda _: registry.artifacts()),
+        page("/artifacts/{name}", lambda request: registry.artifact_name(request.path_params["name"])),
+        page(
+            "/artifacts/{name}/{version:int}",
+            lambda request: registry.artifact(request.path_params["name"], request.path_params["version"]),
+        ),
+        page("/lineage", lambda _: registry.lineage()),
         Route("/static/{file}", static),
     ]
     return Starlette(
@@ -199,24 +175,17 @@ class Guard:
         if request.method not in ("GET", "HEAD"):
             return Response("This page is read-only.\n", 405, media_type="text/plain")
         given = request.query_params.get(TOKEN)
-        if given is not None and (self._is_token(given) or self._is_first(given)):
+        first = given is not None and bool(self._once) and _same(given, self._once)
+        if given is not None and (first or _same(given, self._token)):
+            self._once = "" if first else self._once
             # Out of the address, so that it is in no history and on no screen.
             kept = [(key, value) for key, value in request.query_params.multi_items() if key != TOKEN]
             answer = RedirectResponse(str(request.url.replace(scheme="", netloc="", query=str(QueryParams(kept)))), 303)
             answer.set_cookie(self._cookie, self._token, httponly=True, samesite="strict", path="/")
             return answer
-        if self._is_token(request.cookies.get(self._cookie, "")):
+        if _same(request.cookies.get(self._cookie, ""), self._token):
             return None
         return Response(_REFUSED, 403, media_type="text/plain")
-
-    def _is_first(self, given: str) -> bool:
-        if not self._once or not _same(given, self._once):
-            return False
-        self._once = ""
-        return True
-
-    def _is_token(self, given: str) -> bool:
-        return _same(given, self._token)
 
 
 def _same(given: str, expected: str) -> bool:

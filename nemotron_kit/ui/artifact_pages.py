@@ -10,8 +10,7 @@ from nemotron_kit.artifacts.registry import LocalRegistry, open_registry
 from nemotron_kit.artifacts.store import ArtifactVersion
 from nemotron_kit.ui.figures import Figure, lineage
 from nemotron_kit.ui.lineage import Graph, graph_of
-from nemotron_kit.ui.links import Links
-from nemotron_kit.ui.page import WebPage, as_text, pin_link, run_link
+from nemotron_kit.ui.page import Links, WebPage, as_text, pin_link, run_link
 
 # Files of a version that are listed.
 _ROWS = 500
@@ -70,8 +69,8 @@ class ArtifactPages:
         """A version: its files, what it was made from, what was made from it. Raises ArtifactNotFoundError."""
         registry = open_registry()
         version = registry.find(Reference.parse(f"{name}:v{number}"))
-        every = list(_sound(registry))
-        graph = graph_of(every, version)
+        every = list(sound_versions(registry))
+        drawn, figures = self._drawn(graph_of(every, version))
         data = {
             "name": name,
             "version": number,
@@ -90,20 +89,18 @@ class ArtifactPages:
             ],
             "files": [(entry.path, getattr(entry, "size", None)) for entry in version.files[:_ROWS]],
             "more_files": max(0, len(version.files) - _ROWS),
-            **self._graph(graph),
+            **drawn,
         }
-        return WebPage(
-            "artifact.html", f"{name}:v{number}", data, self._lineage(graph), anchor=f"artifact-{name}-v{number}"
-        )
+        return WebPage("artifact.html", f"{name}:v{number}", data, figures, anchor=f"artifact-{name}-v{number}")
 
     def lineage(self) -> WebPage:
         """The whole registry's graph."""
-        graph = graph_of(_sound(open_registry()))
-        return WebPage("lineage.html", "Lineage", self._graph(graph), self._lineage(graph), anchor="lineage")
+        graph = graph_of(sound_versions(open_registry()))
+        return WebPage("lineage.html", "Lineage", *self._drawn(graph), anchor="lineage")
 
     def lineage_of(self, runs: Sequence[str]) -> WebPage:
         """The graph of what these runs read and saved, and what that was made from."""
-        every = list(_sound(open_registry()))
+        every = list(sound_versions(open_registry()))
         ours = [version for version in every if version.producer in runs]
         graph = Graph()
         for version in ours:
@@ -111,14 +108,10 @@ class ArtifactPages:
             graph.nodes |= found.nodes
             graph.edges |= found.edges
             graph.cut |= found.cut
-        return WebPage("lineage.html", "Lineage", self._graph(graph), self._lineage(graph), anchor="lineage")
+        return WebPage("lineage.html", "Lineage", *self._drawn(graph), anchor="lineage")
 
-    def _graph(self, graph: Graph) -> dict[str, Any]:
-        urls = self._urls(graph)
-        listed = [(column, node.kind, node.name, urls[node.key]) for column, node in graph.listed()]
-        return {"nodes": listed, "cut": graph.cut, "edges": len(graph.edges)}
-
-    def _urls(self, graph: Graph) -> dict[str, str | None]:
+    def _drawn(self, graph: Graph) -> tuple[dict[str, Any], list[Figure]]:
+        """(what the template lists of a graph, its chart)."""
         found: dict[str, str | None] = {}
         for key, node in graph.nodes.items():
             if node.kind == "run":
@@ -128,12 +121,11 @@ class ArtifactPages:
                 found[key] = self.links.artifact(name, int(number))
             else:
                 found[key] = None
-        return found
-
-    def _lineage(self, graph: Graph) -> list[Figure]:
-        figure = lineage(graph, self._urls(graph))
-        return [figure] if figure else []
+        listed = [(column, node.kind, node.name, found[node.key]) for column, node in graph.listed()]
+        figure = lineage(graph, found)
+        return {"nodes": listed, "cut": graph.cut, "edges": len(graph.edges)}, [figure] if figure else []
 
 
-def _sound(registry: LocalRegistry) -> Iterator[ArtifactVersion]:
+def sound_versions(registry: LocalRegistry) -> Iterator[ArtifactVersion]:
+    """Every version whose record can be read."""
     return (version for version in registry.everything() if isinstance(version, ArtifactVersion))

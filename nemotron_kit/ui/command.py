@@ -9,13 +9,13 @@ import socket
 import sys
 import threading
 import webbrowser
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from nemotron_kit.cli.output import print_json, write_lines
 from nemotron_kit.cli.toolargs import ToolParser, at_least
 from nemotron_kit.errors import NemotronError, UserError
+from nemotron_kit.installed import require_packages
 
 PORT = 8321
 # Ports after the first that are tried where that is taken.
@@ -48,24 +48,16 @@ def main(argv: list[str]) -> int:
         )
     if options.port is not None and options.port > 65535:
         raise UserError(f"--port {options.port}: ports end at 65535.")
-    missing = [name for name in _PACKAGES if find_spec(name) is None]
-    if missing:
-        raise UserError(
-            f"nemotron ui needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed.",
-            hint="pip install 'nemotron-kit[ui]'",
-        )
-    if options.export is not None:
-        return _export(Path(options.export), options.ids, as_json=options.json)
-    return _serve(options.port, browser=not options.no_browser and not options.json, as_json=options.json)
-
-
-def _export(file: Path, references: list[str], *, as_json: bool) -> int:
+    require_packages(_PACKAGES, "nemotron ui needs", hint="pip install 'nemotron-kit[ui]'")
+    gc.enable()  # it is off in a command line, which ends soon
+    if options.export is None:
+        return _serve(options.port, browser=not options.no_browser and not options.json, as_json=options.json)
     from nemotron_kit.ui.export import export
 
-    gc.enable()
-    pages = export(file, references)
+    file = Path(options.export)
+    pages = export(file, options.ids)
     size = file.stat().st_size
-    if as_json:
+    if options.json:
         print_json({"file": str(file.absolute()), "pages": pages, "bytes": size})
     else:
         write_lines([f"{file}: {len(pages)} pages, {size / 1e6:.1f} MB"])
@@ -77,7 +69,6 @@ def _serve(port: int | None, *, browser: bool, as_json: bool) -> int:
 
     from nemotron_kit.ui.app import TOKEN, make_app
 
-    gc.enable()  # it is off in a command line, which ends soon
     listener = _listen(port)
     port = listener.getsockname()[1]
     token = secrets.token_urlsafe(24)
@@ -105,7 +96,12 @@ def _serve(port: int | None, *, browser: bool, as_json: bool) -> int:
 
 
 def _print_address(url: str, port: int, *, as_json: bool) -> None:
-    tunnel = _tunnel(port)
+    tunnel = None  # the line for the machine that this ssh session comes from
+    words = os.environ.get("SSH_CONNECTION", "").split()
+    if len(words) == 4:
+        user = os.environ.get("USER") or os.environ.get("LOGNAME")
+        at = f"{user}@{socket.gethostname()}" if user else socket.gethostname()
+        tunnel = f"ssh -N -L {port}:{_ADDRESS}:{port}{f' -p {words[3]}' if words[3] != '22' else ''} {at}"
     if as_json:
         print_json({"url": url, "port": port, "pid": os.getpid(), "tunnel": tunnel})
     else:
@@ -114,17 +110,6 @@ def _print_address(url: str, port: int, *, as_json: bool) -> None:
             write_lines(["On your own machine, first, for the connection:", "", f"  {tunnel}", ""])
         write_lines(["Ctrl-C ends it."])
     sys.stdout.flush()
-
-
-def _tunnel(port: int) -> str | None:
-    """The line for the machine that this ssh session comes from; None without one."""
-    words = os.environ.get("SSH_CONNECTION", "").split()
-    if len(words) != 4:
-        return None
-    user = os.environ.get("USER") or os.environ.get("LOGNAME")
-    host = socket.gethostname()
-    ssh_port = f" -p {words[3]}" if words[3] != "22" else ""
-    return f"ssh -N -L {port}:{_ADDRESS}:{port}{ssh_port} {f'{user}@' if user else ''}{host}"
 
 
 def _listen(port: int | None) -> socket.socket:

@@ -15,8 +15,7 @@ from nemotron_kit.masking import masked
 from nemotron_kit.remote.snapshot import git
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import TERMINAL, JobFolder
-from nemotron_kit.ui.links import Links
-from nemotron_kit.ui.page import WebPage, as_text, curve_figures
+from nemotron_kit.ui.page import Links, WebPage, as_text, curve_figures
 from nemotron_kit.ui.reading import RecordReader, plan_of
 
 # Jobs of a sweep in an overlay, jobs of one overlay, runs of one difference, characters of a code diff.
@@ -86,7 +85,12 @@ class ComparingPages:
                 chosen.append((f"{run.id}/{job.number}" if named else run.id, run, job))
         if not 2 <= len(chosen) <= _RUNS:
             raise UserError("A difference is of two to ten runs.", hint="Choose them on the page of runs.")
-        every = [{**facts(run, job), "results": self._numbers(job)} for _, run, job in chosen]
+        every = []
+        for _, run, job in chosen:
+            result = self.reader.result(job)
+            value = {} if result.value is None else {"returned": finite(result.value)}
+            measured = {name: f"{metric.last:.6g}" for name, metric in result.metrics.items()}
+            every.append({**facts(run, job), "results": {"state": result.state, **value, **measured}})
         data = {
             "names": [(name, self.links.run(name)) for name, *_ in chosen],
             "sections": masked(_differing(every)),
@@ -94,11 +98,6 @@ class ComparingPages:
             "overlay": self.links.compare([name for name, *_ in chosen]),
         }
         return WebPage("diff.html", "Difference", data, anchor="diff")
-
-    def _numbers(self, job: JobFolder) -> dict[str, Any]:
-        result = self.reader.result(job)
-        value = {} if result.value is None else {"returned": finite(result.value)}
-        return {"state": result.state, **value, **{name: f"{m.last:.6g}" for name, m in result.metrics.items()}}
 
 
 def _label(name: str, run: RunFolder, job: JobFolder) -> str | None:

@@ -7,14 +7,12 @@ from pathlib import Path
 
 from nemotron_kit import files
 from nemotron_kit.artifacts.registry import open_registry
-from nemotron_kit.artifacts.store import ArtifactVersion
 from nemotron_kit.cli.runs.list import chosen_jobs
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.runs.folder import RunFolder
-from nemotron_kit.ui.artifact_pages import ArtifactPages
+from nemotron_kit.ui.artifact_pages import ArtifactPages, sound_versions
 from nemotron_kit.ui.comparing import ComparingPages
-from nemotron_kit.ui.links import ExportLinks
-from nemotron_kit.ui.page import WebPage
+from nemotron_kit.ui.page import ExportLinks, WebPage
 from nemotron_kit.ui.reading import RecordReader
 from nemotron_kit.ui.render import STATIC, encoded, render_file
 from nemotron_kit.ui.run_pages import RunPages
@@ -76,7 +74,6 @@ def _pages(reader: RecordReader, links: ExportLinks, named: Mapping[str, RunFold
     lineage = registry.lineage_of(sorted(made_by))
     if lineage.figures:
         add(lineage)
-    versions = [each for each in open_registry().everything() if isinstance(each, ArtifactVersion)]
-    for version in [each for each in versions if each.producer in made_by][:_VERSIONS]:
+    for version in [each for each in sound_versions(open_registry()) if each.producer in made_by][:_VERSIONS]:
         add(registry.artifact(version.name, version.version))
     return list(found.values())

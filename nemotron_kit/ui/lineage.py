@@ -6,7 +6,6 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from nemotron_kit.artifacts.reference import Pin
 from nemotron_kit.artifacts.store import ArtifactVersion
 from nemotron_kit.home import is_run_id
 
@@ -91,17 +90,14 @@ def graph_of(versions: Iterable[ArtifactVersion], about: ArtifactVersion | None 
             graph.cut = True
             break
         made = graph.add(GraphNode("artifact", version.pin.label))
-        above = [graph.add(_source(pin)) for pin in version.inputs]
+        sources = [GraphNode("data" if pin.version is None else "artifact", pin.label) for pin in version.inputs]
+        above = [graph.add(node) for node in sources]
         if is_run_id(version.producer):
             run = graph.add(GraphNode("run", version.producer))
             graph.edges |= {(key, run) for key in above} | {(run, made)}
         else:
             graph.edges |= {(key, made) for key in above}
     return graph
-
-
-def _source(pin: Pin) -> GraphNode:
-    return GraphNode("data" if pin.version is None else "artifact", pin.label)
 
 
 def _family(every: dict[str, ArtifactVersion], about: ArtifactVersion) -> Iterator[tuple[str, ArtifactVersion]]:

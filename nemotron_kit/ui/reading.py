@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -224,7 +224,9 @@ def read_log(run: RunFolder, job: JobFolder, name: str, offset: int | None) -> d
     sanitizer = TerminalSanitizer()
     text = sanitizer.feed(data)
     read = len(data) - sanitizer.held
-    return {"text": mask(_last_of_line(text)), "next": offset + read, "more": len(data) >= LOG_BYTES}
+    # A line that was printed over by carriage returns: as the terminal showed it last.
+    last = "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n"))
+    return {"text": mask(last), "next": offset + read, "more": len(data) >= LOG_BYTES}
 
 
 def log_names_of(run: RunFolder, job: JobFolder) -> list[str]:
@@ -238,14 +240,3 @@ def _log(run: RunFolder, job: JobFolder, name: str) -> LocalLog | RemoteLog:
     if plan is None or is_local(plan.executor) or not plan.has_separate_folder:
         return LocalLog(job, name)
     return RemoteLog(plan, job, name)
-
-
-def _last_of_line(text: str) -> str:
-    """A line that was printed over by carriage returns, as the terminal showed it last."""
-    return "\n".join(_overprinted(text.split("\n")))
-
-
-def _overprinted(lines: Iterable[str]) -> Iterator[str]:
-    for line in lines:
-        whole = line.rstrip("\r")
-        yield whole.rpartition("\r")[2]

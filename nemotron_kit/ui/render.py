@@ -16,9 +16,7 @@ from markupsafe import Markup
 from nemotron_kit.errors import NemotronError, printable
 from nemotron_kit.masking import mask
 from nemotron_kit.runs.progress import short_span
-from nemotron_kit.ui.figures import Figure
-from nemotron_kit.ui.links import Links
-from nemotron_kit.ui.page import WebPage, clock
+from nemotron_kit.ui.page import Links, WebPage, clock
 
 _HERE = Path(__file__).parent
 STATIC = _HERE / "static"
@@ -110,7 +108,13 @@ def _templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters |= {"number": _number, "age": _age, "figure": _figure, "clock": clock, "size": _size}
+    found.filters |= {
+        "number": lambda value: "" if value is None else f"{value:.5g}",
+        "age": lambda seconds, now: "" if seconds is None else short_span(max(0.0, now - seconds)),
+        "figure": lambda figure: Markup(figure.to_json()),  # noqa: S704 — JSON without < > &
+        "clock": clock,
+        "size": _size,
+    }
     return found
 
 
@@ -122,18 +126,6 @@ def _final(value: Any) -> Any:
     if isinstance(value, Markup):
         return value
     return printable(mask(value)) if isinstance(value, str) else value
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.5g}"
-
-
-def _age(seconds: float | None, now: float) -> str:
-    return "" if seconds is None else short_span(max(0.0, now - seconds))
-
-
-def _figure(figure: Figure) -> Markup:
-    return Markup(figure.to_json())  # noqa: S704 — JSON without < > &
 
 
 def _size(count: int | None) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from nemotron_kit.cli.runs.list import chosen_jobs, duration, labels_of
-from nemotron_kit.cli.runs.results import VALUE, JobResult, SweepTable, sweep_table
+from nemotron_kit.cli.runs.results import VALUE, JobResult, sweep_table
 from nemotron_kit.cli.runs.show import distinct_overrides
 from nemotron_kit.cli.toolargs import span
 from nemotron_kit.errors import NemotronError, UserError
@@ -24,8 +24,7 @@ from nemotron_kit.runs.ledger import RunIndex, run_ids
 from nemotron_kit.runs.progress import short_span
 from nemotron_kit.spec.plan import is_local
 from nemotron_kit.ui.figures import Figure, parallel
-from nemotron_kit.ui.links import Links
-from nemotron_kit.ui.page import WebPage, as_text, clock, curve_figures, pin_link
+from nemotron_kit.ui.page import Links, WebPage, as_text, clock, curve_figures, pin_link
 from nemotron_kit.ui.reading import RecordReader, is_over, log_names_of, plan_of, read_log
 
 PER_PAGE = 100
@@ -165,11 +164,9 @@ class RunPages:
         data: dict[str, Any] = {**self._head(run, summary), "facts": list(self._facts(run, summary))}
         live = not is_over(summary)
         if len(jobs) != 1:
-            data |= self._sweep(run, self.reader.results(run, jobs), query)
-            figures = self._sweep_figures(run, data.pop("table"))
-            return WebPage(
-                "sweep.html", run.id, data, figures, live, f"run-{run.id}", _SLOWER if len(jobs) > _MANY else 3
-            )
+            more, figures = self._sweep(run, self.reader.results(run, jobs), query)
+            every = _SLOWER if len(jobs) > _MANY else 3
+            return WebPage("sweep.html", run.id, data | more, figures, live, f"run-{run.id}", every)
         (job,) = jobs
         data |= self._job(run, job)
         if summary.state == DAMAGED:
@@ -214,7 +211,10 @@ class RunPages:
         logs = [{"name": name, "url": self.links.log(run.id, job.number, name)} for name in names]
         if self.export:
             for log in logs:
-                log["text"] = _log_text(run, job, str(log["name"]))
+                try:  # its end, for a file that is mailed
+                    log["text"] = read_log(run, job, str(log["name"]), None)["text"]
+                except NemotronError as error:
+                    log["text"] = error.message
         config, config_file = _config(job)
         inputs, outputs, damage = self._artifacts(run, job)
         return {
@@ -260,14 +260,19 @@ class RunPages:
             return None
         ids = run_ids()
         before = ids[ids.index(run.id) + 1 :][:200] if run.id in ids else []
-        same = (other for other in before if (o := plan_of(RunFolder(run.path.with_name(other)))) and _alike(o, plan))
-        earlier = next(same, None)
-        url = self.links.diff([earlier, run.id]) if earlier else None
-        return (earlier, url) if earlier and url else None
+        for earlier in before:
+            other = plan_of(RunFolder(run.path.with_name(earlier)))
+            if other is not None and (other.recipe, other.stage) == (plan.recipe, plan.stage):
+                url = self.links.diff([earlier, run.id])
+                return (earlier, url) if url else None
+        return None
 
     # --- sweeps and pipelines
 
-    def _sweep(self, run: RunFolder, results: Sequence[JobResult], query: Mapping[str, str]) -> dict[str, Any]:
+    def _sweep(
+        self, run: RunFolder, results: Sequence[JobResult], query: Mapping[str, str]
+    ) -> tuple[dict[str, Any], list[Figure]]:
+        """(the data, the charts) of a sweep's page."""
         table = sweep_table(results, query.get("sort") or None, plan_of(run))
         varied, metrics, best = table.varied(), table.columns(), table.best
         returned = any(job.value is not None for job in table.jobs)
@@ -285,8 +290,7 @@ class RunPages:
             }
             for job in table.jobs[:_ROWS]
         ]
-        return {
-            "table": table,
+        data = {
             "rows": rows,
             "varied": list(varied),
             "metrics": metrics,
@@ -299,15 +303,13 @@ class RunPages:
             "best": None if best is None else {"number": best.number, "url": self.links.job(run.id, best.number)},
             "drawn": min(_DRAWN, len(results)),
         }
-
-    def _sweep_figures(self, run: RunFolder, table: SweepTable) -> list[Figure]:
         first = parallel(table)
         jobs = [JobFolder(run.path / "jobs" / str(job.number)) for job in table.jobs[:_DRAWN]]
         named = [
-            (f"{'★ ' if table.best is not None and at == 0 else ''}job {job.number} {own}".rstrip(), job)
+            (f"{'★ ' if best is not None and at == 0 else ''}job {job.number} {own}".rstrip(), job)
             for at, (job, own) in enumerate(zip(jobs, distinct_overrides(jobs), strict=True))
         ]
-        return [*([first] if first else []), *curve_figures(self.reader, named)]
+        return data, [*([first] if first else []), *curve_figures(self.reader, named)]
 
     def _pipeline(self, run: RunFolder) -> WebPage:
         summary = run.summary()
@@ -343,10 +345,6 @@ class RunPages:
         return WebPage("pipeline.html", run.id, data, live=not is_over(summary), anchor=f"run-{run.id}")
 
 
-def _alike(a: Any, b: Any) -> bool:
-    return (a.recipe, a.stage) == (b.recipe, b.stage)
-
-
 def _where(entry: Mapping[str, Any]) -> str:
     process, scheduler = entry.get("process"), entry.get("scheduler")
     if isinstance(scheduler, Mapping):
@@ -361,11 +359,3 @@ def _config(job: JobFolder) -> tuple[str, str]:
             text = read_regular(job.path / name).decode("utf-8", "replace")
             return text if len(text) <= _TEXT else f"{text[:_TEXT]}\n… (the rest is in {name})", name
     return "", ""
-
-
-def _log_text(run: RunFolder, job: JobFolder, name: str) -> str:
-    """The end of a log, for a file that is mailed."""
-    try:
-        return str(read_log(run, job, name, None)["text"])
-    except NemotronError as error:
-        return error.message

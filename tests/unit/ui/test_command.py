@@ -22,7 +22,7 @@ from nemotron_kit.ui import command
 from nemotron_kit.ui.comparing import ComparingPages
 from nemotron_kit.ui.export import export
 from nemotron_kit.ui.figures import thinned
-from nemotron_kit.ui.links import Links
+from nemotron_kit.ui.page import Links
 from nemotron_kit.ui.reading import RecordReader
 
 from ...dashboard import fill
@@ -45,7 +45,7 @@ def test_arguments(words: list[str], said: str) -> None:
 
 
 def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "find_spec", lambda name: None if name in ("uvicorn", "plotly") else object())
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name in ("uvicorn", "plotly") else object())
     with pytest.raises(UserError, match="needs uvicorn, plotly, which are not installed") as raised:
         run_tool("ui", [])
     assert raised.value.hint == "pip install 'nemotron-kit[ui]'"
