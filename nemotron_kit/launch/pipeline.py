@@ -149,7 +149,17 @@ class Launch:
         pipeline = self.request.pipeline
         self.id = new_run_id(pipeline.recipe, pipeline.stage)
         for at in self.request.selected:
-            self.stages.append(self._composed(at))
+            command, config = pipeline.stages[at], self.request.configs[at]
+            overrides, composed = self._composed(at)
+            resolved = resolve_job(composed, self.id, 0, None, self.transports)
+            run = resolved.config["run"]
+            references = {
+                slot: omegaconf_unescaped(str(run[slot]))
+                for slot in input_slots(command, resolved.config)
+                if run.get(slot) is not None
+            }
+            code = fingerprint(resolved, command)
+            self.stages.append(Stage(at, command, config, overrides, composed, resolved, code, references))
         self._wire()
         self.history = earlier_runs(pipeline, self.transports is not None)
         for stage in self.stages:
@@ -166,34 +176,21 @@ class Launch:
         """Whether the stages are submitted, rather than run one after another by this process."""
         return self.mode == "batch" or not is_local(self.stages[0].resolved.settings.executor)
 
-    def _composed(self, at: int, pins: Sequence[str] = ()) -> Stage:
-        request = self.request
-        command, config = request.pipeline.stages[at], request.configs[at]
-        stage_overrides = self._stage_overrides(at)
+    def _composed(self, at: int, pins: Sequence[str] = ()) -> tuple[list[str], Composed]:
+        """(overrides, config) of a stage."""
+        command, config = self.request.pipeline.stages[at], self.request.configs[at]
         overrides = [
-            f"recipe={command.recipe}",
-            f"stage={command.stage}",
+            *(f"recipe={command.recipe}", f"stage={command.stage}"),
             *([f"config={config}"] if config is not None else []),
-            *self.base,
-            *request.common,
-            *stage_overrides,
-            *pins,
+            *(*self.base, *self.request.common, *self._stage_overrides(at), *pins),
         ]
         try:
-            composed = compose(self.tree, overrides, self.env, self.config_dir)
+            return overrides, compose(self.tree, overrides, self.env, self.config_dir)
         except UserError as error:
             # A stage's values have its name before them here.
             named = f"Add a new one with +{command.stage.replace('/', '.')}."
             hint = (error.hint or "").replace("Add a new one with +", named)
             raise UserError(f"{command.full_name.partition(' ')[2]}: {error.message}", hint=hint or None) from error
-        resolved = resolve_job(composed, self.id, 0, None, self.transports)
-        run = resolved.config["run"]
-        references = {
-            slot: omegaconf_unescaped(str(run[slot]))
-            for slot in input_slots(command, resolved.config)
-            if run.get(slot) is not None
-        }
-        return Stage(at, command, config, overrides, composed, resolved, fingerprint(resolved, command), references)
 
     def _wire(self) -> None:
         """Connect every input that names the newest version of what another stage saves with that stage."""
@@ -346,7 +343,7 @@ class Launch:
             else:
                 continue
             pins.append(f"run.{slot}={hydra_text(omegaconf_escaped(text))}")
-        composed = self._composed(stage.number, pins).composed
+        _, composed = self._composed(stage.number, pins)
         plan = build_plan(
             composed,
             self.app,
