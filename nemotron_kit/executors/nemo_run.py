@@ -33,7 +33,19 @@ from nemotron_kit.worker.process import start_detached
 def build_packager(run: Any, config: RunConfig) -> Any:
     """NeMo-Run's packager for the profile. With the default, `worktree`, nemotron_kit sends the code itself and
     NeMo-Run packs nothing."""
-    return _PACKAGERS[config.packager or "worktree"](run, config)
+    packager = config.packager or "worktree"
+    if packager in ("worktree", "none"):
+        return run.Packager()
+    if packager == "git":
+        return git_packager(run, config)
+    if not config.packager_include_pattern:
+        raise ProfileError("packager 'pattern' needs packager_include_pattern.")
+    patterns = list(config.packager_include_pattern)
+    by_pattern = run.PatternPackager(include_pattern=patterns, relative_path=[str(Path.cwd())] * len(patterns))
+    if packager == "pattern":
+        return by_pattern
+    plain_git = git_packager(run, replace(config, packager_include_pattern=None))
+    return run.HybridPackager(sub_packagers={"git": plain_git, "pattern": by_pattern}, extract_at_root=True)
 
 
 def git_packager(run: Any, config: RunConfig) -> Any:
@@ -44,31 +56,6 @@ def git_packager(run: Any, config: RunConfig) -> Any:
         include_pattern=list(config.packager_include_pattern or [""]),
         include_pattern_relative_path=["" for _ in config.packager_include_pattern or [""]],
     )
-
-
-def _pattern(run: Any, config: RunConfig) -> Any:
-    if not config.packager_include_pattern:
-        raise ProfileError("packager 'pattern' needs packager_include_pattern.")
-    patterns = list(config.packager_include_pattern)
-    return run.PatternPackager(include_pattern=patterns, relative_path=[str(Path.cwd())] * len(patterns))
-
-
-def _hybrid(run: Any, config: RunConfig) -> Any:
-    plain_git = git_packager(run, replace(config, packager_include_pattern=None))
-    return run.HybridPackager(sub_packagers={"git": plain_git, "pattern": _pattern(run, config)}, extract_at_root=True)
-
-
-def _no_packager(run: Any, _: RunConfig) -> Any:
-    return run.Packager()
-
-
-_PACKAGERS = {
-    "worktree": _no_packager,
-    "none": _no_packager,
-    "git": git_packager,
-    "pattern": _pattern,
-    "hybrid": _hybrid,
-}
 
 
 class FromProfile(str):
