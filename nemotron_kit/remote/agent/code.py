@@ -14,7 +14,7 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -180,19 +180,24 @@ def unpack(data: bytes, folder: Path) -> None:
     """Create `folder` from an archive. An existing folder, which may hold files of the job, is left unchanged."""
     if folder.is_dir():
         return
+    with _built(folder) as building, tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as archive:
+        for member in archive:
+            _extract(archive, member, building)
+    files.fsync_dir(folder.parent)
+
+
+@contextmanager
+def _built(folder: Path) -> Iterator[Path]:
+    """A new folder, which is renamed to `folder` once the block has filled it, unless another process was faster."""
     building = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        with tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as archive:
-            for member in archive:
-                _extract(archive, member, building)
+        yield building
         building.rename(folder)
-    except BaseException as error:
+    except OSError:
+        if not folder.is_dir():
+            raise
+    finally:
         shutil.rmtree(building, ignore_errors=True)
-        # Another node of the same job was faster.
-        if isinstance(error, OSError) and folder.is_dir():
-            return
-        raise
-    files.fsync_dir(folder.parent)
 
 
 def written_since(folder: Path, saved: Collection[Path] = ()) -> dict[str, Any]:
@@ -269,27 +274,16 @@ def fetch_repository(cache: str, url: str, ref: str, commit: str, folder: str) -
     checkout = Path(cache) / folder
     if not checkout.is_dir():
         checkout.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        building = Path(tempfile.mkdtemp(prefix=f".{folder}-", dir=checkout.parent))
-        try:
-            _check_out(building, url, ref, commit)
-            building.rename(checkout)
-        except OSError:
-            if not checkout.is_dir():  # else another launch was faster
-                raise
-        finally:
-            shutil.rmtree(building, ignore_errors=True)
+        with _built(checkout) as building:
+            inside = ("-C", str(building))
+            _git("init", "--quiet", "--", str(building), seconds=ASK_SECONDS)
+            try:
+                _git(*inside, "fetch", "--quiet", "--depth=1", "--", url, commit, seconds=FETCH_SECONDS)
+            except UserError:  # a server may give out branches and tags only
+                _git(*inside, "fetch", "--quiet", "--", url, *({ref} - {commit}), seconds=FETCH_SECONDS)
+            _git(*inside, "checkout", "--quiet", "--detach", commit, seconds=FETCH_SECONDS)
     used(checkout)
     return str(checkout)
-
-
-def _check_out(folder: Path, url: str, ref: str, commit: str) -> None:
-    inside = ("-C", str(folder))
-    _git("init", "--quiet", "--", str(folder), seconds=ASK_SECONDS)
-    try:
-        _git(*inside, "fetch", "--quiet", "--depth=1", "--", url, commit, seconds=FETCH_SECONDS)
-    except UserError:  # a server may give out branches and tags only
-        _git(*inside, "fetch", "--quiet", "--", url, *({ref} - {commit}), seconds=FETCH_SECONDS)
-    _git(*inside, "checkout", "--quiet", "--detach", commit, seconds=FETCH_SECONDS)
 
 
 def _git(*arguments: str, seconds: float) -> str:
