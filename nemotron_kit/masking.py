@@ -176,10 +176,11 @@ class MaskedStream:
         """The masked bytes that can be written now, from `data` and from the bytes kept before."""
         values = _values()
         data = self._held + data
-        self._held = b""
+        self._held, held = b"", 0
         if values:
-            data = _byte_pattern(values).sub(MASK.encode(), data)
-        held = _beginning(data, _encoded_forms(values)) if values else 0
+            pattern, forms = _in_bytes(values)
+            data = pattern.sub(MASK.encode(), data)
+            held = _beginning(data, forms)
         text = self._written + data
         begin = text.rfind(b":/")
         if begin >= 0 and re.match(_ADDRESS_BEGINS, text[begin:]):
@@ -293,17 +294,11 @@ def _pattern(values: tuple[str, ...]) -> re.Pattern[str]:
 
 
 @lru_cache(maxsize=16)
-def _byte_pattern(values: tuple[str, ...]) -> re.Pattern[bytes]:
-    return re.compile(_encoded(_pattern(values).pattern))
-
-
-@lru_cache(maxsize=16)
-def _encoded_forms(values: tuple[str, ...]) -> tuple[bytes, ...]:
-    return tuple({_encoded(form) for value in values for form in _forms(value)})
-
-
-def _encoded(text: str) -> bytes:
-    return text.encode("utf-8", "surrogateescape")
+def _in_bytes(values: tuple[str, ...]) -> tuple[re.Pattern[bytes], tuple[bytes, ...]]:
+    """(the pattern of the values, their forms), for bytes."""
+    encoding = ("utf-8", "surrogateescape")
+    forms = tuple({form.encode(*encoding) for value in values for form in _forms(value)})
+    return re.compile(_pattern(values).pattern.encode(*encoding)), forms
 
 
 def _beginning(data: bytes, values: tuple[bytes, ...]) -> int:
