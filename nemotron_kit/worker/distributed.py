@@ -39,7 +39,7 @@ from nemotron_kit.worker import (
     ray_command,
     restart_arguments,
 )
-from nemotron_kit.worker.elastic import restarts_in
+from nemotron_kit.worker.elastic import read_shared, restarts_in
 from nemotron_kit.worker.process import Outcome, ignore_usr1, noted, supervise
 from nemotron_kit.worker.pump import write_all
 from nemotron_kit.worker.run import installed_versions, skip_unchanged, verified_inputs
@@ -149,7 +149,7 @@ def with_others(job: JobFolder, node: Node, outcome: Outcome, received: set[str]
     nodes to end, 2 s where it was sent a signal. Clears `received` where a node's failure explains the signal."""
     others = range(1, node.count)
     wait_for_nodes(job, others, OTHERS_SECONDS if not received else 2.0)
-    for end in filter(None, (_read(_end_of(job, rank)) for rank in others)):
+    for end in filter(None, (read_shared(_end_of(job, rank)) for rank in others)):
         if end["state"] == "failed" and (outcome.state == "succeeded" or received):
             error = f"node {end['node'] or end['host']}: {end['error']}"
             if not end.get("signals"):
@@ -184,7 +184,7 @@ def record(job: JobFolder, spec: JobSpec, node: Node, outcome: Outcome, received
         state = "failed" if last and not requeued else "preempted"
         job.finish(outcome.recorded, state, error=f"stopped with a checkpoint; {then}", **facts)
     else:
-        value = _read(job.path / VALUE) or {}
+        value = read_shared(job.path / VALUE) or {}
         skipped = {"skipped": outcome.skipped} if outcome.skipped else {}
         facts = {**unexplained, **value, **_written(job, spec), **skipped, **summary(job.path)}
         asked_to_stop = outcome.state == "cancelled" and job.cancel_requested
@@ -245,14 +245,6 @@ def _retries(job: JobFolder) -> int:
 
 def _end_of(job: JobFolder, rank: int) -> Path:
     return job.path / NODES / f"{os.environ.get('SLURM_RESTART_COUNT', '0')}-{rank}.json"
-
-
-def _read(path: Path) -> Mapping[str, Any] | None:
-    try:
-        value = json.loads(files.read_regular(path))
-    except FileNotFoundError:
-        return None
-    return files.decoded(value) if isinstance(value, dict) else None
 
 
 SAVING_SECONDS = 600.0

@@ -114,7 +114,7 @@ class _Nodes:
 
     def _watch(self, done: threading.Event) -> None:
         while not done.wait(_POLL_SECONDS):
-            ends = [_read(path) for rank, path in self.paths.items() if rank != self.rank]
+            ends = [read_shared(path) for rank, path in self.paths.items() if rank != self.rank]
             if any(end and end["code"] for end in ends):
                 self.stopped_by_node = True
                 send_signal(descendants(os.getpid()), signal.SIGKILL)
@@ -138,7 +138,7 @@ class _Nodes:
             return 0, False
         if not until(lambda: all(path.exists() for path in self.paths.values()), 0.2, within=TOGETHER_SECONDS):
             return code, False
-        ends = [found for found in map(_read, self.paths.values()) if found]
+        ends = [found for found in map(read_shared, self.paths.values()) if found]
         first = next((found["code"] for found in ends if not found["stopped_by_node"] and found["code"]), code)
         return first, _may_start_again(ends)
 
@@ -153,7 +153,7 @@ def restarts_in(folder: Path, *, earlier: bool = False) -> int:
     """How often the ranks of a job have started again, by the records in the folder of its nodes; `earlier`: before
     this allocation."""
     own = folder / _restarts_file()
-    found = [_read(path) for path in folder.glob(f"{_RESTARTS}*.json") if not (earlier and path == own)]
+    found = [read_shared(path) for path in folder.glob(f"{_RESTARTS}*.json") if not (earlier and path == own)]
     return sum(int(each["restarts"]) for each in found if each)
 
 
@@ -161,12 +161,13 @@ def _may_start_again(ends: Sequence[dict[str, Any]]) -> bool:
     return all(end["code"] not in (0, PREEMPTED, _MISTAKE) and not end["signals"] for end in ends)
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def read_shared(path: Path) -> dict[str, Any] | None:
+    """The object in a file that another node or process writes; None if it is not there yet."""
     try:
-        found: dict[str, Any] = json.loads(files.read_regular(path))
+        value = json.loads(files.read_regular(path))
     except FileNotFoundError:
         return None
-    return found
+    return files.decoded(value) if isinstance(value, dict) else None
 
 
 def _stay(number: int, _: FrameType | None) -> None:

@@ -37,7 +37,7 @@ def test_a_module_that_is_missing_is_on_record_with_the_python_that_lacks_it(
     with pytest.raises(NemotronError, match="has no module 'yaml'"):
         distributed.run_scheduled(job, spec, Node(rank=rank, count=2))  # type: ignore[arg-type]
     # Node 0 takes an other node's end for the reason of the TERM that srun then sends it.
-    record = job.exit_record() if rank == 0 else distributed._read(job.path / NODES / "0-1.json")
+    record = job.exit_record() if rank == 0 else elastic.read_shared(job.path / NODES / "0-1.json")
     assert record is not None and record["state"] == "failed" and "has no module 'yaml'" in str(record["error"])
 
 
