@@ -80,7 +80,7 @@ def collect_leftovers(folder: Path, *, ours: bool = False, dry_run: bool = False
     REMOVED are removed later) also those without a process id."""
     gone = []
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
-        left = [entry for entry in entries if entry.name.startswith(".") and is_leftover(entry, ours=ours)]
+        left = [entry for entry in entries if entry.name.startswith(".") and _is_leftover(entry, ours=ours)]
         for entry in left:
             with contextlib.suppress(OSError):  # another process removes it, too
                 path = Path(entry.path)
@@ -98,10 +98,10 @@ def collect_leftovers(folder: Path, *, ours: bool = False, dry_run: bool = False
 REMOVED = ".removed"
 
 
-def is_leftover(entry: os.DirEntry[str], ending: str = ".tmp", *, ours: bool = False) -> bool:
+def _is_leftover(entry: os.DirEntry[str], *, ours: bool) -> bool:
     """Whether the entry is a temporary file of a killed process, older than a day."""
-    *_, number, mark = ("", "", *entry.name.removesuffix(ending).split("."))
-    if not (entry.name.endswith(ending) and len(mark) == 8 and (number.isdecimal() or ours)):
+    *_, number, mark = ("", "", *entry.name.removesuffix(".tmp").split("."))
+    if not (entry.name.endswith(".tmp") and len(mark) == 8 and (number.isdecimal() or ours)):
         return False
     old = time.time() - entry.stat(follow_symlinks=False).st_mtime > DAY_S
     return old and not (number.isdecimal() and process_exists(int(number)))

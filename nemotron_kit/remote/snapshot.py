@@ -322,21 +322,16 @@ def _members(root: Path, names: Sequence[str]) -> Iterator[tuple[tarfile.TarInfo
     for name in names:
         path, info = root / name, tarfile.TarInfo(name)
         if path.is_symlink():
-            info.type, info.linkname = tarfile.SYMTYPE, _link(root, path)
+            info.type, info.linkname = tarfile.SYMTYPE, os.readlink(path)  # noqa: PTH115 — as it is written
+            target = Path(os.path.normpath(path.parent / info.linkname))
+            if not target.is_relative_to(root):
+                info.linkname = str(target)  # the copy has another path
+            elif info.linkname.startswith("/"):
+                info.linkname = os.path.relpath(target, path.parent)
             yield info, b""
             continue
         info.mode = 0o755 if path.stat().st_mode & 0o100 else 0o644
         yield info, path.read_bytes()
-
-
-def _link(root: Path, path: Path) -> str:
-    """The target of a symbolic link as it is archived: relative for a target inside the tree, absolute for one
-    outside, since the copy has another path."""
-    text = os.readlink(path)  # noqa: PTH115 — as it is written
-    target = Path(os.path.normpath(path.parent / text))
-    if not target.is_relative_to(root):
-        return str(target)
-    return os.path.relpath(target, path.parent) if text.startswith("/") else text
 
 
 def _pack(members: Iterable[tuple[tarfile.TarInfo, bytes]]) -> tuple[dict[str, int], bytes]:

@@ -240,7 +240,13 @@ def cancel(*, folder: str, jobs: list[int]) -> dict[str, Any]:
     by_job = submissions_by_job(read_all(run))
     asked: dict[str, list[int]] = {}
     for number in jobs:
-        _request_cancel(run / "jobs" / str(number))
+        job = JobFolder(run / "jobs" / str(number))
+        try:
+            over = is_final_end(read_object(job.path / "exit.json"))
+        except (FileNotFoundError, DamagedRecord):
+            over = False
+        if job.path.is_dir() and not over:
+            job.request_cancel()
         if number in by_job:
             asked.setdefault(by_job[number].intent, []).append(number)
     ids: dict[str | None, list[str]] = {}
@@ -257,15 +263,6 @@ def cancel(*, folder: str, jobs: list[int]) -> dict[str, Any]:
     for cluster, group in ids.items():
         commands.scancel(group, clusters=cluster)
     return {"cancelled": [number for group in ids.values() for number in group]}
-
-
-def _request_cancel(job: Path) -> None:
-    try:
-        over = is_final_end(read_object(job / "exit.json"))
-    except (FileNotFoundError, DamagedRecord):
-        over = False
-    if job.is_dir() and not over:
-        JobFolder(job).request_cancel()
 
 
 def limits(*, partition: str | None = None, count: bool = False) -> dict[str, Any]:
