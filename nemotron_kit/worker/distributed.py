@@ -25,8 +25,7 @@ from nemotron_kit.config.resolvers import pinned
 from nemotron_kit.errors import Cancelled, NemotronError
 from nemotron_kit.masking import mask, masked, note_secrets
 from nemotron_kit.polling import until
-from nemotron_kit.remote.agent.code import registered_folders, written_since
-from nemotron_kit.remote.agent.code import unpack_code as unpack
+from nemotron_kit.remote.agent.code import registered_folders, unpack_code, written_since
 from nemotron_kit.remote.agent.operations import CODE
 from nemotron_kit.runs.job import AGAIN, NODES, RESUMED, SLURM_STEP, UNEXPLAINED, VALUE, JobFolder
 from nemotron_kit.runs.metrics import summary
@@ -179,7 +178,8 @@ def record(job: JobFolder, spec: JobSpec, node: Node, outcome: Outcome, received
         job.finish(128 + signal.SIGTERM, "cancelled", error="cancelled")
     elif outcome.state == "preempted":
         last = f"{_LAST}={spec.max_segments}" if node.job else None
-        then = "it goes on from there" if requeued else f"{last or 'nothing starts it again'}: {resume_line(job)}"
+        resume = f"{last or 'nothing starts it again'}: nemotron runs resume {job.reference}"
+        then = "it goes on from there" if requeued else resume
         facts = {**unexplained, **({AGAIN: True} if requeued else {}), **_written(job, spec), **summary(job.path)}
         state = "failed" if last and not requeued else "preempted"
         job.finish(outcome.recorded, state, error=f"stopped with a checkpoint; {then}", **facts)
@@ -196,11 +196,6 @@ def _written(job: JobFolder, spec: JobSpec) -> dict[str, Any]:
     folder."""
     found = written_since(Path(spec.code), registered_folders(job)) if spec.code else {}
     return {"written": found} if found else {}
-
-
-def resume_line(job: JobFolder) -> str:
-    """The command line that resumes a job which is not requeued automatically."""
-    return f"nemotron runs resume {job.reference}"
 
 
 # In the marker: the job may be retried if its worker is killed.
@@ -258,7 +253,10 @@ def run_scheduled(job: JobFolder, spec: JobSpec, node: Node) -> Outcome:
     with job.open_log(node.log) as log:
         _print_to(log)  # the worker's own messages too
         try:
-            unpack_code(job, spec)
+            if spec.code is not None and not Path(spec.code).is_dir():
+                # The launch's code becomes this job's own copy, unless another node or an earlier attempt has made it.
+                sent = json.loads(files.read_regular(job.path.parent.parent / CODE))
+                unpack_code(root=sent["target_root"], digest=sent["digest"], folders=[spec.code])
             os.chdir(spec.cwd)
             note_secrets(spec.secrets)
             read_config(job.path)  # which notes its secrets
@@ -284,15 +282,6 @@ def _lacking(error: ModuleNotFoundError) -> NemotronError:
         f"{sys.executable} (Python {version}) has no module {error.name!r}, which the job's worker needs.",
         hint="Where jobs run, an image's Python included, there must be omegaconf, and pydantic to save artifacts.",
     )
-
-
-def unpack_code(job: JobFolder, spec: JobSpec) -> None:
-    """Unpack the launch's code as this job's own copy, unless another node or an earlier attempt has done so."""
-    if spec.code is None or Path(spec.code).is_dir():
-        return
-
-    record = json.loads(files.read_regular(job.path.parent.parent / CODE))
-    unpack(root=record["target_root"], digest=record["digest"], folders=[spec.code])
 
 
 def _lead(job: JobFolder, spec: JobSpec, node: Node) -> Outcome:
