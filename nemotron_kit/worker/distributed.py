@@ -391,9 +391,8 @@ def _rank_logs(job: JobFolder, spec: JobSpec, node: Node) -> Iterator[None]:
     ranks = range(first, first + spec.nproc_per_node)
     with ExitStack() as stack:
         logs = {f"rank-{rank}": stack.enter_context(job.open_log(f"rank-{rank}")) for rank in ranks}
-        stack.enter_context(
-            merged({f"rank {rank}": job.log_path(f"rank-{rank}") for rank in ranks}, partial(write_all, 1))
-        )
+        paths = {f"rank {rank}": job.log_path(f"rank-{rank}") for rank in ranks}
+        stack.enter_context(merged(paths, partial(write_all, 1)))
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="nemotron-"))
         fifos = [(*_fifo(f"{folder}/{name}"), log.fileno(), None) for name, log in logs.items()]
         stack.callback(Channels(fifos, job.path).finish)

@@ -104,21 +104,22 @@ class _Nodes:
             yield
             return
         done = threading.Event()
-        thread = threading.Thread(target=self._watch, args=(done,), daemon=True)
+
+        def watch() -> None:
+            while not done.wait(_POLL_SECONDS):
+                ends = [read_shared(path) for rank, path in self.paths.items() if rank != self.rank]
+                if any(end and end["code"] for end in ends):
+                    self.stopped_by_node = True
+                    send_signal(descendants(os.getpid()), signal.SIGKILL)
+                    return
+
+        thread = threading.Thread(target=watch, daemon=True)
         thread.start()
         try:
             yield
         finally:
             done.set()
             thread.join()
-
-    def _watch(self, done: threading.Event) -> None:
-        while not done.wait(_POLL_SECONDS):
-            ends = [read_shared(path) for rank, path in self.paths.items() if rank != self.rank]
-            if any(end and end["code"] for end in ends):
-                self.stopped_by_node = True
-                send_signal(descendants(os.getpid()), signal.SIGKILL)
-                return
 
     def note_restarts(self, count: int) -> None:
         """Record that the ranks start again for the `count`-th time in this allocation."""
