@@ -19,7 +19,7 @@ from nemotron_kit.cli import indexing, sweep
 from nemotron_kit.cli import tree as trees
 from nemotron_kit.cli.options import NEMOTRON
 from nemotron_kit.cli.output import print_status, write_lines
-from nemotron_kit.cli.reader import Reader
+from nemotron_kit.cli.parse import Reader
 from nemotron_kit.cli.request import Job
 from nemotron_kit.cli.run_job import carry_out, expand_profile_keys, show_plan
 from nemotron_kit.cli.runs.list import open_jobs
@@ -260,8 +260,19 @@ class Rerun:
         given = {override.partition("=")[0] for override in request.overrides}
         for slot, old in recorded.pins.items():
             new = plan.inputs.get(slot)  # None: gone, which is a problem of the plan already; or not read any more
-            if new is not None and f"run.{slot}" not in given:
-                _check_same(recorded.run.id, slot, old, new)
+            if new is None or f"run.{slot}" in given:
+                continue
+            if new.registry != old.registry:
+                what = (
+                    f"{slot}: {old.label} was read from another registry than that of the machine where the job would "
+                    "run now."
+                )
+                raise UserError(what, hint=f"Name a version in that one: --art.{slot} NAME:vN.")
+            moved = (new.version, old.version) == (None, None) and new.path != old.path
+            if new.digest != old.digest or moved:
+                digests = f"sha256 {str(new.digest)[:12]}, and it was {str(old.digest)[:12]}"
+                what = f"{slot}: {old.label} is not what {recorded.run.id} read: {digests}."
+                raise UserError(what, hint=f"To use it as it is now: --art.{slot} {old.label}.")
         # The mounts are recorded as folders; those of repositories may have been removed since.
         repositories = plan.repositories or (() if request.profile else recorded.plan.repositories)
         return replace(plan, rerun_of=recorded.label if single else recorded.run.id, repositories=repositories)
@@ -277,19 +288,6 @@ class Rerun:
             planned = partial(self.plan, recorded, composed, single=False)
             plan = after.apply(planned(), composed.command, planned) if after else planned()
             yield sweep_job_of(plan, composed, composed.overrides)
-
-
-def _check_same(run_id: str, slot: str, old: Pin, new: Pin) -> None:
-    """Raise UserError for an input that has another content now, or is from another registry."""
-    if new.registry != old.registry:
-        what = (
-            f"{slot}: {old.label} was read from another registry than that of the machine where the job would run now."
-        )
-        raise UserError(what, hint=f"Name a version in that one: --art.{slot} NAME:vN.")
-    digests = [str(pin.digest)[:12] for pin in (new, old)]
-    if new.digest != old.digest or ((new.version, old.version) == (None, None) and new.path != old.path):
-        what = f"{slot}: {old.label} is not what {run_id} read: sha256 {digests[0]}, and it was {digests[1]}."
-        raise UserError(what, hint=f"To use it as it is now: --art.{slot} {old.label}.")
 
 
 def rerun_sweep(run: RunFolder, chosen: Sequence[JobFolder], again: Rerun) -> int:
