@@ -50,22 +50,16 @@ def find_env_file() -> str | None:
     named = os.environ.get("NEMOTRON_ENV_FILE")
     if named:
         return os.path.join(os.getcwd(), os.path.expanduser(named))
-    folders = [*_project_folders(os.getcwd()), *([os.path.expanduser("~/.config/nemotron")] if _has_home() else [])]
+    folders = [os.getcwd()]  # and those above it, up to the first with a pyproject.toml or .git
+    while not any(os.path.exists(os.path.join(folders[-1], mark)) for mark in ("pyproject.toml", ".git")):
+        above = os.path.dirname(folders[-1])
+        if above == folders[-1]:  # there is none
+            folders = folders[:1]
+            break
+        folders.append(above)
+    folders += [os.path.expanduser("~/.config/nemotron")] if _has_home() else []
     files = (os.path.join(folder, "env.toml") for folder in folders)
     return next((file for file in files if os.path.isfile(file)), None)
-
-
-def _project_folders(start: str) -> list[str]:
-    """`start` and its parents up to the first folder with a pyproject.toml or .git; [start] when there is none."""
-    folders = [start]
-    while True:
-        folder = folders[-1]
-        if any(os.path.exists(os.path.join(folder, mark)) for mark in ("pyproject.toml", ".git")):
-            return folders
-        above = os.path.dirname(folder)
-        if above == folder:
-            return [start]
-        folders.append(above)
 
 
 def artifacts_root() -> str:
