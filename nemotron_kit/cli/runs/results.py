@@ -181,16 +181,14 @@ def sort_order(sort: str | None, names: Collection[str] = ()) -> tuple[str | Non
 def print_sweep(table: SweepTable, top: int | None, command: str = "") -> None:
     """Print the table with its most important metrics, and why jobs failed. `command`: the command, and a blank, whose
     options print the rest, if it is not the one that prints the table."""
-    varied, metrics = table.varied(), table.columns()[:MAIN]
-    header, rows = _cells(table, table.jobs[:top], metrics, short=True)
+    header, rows = _cells(table, table.jobs[:top], table.columns()[:MAIN], short=True)
     print_table(header, rows, keep="VALUE" if table.objective == VALUE else table.objective or "")
     lines = [table.rule] if table.best is not None else []
     if len(table.jobs) > len(rows):
         lines.append(f"and {len(table.jobs) - len(rows)} more: {command}--top {len(table.jobs)} prints all")
     if len(table.columns()) > MAIN:
         lines.append(f"more metrics, in {command}--csv and --json: {listed(table.columns()[MAIN:])}")
-    if varied or lines:
-        write_lines(lines)
+    write_lines(lines)
 
 
 def print_sweep_csv(table: SweepTable, top: int | None) -> None:
@@ -204,8 +202,10 @@ def _cells(
 ) -> tuple[list[str], list[list[str]]]:
     varied, best = table.varied(), table.best
     returned = any(job.value is not None for job in table.jobs)
+    stepped = any(job.step is not None for job in table.jobs)
     failed = any(job.why for job in jobs)
-    header = ["JOB", "STATE", *varied, *(["VALUE"] if returned else []), "STEP", *metrics, *(["WHY"] if failed else [])]
+    header = ["JOB", "STATE", *varied, *(["VALUE"] if returned else []), *(["STEP"] if stepped else []), *metrics]
+    header += ["WHY"] if failed else []
     if not short:
         header = [*map(str.lower, header[:2]), *header[2:]]
     rows = []
@@ -217,14 +217,11 @@ def _cells(
                 job.state,
                 *(by_job.get(job.number, "") for by_job in varied.values()),
                 *([format_value(job.value, short)] if returned else []),
-                "" if job.step is None else str(job.step),
+                *(["" if job.step is None else str(job.step)] if stepped else []),
                 *(format_value(job.metrics[name].last if name in job.metrics else None, short) for name in metrics),
                 *([job.why or ""] if failed else []),
             ]
         )
-    if not any(job.step is not None for job in table.jobs):
-        at = header.index("STEP")
-        header, rows = [*header[:at], *header[at + 1 :]], [[*row[:at], *row[at + 1 :]] for row in rows]
     return header, rows
 
 

@@ -74,11 +74,12 @@ def print_launches(table: LaunchTable, top: int | None, *, asked: bool) -> None:
     columns = table.columns if table.sort is None else [table.sort, *(c for c in table.columns if c != table.sort)]
     wide = columns if asked else columns[:MAIN]
     names = {run.id: name_of(run) for run in table.runs[:top]}
-    header = ["RUN", "STATE", "AGE", *(["NAME"] if any(names.values()) else []), *wide]
+    named = any(names.values())
+    header = ["RUN", "STATE", "AGE", *(["NAME"] if named else []), *wide]
     rows = []
     for at, run in enumerate(table.runs[:top]):
         mark = " *" if run is table.best else ""
-        name = [names[run.id]] if any(names.values()) else []
+        name = [names[run.id]] if named else []
         rows.append([f"{run.id}{mark}", run.state, age_of(run), *name, *table.cells(at, wide, short=True)])
     print_table(header, rows, keep=table.sort or "")
     lines = [table.table.rule] if table.best is not None else []
@@ -88,8 +89,7 @@ def print_launches(table: LaunchTable, top: int | None, *, asked: bool) -> None:
         lines.append(f"more columns, in --csv and --json, or by --columns: {listed(columns[len(wide) :])}")
     if any(run.jobs > 1 for run in table.runs[:top]):
         lines.append("the results of a sweep are those of its best job")
-    if lines:
-        write_lines(lines)
+    write_lines(lines)
 
 
 def print_launches_csv(table: LaunchTable, top: int | None) -> None:
