@@ -27,8 +27,7 @@ if TYPE_CHECKING:
 
 def nemotron(argv: Sequence[str] | None = None) -> int:
     """`nemotron …`: the documented syntax."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    return guarded(lambda: _nemotron(_readable(arguments)))
+    return guarded(lambda: _nemotron(_readable(argv)))
 
 
 def console() -> NoReturn:
@@ -64,14 +63,13 @@ def leave(command: Callable[[], int]) -> NoReturn:
 
 def hydra(argv: Sequence[str] | None = None) -> int:
     """`python -m nemotron_kit …`: the same, as Hydra's overrides and flags."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    return guarded(lambda: _hydra(_readable(arguments)))
+    return guarded(lambda: _hydra(_readable(argv)))
 
 
 def run_app(app: App, argv: Sequence[str]) -> int:
     """`app.run()`: run the command of this app that the arguments name, as in `python -m myrecipe data prep run -c
     tiny`."""
-    return guarded(lambda: _app(app, _readable(list(argv))))
+    return guarded(lambda: _app(app, _readable(argv)))
 
 
 def guarded(action: Callable[[], int]) -> int:
@@ -147,10 +145,11 @@ def _open_streams() -> None:
                 os.close(descriptor)
 
 
-def _readable(arguments: list[str]) -> list[str]:
-    """The arguments as text, also if the locale is not UTF-8. Raises UserError for bytes that are no text."""
+def _readable(argv: Sequence[str] | None) -> list[str]:
+    """The arguments (None: this process's) as text, also if the locale is not UTF-8. Raises UserError for bytes that
+    are no text."""
     texts = []
-    for argument in arguments:
+    for argument in sys.argv[1:] if argv is None else argv:
         try:
             texts.append(os.fsencode(argument).decode())
         except UnicodeEncodeError:  # not from the shell, so text already
