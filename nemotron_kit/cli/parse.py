@@ -271,10 +271,8 @@ class Reader:
                 self._short(argument)
         if self.names:
             raise NotThisCommand(f"{self.where}: {self.names[0]!r} is missing.")
-        if "--multirun" in self.flags or "hydra.mode=MULTIRUN" in self.assigned.overrides:
-            self.assigned.sweep_artifacts()
-        else:
-            self.assigned.refuse_several_artifacts()
+        swept = "--multirun" in self.flags or "hydra.mode=MULTIRUN" in self.assigned.overrides
+        self.assigned.split_artifacts(swept=swept)
         chosen = {choice: text for choice, (text, _) in self.chosen.items()}
         return Job(
             recipe=chosen.get("recipe", ""),

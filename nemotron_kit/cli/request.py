@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nemotron_kit.cli.options import WANDB, key
-from nemotron_kit.errors import UserError, closest, nearest
+from nemotron_kit.errors import UserError, closest, nearest, sentence
 from nemotron_kit.lazy import Value
 from nemotron_kit.quoting import hydra_field, hydra_quoted, hydra_text, hydra_untyped, omegaconf_escaped
 
@@ -113,9 +113,7 @@ def shell_line(job: Job) -> str:
 
 def near(argument: str, known: Iterable[str]) -> str:
     """`Did you mean a, b?` if names of `known` are similar, else `There is: a, b.`; "" if `known` is empty."""
-    text = nearest(argument, known)
-    ended = text if not text or text.endswith("?") else f"{text}."
-    return ended[:1].upper() + ended[1:]
+    return sentence(nearest(argument, known))
 
 
 def close(argument: str, known: Iterable[str]) -> bool:
@@ -202,18 +200,17 @@ class Assignments:
         self._artifacts[len(self.overrides)] = (name, text)
         self.set(f"run.{name}", hydra_field(text, "str"))
 
-    def sweep_artifacts(self) -> None:
-        """In a sweep, `--art.data A:v0,B:v0` is two references: no artifact's name has a comma."""
+    def split_artifacts(self, *, swept: bool) -> None:
+        """In a sweep, `--art.data A:v0,B:v0` is two references: no artifact's name has a comma. Raises UserError where
+        one job is given several."""
         for position, (name, text) in self._artifacts.items():
-            if _several(text):
-                parts = [part.strip() for part in text.split(",")]
-                self.overrides[position] = f"run.{name}={','.join(hydra_field(part, 'str') for part in parts)}"
-
-    def refuse_several_artifacts(self) -> None:
-        """Raise UserError where one job is given several references for an input."""
-        for name, text in self._artifacts.values():
-            if _several(text):
+            # Of single references, only an existing path may have a comma.
+            if "," not in text or "${" in text or os.path.exists(os.path.expanduser(text)):  # noqa: PTH110, PTH111
+                continue
+            if not swept:
                 raise UserError(f"--art.{name}: {text!r} names several artifacts.", hint="Add -m to sweep over them.")
+            parts = [hydra_field(part.strip(), "str") for part in text.split(",")]
+            self.overrides[position] = f"run.{name}={','.join(parts)}"
 
     def wandb(self, name: str, text: str) -> None:
         """`--wandb.project NAME`; `--wandb.tags a,b`, which may be repeated."""
@@ -288,8 +285,3 @@ class Assignments:
 
 def _dashed(names: Iterable[str]) -> list[str]:
     return [name.replace("_", "-") for name in names]
-
-
-def _several(text: str) -> bool:
-    """Whether a reference is a list of references: of single ones, only an existing path may have a comma."""
-    return "," in text and "${" not in text and not os.path.exists(os.path.expanduser(text))  # noqa: PTH110, PTH111
