@@ -94,11 +94,7 @@ class WandbTracker:
 
     def _log(self, run: Any, artifact: Artifact, name: str, used: list[str]) -> dict[str, Any]:
         document = artifact._document()
-        pin = artifact._pin
-        local = (
-            {"local_version": pin.label, "sha256": pin.digest} if pin is not None and pin.version is not None else {}
-        )
-        known = {"created_at": artifact.created_at, "path": document["path"], **local}
+        known = {"created_at": artifact.created_at, "path": document["path"], **_local_version(artifact._pin)}
         about = {**known, **({"inputs": used} if used else {}), **document["metadata"]}
         logged = self.wandb.Artifact(name=name, type=artifact.type, metadata=about)
         for path, stored in files_of(artifact):
@@ -139,27 +135,27 @@ class WandbTracker:
 
 
 def _note_pins(wandb: Any, run: Any) -> None:
-    """Record the artifacts that the job has read so far as inputs of the run, each once."""
+    """Record the artifacts that the job has read so far as inputs of the run, each once, by its name in W&B if it was
+    logged to W&B."""
     noted = _noted.setdefault(str(run.id), set())
     for pin in lineage.inputs():
-        if pin not in noted:
-            with _warned(pin.label):
-                _note_pin(wandb, run, pin)
-                noted.add(pin)
+        if pin in noted:
+            continue
+        with _warned(pin.label):
+            logged = ((read_document(folder_of(Path(pin.path))) or {}).get("tracking") or {}).get("artifact_id")
+            if isinstance(logged, str) and not run.offline:
+                run.use_artifact(logged)
+            else:
+                name, kind = pin.name or artifact_name(pin.path), pin.type or "artifact"
+                source = wandb.Artifact(name=name, type=kind, metadata={"path": pin.path, **_local_version(pin)})
+                source.add_reference(to_wandb_uri(pin.path), name="output", checksum=False)
+                _use(run, source)
+            noted.add(pin)
 
 
-def _note_pin(wandb: Any, run: Any, pin: Pin) -> None:
-    """Record an input from the registry or the file system, by its name in W&B if it was logged to W&B."""
-    logged = ((read_document(folder_of(Path(pin.path))) or {}).get("tracking") or {}).get("artifact_id")
-    if isinstance(logged, str) and not run.offline:
-        run.use_artifact(logged)
-        return
-    local = {"local_version": pin.label, "sha256": pin.digest} if pin.version is not None else {}
-    source = wandb.Artifact(
-        name=pin.name or artifact_name(pin.path), type=pin.type or "artifact", metadata={"path": pin.path, **local}
-    )
-    source.add_reference(to_wandb_uri(pin.path), name="output", checksum=False)
-    _use(run, source)
+def _local_version(pin: Pin | None) -> dict[str, Any]:
+    """Which version of the registry an artifact in W&B is, for its metadata there."""
+    return {"local_version": pin.label, "sha256": pin.digest} if pin is not None and pin.version is not None else {}
 
 
 def _use(run: Any, source: Any) -> None:

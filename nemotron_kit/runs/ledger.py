@@ -201,7 +201,12 @@ def open_run(reference: str, root: Path | None = None) -> RunFolder:
     if not ids:
         raise UserError(f"No runs in {root}.", hint="Launching a command creates one.")
     if reference == "latest":
-        return _launched(RunFolder(root / ids[0]))
+        last = RunFolder(root / ids[0])
+        with contextlib.suppress(DamagedRecord):
+            pipeline = str(last.plan().get("part_of"))
+            if is_run_id(pipeline) and (root / pipeline).is_dir():
+                return RunFolder(root / pipeline)
+        return last
     matching = [run_id for run_id in ids if reference and run_id.startswith(reference)]
     matching = matching or [run_id for run_id in ids if len(reference) == 6 and run_id.endswith(f"-{reference}")]
     matching = matching or [run_id for run_id in ids if reference and _labels(root, run_id)["name"] == reference]
@@ -212,15 +217,6 @@ def open_run(reference: str, root: Path | None = None) -> RunFolder:
         raise UserError(f"{reference!r} matches {len(matching)} runs.", hint=f"Which one: {listed}?")
     newest = f"The newest is {ids[0]}." if not difflib.get_close_matches(reference, ids) else nearest(reference, ids)
     raise UserError(f"No run {reference!r}.", hint=f"{sentence(newest)} `nemotron runs` lists them.")
-
-
-def _launched(run: RunFolder) -> RunFolder:
-    """The pipeline that the run is a stage of, else the run."""
-    try:
-        whole = run.path.with_name(str(run.plan().get("part_of")))
-    except DamagedRecord:
-        return run
-    return RunFolder(whole) if is_run_id(whole.name) and whole.is_dir() else run
 
 
 def remove_run(
@@ -271,28 +267,29 @@ def collect_removed(
     """Complete the removals of processes that were killed, and restore folders with artifacts; returns the ids of the
     removed runs. With `dry_run`: those that would be."""
     root, done = root or runs_root(), []
-    for run_id, doomed in _half_removed(root):
-        run = RunFolder(root / run_id)
+    try:
+        with os.scandir(root) as entries:
+            every = sorted(entries, key=lambda each: each.name)
+    except FileNotFoundError:
+        return []
+    for entry in every:
+        match = _REMOVED.match(entry.name)
+        if match is None or not is_run_id(match["run"]):
+            continue
+        # This process has no removal under way. A process id of another host may be in use on this one: the folder is
+        # then left until later.
+        process = int(match["process"] or os.getpid())
+        if process != os.getpid() and files.process_exists(process):
+            continue
+        run, doomed = RunFolder(root / match["run"]), Path(entry.path)
         with contextlib.suppress(OSError):
             held = referenced_by(run)
             if not dry_run and held:
                 doomed.rename(run.path)
             elif not dry_run:
                 shutil.rmtree(doomed)
-            done += [] if held else [run_id]
+            done += [] if held else [run.id]
     return done
-
-
-def _half_removed(root: Path) -> Iterator[tuple[str, Path]]:
-    """The runs whose removal was killed: their ids, and the folders that are left."""
-    with contextlib.suppress(FileNotFoundError), os.scandir(root) as entries:
-        for entry in sorted(entries, key=lambda each: each.name):
-            match = _REMOVED.match(entry.name)
-            # This process has no removal under way. A process id of another host may be in use on this one: the folder
-            # is then left until later.
-            going = match and match["process"] and int(match["process"]) != os.getpid()
-            if match and is_run_id(match["run"]) and not (going and files.process_exists(int(match["process"]))):
-                yield match["run"], Path(entry.path)
 
 
 def check_removable(

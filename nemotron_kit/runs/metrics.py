@@ -440,22 +440,21 @@ def series(folder: Path, *, times: bool = False) -> dict[str, tuple[list[int], l
     also those of the rows, as TIMESTAMP."""
     ranks: dict[int, dict[str, tuple[list[int], list[float]]]] = {}
     rows = chain.from_iterable(map(_readable_rows, _metrics_files(folder)))
-    with contextlib.suppress(OSError):
-        for number, row in enumerate(rows):
-            step, rank = row.pop("step", None), row.pop("rank", 0)
-            position = step if isinstance(step, int) else number
-            if not times:
-                row.pop(TIMESTAMP, None)
-            into = ranks.setdefault(rank if isinstance(rank, int) else 0, {})
-            for name, text in row.items():
-                value = _NONFINITE.get(text, text) if isinstance(text, str) else text
-                if isinstance(value, int | float) and not isinstance(value, bool):
-                    steps, values = into.setdefault(name, ([], []))
-                    while steps and steps[-1] >= position:
-                        steps.pop()
-                        values.pop()
-                    steps.append(position)
-                    values.append(value)
+    for number, row in enumerate(rows):
+        step, rank = row.pop("step", None), row.pop("rank", 0)
+        position = step if isinstance(step, int) else number
+        if not times:
+            row.pop(TIMESTAMP, None)
+        into = ranks.setdefault(rank if isinstance(rank, int) else 0, {})
+        for name, text in row.items():
+            value = _NONFINITE.get(text, text) if isinstance(text, str) else text
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                steps, values = into.setdefault(name, ([], []))
+                while steps and steps[-1] >= position:
+                    steps.pop()
+                    values.pop()
+                steps.append(position)
+                values.append(value)
     return {name: curve for rank in sorted(ranks, reverse=True) for name, curve in ranks[rank].items()}
 
 
