@@ -32,7 +32,6 @@ from nemotron_kit.home import is_run_id, located
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from nemotron_kit.config.config_files import Spelled
 
 __all__ = [
     "ConfigManager",
@@ -58,7 +57,12 @@ def load_omegaconf_yaml(path: str | Path) -> DictConfig:
 
     register_resolvers()
     overrides = list(getattr(path, "overrides", ()))
-    values, chosen, spelled = _load(Path(path), overrides)
+    values, spelled = load_with_spelling(Path(path))
+    chosen: list[str] = []  # the overrides that chose options of its groups
+    if composes(Path(path), values, overrides):
+        values, chosen, spelled = compose_file(Path(path), overrides)
+    else:
+        values = {key: value for key, value in values.items() if key != "hydra"}
     above = Path(path).absolute().parents
     recorded = len(above) > 3 and is_run_id(above[2].name)  # a job's own config, in its folder
     if recorded:
@@ -118,7 +122,9 @@ def omegaconf_to_dataclass(config: Any, cls: type[T]) -> T:
     piped = _piped(raw, getattr(config, "__dict__", {}).get("_applied", ()))
     with pinned(piped) if piped else nullcontext():
         values = {key: value for key, value in _resolved(raw, config, cls).items() if key != "run"}
-    added = _from_the_kit() | (config.__dict__.get("_added", set()) if OmegaConf.is_config(config) else set())
+    added: set[str] = config.__dict__.get("_added", set()) if OmegaConf.is_config(config) else set()
+    # Those of the launcher's command line are in the file already: the worker passes their names.
+    added = added | set(filter(None, os.environ.get("NEMOTRON_ADDED_KEYS", "").split(",")))
     # `+block.key=1` adds the block, too.
     blocks = {key.rsplit(".", depth)[0] for key in added for depth in range(1, key.count(".") + 1)}
     return to_dataclass(values, cls, extras=added | blocks)
@@ -181,14 +187,6 @@ def init_wandb_from_env() -> Any:
     )
 
 
-def _load(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], list[str], Spelled]:
-    """(a file's values, the overrides that chose options of its groups, the spellings of values that may be text)."""
-    values, spelled = load_with_spelling(path)
-    if composes(path, values, overrides):
-        return compose_file(path, overrides)
-    return {key: value for key, value in values.items() if key != "hydra"}, [], spelled
-
-
 # The `wandb` block of the config file of a script that was started by hand: a launch puts it into the environment.
 _wandb: dict[str, Any] = {}
 
@@ -213,12 +211,6 @@ def _piped(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
 
     given = {override.lstrip("+").partition("=")[0] for override in overrides}
     return pins_from_step([slot for slot in sorted(slots_used(raw)) if f"run.{slot}" not in given])
-
-
-def _from_the_kit() -> set[str]:
-    """The keys added by `+key=…` on the launcher's command line; the worker passes them, as they are in the config file
-    already."""
-    return {key for key in os.environ.get("NEMOTRON_ADDED_KEYS", "").split(",") if key}
 
 
 def _apply(config: Any, override: Any, added: set[str]) -> None:

@@ -61,13 +61,13 @@ def generate(cfg: GenerateConfig) -> int:
         raise UserError("--raw gives the model the prompt unchanged, so --system can't be used.")
     generator = _text_generator()
     if generator.chats and not cfg.raw:
-        ids = generator.prompt(_opening(cfg.system, prompt), enable_thinking=cfg.enable_thinking)
+        messages = [*_first_messages(cfg), {"role": "user", "content": prompt}]
+        ids = generator.prompt(messages, enable_thinking=cfg.enable_thinking)
     elif cfg.system is not None:
         raise UserError(f"{generator.folder}: the model has no chat template, so it takes no system message.")
     else:
         ids = generator.raw(prompt)
-    _, ended = _print_answer(generator.stream(ids, sampling))
-    if not ended:
+    if not _print_answer(generator.stream(ids, sampling)):
         _notice(f"The answer was cut off after {cfg.max_new_tokens} tokens: --max-new-tokens N allows more.")
     return 0
 
@@ -100,19 +100,14 @@ class Conversation:
     def __init__(self, generator: TextGenerator, cfg: ChatConfig, sampling: Sampling) -> None:
         self.generator, self.cfg, self.sampling = generator, cfg, sampling
         self.saved: set[Path] = set()
-        self.messages: list[dict[str, Any]] = []
-        self.reset()
-
-    def reset(self) -> None:
-        self.messages = [{"role": "system", "content": self.cfg.system}] if self.cfg.system is not None else []
+        self.messages = _first_messages(cfg)
 
     def turn(self, text: str) -> None:
         """Add `text` as the user's message, and print the answer."""
         self.messages.append({"role": "user", "content": text})
         printed: list[str] = []
         try:
-            _, ended = _print_answer(self.generator.stream(self._ids(), self.sampling), printed)
-            if not ended:
+            if not _print_answer(self.generator.stream(self._ids(), self.sampling), printed):
                 _notice(f"(cut off after {self.cfg.max_new_tokens} tokens)")
         except KeyboardInterrupt:
             _write("\n")
@@ -138,7 +133,7 @@ class Conversation:
         """Execute a line that begins with a slash; an invalid one is reported, and the chat continues."""
         word, _, rest = line.strip().partition(" ")
         if word == "/reset":
-            self.reset()
+            self.messages = _first_messages(self.cfg)
             _notice("(forgotten)")
         elif word == "/save":
             self._save(rest.strip())
@@ -215,9 +210,9 @@ def _prompt(cfg: GenerateConfig) -> str:
     return text
 
 
-def _opening(system: str | None, prompt: str) -> list[dict[str, Any]]:
-    first = [{"role": "system", "content": system}] if system is not None else []
-    return [*first, {"role": "user", "content": prompt}]
+def _first_messages(cfg: ChatConfig) -> list[dict[str, Any]]:
+    """The messages before the user's first one."""
+    return [{"role": "system", "content": cfg.system}] if cfg.system is not None else []
 
 
 def _sampling(cfg: ChatConfig) -> Sampling:
@@ -265,23 +260,19 @@ def _newest() -> Pin:
     )
 
 
-def _print_answer(pieces: Iterator[str], printed: list[str] | None = None) -> tuple[str, bool]:
-    """Print an answer as it is generated; returns (its text, whether the model ended its turn). `printed` collects the
-    pieces, also if the answer is interrupted."""
+def _print_answer(pieces: Iterator[str], printed: list[str] | None = None) -> bool:
+    """Print an answer as it is generated; returns whether the model ended its turn. `printed` collects the pieces, also
+    if the answer is interrupted."""
     printed = [] if printed is None else printed
-    ended: Any = False
     while True:
         try:
             piece = next(pieces)
         except StopIteration as end:
-            ended = end.value
-            break
+            if not "".join(printed).endswith("\n"):
+                _write("\n")
+            return bool(end.value)
         printed.append(piece)
         _write(piece)
-    text = "".join(printed)
-    if not text.endswith("\n"):
-        _write("\n")
-    return text, bool(ended)
 
 
 def _write(text: str) -> None:

@@ -69,7 +69,7 @@ def import_pretrain_data(cfg: ImportData) -> Artifact:
     from nemotron.kit import PretrainBlendsArtifact
 
     folder = _folder(cfg)
-    _print(_opened(folder))
+    print(_opened(folder), file=sys.stderr)
     return _saved(_described(PretrainBlendsArtifact, folder), cfg)
 
 
@@ -164,10 +164,6 @@ def _opened(folder: Path) -> str:
             f"Warning: {len(missing)} of {len(named)} shards that blend.json names are not here: {missing[0]}."
         )
     return "\n".join(notes)
-
-
-def _print(text: str) -> None:
-    print(text, file=sys.stderr)
 
 
 def _described(kind: Any, folder: Path) -> Any:

@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
     from omegaconf import DictConfig
 
-    from nemotron_kit.artifacts import ModelArtifact
+    from nemotron_kit.artifacts import Artifact, ModelArtifact
     from nemotron_kit.training import TrainingOutcome
     from nemotron_kit.training.cost import Workload
 
 Config = TypeVar("Config", bound="DataclassInstance")
+Prepared = TypeVar("Prepared", bound="Artifact")
 
 
 # Names that stand for tokenizers which come with the recipe, wherever it is installed.
@@ -173,45 +174,68 @@ def beside(stage: Path, path: Path) -> Path:
     return next((place for place in (given, stage / given) if place.is_file()), given)
 
 
-def start_tracking(project: str | None, entity: str | None, name: str | None = None) -> None:
-    """Open a W&B run if the launcher, the environment or the logger block (`project`, `entity`, `name` of the run) asks
-    for one; the environment wins."""
+def shards_preflight(cfg: ShardedOutput, settings: Callable[[Any], Any], *, connect: bool, here: bool) -> list[str]:
+    """What would stop a run that writes shards by `settings(cfg)`: wrong settings, and on this machine (`here`) a
+    missing file, no network, a disk that is too small."""
+    from nemotron_kit.data_prep.preflight import preflight, setting_problems
+
+    try:
+        config = settings(cfg)
+    except UserError as error:
+        return [str(error).replace("\n", " ")]
+    found = preflight(config, connect=connect, smaller="-c tiny") if here else setting_problems(config)
+    return [*found, *cfg.unused()]
+
+
+def prepare_data(run: Callable[[Any], Prepared | None], config: Any) -> Prepared | None:
+    """Prepare data by `run(config)`. The rank that leads opens a W&B run, and tells the next step where the data is."""
+    from nemotron_kit.artifacts import print_step_complete
+    from nemotron_kit.data_prep.ranks import ranks_here
     from nemotron_kit.train_script import init_wandb_from_env
 
+    ranks = ranks_here()
+    leads = ranks is None or ranks.leads
+    if leads:
+        init_wandb_from_env()
+    artifact = run(config)
+    if leads and artifact is not None:
+        print_step_complete(data=artifact)
+    return artifact
+
+
+def start_tracking(project: str | None, entity: str | None, name: str | None = None) -> None:
+    """Open a W&B run, on rank 0, if the launcher, the environment or the logger block (`project`, `entity`, `name` of
+    the run) asks for one; the environment wins."""
+    from nemotron_kit.train_script import init_wandb_from_env
+    from nemotron_kit.training.processes import rank
+
+    if rank() != 0:
+        return
     for variable, value in (("WANDB_PROJECT", project), ("WANDB_ENTITY", entity), ("WANDB_NAME", name)):
         if value:
             os.environ.setdefault(variable, str(value))
     init_wandb_from_env()
 
 
-def model_artifact(outcome: TrainingOutcome, seq_length: int) -> ModelArtifact:
-    """The model as an artifact; its loss is the held-out one where there is a valid split."""
-    from nemotron_kit.artifacts import ModelArtifact
-
-    loss = outcome.loss if outcome.valid_loss is None else outcome.valid_loss
-    metadata: dict[str, Any] = {"train_loss": outcome.loss, "tokens": outcome.tokens, "seq_length": seq_length}
-    if outcome.changes:
-        metadata["changes"] = list(outcome.changes)
-    return ModelArtifact(path=outcome.path, step=outcome.step, loss=loss, metadata=metadata)
-
-
 def train_stage(
     cfg: Any, engine: Callable[[Any], TrainingOutcome], workload: Callable[[Any], Workload | None], name: str
 ) -> ModelArtifact:
-    """Train by `engine` and return the model, which rank 0 registers under `name`. Raises UserError for settings that
+    """Train by `engine` and return the model, which rank 0 registers under `name`; its loss is the held-out one where
+    there is a valid split. Raises UserError for settings that
     are wrong, and with the estimate of its `workload` instead of driving the machine out of memory."""
-    from nemotron_kit.training.processes import rank
+    from nemotron_kit.artifacts import ModelArtifact
 
     cfg.check()
     work = workload(cfg)
     for problem in work.problems() if work else ():
         raise UserError(problem)
-    if rank() == 0:
-        start_tracking(cfg.logger.wandb_project, cfg.logger.wandb_entity, cfg.logger.wandb_exp_name)
-    artifact = model_artifact(engine(cfg), cfg.seq_length)
-    if rank() == 0:
-        publish(artifact, name)
-    return artifact
+    start_tracking(cfg.logger.wandb_project, cfg.logger.wandb_entity, cfg.logger.wandb_exp_name)
+    outcome = engine(cfg)
+    loss = outcome.loss if outcome.valid_loss is None else outcome.valid_loss
+    metadata: dict[str, Any] = {"train_loss": outcome.loss, "tokens": outcome.tokens, "seq_length": cfg.seq_length}
+    if outcome.changes:
+        metadata["changes"] = list(outcome.changes)
+    return publish(ModelArtifact(path=outcome.path, step=outcome.step, loss=loss, metadata=metadata), name)
 
 
 def bridge_stage(cfg: Any, recipe: str, name: str) -> ModelArtifact:
@@ -219,22 +243,21 @@ def bridge_stage(cfg: Any, recipe: str, name: str) -> ModelArtifact:
     folder of its last checkpoint, which rank 0 registers under `name`."""
     from nemotron_kit.artifacts import ModelArtifact
     from nemotron_kit.training import bridge
-    from nemotron_kit.training.processes import rank
 
     cfg.check()
-    if rank() == 0:
-        start_tracking(cfg.logger.wandb_project, cfg.logger.wandb_entity, cfg.logger.wandb_exp_name)
+    start_tracking(cfg.logger.wandb_project, cfg.logger.wandb_entity, cfg.logger.wandb_exp_name)
     outcome = bridge.train(cfg, getattr(bridge, recipe))
     metadata = {"tokens": outcome.tokens, "seq_length": cfg.seq_length, "engine": cfg.engine}
-    artifact = ModelArtifact(path=outcome.path, step=outcome.iteration, iteration=outcome.iteration, metadata=metadata)
-    if rank() == 0:
-        publish(artifact, name)
-    return artifact
+    step = outcome.iteration
+    return publish(ModelArtifact(path=outcome.path, step=step, iteration=step, metadata=metadata), name)
 
 
-def publish(artifact: ModelArtifact, name: str) -> None:
-    """Register the model, and tell the next step where it is."""
+def publish(artifact: ModelArtifact, name: str) -> ModelArtifact:
+    """On rank 0, register the model, and tell the next step where it is; returns it."""
     from nemotron_kit.artifacts import print_step_complete
+    from nemotron_kit.training.processes import rank
 
-    artifact.save(name=name)
-    print_step_complete(model=artifact)
+    if rank() == 0:
+        artifact.save(name=name)
+        print_step_complete(model=artifact)
+    return artifact

@@ -11,10 +11,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nemotron.recipes.nano3.stage_script import ShardedOutput, config_from_command_line, config_name, tokenizer_path
+from nemotron.recipes.nano3.stage_script import (
+    ShardedOutput,
+    config_from_command_line,
+    config_name,
+    prepare_data,
+    shards_preflight,
+    tokenizer_path,
+)
 
 from nemotron_kit.data_prep.config import DataPrepConfig, PerSplitConfig, TokenizerConfig
-from nemotron_kit.errors import UserError
 
 if TYPE_CHECKING:
     from nemotron_kit.artifacts import PretrainBlendsArtifact
@@ -47,34 +53,15 @@ class PretrainDataPrepConfig(ShardedOutput):
 
 def main(cfg: PretrainDataPrepConfig | None = None) -> PretrainBlendsArtifact:
     """Prepare the data and save it under its name; without `cfg`, the config comes from the command line."""
-    from nemotron_kit.artifacts import print_step_complete
     from nemotron_kit.data_prep import run_data_prep
-    from nemotron_kit.data_prep.ranks import ranks_here
-    from nemotron_kit.train_script import init_wandb_from_env
 
     cfg = cfg if cfg is not None else config_from_command_line(DEFAULT_CONFIG, PretrainDataPrepConfig, preflight)
-    ranks = ranks_here()
-    leads = ranks is None or ranks.leads
-    if leads:
-        init_wandb_from_env()
-    artifact = run_data_prep(settings(cfg))
-    if leads and artifact is not None:
-        print_step_complete(data=artifact)
-    return artifact
+    return prepare_data(run_data_prep, settings(cfg))
 
 
 def preflight(cfg: PretrainDataPrepConfig, *, connect: bool, here: bool = True) -> list[str]:
-    """What would stop this run: wrong settings, and on this machine (`here`) a missing file, no network, a disk that is
-    too small."""
-    from nemotron_kit.data_prep.preflight import preflight as check
-    from nemotron_kit.data_prep.preflight import setting_problems
-
-    try:
-        config = settings(cfg)
-    except UserError as error:
-        return [str(error).replace("\n", " ")]
-    found = check(config, connect=connect, smaller="-c tiny") if here else setting_problems(config)
-    return [*found, *cfg.unused()]
+    """What would stop this run; see `shards_preflight`."""
+    return shards_preflight(cfg, settings, connect=connect, here=here)
 
 
 def outlook(cfg: PretrainDataPrepConfig, tasks: int, cpus: int | None) -> list[str]:

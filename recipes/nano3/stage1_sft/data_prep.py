@@ -17,11 +17,13 @@ from nemotron.recipes.nano3.stage_script import (
     beside,
     config_from_command_line,
     config_name,
+    prepare_data,
+    shards_preflight,
     tokenizer_path,
 )
 
 from nemotron_kit.data_prep.config import SftPrepConfig, TokenizerConfig
-from nemotron_kit.errors import Note, UserError
+from nemotron_kit.errors import Note
 
 if TYPE_CHECKING:
     from nemotron_kit.artifacts import SFTDataArtifact
@@ -76,34 +78,15 @@ class SFTDataPrepConfig(ShardedOutput):
 
 def main(cfg: SFTDataPrepConfig | None = None) -> SFTDataArtifact:
     """Prepare the data and save it under its name; without `cfg`, the config comes from the command line."""
-    from nemotron_kit.artifacts import print_step_complete
-    from nemotron_kit.data_prep.ranks import ranks_here
     from nemotron_kit.data_prep.sft_prep import run_sft_data_prep
-    from nemotron_kit.train_script import init_wandb_from_env
 
     cfg = cfg if cfg is not None else config_from_command_line(DEFAULT_CONFIG, SFTDataPrepConfig, preflight)
-    ranks = ranks_here()
-    leads = ranks is None or ranks.leads
-    if leads:
-        init_wandb_from_env()
-    artifact = run_sft_data_prep(settings(cfg))
-    if leads and artifact is not None:
-        print_step_complete(data=artifact)
-    return artifact
+    return prepare_data(run_sft_data_prep, settings(cfg))
 
 
 def preflight(cfg: SFTDataPrepConfig, *, connect: bool, here: bool = True) -> list[str]:
-    """What would stop this run: wrong settings, and on this machine (`here`) a missing file, no network, a disk that is
-    too small."""
-    from nemotron_kit.data_prep.preflight import preflight as check
-    from nemotron_kit.data_prep.preflight import setting_problems
-
-    try:
-        config = settings(cfg)
-    except UserError as error:
-        return [str(error).replace("\n", " ")]
-    found = check(config, connect=connect, smaller="-c tiny") if here else setting_problems(config)
-    return [*found, *cfg.unused()]
+    """What would stop this run; see `shards_preflight`."""
+    return shards_preflight(cfg, settings, connect=connect, here=here)
 
 
 def outlook(cfg: SFTDataPrepConfig, tasks: int, cpus: int | None) -> list[str]:
@@ -115,11 +98,11 @@ def outlook(cfg: SFTDataPrepConfig, tasks: int, cpus: int | None) -> list[str]:
 
 def settings(cfg: SFTDataPrepConfig) -> SftPrepConfig:
     """The recipe's flat config as what `run_sft_data_prep` takes; names of the recipe's own files become paths."""
-    model = cfg.tokenizer.model or cfg.tokenizer_model
+    model, template = cfg.tokenizer.model or cfg.tokenizer_model, cfg.chat_template
     return SftPrepConfig(
         **cfg.shared_settings(STAGE),
         tokenizer_model=tokenizer_path(model),
-        chat_template=_template(cfg.chat_template),
+        chat_template=str(beside(STAGE, Path(template))) if template.endswith(".jinja") else template,
         text_field=cfg.messages_field,
         tools_field=cfg.tools_field,
         used_in_filter=cfg.used_in_filter,
@@ -135,10 +118,6 @@ def settings(cfg: SFTDataPrepConfig) -> SftPrepConfig:
         parquet_compression=cfg.parquet_compression,
         artifact_name=f"SFTDataArtifact-{config_name(cfg.config_name)}",
     )
-
-
-def _template(given: str) -> str:
-    return str(beside(STAGE, Path(given))) if given.endswith(".jinja") else given
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nemotron.recipes.nano3.stage_script import BlendInput, config_from_command_line, no_effect
+from nemotron.recipes.nano3.stage_script import BlendInput, config_from_command_line, no_effect, prepare_data
 
 from nemotron_kit.data_prep.config import RLPrepConfig
 from nemotron_kit.errors import UserError
@@ -48,16 +48,10 @@ class RLDataPrepConfig(BlendInput):
 
 def main(cfg: RLDataPrepConfig | None = None) -> SplitJsonlDataArtifact:
     """Prepare the data and save it under its name; without `cfg`, the config comes from the command line."""
-    from nemotron_kit.artifacts import print_step_complete
     from nemotron_kit.data_prep.rl import prepare_rl
-    from nemotron_kit.train_script import init_wandb_from_env
 
     cfg = cfg if cfg is not None else config_from_command_line(DEFAULT_CONFIG, RLDataPrepConfig, preflight)
-    init_wandb_from_env()
-    artifact = prepare_rl(settings(cfg))
-    if artifact is not None:
-        print_step_complete(data=artifact)
-    return artifact
+    return prepare_data(prepare_rl, settings(cfg))
 
 
 def preflight(cfg: RLDataPrepConfig, *, connect: bool, here: bool = True) -> list[str]:

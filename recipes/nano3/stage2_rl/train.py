@@ -16,7 +16,6 @@ from nemotron_kit.training.grpo_config import GRPOConfig, preflight
 
 if TYPE_CHECKING:
     from nemotron_kit.artifacts import ModelArtifact
-    from nemotron_kit.training.grpo import RLOutcome
 
 __all__ = ["GRPOConfig", "main", "preflight"]
 
@@ -24,25 +23,26 @@ DEFAULT_CONFIG = Path(__file__).parent / "config" / "default.yaml"
 
 
 def main(cfg: GRPOConfig | None = None) -> ModelArtifact:
-    """Train and return the model; without `cfg`, the config comes from the command line. Only rank 0 saves and
-    prints."""
+    """Train and return the model with its held-out rewards; without `cfg`, the config comes from the command line. Only
+    rank 0 saves and prints."""
     from nemotron.recipes.nano3.stage_script import config_from_command_line, publish, start_tracking
 
     cfg = cfg if cfg is not None else config_from_command_line(DEFAULT_CONFIG, GRPOConfig)
     cfg.check()
     if cfg.on_nemo_rl:
         return _by_nemo_rl(cfg)
+    from nemotron_kit.artifacts import ModelArtifact
     from nemotron_kit.training.grpo import grpo
-    from nemotron_kit.training.processes import rank
 
-    if rank() == 0:
-        block = (cfg.logger.wandb or {}) if cfg.logger.wandb_enabled else {}
-        start_tracking(block.get("project"), block.get("entity"), block.get("name"))
+    block = (cfg.logger.wandb or {}) if cfg.logger.wandb_enabled else {}
+    start_tracking(block.get("project"), block.get("entity"), block.get("name"))
     outcome = grpo(cfg)
-    artifact = _artifact(outcome)
-    if rank() == 0:
-        publish(artifact, "ModelArtifact-rl")
-    return artifact
+    metadata: dict[str, Any] = {"tokens": outcome.tokens, **outcome.after}
+    metadata |= {f"{name}_before": value for name, value in outcome.before.items()}
+    if outcome.changes:
+        metadata["changes"] = list(outcome.changes)
+    artifact = ModelArtifact(path=outcome.path, step=outcome.step, loss=outcome.loss, metadata=metadata)
+    return publish(artifact, "ModelArtifact-rl")
 
 
 def _by_nemo_rl(cfg: GRPOConfig) -> ModelArtifact:
@@ -56,20 +56,7 @@ def _by_nemo_rl(cfg: GRPOConfig) -> ModelArtifact:
     metadata: dict[str, Any] = {"engine": cfg.engine}
     if outcome.reward is not None:
         metadata["val_reward"] = outcome.reward
-    artifact = ModelArtifact(path=outcome.path, step=outcome.step, metadata=metadata)
-    publish(artifact, "ModelArtifact-rl")
-    return artifact
-
-
-def _artifact(outcome: RLOutcome) -> ModelArtifact:
-    """The model as an artifact, with its held-out rewards."""
-    from nemotron_kit.artifacts import ModelArtifact
-
-    metadata: dict[str, Any] = {"tokens": outcome.tokens, **outcome.after}
-    metadata |= {f"{name}_before": value for name, value in outcome.before.items()}
-    if outcome.changes:
-        metadata["changes"] = list(outcome.changes)
-    return ModelArtifact(path=outcome.path, step=outcome.step, loss=outcome.loss, metadata=metadata)
+    return publish(ModelArtifact(path=outcome.path, step=outcome.step, metadata=metadata), "ModelArtifact-rl")
 
 
 if __name__ == "__main__":

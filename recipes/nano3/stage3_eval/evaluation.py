@@ -71,11 +71,13 @@ class EvalConfig:
 
 def main(cfg: EvalConfig | None = None) -> EvalArtifact:
     """Evaluate the model, save the results and return them; without `cfg`, the config comes from the command line."""
-    cfg, inputs = (cfg, _job_inputs()) if cfg is not None else _from_command_line()
+    from nemotron_kit.artifacts import print_step_complete
+    from nemotron_kit.artifacts.lineage import job_inputs
+
+    inputs = job_inputs()
+    cfg = cfg if cfg is not None else _from_command_line(inputs)
     for problem in preflight(cfg, connect=False):
         raise UserError(problem)
-    from nemotron_kit.artifacts import print_step_complete
-
     data, questions = inputs.get("data"), inputs.get("tasks")
     if data is None and questions is None and not cfg.tasks:
         raise UserError(
@@ -84,7 +86,7 @@ def main(cfg: EvalConfig | None = None) -> EvalArtifact:
         )
     model = expand_user(str(cfg.deployment["checkpoint_path"]))
     found = _measured(cfg, model, data, questions)
-    artifact = _saved(cfg, found, _address(model))
+    artifact = _saved(cfg, found, model)
     _show(found, artifact)
     print_step_complete(eval=artifact)
     return artifact
@@ -93,6 +95,8 @@ def main(cfg: EvalConfig | None = None) -> EvalArtifact:
 def preflight(cfg: EvalConfig, *, connect: bool, here: bool = True) -> list[str]:
     """The problems that would prevent this run: settings of another program, and on this machine (`here`) a missing
     package or folder."""
+    from importlib.util import find_spec
+
     del connect
     problems = [
         f"{block}.{key}: {_LAUNCHER} {_ELSEWHERE[block]}"
@@ -117,39 +121,27 @@ def preflight(cfg: EvalConfig, *, connect: bool, here: bool = True) -> list[str]
         problems.append(f"deployment.checkpoint_path: {path} holds no model in transformers' format (no config.json).")
     if here and cfg.task_path is not None and not expand_user(cfg.task_path).is_dir():
         problems.append(f"task_path: there is no folder {cfg.task_path}.")
-    return problems + (_missing_packages(cfg) if here else [])
+    if here and (find_spec("torch") is None or find_spec("transformers") is None):
+        problems.append("An evaluation needs torch and transformers: pip install 'nemotron-kit[train]'.")
+    elif here and cfg.tasks and find_spec("lm_eval") is None:
+        problems.append(f"-t {cfg.tasks[0]} needs lm-eval, which is not installed: pip install 'nemotron-kit[eval]'.")
+    return problems
 
 
-def _missing_packages(cfg: EvalConfig) -> list[str]:
-    from importlib.util import find_spec
-
-    if find_spec("torch") is None or find_spec("transformers") is None:
-        return ["An evaluation needs torch and transformers: pip install 'nemotron-kit[train]'."]
-    if cfg.tasks and find_spec("lm_eval") is None:
-        return [f"-t {cfg.tasks[0]} needs lm-eval, which is not installed: pip install 'nemotron-kit[eval]'."]
-    return []
-
-
-def _job_inputs() -> dict[str, Pin]:
-    from nemotron_kit.artifacts.lineage import job_inputs
-
-    return job_inputs()
-
-
-def _from_command_line() -> tuple[EvalConfig, Mapping[str, Pin]]:
+def _from_command_line(inputs: dict[str, Pin]) -> EvalConfig:
+    """The config of the command line; `inputs` gets those that its `run` section names."""
     from nemotron.recipes.nano3.stage_script import raw_from_command_line
     from omegaconf import OmegaConf
 
     from nemotron_kit.artifacts import Reference, open_registry, record_input
 
     config, cfg = raw_from_command_line(DEFAULT_CONFIG, EvalConfig)
-    inputs = _job_inputs()
     for slot in ("data", "tasks"):
         named = OmegaConf.select(config, f"run.{slot}")
         if slot not in inputs and named:
             inputs[slot] = open_registry().resolve(Reference.parse(str(named)))
             record_input(inputs[slot])
-    return cfg, inputs
+    return cfg
 
 
 def _measured(cfg: EvalConfig, model: Path, data: Pin | None, questions: Pin | None) -> dict[str, dict[str, Any]]:
@@ -193,20 +185,16 @@ def _measured(cfg: EvalConfig, model: Path, data: Pin | None, questions: Pin | N
     return found
 
 
-def _address(model: Path) -> str:
-    """The model's name in the results: its version if it was read as an artifact, else its folder."""
-    from nemotron_kit.artifacts import inputs
-
-    found = (pin for pin in inputs() if pin.version is not None and Path(pin.path).resolve() == model.resolve())
-    return next((pin.uri for pin in found), str(model.resolve()))
-
-
-def _saved(cfg: EvalConfig, found: dict[str, dict[str, Any]], model: str) -> EvalArtifact:
+def _saved(cfg: EvalConfig, found: dict[str, dict[str, Any]], folder_of_model: Path) -> EvalArtifact:
+    """Write the results. They name the model by its version if it was read as an artifact, else by its folder."""
     from nemotron.recipes.nano3.stage_script import config_name
 
-    from nemotron_kit.artifacts import EvalArtifact
+    from nemotron_kit.artifacts import EvalArtifact, inputs
     from nemotron_kit.files import write_json
 
+    place = folder_of_model.resolve()
+    pins = (pin for pin in inputs() if pin.version is not None and Path(pin.path).resolve() == place)
+    model = next((pin.uri for pin in pins), str(place))
     folder = expand_user(cfg.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "results.json", {"model": model, "results": found}, mode=0o666)
