@@ -22,7 +22,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,10 +78,6 @@ class TrainingProgress:
     held_out_step: int = 0
     before: dict[str, float] = field(default_factory=dict)
     samples: int = 0
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields by name, as a checkpoint's record has them."""
-        return asdict(self)
 
     def forget_held_out(self) -> None:
         """Drop the held-out values, where this run has no held-out data, or other data than they were measured on: they

@@ -9,7 +9,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -387,12 +387,7 @@ def window_count(shard: TokenShard, seq_length: int) -> int:
     return max(0, (shard.token_count - 1) // seq_length)
 
 
-class Samples(Protocol):
-    """Random access to windows: `samples[n]` is [seq_length + 1] token ids."""
-
-    seq_length: int
-
-    def __getitem__(self, position: int, /) -> Window: ...
+Samples = BlendSamples | HeldOutSamples
 
 
 @dataclass(frozen=True)

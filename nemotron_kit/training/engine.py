@@ -174,7 +174,7 @@ def _train(
             _loop(config, data, run, args)
         elif data.held_out:
             other = processes.rank() == 0 and start.valid_on != progress.valid_on
-            if processes.any_rank(other, model.device):
+            if processes.any_rank(other):
                 run.evaluate(run.held_out_values)  # the loss that is known is that of other held-out data
     finally:
         reporter.close()

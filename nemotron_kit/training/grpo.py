@@ -186,7 +186,7 @@ class _Run:
                 )
         # Values of other rows are not compared with what this run measures. Records of earlier versions don't say.
         changed = progress.valid_on is not None and progress.valid_on != start.valid_on and processes.rank() == 0
-        if self.valid is None or processes.any_rank(changed, processes.device()):
+        if self.valid is None or processes.any_rank(changed):
             progress.forget_held_out()
         progress.valid_on = start.valid_on
         prepare(model, activation_checkpointing=config.train.activation_checkpointing)

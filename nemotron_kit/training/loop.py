@@ -6,9 +6,9 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.runs.folder import open_job
@@ -26,6 +26,8 @@ from nemotron_kit.training.reporter import Reporter
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, Trainer, TrainingArguments
+
+    from nemotron_kit.training.sft_config import SFTOptimizerConfig
 
 
 # How far a decay has come (1 … 0 of the way from lr to min_lr), by the fraction of its steps done.
@@ -182,33 +184,9 @@ def trainer_arguments(config: TrainConfig, folder: Path, steps: int) -> Training
     return args
 
 
-class AdamSettings(Protocol):
-    """AdamW's settings, by Megatron's names: a `train` block, or an `optimizer` block."""
-
-    @property
-    def lr(self) -> float:
-        """Peak learning rate."""
-
-    @property
-    def weight_decay(self) -> float:
-        """Decoupled from the gradients."""
-
-    @property
-    def adam_beta1(self) -> float:
-        """Decay of the mean of the gradients."""
-
-    @property
-    def adam_beta2(self) -> float:
-        """Decay of the mean of their squares."""
-
-    @property
-    def adam_eps(self) -> float:
-        """Added to the denominator."""
-
-
-def build_optimizer(config: AdamSettings, model: torch.nn.Module) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter, arXiv 1711.05101) with weight decay on every parameter of more than one
-    dimension."""
+def build_optimizer(config: TrainConfig | SFTOptimizerConfig, model: torch.nn.Module) -> torch.optim.AdamW:
+    """AdamW (Loshchilov and Hutter, arXiv 1711.05101), by a `train` or `optimizer` block, with (decoupled) weight decay
+    on every parameter of more than one dimension."""
     import torch
 
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -299,7 +277,7 @@ class CheckpointWriter:
 
     def poll(self) -> None:
         """Make the checkpoint that is being written one, if all ranks have written."""
-        if self._pending is not None and not processes.any_rank(not self._pending.written, self.model.device):
+        if self._pending is not None and not processes.any_rank(not self._pending.written):
             self.finish()
 
     def finish(self) -> None:
@@ -390,7 +368,7 @@ class Loop:
         self.watch.beat()
         self.reporter.advance()
         self.saves.poll()
-        if processes.any_rank(self.stop.signal is not None, self._device):
+        if processes.any_rank(self.stop.signal is not None):
             self.stopped = self.stop.signal or "a signal to another process"
         every = [self.settings.log_interval, self.settings.checkpoint.save_interval]
         every += [self.settings.eval_interval] if self.measure is not None else []
@@ -440,7 +418,7 @@ class Loop:
             return
         self._keep_window(measured)
         self.progress.elapsed = self._elapsed()
-        record = {"progress": self.progress.to_dict(), "identity": self.identity}
+        record = {"progress": asdict(self.progress), "identity": self.identity}
         last = self.progress.step >= self.settings.steps or bool(self.stopped)
         self.saves.save(self.progress.step, record, last=last)
 

@@ -329,7 +329,7 @@ def equal_passes(own: Sequence[T], spare: T | None, model: Any) -> list[tuple[T,
     turns = [(one, True) for one in own]
     if not is_on_ranks(model):
         return turns
-    missing = processes.max_over_ranks(len(own), processes.device()) - len(own)
+    missing = processes.max_over_ranks(len(own)) - len(own)
     last = own[-1] if own else spare
     if missing and last is None:
         raise NemotronError("A process has nothing that it could pass through the shared model.")

@@ -110,25 +110,25 @@ def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def max_over_ranks(number: int, device: torch.device) -> int:
+def max_over_ranks(number: int) -> int:
     """The largest of the ranks' numbers, on every rank."""
     if not _joined():
         return number
     import torch
     import torch.distributed as dist
 
-    found = torch.tensor([number], device=device)
+    found = torch.tensor([number], device=device())
     dist.all_reduce(found, dist.ReduceOp.MAX)
     return int(found.item())
 
 
-def any_rank(flag: bool, device: torch.device) -> bool:
+def any_rank(flag: bool) -> bool:
     """Whether `flag` is set on any rank: all ranks agree on the answer."""
     if not _joined():
         return flag
     import torch
 
-    return bool(sum_over_ranks(torch.tensor([int(flag)], device=device)).item())
+    return bool(sum_over_ranks(torch.tensor([int(flag)], device=device())).item())
 
 
 def on_all_ranks(work: Callable[[], Any]) -> list[Any]:

@@ -4,13 +4,16 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.errors import NemotronError
 from nemotron_kit.files import write_text
 from nemotron_kit.runs.metrics import METRICS_FILE, MetricsFile, to_tensorboard, to_wandb
 from nemotron_kit.training.config_blocks import LoggerConfig
 from nemotron_kit.training.processes import rank
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 
 class Reporter:
@@ -24,7 +27,7 @@ class Reporter:
         self._path = path
         self._total = total
         self._silent = rank() != 0
-        self._bar: _Bar | None = None
+        self._bar: Progress | None = None
         if self._silent:
             return
         try:
@@ -38,7 +41,14 @@ class Reporter:
         except OSError as error:
             raise NemotronError(f"{path}: metrics can't be written: {error.strerror}.") from error
         if sys.stderr.isatty():
-            self._bar = _Bar(done, total)
+            from rich import progress
+            from rich.console import Console
+
+            text, left = progress.TextColumn("{task.description}"), progress.TimeRemainingColumn()
+            columns = (progress.BarColumn(), progress.MofNCompleteColumn(), text, left)
+            self._bar = progress.Progress(*columns, console=Console(stderr=True), refresh_per_second=4)
+            self._task = self._bar.add_task("starting", total=total, completed=done)
+            self._bar.start()
 
     def print(self, text: str) -> None:
         """Print one line for a person, on stderr: standard output is reserved for the artifacts passed to the next
@@ -46,14 +56,14 @@ class Reporter:
         if self._silent:
             return
         if self._bar is not None:
-            self._bar.print(text)
+            self._bar.console.print(text, markup=False, highlight=False)
         else:
             print(text, file=sys.stderr, flush=True)  # noqa: T201
 
     def advance(self) -> None:
         """Record that one step is done."""
         if self._bar is not None:
-            self._bar.advance()
+            self._bar.advance(self._task)
 
     def row(self, row: dict[str, Any]) -> None:
         """Record `row`, a mapping with a "step"; floats are written unrounded."""
@@ -64,39 +74,14 @@ class Reporter:
         to_tensorboard(row)
         text = describe(row, self._total)
         if self._bar is not None and not {"valid_loss", "val_reward"} & row.keys():
-            self._bar.describe(text.partition(": ")[2])
+            self._bar.update(self._task, description=text.partition(": ")[2])
         else:
             self.print(text)
 
     def close(self) -> None:
         """Remove the progress bar. Rows are in the file already."""
         if self._bar is not None:
-            self._bar.close()
-
-
-class _Bar:
-    """A progress bar with the latest numbers beside it, on stderr."""
-
-    def __init__(self, done: int, total: int) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
-        self._progress = Progress(*columns, console=Console(stderr=True), refresh_per_second=4)
-        self._task = self._progress.add_task("starting", total=total, completed=done)
-        self._progress.start()
-
-    def print(self, text: str) -> None:
-        self._progress.console.print(text, markup=False, highlight=False)
-
-    def describe(self, text: str) -> None:
-        self._progress.update(self._task, description=text)
-
-    def advance(self) -> None:
-        self._progress.advance(self._task)
-
-    def close(self) -> None:
-        self._progress.stop()
+            self._bar.stop()
 
 
 def metrics_path(config: LoggerConfig, save: Path) -> Path:

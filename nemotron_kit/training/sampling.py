@@ -94,7 +94,7 @@ def generate(
     done = torch.zeros(len(prompts), dtype=torch.bool, device=device)
     # Ranks that share the model go on until all of them are done: each takes part in the others' passes.
     shared = is_on_ranks(model)
-    passes = processes.max_over_ranks(most, device) if shared else most
+    passes = processes.max_over_ranks(most) if shared else most
     last = torch.as_tensor(limits, device=device) - 1
     entropy = torch.zeros(len(prompts), dtype=torch.float64, device=device)
     written: list[torch.Tensor] = []
@@ -104,7 +104,7 @@ def generate(
         out = model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=1)
         cache = out.past_key_values
         if at >= most or (shared and bool(done.all())):  # the others' passes
-            if not processes.any_rank(at + 1 < most and not bool(done.all()), device):
+            if not processes.any_rank(at + 1 < most and not bool(done.all())):
                 break
             ids = ids[:, :1]
             mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
@@ -119,7 +119,7 @@ def generate(
         written.append(chosen)
         done = done | torch.isin(chosen, ending) | (at >= last)
         if shared:
-            if not processes.any_rank(at + 1 < most and not bool(done.all()), device):
+            if not processes.any_rank(at + 1 < most and not bool(done.all())):
                 break
         elif bool(done.all()):
             break

@@ -193,7 +193,7 @@ class _Run:
             progress.valid_on = start.valid_on
             if progress.step < config.train.train_iters:
                 loop.run(work.step, evaluate)
-            elif evaluate is not None and processes.any_rank(not known and processes.rank() == 0, model.device):
+            elif evaluate is not None and processes.any_rank(not known and processes.rank() == 0):
                 loop.evaluate(evaluate)  # the loss that is known is that of other held-out data, or of another step
         finally:
             reporter.close()

@@ -178,7 +178,7 @@ def test_a_process_whose_rows_have_no_loss_token_takes_part_in_the_others_passes
     rows = PackedRows(file, 16)
     # Of a model that ranks share, where another one has two batches.
     monkeypatch.setattr("nemotron_kit.training.parallel.is_on_ranks", lambda _: True)
-    monkeypatch.setattr(processes, "max_over_ranks", lambda own, _: max(own, 2))
+    monkeypatch.setattr(processes, "max_over_ranks", lambda own: max(own, 2))
     model = load_model(base_model)
     prepare(model)
     loop = SimpleNamespace(
