@@ -64,7 +64,6 @@ class PreparedCommand:
     typed: list[str]
     overrides: list[str]
     registered: RegisteredCommand
-    config_name: str
     env: EnvFile
 
 
@@ -163,7 +162,7 @@ def prepare(tree: Tree, overrides: Sequence[str], env: EnvFile, *, sweep: bool =
     rewritten = _with_groups(command, siblings, rewritten, names or ["default"], registered)
     refuse_deleted_fields(command, rewritten, {each for named in registered.named_groups.values() for each in named})
     rewritten = keep_texts(command, rewritten, sweep=sweep)
-    return PreparedCommand(command, list(overrides), rewritten, registered, ",".join(names) or "default", env)
+    return PreparedCommand(command, list(overrides), rewritten, registered, env)
 
 
 def prepare_without_files(tree: Tree, recipe: str, stage: str, name: str, env: EnvFile) -> PreparedCommand:
@@ -173,7 +172,7 @@ def prepare_without_files(tree: Tree, recipe: str, stage: str, name: str, env: E
     registered = register(command, list(tree.apps[recipe].commands()), env, only={}, stages=[stage])
     register_empty(command, stage, name)
     overrides = [f"recipe={hydra_text(recipe)}", f"stage={hydra_text(stage)}", f"config={hydra_text(name)}"]
-    return PreparedCommand(command, overrides, overrides, registered, name, env)
+    return PreparedCommand(command, overrides, overrides, registered, env)
 
 
 _ASSIGNED = re.compile(r"(\+{0,2}([A-Za-z_][\w.]*)=)([\w.+-]+(?:,[\w.+-]+)*)", re.ASCII)

@@ -205,7 +205,7 @@ class _Mismatch(Exception):
         self.where, self.value, self.expected = where, value, expected
 
 
-def to_dataclass(values: Any, cls: type[T], *, extras: abc.Container[str] = (), where: str = "") -> T:
+def to_dataclass(values: Any, cls: type[T], *, extras: abc.Container[str] = ()) -> T:
     """`values` (a resolved mapping) as an instance of the dataclass `cls`.
 
     Unknown keys are refused, but for the dotted names in `extras` (what `+key=` added) and those of a block whose field
@@ -213,7 +213,7 @@ def to_dataclass(values: Any, cls: type[T], *, extras: abc.Container[str] = (), 
     Raises UserError naming the field, the value and the expected type.
     """
     try:
-        return typing.cast(T, _dataclass(values, cls, where, extras))
+        return typing.cast(T, _dataclass(values, cls, "", extras))
     except _Mismatch as error:
         shown = repr(error.value)
         raise UserError(

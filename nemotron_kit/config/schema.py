@@ -141,18 +141,14 @@ def _same_as(cls: type, above: str = "") -> Iterator[tuple[str, str]]:
             yield from _same_as(hints[f.name], f"{above}{f.name}.")
 
 
-def mapped_fields(command: Command) -> dict[str, str]:
-    """Dotted config field → `${art:slot,field}`, for every mapping of the command's artifact inputs."""
-    mapped = {}
-    for slot, artifact in command.artifacts.items():
-        for source, target in artifact.mappings.items():
-            mapped[target] = f"${{art:{slot},{source or 'path'}}}"
-    return mapped
-
-
 def _joined(command: Command, cls: type, wandb: dict[str, Any]) -> type:
-    mapped, names = mapped_fields(command), input_fields(cls)
-    fields = _fields(cls, command.full_name, mapped)
+    # Dotted config field → `${art:slot,field}`.
+    mapped = {
+        target: f"${{art:{slot},{source or 'path'}}}"
+        for slot, artifact in command.artifacts.items()
+        for source, target in artifact.mappings.items()
+    }
+    fields, names = _fields(cls, command.full_name, mapped), input_fields(cls)
     for target in mapped:
         if target.split(".")[0] not in names:
             raise UserError(

@@ -36,13 +36,13 @@ class CodeTree(Value):
     git: bool
 
 
-def code_tree(settings: RunConfig, cwd: Path | None = None) -> CodeTree | None:
+def code_tree(settings: RunConfig) -> CodeTree | None:
     """The tree that is sent with a job; None for packager "none". Looks for a .git, starts no program. Raises UserError
     for packager "git" outside a repository and for a `subpath` that does not exist."""
     packager = settings.packager or WORKTREE
     if packager == NONE:
         return None
-    cwd = (cwd or Path.cwd()).resolve()
+    cwd = Path.cwd().resolve()
     top = next((folder for folder in (cwd, *cwd.parents) if (folder / ".git").exists()), None)
     if packager == "git" and top is None:
         raise UserError(f"packager 'git': {cwd} is in no git repository.", hint='Use packager = "worktree".')

@@ -34,9 +34,9 @@ from nemotron_kit.spec.plan import is_local
 from nemotron_kit.spec.profiles import effective_profile
 from nemotron_kit.sweep.compose_jobs import install
 from nemotron_kit.sweep.hydra_app import ProgramPlanner, drop_copied, interpreter_options
+from nemotron_kit.sweep.local_scheduler import LocalSchedulerClient
 from nemotron_kit.sweep.objective import check_program, check_returned, learns, objective_facts, value_for
 from nemotron_kit.sweep.recipe_task import RecipePlanner, RecipeTask
-from nemotron_kit.sweep.scheduler_client import LocalSchedulerClient
 from nemotron_kit.sweep.sweep_job import Composed, Settings, SweepJob, overrides_of, starter_kind
 from nemotron_kit.worker.payload import name_of
 from nemotron_kit.worker.process import Terminated, term_raises
@@ -120,27 +120,9 @@ class JobWriter:
         return SweepJob(replace(sweep_job.plan, files={}, config={}), sweep_job.overrides), job
 
 
-class _LazyField:
-    """A field of LazyJobReturn whose value is computed on access. Assignments are ignored: JobReturn's __init__ assigns
-    None."""
-
-    def __init__(self, make: Callable[[LazyJobReturn], Any]) -> None:
-        self._make = make
-
-    def __get__(self, instance: LazyJobReturn | None, owner: type) -> Any:
-        return self if instance is None else self._make(instance)
-
-    def __set__(self, instance: LazyJobReturn, value: Any) -> None:
-        del instance, value
-
-
 class LazyJobReturn(JobReturn):  # type: ignore[misc]
     """The JobReturn of one job. Its configs are composed again when a sweeper reads them, since those of ten thousand
     jobs would not fit into memory."""
-
-    cfg = _LazyField(lambda self: self._composed[0])
-    hydra_cfg = _LazyField(lambda self: self._whole)
-    task_name = _LazyField(lambda self: str(self._composed[1].job.name))
 
     def __init__(
         self,
@@ -152,20 +134,30 @@ class LazyJobReturn(JobReturn):  # type: ignore[misc]
         value: Any,
         error: Exception | None = None,
     ) -> None:
+        # JobReturn's __init__ would set what is computed here on access.
         self._compose, self._job, self._task_result = compose, job, task_result
-        super().__init__(
-            overrides=list(overrides),
-            working_dir=(task_result and task_result.working_dir) or str(job.path),
-            status=JobStatus.COMPLETED if error is None else JobStatus.FAILED,
-            _return_value=value if error is None else error,
-        )
+        self.overrides = list(overrides)
+        self.working_dir = (task_result and task_result.working_dir) or str(job.path)
+        self.status = JobStatus.COMPLETED if error is None else JobStatus.FAILED
+        self._return_value = value if error is None else error
 
     @cached_property
     def _composed(self) -> Composed:
         return self._compose()
 
+    @property
+    def cfg(self) -> Any:
+        """The job's config."""
+        return self._composed[0]
+
+    @property
+    def task_name(self) -> str:
+        """hydra.job.name."""
+        return str(self._composed[1].job.name)
+
     @cached_property
-    def _whole(self) -> Any:
+    def hydra_cfg(self) -> Any:
+        """The config's node hydra, with what is known only once the job has run."""
         from omegaconf import OmegaConf, open_dict, read_write
 
         config = OmegaConf.create({"hydra": self._composed[1]}, flags={"allow_objects": True})

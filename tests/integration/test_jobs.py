@@ -185,7 +185,7 @@ def test_a_detached_run(shell: Project) -> None:
 
 @pytest.mark.parametrize("sweep", [False, True])
 def test_what_a_killed_launch_never_started_has_failed(shell: Project, sweep: bool) -> None:
-    where = ("sweep.scheduler_client", "start_detached") if sweep else ("worker.process", "start_worker")
+    where = ("sweep.local_scheduler", "start_detached") if sweep else ("worker.process", "start_worker")
     code = (
         "import os, signal, sys; from nemotron_kit.cli.main import nemotron\n"
         f"from nemotron_kit.{where[0]} import {where[1]}\n"
