@@ -125,9 +125,8 @@ def _list_saves(folder: Path) -> None:
         listed = {_mark(pin) for pin in document["outputs"]}
         for file in sorted((folder / SAVES).glob("[0-9]*.json")):
             if (mark := file.stem.partition("-")[2]) not in listed:
-                with contextlib.suppress(
-                    FileNotFoundError, DamagedRecordError
-                ):  # another process's save: its reader reports it
+                # A damaged one is another process's save: its reader reports it.
+                with contextlib.suppress(FileNotFoundError, DamagedRecordError):
                     missing.append(read_json(file, "record of a save"))
                     listed.add(mark)
         if not missing:
@@ -234,3 +233,8 @@ def set_lineage_tracker(tracker: LineageTracker | None) -> None:
 def get_lineage_tracker() -> LineageTracker:
     """The tracker in use; a NoOpTracker where none was set."""
     return _tracker
+
+
+def active_tracker() -> LineageTracker | None:
+    """The tracker in use, if it has a run open to log to."""
+    return _tracker if _tracker.is_active() else None

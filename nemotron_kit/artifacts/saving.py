@@ -287,7 +287,7 @@ class Artifact(BaseModel):
         if ref.path is not None:
             return _from_path(cls, absolute(ref.path))
         registry = open_registry()
-        if ref.entity and not registry.versions(ref.slug) and lineage.get_lineage_tracker().is_active():
+        if ref.entity and not registry.versions(ref.slug) and lineage.active_tracker() is not None:
             return _from_tracker(cls, str(ref))
         return _from_record(cls, registry.record_of(registry.resolve(ref)))
 
@@ -384,9 +384,10 @@ def _as_json(key: str, value: Any) -> Any:
 
 
 def _current_run() -> str:
-    tracker, found = lineage.get_lineage_tracker(), lineage.run_id()
+    found = lineage.run_id()
     try:
-        found = found or (tracker.get_run_id() if tracker.is_active() else None)
+        if found is None and (tracker := lineage.active_tracker()) is not None:
+            found = tracker.get_run_id()
     except (Exception, SystemExit) as error:  # noqa: BLE001 — as in _track
         logger.warning("The tracker can't return the id of this run: %s", error)
     return found if isinstance(found, str) and found else "local"
@@ -396,8 +397,8 @@ def _track(artifact: Artifact, name: str, folder: Path, used: list[str]) -> None
     """Report the artifact to the tracker. If the tracker fails in any way (no answer, an invalid one, an exit), the
     artifact stays saved and the job continues."""
     try:
-        tracker = lineage.get_lineage_tracker()
-        if not tracker.is_active():
+        tracker = lineage.active_tracker()
+        if tracker is None:
             config = get_config()
             if config is not None and config.backend == "wandb":
                 logger.warning("No W&B run is active: %s is not logged to W&B.", name)
@@ -444,8 +445,8 @@ def _from_record(cls: type[A], record: ArtifactVersion) -> A:
 
 
 def _from_tracker(cls: type[A], reference: str) -> A:
-    tracker = lineage.get_lineage_tracker()
-    if not tracker.is_active():
+    tracker = lineage.active_tracker()
+    if tracker is None:
         raise UserError(
             f"{reference} can't be fetched: no tracker is active.",
             hint='Start a W&B run and call init(backend="wandb"), or set_lineage_tracker(…).',
