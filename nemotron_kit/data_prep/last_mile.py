@@ -89,7 +89,7 @@ def last_mile_process(blend: DataBlend, config: PipelineConfig) -> PipelineResul
         held_out = flat.held_out != (0, 0)
         return _result(made, flat.output_dir, _shard_splits(made), is_per_split=ALL not in blend.splits or held_out)
     if isinstance(form, ChatSftOutputConfig | PackedOutputConfig):
-        flat = _chat_settings(form, config) if isinstance(form, ChatSftOutputConfig) else _text_settings(form, config)
+        flat = _packed_settings(form, config)
         made = prepare(flat, blend, outputs=sft_prep.OUTPUTS)
         return _result(made, flat.output_dir, _packed_splits(made, flat.output_dir), is_per_split=flat.train_ratio < 1)
     if isinstance(form, JsonlOutputConfig):
@@ -133,42 +133,26 @@ def _settings(
     }
 
 
-def _chat_settings(form: ChatSftOutputConfig, config: PipelineConfig) -> SftPrepConfig:
-    settings = _settings(form, config, "chat SFT")
-    if config.output.min_doc_chars:
-        raise UserError(
-            f"OutputConfig.min_doc_chars={config.output.min_doc_chars}: it is for documents, not for chat SFT.",
-            hint="Leave it out; a filter of conversations is SftPrepConfig.used_in_filter.",
-        )
-    return SftPrepConfig(
-        # A conversation has the template's own ends.
-        **{**settings, **_packing(form, config), "add_bos": False, "add_eos": False},
-        text_field=form.messages_field,
-        tools_field=form.tools_field,
-        chat_template=form.chat_template or SftPrepConfig.chat_template,
-        used_in_filter=form.used_in_filter,
-        used_in_field=form.used_in_field,
-    )
-
-
-def _text_settings(form: PackedOutputConfig, config: PipelineConfig) -> PackedTextConfig:
-    if form.dtype != "int32":
+def _packed_settings(form: ChatSftOutputConfig | PackedOutputConfig, config: PipelineConfig) -> SftPrepConfig:
+    """The flat config of packed rows, of conversations or documents."""
+    of_documents = isinstance(form, PackedOutputConfig)
+    if isinstance(form, PackedOutputConfig) and form.dtype != "int32":
         raise UserError(
             f"PackedOutputConfig.dtype={form.dtype!r}: packed rows have int32 tokens, as Megatron-Bridge reads them.",
             hint="Leave it out; BinIdxOutputConfig has int32, int64 and uint16.",
         )
-    settings = _settings(form, config, "packed")
-    return PackedTextConfig(**{**settings, **_packing(form, config), "add_eos": settings["add_eos"] is not False})
-
-
-def _packing(form: ChatSftOutputConfig | PackedOutputConfig, config: PipelineConfig) -> dict[str, Any]:
-    """How the rows of both forms are packed and split."""
+    settings = _settings(form, config, "packed" if of_documents else "chat SFT")
+    if config.output.min_doc_chars and not of_documents:
+        raise UserError(
+            f"OutputConfig.min_doc_chars={config.output.min_doc_chars}: it is for documents, not for chat SFT.",
+            hint="Leave it out; a filter of conversations is SftPrepConfig.used_in_filter.",
+        )
     held = DataPrepConfig(per_split=config.per_split).held_out
     if min(held) < 0:
         raise UserError(f"valid_shards and test_shards can't be negative, got {held}.")
     parts = (max(1, form.num_shards or DEFAULT_SHARDS), *held)
     train, valid, test = (part / sum(parts) for part in parts)
-    return {
+    settings |= {
         "per_split": None,
         "pack_size": form.pack_size,
         "algorithm": form.algorithm,
@@ -176,6 +160,16 @@ def _packing(form: ChatSftOutputConfig | PackedOutputConfig, config: PipelineCon
         "valid_ratio": valid,
         "test_ratio": test,
     }
+    if isinstance(form, PackedOutputConfig):
+        return PackedTextConfig(**{**settings, "add_eos": settings["add_eos"] is not False})
+    return SftPrepConfig(
+        **{**settings, "add_bos": False, "add_eos": False},  # a conversation has the template's own ends
+        text_field=form.messages_field,
+        tools_field=form.tools_field,
+        chat_template=form.chat_template or SftPrepConfig.chat_template,
+        used_in_filter=form.used_in_filter,
+        used_in_field=form.used_in_field,
+    )
 
 
 def _result(made: PreparedData, output: Path, splits: dict[str, SplitResult], *, is_per_split: bool) -> PipelineResult:

@@ -48,16 +48,9 @@ def local_files_below(root: Path, left: Omissions) -> dict[str, Path]:
             if entry.name.startswith("."):
                 left.add(name, "hidden")
                 continue
-            if entry.is_file(follow_symlinks=False):  # known from the listing, without a stat for each
+            # A file is known from the listing, without a stat for each.
+            if entry.is_file(follow_symlinks=False) or _kind(entry.path, name, left) == stat.S_IFREG:
                 found[name] = folder / entry.name
-                continue
-            mode = _mode(entry.path)
-            if isinstance(mode, str):
-                left.add(name, mode)
-            elif stat.S_ISREG(mode):
-                found[name] = folder / entry.name
-            elif not stat.S_ISDIR(mode):
-                left.add(name, f"{kind_of_file(mode)}, not a regular file")
     return found
 
 
@@ -75,14 +68,10 @@ def matching(path: Path, left: Omissions | None = None) -> list[Path]:
         places = list(dict.fromkeys(found))
     files = []
     for place in sorted(places, key=str):
-        mode = _mode(str(place))
-        if isinstance(mode, str):
-            left.add(str(place), mode)
-        elif stat.S_ISREG(mode):
+        kind = _kind(str(place), str(place), left)
+        if kind == stat.S_IFREG:
             files.append(place)
-        elif not stat.S_ISDIR(mode):
-            left.add(str(place), f"{kind_of_file(mode)}, not a regular file")
-        elif path.name != "**":  # such as the a.jsonl/ that Spark writes
+        elif kind == stat.S_IFDIR and path.name != "**":  # such as the a.jsonl/ that Spark writes
             left.add(str(place), "a folder, of which a pattern takes nothing: end it with /**")
     return files
 
@@ -138,6 +127,17 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 def _identity(folder: Path) -> tuple[int, int]:
     found = folder.stat()
     return found.st_dev, found.st_ino
+
+
+def _kind(path: str, name: str, left: Omissions) -> int:
+    """S_IFREG or S_IFDIR of a path's target; what is neither, or not there, is left out under `name`."""
+    mode = _mode(path)
+    if isinstance(mode, str):
+        left.add(name, mode)
+        return 0
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        left.add(name, f"{kind_of_file(mode)}, not a regular file")
+    return stat.S_IFMT(mode)
 
 
 def _mode(path: str) -> int | str:

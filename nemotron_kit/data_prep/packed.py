@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -45,9 +45,6 @@ FILTERS = (NOT_USED, NO_MESSAGES, NO_TOOLS, NO_ANSWER, CUT_OFF)
 EMPTY = "empty"
 TOO_SHORT = "too_short"
 DOCUMENT_FILTERS = (EMPTY, TOO_SHORT)
-
-# From a sequence's tokens and mask to those that are packed.
-Fit = Callable[[Ids, Mask], Iterator[tuple[Ids, Mask]]]
 
 
 @dataclass(frozen=True)
@@ -131,20 +128,23 @@ def make_packed_shard(plan: ShardPlan, number: int, folder: Path, *, tick: Tick 
             for split in SPLITS
         }
         if chat.template is None:
-            conversations, fit = _documents(plan, number, rows, counts), _document_fit(plan, chat.pack_size, counts)
+            conversations = _documents(plan, number, rows, counts)
         else:
             form = _form(folder, plan.tokens.sha256, chat.template)
-            limit = min(chat.pack_size, plan.max_doc_tokens or chat.pack_size)
-            conversations, fit = _conversations(plan, number, form, rows, counts), _sequence_fit(limit, counts)
+            conversations = _conversations(plan, number, form, rows, counts)
         batches = _batches(conversations, pending)
         for read, encodings in encoded(batches, tokenizer.encode_batch_fast):
             ids = [encoding.ids for encoding in encodings]
             before = sum(writer.added for writer in writers.values())
-            _write(pending.popleft(), ids, writers, fit, counts)
+            _write(plan, pending.popleft(), ids, writers, counts)
             characters += read
             if tick:
                 tick(read, sum(writer.added for writer in writers.values()) - before)
-        parts = {split: _published(writer) for split, writer in writers.items()}
+        parts = {}
+        for split, writer in writers.items():
+            written = writer.publish()
+            file = size_and_hash(written) if written else None
+            parts[split] = SplitPart(writer.rows, writer.sequences, writer.tokens, writer.loss_tokens, file)
     record = PackedRecord(
         plan.digest,
         counts.documents,
@@ -206,25 +206,20 @@ def _documents(plan: ShardPlan, number: int, rows: RowCounts, counts: _Counts) -
         counts.filtered[EMPTY] = rows.empty
 
 
-def _sequence_fit(limit: int, counts: _Counts) -> Fit:
-    def fit(tokens: Ids, mask: Mask) -> Iterator[tuple[Ids, Mask]]:
+def _fitted(plan: ShardPlan, tokens: Ids, mask: Mask, counts: _Counts) -> Iterator[tuple[Ids, Mask]]:
+    """(tokens, mask) of what is packed of a sequence: of a conversation's as much as fits into a row; a document's with
+    BOS and EOS, divided where they are more than a row. A last part of one token is left out later: there is no token
+    in it that could be predicted."""
+    size = plan.packing.pack_size
+    if plan.packing.template is not None:
+        limit = min(size, plan.max_doc_tokens or size)
         counts.cut += len(tokens) > limit
         yield tokens[:limit], mask[:limit]
-
-    return fit
-
-
-def _document_fit(plan: ShardPlan, pack_size: int, counts: _Counts) -> Fit:
-    """Adds BOS and EOS, and divides what is longer than a row. A last part of one token is left out later: there is no
-    token in it that could be predicted."""
-
-    def fit(tokens: Ids, mask: Mask) -> Iterator[tuple[Ids, Mask]]:
-        whole = np.asarray(document_tokens(plan, tokens.tolist(), counts), dtype=np.int32)
-        for start in range(0, len(whole), pack_size):
-            part = whole[start : start + pack_size]
-            yield part, np.ones(len(part), dtype=np.uint8)
-
-    return fit
+        return
+    whole = np.asarray(document_tokens(plan, tokens.tolist(), counts), dtype=np.int32)
+    for start in range(0, len(whole), size):
+        part = whole[start : start + size]
+        yield part, np.ones(len(part), dtype=np.uint8)
 
 
 def _filtered(record: dict[str, Any], messages: Any, tools: Any, chat: ChatSettings) -> str | None:
@@ -297,26 +292,22 @@ def _batches(
 
 
 def _write(
-    batch: list[_Conversation], ids: list[list[int]], writers: dict[str, PackedWriter], fit: Fit, counts: _Counts
+    plan: ShardPlan,
+    batch: list[_Conversation],
+    ids: list[list[int]],
+    writers: dict[str, PackedWriter],
+    counts: _Counts,
 ) -> None:
     sequences = encoded_sequences([s for conversation in batch for s in conversation.sequences], ids)
     for conversation in batch:
         used = False
         for _ in conversation.sequences:
-            for tokens, mask in fit(*next(sequences)):
+            for tokens, mask in _fitted(plan, *next(sequences), counts):
                 if mask[1:].any():  # the first token is never predicted
                     writers[conversation.split].add(tokens, mask)
                     used = True
         counts.documents += used
         counts.filtered[CUT_OFF if CUT_OFF in counts.filtered else TOO_SHORT] += not used
-
-
-def _published(writer: PackedWriter) -> SplitPart:
-    written = writer.publish()
-    if written is None:
-        writer.path.unlink(missing_ok=True)  # an earlier plan's
-    file = size_and_hash(written) if written else None
-    return SplitPart(writer.rows, writer.sequences, writer.tokens, writer.loss_tokens, file)
 
 
 @lru_cache(maxsize=1)

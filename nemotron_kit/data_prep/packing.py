@@ -197,10 +197,11 @@ class PackedWriter:
             self._flush()
 
     def publish(self) -> WrittenShard | None:
-        """Write the pending window, sync the file, give it its name. Returns None, without a file, if there was no
-        sequence."""
+        """Write the pending window, sync the file, give it its name. Returns None, without a file (an earlier plan's is
+        removed), if there was no sequence."""
         self._flush()
         if self._parquet is None:
+            self.path.unlink(missing_ok=True)
             return None
         with write_errors(self.path):
             self._parquet.close()

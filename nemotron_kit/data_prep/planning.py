@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 from nemotron_kit.data_prep import readers, tokenizer
@@ -426,9 +425,17 @@ def _sources(
         size = show_size(sum(file.size for files in listed for file in files))
         on_step(f"looking into {sum(map(len, listed)):,} files ({size})")
         many = deal != FIRST_DEAL and len(local) > _MANY
-        identify = partial(_identified, samples=None if whole else (2, 1 << 12) if many else (16, 1 << 16))
+        # How many places of a local file are read, and how many bytes there; None reads it whole.
+        samples = None if whole else (2, 1 << 12) if many else (16, 1 << 16)
+
+        def identified(file: FoundFile) -> SourceFile:
+            identity = file.identity or (
+                "unknown" if is_remote(file.path) else content_identity(file.path, file.size, samples=samples)
+            )
+            return SourceFile(file.path, file.size, identity)
+
         several = pool.map(
-            lambda files: list(map(identify, files)),
+            lambda files: list(map(identified, files)),
             [files[at : at + _AT_ONCE] for files in listed for at in range(0, len(files), _AT_ONCE)],
         )
         every = itertools.chain.from_iterable(several)
@@ -447,14 +454,6 @@ def _sources(
         )
         for (split, dataset), files, left in zip(chosen, known, omitted, strict=True)
     )
-
-
-def _identified(file: FoundFile, *, samples: tuple[int, int] | None) -> SourceFile:
-    """`samples`: how many places of a local file are read, and how many bytes there; None reads it whole."""
-    identity = file.identity or (
-        "unknown" if is_remote(file.path) else content_identity(file.path, file.size, samples=samples)
-    )
-    return SourceFile(file.path, file.size, identity)
 
 
 def _sampled(files: list[SourceFile], config: DataPrepConfig) -> tuple[SourceFile, ...]:

@@ -187,7 +187,10 @@ def array_outlook(config: DataPrepConfig, tasks: int, cpus: int | None) -> list[
         return [f"{_LATER} is made; on this machine, {str(error).splitlines()[0]}"]
     if config.sample is not None:
         return [f"with sample={config.sample} only the first rows of each source are read"]
-    rate, whence = _rate(config.tokenizer_model, cpus or config.num_workers)
+    known, count = measured_rate(config.tokenizer_model), cpus or config.num_workers or 1
+    rate = (known or DEFAULT_RATE) * count  # characters a second of a task
+    whence = "measured here with this tokenizer" if known else "of the benchmark: none was measured here yet"
+    whence = f"({show_size(rate / count)}/s of text a CPU, {whence}; {count} CPU{'s' if count > 1 else ''} a task)"
     if sources is None:
         if blend.tokens is None:
             return [f"{_LATER} has listed the sources, which are not files of this machine"]
@@ -208,8 +211,8 @@ def array_outlook(config: DataPrepConfig, tasks: int, cpus: int | None) -> list[
     size = show_size(sum(source.size for source in sources))
     lines = [f"{len(shards):,} shards of {files_in_all:,} files ({size}), as they lie here now"]
     for task in range(min(tasks, _SHOWN)):
-        count = len(range(task, len(shards), tasks))
-        lines.append(f"task {task}: {count:,} shards, reads {show_size(read[task])}, {_hours(text[task] / rate)}")
+        mine = len(range(task, len(shards), tasks))
+        lines.append(f"task {task}: {mine:,} shards, reads {show_size(read[task])}, {_hours(text[task] / rate)}")
     if tasks > _SHOWN:
         lines.append(f"… and {tasks - _SHOWN} more; the most that one reads: {show_size(max(read))}")
     return [*lines, f"in all {show_size(sum(read))} read; the slowest task: {_hours(max(text) / rate)} {whence}"]
@@ -242,14 +245,6 @@ def _listed(blend: DataBlend, text_field: str) -> list[PlannedSource] | None:
         files = tuple(SourceFile(file.path, file.size, "") for file in listed)
         found.append(PlannedSource(dataset.name, dataset.path, split, dataset.weight, text_field, files))
     return found
-
-
-def _rate(model: str, cpus: int | None) -> tuple[float, str]:
-    """Characters a second of a task, and where that is from."""
-    known = measured_rate(model)
-    rate, count = known or DEFAULT_RATE, cpus or 1
-    source = "measured here with this tokenizer" if known else "of the benchmark: none was measured here yet"
-    return rate * count, f"({show_size(rate)}/s of text a CPU, {source}; {count} CPU{'s' if count > 1 else ''} a task)"
 
 
 def _hours(seconds: float) -> str:
