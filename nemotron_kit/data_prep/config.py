@@ -250,6 +250,14 @@ PLAN, SHARDS, FINISH = "plan", "shards", "finish"
 STEPS = (PLAN, SHARDS, FINISH)
 
 
+def check_least(config: Any, **least: int) -> None:
+    """Raise UserError for the first of a config's fields that is below its least value; None is none."""
+    for name, bound in least.items():
+        value = getattr(config, name)
+        if value is not None and value < bound:
+            raise UserError(f"{name}={value}: must be at least {bound}.")
+
+
 @dataclass(kw_only=True)
 class StepConfig:
     """Which part of the work is done: all of it (`step` None), the plan, the shards of one `task` (from 0) of `tasks`,
@@ -265,10 +273,7 @@ class StepConfig:
     def check_step(self) -> None:
         """Raise UserError, naming the field, for a step that can't be done, or a sample of no rows."""
         step, task, tasks = self.step, self.task, self.tasks
-        if tasks is not None and tasks < 1:
-            raise UserError(f"tasks={tasks}: must be at least 1.")
-        if self.sample is not None and self.sample < 1:
-            raise UserError(f"sample={self.sample}: must be at least 1.")
+        check_least(self, tasks=1, sample=1)
         if step is None:
             if task is not None:
                 raise UserError(
@@ -329,10 +334,7 @@ class DataPrepConfig(StepConfig):
             raise UserError(
                 f"on_bad_row={self.on_bad_row!r}. {sentence(nearest(self.on_bad_row, (ERROR, SKIP)))}", hint=hint
             )
-        least = {"num_shards": 1, "min_doc_chars": 0, "max_doc_tokens": 1, "num_workers": 1, "max_bad_rows": 0}
-        for name, value in {name: getattr(self, name) for name in least}.items():
-            if value is not None and value < least[name]:
-                raise UserError(f"{name}={value}: must be at least {least[name]}.")
+        check_least(self, num_shards=1, min_doc_chars=0, max_doc_tokens=1, num_workers=1, max_bad_rows=0)
         if min(self.held_out) < 0:
             raise UserError(f"valid_shards and test_shards can't be negative, got {self.held_out}.")
 
@@ -376,10 +378,7 @@ class SftPrepConfig(DataPrepConfig):
     def check(self) -> None:
         """Raise UserError, naming the field, for invalid values, also of the fields that packing has."""
         super().check()
-        least = {"pack_size": 2, "parquet_row_group_size": 1, "seed": 0}
-        for name, value in {name: getattr(self, name) for name in least}.items():
-            if value < least[name]:
-                raise UserError(f"{name}={value}: must be at least {least[name]}.")
+        check_least(self, pack_size=2, parquet_row_group_size=1, seed=0)
         if self.seed >= 1 << 64:
             raise UserError(f"seed={self.seed}: must be below 2^64.")
         named = {f"{split}_ratio": ratio for split, ratio in zip(SPLITS, self.ratios, strict=True)}

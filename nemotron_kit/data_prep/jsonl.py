@@ -23,6 +23,7 @@ from nemotron_kit.data_prep.config import (
     Dataset,
     JsonlOutputConfig,
     PipelineConfig,
+    check_least,
     parse_size,
 )
 from nemotron_kit.data_prep.indexed import HashedFile, WrittenShard, write_errors
@@ -126,8 +127,7 @@ def _check(config: PipelineConfig, form: JsonlOutputConfig, held_out: tuple[int,
         raise UserError(f"num_shards={form.num_shards}: of JSON lines it is from 1 to {MOST_SHARDS}.")
     if min(held_out) < 0:
         raise UserError(f"valid_shards and test_shards can't be negative, got {held_out}.")
-    if config.sample is not None and config.sample < 1:
-        raise UserError(f"sample={config.sample}: must be at least 1.")
+    check_least(config, sample=1)
     if (url := object_url(config.output.dir)) is not None:
         raise UserError(
             f"OutputConfig.dir: JSON lines are written to a folder of this machine, and {url} is an object store.",

@@ -26,15 +26,14 @@ _HINT = (
 _Column = Callable[[Any], Any]
 
 
-def parquet_texts(file: SourceFile, piece: FilePart, field: str, rows: RowCounts, *, dealt: bool) -> Iterator[str]:
-    """The texts of a piece: row by row if `dealt`, else ranges of rows, for which only the row groups that contain some
-    are read. A row whose text is null or empty is left out. Raises UserError for a file that is no Parquet."""
+def parquet_texts(file: SourceFile, piece: FilePart, field: str, rows: RowCounts) -> Iterator[str]:
+    """The texts of a piece; only the row groups that contain some are read. A row whose text is null or empty is left
+    out. Raises UserError for a file that is no Parquet."""
     with sources.open_binary(file.path) as stream:
         table = _opened(stream, file.path)
         column = _column(table, file.path, field)
         given = 0
-        groups = _groups(file, piece, table, dealt=dealt)
-        for number, scalar, packed in _scalars(stream, file, table, groups, [field], [field], column, rows.max_size):
+        for number, scalar, packed in _scalars(stream, file, piece, table, [field], [field], column, rows.max_size):
             rows.rows += 1
             text, size = _text(scalar, rows, f"{file.path}, row {number + 1}", field)
             given += size
@@ -49,7 +48,7 @@ def parquet_texts(file: SourceFile, piece: FilePart, field: str, rows: RowCounts
 
 
 def parquet_records(
-    file: SourceFile, piece: FilePart, field: str, others: Sequence[str], rows: RowCounts, *, dealt: bool
+    file: SourceFile, piece: FilePart, field: str, others: Sequence[str], rows: RowCounts
 ) -> Iterator[tuple[dict[str, Any], Callable[[UserError], UserError]]]:
     """(record, its location) of each row of a piece: the column `field` and those of `others` that exist. A struct's
     null fields are left out: in a table all rows have all of them, whatever was given."""
@@ -63,9 +62,8 @@ def parquet_records(
         every = (table.schema.column(number).path for number in range(len(table.schema.names)))
         leaves = [path for path in every if path.split(".")[0] in columns]
         given = 0
-        groups = _groups(file, piece, table, dealt=dealt)
         scalars = _scalars(
-            stream, file, table, groups, leaves, columns, lambda batch: batch.to_struct_array(), rows.max_size
+            stream, file, piece, table, leaves, columns, lambda batch: batch.to_struct_array(), rows.max_size
         )
         for number, scalar, packed in scalars:
             rows.rows += 1
@@ -122,19 +120,15 @@ def _text(scalar: Any, rows: RowCounts, at: str, field: str) -> tuple[str, int]:
     return "", size
 
 
-# Row group, number of its first row, ranges of rows in it that are wanted.
-_Groups = Iterator[tuple[int, int, list[range]]]
-
-
-def _groups(file: SourceFile, piece: FilePart, table: Any, *, dealt: bool) -> _Groups:
-    """The row groups with rows of a piece: if `dealt`, of the sample's those whose number modulo `of` is one of its
-    parts; else rows [n·part/of, n·(part+1)/of) of the file's n."""
+def _groups(file: SourceFile, piece: FilePart, table: Any) -> Iterator[tuple[int, int, list[range]]]:
+    """(row group, its first row, ranges of rows in it) with rows of a piece. Where rows are dealt, these are those of
+    the sample whose number modulo `of` is one of its parts; else rows [n·part/of, n·(part+1)/of) of the file's n."""
     parts, rows = frozenset(piece.parts), table.metadata.num_rows
     ranges = [range(rows * part // piece.of, rows * (part + 1) // piece.of) for part in piece.parts]
     first = 0
     for group in range(table.metadata.num_row_groups):
         count = table.metadata.row_group(group).num_rows
-        if dealt:
+        if file.is_dealt:
             most = count if file.rows is None else min(count, file.rows - first)
             wanted = [range(n, n + 1) for n in range(most) if (first + n) % piece.of in parts]
         else:
@@ -147,20 +141,20 @@ def _groups(file: SourceFile, piece: FilePart, table: Any, *, dealt: bool) -> _G
 def _scalars(
     stream: Any,
     file: SourceFile,
+    piece: FilePart,
     table: Any,
-    groups: _Groups,
     leaves: Sequence[str],
     columns: Sequence[str],
     take: _Column,
     most: int,
 ) -> Iterator[tuple[int, Any, int]]:
-    """(number, scalar, compressed bytes read so far) of the rows of `groups`, which `take` makes of the batches of
-    these columns. What the footer says of their leaves is checked first."""
+    """(number, scalar, compressed bytes read so far) of a piece's rows, which `take` makes of the batches of these
+    columns. What the footer says of their leaves is checked first."""
     chunks = {leaf: _chunks(table, leaf) for leaf in leaves}
     for leaf in leaves:
         _check_footer(file, leaf, chunks[leaf], most)
     packed = 0
-    for group, first, wanted in groups:
+    for group, first, wanted in _groups(file, piece, table):
         packed = min(packed + sum(chunks[leaf][group].total_compressed_size for leaf in leaves), file.size)
         count = min(_batch_rows(stream, chunks[leaf][group], file.path, leaf, most) for leaf in leaves)
         batches = table.iter_batches(count, row_groups=[group], columns=columns, use_threads=False)

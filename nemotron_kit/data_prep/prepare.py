@@ -103,14 +103,17 @@ def print_summary(plan: ShardPlan, records: Mapping[int, ShardRecord], print_lin
     for dataset, source in zip(found["datasets"], plan.sources, strict=True):
         if not dataset["documents"]:
             print_line(f"data prep: dataset {source.name!r} gave no document; it is left out of blend.json.")
-        if dataset["skipped"]["bad"]:
-            first = "; ".join(dataset["bad_rows"])
-            print_line(
-                f"data prep: dataset {source.name!r}: {dataset['skipped']['bad']:,} bad rows, the first: {first}"
-            )
+        print_bad_rows(dataset, dataset["skipped"]["bad"], print_line)
     for split in dict.fromkeys(shard.split for shard in plan.shards):
         if not any(records[number].documents for number, shard in enumerate(plan.shards) if shard.split == split):
             print_line(f"data prep: nothing fell to {split}: there is too little text for so many shards.")
+
+
+def print_bad_rows(dataset: Mapping[str, Any], count: int, print_line: PrintLine) -> None:
+    """Print how many rows of a report's dataset were bad, with the first of them."""
+    if count:
+        first = "; ".join(dataset["bad_rows"])
+        print_line(f"data prep: dataset {dataset['name']!r}: {count:,} bad rows, the first: {first}")
 
 
 BLEND_FILE = "blend.json"

@@ -20,8 +20,6 @@ from nemotron_kit.data_prep.shard_plan import FilePart, PlannedSource, SourceFil
 from nemotron_kit.data_prep.sources import compression_of, kind_of
 from nemotron_kit.errors import NemotronError, UserError
 
-# Below this, a file's rows are dealt one by one: exact for small data, and reading all of it costs nothing.
-SMALL = 1 << 20
 # Beyond this many bytes a line is named by its offset: finding its number would read everything before it.
 _COUNTED = 1 << 30
 
@@ -70,7 +68,7 @@ def _values(
 
     loads, malformed = orjson.loads, orjson.JSONDecodeError
     keys = [json.dumps(key, ensure_ascii=False).encode("utf-8", "replace") for key in {field, *field.split(".")}]
-    by_range = not compression and file.rows is None and file.size > SMALL
+    by_range = not compression and not file.is_dealt
     if by_range:
         found = _ranges(file, piece, rows.max_size)
     else:
@@ -387,8 +385,7 @@ def texts(source: PlannedSource, piece: FilePart, rows: RowCounts) -> Iterator[s
     with _read_errors(file.path):
         _check_size(file)
         if kind == "parquet":
-            dealt = file.rows is not None or file.size <= SMALL
-            yield from parquet.parquet_texts(file, piece, source.text_field, rows, dealt=dealt)
+            yield from parquet.parquet_texts(file, piece, source.text_field, rows)
         elif kind.startswith("text"):
             yield from plaintext_texts(file, piece, compression_of(kind), rows)
         elif kind.startswith("csv"):
@@ -407,8 +404,7 @@ def records(
     with _read_errors(file.path):
         _check_size(file)
         if kind == "parquet":
-            dealt = file.rows is not None or file.size <= SMALL
-            yield from parquet.parquet_records(file, piece, source.text_field, others, rows, dealt=dealt)
+            yield from parquet.parquet_records(file, piece, source.text_field, others, rows)
         elif kind.startswith(("text", "csv")):
             hint = "Records are read from JSON lines and Parquet."
             raise UserError(f"{file.path}: holds no records such as messages.", hint=hint)

@@ -22,6 +22,7 @@ from nemotron_kit.data_prep.prepare import (
     PrintLine,
     megatron_blend,
     prepare,
+    print_bad_rows,
     source_info,
     tokenizer_address,
 )
@@ -252,11 +253,7 @@ def print_summary(plan: ShardPlan, records: Records, print_line: PrintLine) -> N
         if not dataset["used"]:
             what = "document" if of_documents else "conversation"
             print_line(f"data prep: dataset {dataset['name']!r} has no usable {what}.")
-        if dataset["filtered"]["bad"]:
-            first = "; ".join(dataset["bad_rows"])
-            print_line(
-                f"data prep: dataset {dataset['name']!r}: {dataset['filtered']['bad']:,} bad rows, the first: {first}"
-            )
+        print_bad_rows(dataset, dataset["filtered"]["bad"], print_line)
     size = plan.packing.pack_size
     chosen = choose_rows(plan, records)
     for split, ratio in zip(SPLITS, plan.packing.ratios, strict=True):

@@ -25,6 +25,8 @@ TEMPORARY = ".tmp"  # the end of the name of a file that is being written
 # A shard of all splits, and the folder of such shards: its records go to a split one by one.
 ALL, MIXED = "all", "shards"
 PLAN_LIMIT = 1 << 30  # bytes: a source may have millions of files
+# Up to this size a file's rows are dealt one by one: exact for small data, and reading all of it costs nothing.
+SMALL = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,11 @@ class SourceFile:
     size: int
     identity: str
     rows: int | None = None
+
+    @property
+    def is_dealt(self) -> bool:
+        """Whether its rows are dealt to shards one by one, and not in ranges."""
+        return self.rows is not None or self.size <= SMALL
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 
 from nemotron_kit.data_prep import readers
 from nemotron_kit.data_prep.config import RowCounts
-from nemotron_kit.data_prep.readers import SMALL
-from nemotron_kit.data_prep.shard_plan import FilePart, PlannedSource, SourceFile
+from nemotron_kit.data_prep.shard_plan import SMALL, FilePart, PlannedSource, SourceFile
 from nemotron_kit.errors import UserError
 
 SMALL_TEXTS = [f"text number {n} é" for n in range(57)]

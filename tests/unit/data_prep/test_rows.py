@@ -16,8 +16,7 @@ import zstandard
 
 from nemotron_kit.data_prep import DataPrepConfig, line_streams, parquet, readers, run_data_prep
 from nemotron_kit.data_prep.config import RowCounts
-from nemotron_kit.data_prep.readers import SMALL
-from nemotron_kit.data_prep.shard_plan import FilePart, PlannedSource, SourceFile
+from nemotron_kit.data_prep.shard_plan import SMALL, FilePart, PlannedSource, SourceFile
 from nemotron_kit.errors import UserError
 
 Config = Callable[..., DataPrepConfig]
