@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import datetime
-import hashlib
 import json
 import os
 import re
@@ -246,31 +245,21 @@ def find_config_file(value: str, folder: Path | None, whose: str, *more: Path) -
     )
 
 
-def fits(values: dict[str, Any], command: Command) -> bool:
-    """Whether every top-level key of a config file is a field of the command (or `run`, or Hydra's `defaults`)."""
-    known = {*input_fields(command.load_config_cls()), "run", "defaults", "hydra"}
-    return set(values) <= known
-
-
 def other_command_of(values: dict[str, Any], command: Command, others: list[Command]) -> Command | None:
-    """The other command of a shared folder whose config this file is, if it doesn't fit `command`."""
-    if fits(values, command):
+    """The other command of a shared folder whose config this file is, if it doesn't fit `command`: a file's top-level
+    keys are fields of its command, or `run`, `defaults` or `hydra`."""
+
+    def fits(each: Command) -> bool:
+        return values.keys() <= {*input_fields(each.load_config_cls()), "run", "defaults", "hydra"}
+
+    if fits(command):
         return None
     for other in others:
         if other.path != command.path and other.config_folder == command.config_folder:
             with contextlib.suppress(Exception):  # another command's broken module does not concern this one
-                if fits(values, other):
+                if fits(other):
                     return other
     return None
-
-
-def option_name(command: Command, path: Path) -> str:
-    """The name under which a file becomes an option: its stem, with a hash if the command has another config of that
-    name."""
-    named = config_files(command).get(path.stem)
-    if named is None or named.resolve() == path.resolve():
-        return path.stem
-    return f"{path.stem}-{hashlib.sha256(str(path).encode()).hexdigest()[:6]}"
 
 
 # `recipe=`, `stage=` and `config=` choose the job; the others are where Hydra finds it.

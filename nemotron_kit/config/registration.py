@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from copy import copy
@@ -19,7 +20,6 @@ from nemotron_kit.config.config_files import (
     keep_text_spelling,
     key_location,
     load_with_spelling,
-    option_name,
     other_command_of,
     package_of,
     read_job_file,
@@ -149,8 +149,11 @@ def _broken_option(error: UserError) -> dict[str, Any]:
 
 
 def add_file(command: Command, stage: str, path: Path, result: RegisteredCommand, siblings: list[Command]) -> str:
-    """Register a config file from anywhere as a further option of the command; returns the option's name."""
-    name = option_name(command, path)
+    """Register a config file from anywhere as a further option of the command; returns the option's name: the file's
+    stem, with a hash if the command has another config of that name."""
+    name, named = path.stem, config_files(command).get(path.stem)
+    if named is not None and named.resolve() != path.resolve():
+        name = f"{name}-{hashlib.sha256(str(path).encode()).hexdigest()[:6]}"
     _store(f"config/{name}", {})
     _register_file(f"job/{command.recipe}/{stage}", name, path, command, siblings, result)
     return name

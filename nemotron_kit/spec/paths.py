@@ -57,18 +57,14 @@ def code_tree(settings: RunConfig) -> CodeTree | None:
 
 def ignored(tree: CodeTree, names: Sequence[str]) -> set[str]:
     """Which of these files of the tree git ignores (and does not track). Without git, or another packager: none."""
-    if not tree.git or tree.packager not in (WORKTREE, "git"):
-        return set()
-    return set(_git(tree.root, "check-ignore", "-z", "--stdin", text="".join(f"{name}\x00" for name in names)))
+    return set(_git(tree, "check-ignore", "-z", "--stdin", text="".join(f"{name}\x00" for name in names)))
 
 
 @cache
 def repositories_left_out(tree: CodeTree) -> tuple[str, ...]:
     """Repositories inside the tree that git ignores there, so that they are not sent: the folders that it ignores, and
     what lies directly in them."""
-    if not tree.git or tree.packager not in (WORKTREE, "git"):
-        return ()
-    folders = _git(tree.root, "ls-files", "-z", "--others", "--ignored", "--exclude-standard", "--directory")
+    folders = _git(tree, "ls-files", "-z", "--others", "--ignored", "--exclude-standard", "--directory")
     found: list[str] = []
     for folder in folders:
         if folder.endswith("/"):
@@ -87,13 +83,15 @@ def git_environment() -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if not key.startswith("GIT_") or key.startswith(kept)}
 
 
-def _git(root: str, *arguments: str, text: str = "") -> list[str]:
-    """The names that git prints; [] without git, which packing reports."""
+def _git(tree: CodeTree, *arguments: str, text: str = "") -> list[str]:
+    """The names that git prints; [] where git does not decide what is sent, and without git, which packing reports."""
     import subprocess
 
+    if not tree.git or tree.packager not in (WORKTREE, "git"):
+        return []
     given = text.encode("utf-8", "surrogateescape")
     try:
-        line = ["git", "-C", root, "-c", "core.fsmonitor=false", *arguments]  # a program that the repository names
+        line = ["git", "-C", tree.root, "-c", "core.fsmonitor=false", *arguments]  # a program that the repository names
         done = subprocess.run(line, input=given, capture_output=True, check=False, env=git_environment())
     except FileNotFoundError:
         return []

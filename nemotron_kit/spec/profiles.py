@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -193,12 +194,13 @@ class Lines:
         if env.path is None:
             raise NoEnvFile("There is no env.toml.", hint="Profiles are tables in it: [NAME], then executor = …")
         self.path = env.path
-        self._found: dict[tuple[str, ...], int] | None = None
+
+    @cached_property
+    def _found(self) -> dict[Key, int]:
+        return key_lines(self.path.read_text(encoding="utf-8-sig"))
 
     def line(self, *key: str) -> int | None:
         """The line of a table or key, from 1; that of the nearest table around it if it is not found."""
-        if self._found is None:
-            self._found = key_lines(self.path.read_text(encoding="utf-8-sig"))
         return line_of(self._found, *key)
 
     def short(self, *key: str) -> str:
@@ -237,14 +239,14 @@ def chain_of(env: EnvFile, name: str, lines: Lines) -> Iterator[str]:
 
 def _check_profile_exists(env: EnvFile, name: str, where: str) -> None:
     if name in RESERVED:
-        raise ProfileError(f"{where}: [{name}] is no profile: that table is reserved.", hint=_nearest_profile(env, ""))
-    if name not in env.tables:
-        close = _nearest_profile(env, name)
-        like = close is not None and close.startswith("Did you mean")
         raise ProfileError(
-            f"{where}: there is no profile {name!r}.",
-            hint=close if like else "\n".join(filter(None, [close, lines_for(name)])),
+            f"{where}: [{name}] is no profile: that table is reserved.", hint=sentence(nearest("", names(env)))
         )
+    if name not in env.tables:
+        hint = sentence(nearest(name, names(env)))
+        if not hint.startswith("Did you mean"):
+            hint = f"{hint}\n{lines_for(name)}" if hint else lines_for(name)
+        raise ProfileError(f"{where}: there is no profile {name!r}.", hint=hint)
     if not isinstance(env.tables[name], dict):
         raise ProfileError(f"{where}: {name} is a single value, no profile.", hint=f"A profile is a table: [{name}].")
 
@@ -258,10 +260,6 @@ def lines_for(name: str) -> str:
         f'Add it to env.toml, for a Slurm cluster as\n[{bare}]\nexecutor = "slurm"\naccount = "…"\npartition = "…"\n'
         f'or with executor = "local" for this machine.{asks}'
     )
-
-
-def _nearest_profile(env: EnvFile, name: str) -> str | None:
-    return sentence(nearest(name, names(env))) or None
 
 
 def checked(table: Mapping[str, Any], name: str, lines: Lines) -> Iterator[tuple[str, Any]]:

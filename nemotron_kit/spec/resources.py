@@ -140,9 +140,7 @@ def _plain(config: RunConfig, nodes: int, tasks: int, processes: int, in_gres: i
 def _cpus(config: RunConfig, tasks: int) -> int | None:
     """--cpus-per-task of the one task that starts `tasks` processes; None where nothing is requested, and for exclusive
     nodes, of which the job gets all CPUs anyway."""
-    if config.exclusive and config.cpus_per_task is None:
-        return None
-    if config.cpus_per_gpu is not None and config.cpus_per_task is None:
+    if config.cpus_per_task is None and (config.exclusive or config.cpus_per_gpu is not None):
         return None
     count = (config.cpus_per_task or 1) * max(1, tasks)
     return count if count > 1 else config.cpus_per_task
