@@ -15,19 +15,16 @@ from nemotron_kit.artifacts.manifest import FileEntry, first_change, identity, s
 from nemotron_kit.artifacts.reference import SLUG, ArtifactChangedError, ArtifactVersionNotFoundError, Pin
 from nemotron_kit.artifacts.store import (
     DROPPED,
-    KINDS,
     RECORD,
     VERSION_FOLDER,
     ArtifactVersion,
     Draft,
     Store,
-    collect_garbage,
     make_folder,
     publish,
     staged,
     touch,
     write_checksummed,
-    writing_to,
 )
 from nemotron_kit.errors import DamagedRecordError, NemotronError, UserError
 from nemotron_kit.files import DAY_S, REMOVED, fsync_dir, sync_file_system, synced_later
@@ -48,7 +45,7 @@ def commit(store: Store, draft: Draft, hash_limit: int | None) -> ArtifactVersio
     """
     name, folder_id = draft.name, _folder_id(draft.root)
     files = scan(draft.root, hash_limit, draft.sums)
-    with writing_to(store.root):
+    with store.writing():
         ensure_registry(store)
         folder = store.folder(name)
         if not folder.is_dir():
@@ -323,11 +320,9 @@ def require_registered(store: Store, pin: Pin) -> None:
 def _collect(store: Store, name: str) -> None:
     """Once a day, remove the leftovers of killed writers of this name; the search takes time proportional to the number
     of versions."""
-    folder = store.folder(name)
-    done = folder / "index" / "collected"
+    done = store.folder(name) / _INDEX / "collected"
     with contextlib.suppress(OSError):  # only the cleaning is skipped
         if not done.exists() or time.time() - done.stat().st_mtime > DAY_S:
             touch(done, store.modes)
             os.utime(done)
-            for each in (store.root, folder, *(folder / kind for kind in KINDS)):
-                collect_garbage(each, DAY_S)
+            store.collect_garbage([name], DAY_S)

@@ -38,13 +38,10 @@ from nemotron_kit.artifacts.reference import (
 )
 from nemotron_kit.artifacts.store import (
     DROPPED,
-    KINDS,
     MODES,
     ArtifactVersion,
     Draft,
     Store,
-    collect_garbage,
-    writing_to,
 )
 from nemotron_kit.envfile import EnvFile, read_env_file
 from nemotron_kit.errors import DamagedRecordError, UserError, listed, nearest, sentence
@@ -238,7 +235,7 @@ class LocalRegistry(Store):
     def note_run(self, pin: Pin, run: str) -> None:
         """Make `Name@run:RUN` refer to a version that another run saved, for a run that was skipped because of it."""
         record = self.record_of(pin)
-        with writing_to(self.root):
+        with self.writing():
             self.set_pointer(record.name, "runs", run, record.version)
 
     def set_alias(self, name: str, alias: str, version: int) -> None:
@@ -247,7 +244,7 @@ class LocalRegistry(Store):
         if check_public(check_alias(alias), "alias").lower() == LATEST:
             raise UserError(f"{alias!r} is always the newest version and can't be set.", hint="Use another alias.")
         record = self.find(Reference(registry_name(name), version=version))
-        with writing_to(self.root):
+        with self.writing():
             self.set_pointer(record.name, "aliases", alias, version)
 
     def check_removable(
@@ -277,7 +274,7 @@ class LocalRegistry(Store):
         """Remove a version and its aliases from the registry; its files are kept, and its number is not used again.
         Raises the errors of `check_removable`. If it is killed, it can be called again."""
         record = self.check_removable(reference, force=force)
-        with writing_to(self.root):
+        with self.writing():
             self.drop(record.name, record.version)
             self.remove_dangling(record.name)
         return record
@@ -285,7 +282,7 @@ class LocalRegistry(Store):
     def remove_dangling(self, name: str, *, dry_run: bool = False) -> list[str]:
         """Remove the aliases of a name that refer to versions which were removed; returns them."""
         folder, gone = self.folder(name), []
-        with writing_to(self.root):
+        with self.writing():
             for alias, version in self.aliases(name).items():
                 if self.was_removed(name, version):
                     gone.append(alias)
@@ -308,7 +305,7 @@ class LocalRegistry(Store):
             path=relative_to(record.path, here),
             document=relative_to(record.document, here),
         )
-        with writing_to(self.root):
+        with self.writing():
             self.set_stamps(record.name, record.version, stamps)
             self.replace_record(changed)
         return None
@@ -320,18 +317,16 @@ class LocalRegistry(Store):
 
     def gc(self, lease_s: float = DAY_S, *, dry_run: bool = False) -> list[Path]:
         """Remove the leftovers of writers that were killed more than `lease_s` seconds ago; returns their paths."""
-        folders = [self.root]
-        for name in sorted(self.root.iterdir()) if self.root.is_dir() else []:
-            folders += [name, *(name / kind for kind in KINDS)]
-        with writing_to(self.root):
-            return [gone for folder in folders for gone in collect_garbage(folder, lease_s, dry_run=dry_run)]
+        names = sorted(entry.name for entry in self.root.iterdir()) if self.root.is_dir() else []
+        with self.writing():
+            return self.collect_garbage(names, lease_s, dry_run=dry_run)
 
     def repair(self, *, dry_run: bool = False) -> list[DamageFinding]:
         """Repair damaged records, or drop them; returns what was done, or with `dry_run` what would be done."""
         from nemotron_kit.artifacts.repair import findings  # no launch repairs
 
         done: list[DamageFinding] = []
-        with writing_to(self.root):
+        with self.writing():
             while True:  # the versions can only be checked after registry.json is repaired
                 found = [each for each in findings(self) if each.file not in {known.file for known in done}]
                 for each in [] if dry_run else found:

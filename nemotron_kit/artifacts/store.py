@@ -25,7 +25,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -445,6 +445,34 @@ class Store:
             os.replace(stage / path.name, path)  # noqa: PTH105
             fsync_dir(path.parent)
 
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Turn an OSError within the block into a NemotronError that names the registry."""
+        try:
+            yield
+        except OSError as error:
+            what = f"{error.strerror or error} ({error.filename or self.root})"
+            hint = "Nothing half-written is visible in it. Free some space, or name another folder: [artifacts] root."
+            raise NemotronError(f"The artifact registry {self.root} can't be written: {what}.", hint=hint) from error
+
+    def collect_garbage(self, names: Iterable[str], lease_s: float, *, dry_run: bool = False) -> list[Path]:
+        """Remove leftovers of killed writers that are older than `lease_s` seconds, of these names and of the registry
+        itself; returns their paths."""
+        folders, removed = [self.root], []
+        for name in names:
+            folders += [self.folder(name), *(self.folder(name) / kind for kind in KINDS)]
+        for folder in folders:
+            for stage in sorted(folder.glob(f"{STAGE}*")) if folder.is_dir() else []:
+                with contextlib.suppress(FileNotFoundError):  # its writer was alive after all, and is done
+                    begun = stage.name.endswith(REMOVED)  # deleting a file in it makes it young again
+                    if not begun and time.time() - stage.stat().st_mtime < lease_s:
+                        continue
+                    if not begun and not dry_run:
+                        stage = stage.rename(f"{stage}{REMOVED}")
+                    if dry_run or discard(stage):
+                        removed.append(stage.with_name(stage.name.removesuffix(REMOVED)))
+        return removed
+
     def pointers(self, name: str, kind: str) -> list[str]:
         """The names of all pointers of one kind: aliases or runs."""
         return sorted(entry for entry in _listing(self.folder(name) / kind) if SLUG.match(entry))
@@ -539,33 +567,6 @@ def discard(stage: Path) -> bool:
     except OSError:
         return False  # readers ignore it, and gc removes it
     return True
-
-
-def collect_garbage(folder: Path, lease_s: float, *, dry_run: bool = False) -> list[Path]:
-    """Remove leftovers of killed writers in `folder` that are older than `lease_s` seconds; returns their paths."""
-    removed = []
-    for stage in sorted(folder.glob(f"{STAGE}*")) if folder.is_dir() else []:
-        with contextlib.suppress(FileNotFoundError):  # its writer was alive after all, and is done
-            begun = stage.name.endswith(REMOVED)  # deleting a file in it makes it young again
-            if not begun and time.time() - stage.stat().st_mtime < lease_s:
-                continue
-            if not begun and not dry_run:
-                stage = stage.rename(f"{stage}{REMOVED}")
-            if dry_run or discard(stage):
-                removed.append(stage.with_name(stage.name.removesuffix(REMOVED)))
-    return removed
-
-
-@contextlib.contextmanager
-def writing_to(root: Path) -> Iterator[None]:
-    """Turn an OSError within the block into a NemotronError that names the registry."""
-    try:
-        yield
-    except OSError as error:
-        raise NemotronError(
-            f"The artifact registry {root} can't be written: {error.strerror or error} ({error.filename or root}).",
-            hint="Nothing half-written is visible in it. Free some space, or name another folder: [artifacts] root.",
-        ) from error
 
 
 def _mkdir(folder: Path, modes: FileModes) -> None:
