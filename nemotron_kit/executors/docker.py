@@ -60,11 +60,22 @@ def answer(config: dict[str, Any]) -> dict[str, Any]:
     """The options of `docker run` that NeMo-Run's executor makes of these settings. Called in the NeMo-Run helper
     process."""
     executor = build_executor(RunConfig(**config))
-    return {
-        "options": list(_options(executor)),
-        "volumes": list(executor.volumes),
-        "image": executor.container_image,
+    for name in _UNTRANSLATED:
+        if getattr(executor, name):
+            what = f"extra: {name} is not passed on: nemotron starts the container itself."
+            raise UserError(what, hint="Leave it out.")
+    given = {
+        "network": executor.network if executor.network != _NEMO_RUN_NETWORK else None,
+        "gpus": "all" if executor.num_gpus and executor.num_gpus < 0 else executor.num_gpus,
+        "runtime": executor.runtime,
+        "ipc": executor.ipc_mode,
+        "shm-size": executor.shm_size,
     }
+    options = [f"--{name}={value}" for name, value in given.items() if value]
+    options += ["--privileged"] if executor.privileged else []
+    # NeMo-Run writes `memlock:-1` or `nofile:1024:2048`, Docker `memlock=-1`.
+    options += [f"--ulimit={re.sub('[:=]', '=', limit, count=1)}" for limit in executor.ulimits]
+    return {"options": options, "volumes": list(executor.volumes), "image": executor.container_image}
 
 
 def mounts(paths: RemotePaths, inputs: Mapping[str, Pin | None]) -> list[tuple[str, bool]]:
@@ -77,39 +88,15 @@ def mounts(paths: RemotePaths, inputs: Mapping[str, Pin | None]) -> list[tuple[s
     return [(p, w) for p, w in found.items() if not any(p.startswith(f"{other}/") for other in writable_folders)]
 
 
-def mount(path: str, writable: bool) -> list[str]:
-    """The options of `docker run` that mount a folder at the same path, which may contain any character but a line
+def mount(path: str, writable: bool) -> str:
+    """The option of `docker run` that mounts a folder at the same path, which may contain any character but a line
     break (UserError). A missing folder is an error, whereas --volume would create it."""
     if "\n" in path:
         raise UserError(f"{path!r}: a folder with a line break in its name can't be mounted.")
     text = io.StringIO()
     fields = ["type=bind", f"source={path}", f"target={path}", *([] if writable else ["readonly"])]
     csv.writer(text, lineterminator="").writerow(fields)
-    return [f"--mount={text.getvalue()}"]
-
-
-def _options(executor: Any) -> Iterator[str]:
-    for name in _UNTRANSLATED:
-        if getattr(executor, name):
-            raise UserError(
-                f"extra: {name} is not passed on: nemotron starts the container itself.", hint="Leave it out."
-            )
-    if executor.network != _NEMO_RUN_NETWORK:
-        yield f"--network={executor.network}"
-    if executor.num_gpus:
-        yield f"--gpus={'all' if executor.num_gpus < 0 else executor.num_gpus}"
-    for option, value in (
-        ("runtime", executor.runtime),
-        ("ipc", executor.ipc_mode),
-        ("shm-size", executor.shm_size),
-    ):
-        if value:
-            yield f"--{option}={value}"
-    if executor.privileged:
-        yield "--privileged"
-    for limit in executor.ulimits:  # NeMo-Run writes `memlock:-1` or `nofile:1024:2048`, Docker `memlock=-1`
-        name, _, rest = limit.replace("=", ":", 1).partition(":")
-        yield f"--ulimit={name}={rest}"
+    return f"--mount={text.getvalue()}"
 
 
 def _problems(config: RunConfig, context: PlanContext) -> Iterator[Problem]:
@@ -184,10 +171,10 @@ class Docker(Executor):
             *(f"--label={RUN_LABEL}={context.run_id}", f"--label={JOB_LABEL}={context.job}"),
             *user,
             *options["options"],
-            *(argument for path, writable in mounts(paths, context.inputs) for argument in mount(path, writable)),
+            *(mount(path, writable) for path, writable in mounts(paths, context.inputs)),
             *(f"--volume={volume}" for volume in options["volumes"]),
             *(f"--env={secret}" for secret in context.secrets),
-            *(argument for path in context.folders for argument in mount(path, False)),
+            *(mount(path, False) for path in context.folders),
             "--entrypoint=",
             options["image"],
             *(paths.python, str(paths.package), paths.job),
