@@ -45,14 +45,6 @@ def wait(argv: list[str]) -> int:
     asked = [chosen_jobs(reference) for reference in options.ids]
     named = {(run.id, *(job.number for job in jobs or ())): (run, jobs) for run, jobs in asked}
     waits = [Watch(run, jobs, patience=options.patience, lost=options.patience) for run, jobs in named.values()]
-    until_over(waits)
-    for each in waits:
-        print_end(each.run, each.state, each.jobs, each.why)
-    return EXIT_CODES.get(next(state for state in _WORST if state in {each.state for each in waits}), 3)
-
-
-def until_over(waits: Sequence[Watch]) -> None:
-    """Poll the runs, at increasing intervals, until all have ended."""
     pace = Pace(1.0, 1.3, 30.0) if any(each.is_remote for each in waits) else Pace(0.1, 1.2, 2.0)
     reported = False
     while True:
@@ -61,12 +53,15 @@ def until_over(waits: Sequence[Watch]) -> None:
         for each in unfinished:
             each.update(snapshots.get(each.run.id))
         if all(each.over for each in waits):
-            return
+            break
         lost = next((s.lost for s in snapshots.values() if s.lost), None)
         if lost and not reported:
             sys.stderr.write(f"unreachable, still trying: {clean(lost)}\n")
         reported = lost is not None
         pace.wait()
+    for each in waits:
+        print_end(each.run, each.state, each.jobs, each.why)
+    return EXIT_CODES.get(next(state for state in _WORST if state in {each.state for each in waits}), 3)
 
 
 def print_end(run: RunFolder, state: str, chosen: Sequence[JobFolder] | None = None, why: str | None = None) -> None:
