@@ -370,15 +370,12 @@ def results_of_runs(
     with ResultCache(root) as cache:
         cache.keep_only(every)
         for summary in runs:
-            folder = f"{root}/{summary.id}"
             if summary.jobs == 1:
-                known = cache.known(summary.id, f"{folder}/jobs/0")
-                run = RunFolder(root / summary.id) if known is None else None
-                jobs = run.jobs() if run else []
+                known = cache.known(summary.id, f"{root}/{summary.id}/jobs/0")
+                if known is None and (jobs := RunFolder(root / summary.id).jobs()):
+                    known = cache.read(summary.id, jobs[0])
                 if known is not None:
                     found[summary.id] = known[1]
-                elif jobs:
-                    found[summary.id] = cache.read(summary.id, jobs[0])[1]
             elif summary.jobs > 1:
                 run = RunFolder(root / summary.id)
                 with suppress(DamagedRecord):
