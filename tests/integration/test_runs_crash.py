@@ -33,6 +33,8 @@ def test_killed_at_random_moments(home: Path) -> None:
     for seed in range(15):
         launcher = subprocess.Popen([sys.executable, "-c", LAUNCHES], stdout=subprocess.PIPE, text=True)
         assert launcher.stdout is not None and launcher.stdout.readline() == "up\n"
+        if seed % 3 == 0:  # one launch at least: on a busy disk, none may be done by then
+            acknowledged.append(launcher.stdout.readline().strip())
         time.sleep(random.Random(seed).uniform(0, 0.2))  # the moment of the kill
         launcher.send_signal(signal.SIGKILL)
         acknowledged += [line.strip() for line in launcher.stdout if line.endswith("\n")]
