@@ -157,18 +157,18 @@ class RunFolder(Value):
         self, number: int, texts: Mapping[str, str], *, attached: bool = False, starts_here: bool = False
     ) -> JobFolder:
         """Add one more `pending` job (the next of a sweep); the arguments are those of `create_run`."""
-        final = self.path / "jobs" / str(number)
+        final, starts = self.path / "jobs" / str(number), _starts(attached, starts_here)
         if final.is_dir() and not (final / "state").exists():
             # Hydra's basic launcher makes the folder, for its log, before it calls the task.
             final.chmod(0o700)
             try:
-                return _fill_job(JobFolder(final), texts, _starts(attached, starts_here), files.write_text)
+                return _fill_job(JobFolder(final), texts, starts, files.write_text)
             except BaseException:  # such as a full disk: without a state, no one could read or end this job
                 shutil.rmtree(final, ignore_errors=True)
                 raise
         building = final.with_name(f".{number}.{secrets.token_hex(4)}.tmp")
         try:
-            _fill_job(JobFolder(building), texts, _starts(attached, starts_here), files.write_new)
+            _fill_job(JobFolder(building), texts, starts, files.write_new)
             _rename_new(building, final)
         except BaseException:
             shutil.rmtree(building, ignore_errors=True)

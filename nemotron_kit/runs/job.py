@@ -239,6 +239,8 @@ NOT_STARTED = "its launch ended before its worker had started"
 STARTER = "starter"
 ORPHANED = "its worker has ended; processes that it started are still running"
 _CHILD, _CHILD_END, _CANCEL = "child.json", "child-end.json", "cancel.json"
+# The file in the job's folder with the value that its function returned, if a sweeper can use it.
+VALUE = "value.json"
 # The folder with the exit records of each node of a job on several nodes.
 NODES = "nodes"
 # In the state that begins another attempt.
@@ -534,20 +536,14 @@ def _from_exit(record: Mapping[str, Any], started: float | None, history: list[d
     state, code = str(record.get("state")), record.get("code")
     if not is_sound(record):
         return JobState("unknown", error=f"exit.json: state {state!r} with code {code!r} is not valid.")
-    facts = {**(history[-1] if history else {}), **record}
+    facts, finished = {**(history[-1] if history else {}), **record}, parse_time(record.get("finished_at"))
     if UNEXPLAINED in record and state == "failed":  # its scheduler knows whether it was cancelled or is requeued
-        return JobState("running", parse_time(record.get("finished_at")), started, facts=facts)
+        return JobState("running", finished, started, facts=facts)
     if record.get(AGAIN):
-        why = record.get("error")
-        return JobState("pending", parse_time(record.get("finished_at")), started, facts={**facts, "reason": why})
-    finished = parse_time(record.get("finished_at"))
+        return JobState("pending", finished, started, facts={**facts, "reason": record.get("error")})
     return JobState(state, finished, started, finished, code, record.get("error"), facts)
 
 
 def _check_state(state: str) -> None:
     if state not in STATES:
         raise UserError(f"{state!r} is not a state of a job.", hint=nearest(state, STATES))
-
-
-# The file in the job's folder with the value that its function returned, if a sweeper can use it.
-VALUE = "value.json"
