@@ -119,7 +119,12 @@ def omegaconf_to_dataclass(config: Any, cls: type[T]) -> T:
     if spelled := getattr(config, "__dict__", {}).get("_spelled"):
         raw = keep_text_spelling(raw, spelled, partial(means_text, cls))
     raw = _without_wandb(raw, cls)
-    piped = _piped(raw, getattr(config, "__dict__", {}).get("_applied", ()))
+    piped: dict[str, Any] = {}
+    if not os.environ.get("NEMOTRON_RUN_ID"):  # a job's inputs were pinned at its launch
+        # What the previous step pipes in, for the inputs that the command line does not set.
+        applied = getattr(config, "__dict__", {}).get("_applied", ())
+        given = {override.lstrip("+").partition("=")[0] for override in applied}
+        piped = pins_from_step([slot for slot in sorted(slots_used(raw)) if f"run.{slot}" not in given])
     with pinned(piped) if piped else nullcontext():
         values = {key: value for key, value in _resolved(raw, config, cls).items() if key != "run"}
     added: set[str] = config.__dict__.get("_added", set()) if OmegaConf.is_config(config) else set()
@@ -201,16 +206,6 @@ def _without_wandb(raw: dict[str, Any], cls: type) -> dict[str, Any]:
         _wandb.clear()
         _wandb.update(block)
     return moved
-
-
-def _piped(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """The artifacts that the previous step pipes into a script that was not started by the launcher, for the inputs
-    that its command line does not set."""
-    if os.environ.get("NEMOTRON_RUN_ID"):  # a job's inputs were pinned at its launch
-        return {}
-
-    given = {override.lstrip("+").partition("=")[0] for override in overrides}
-    return pins_from_step([slot for slot in sorted(slots_used(raw)) if f"run.{slot}" not in given])
 
 
 def _apply(config: Any, override: Any, added: set[str]) -> None:

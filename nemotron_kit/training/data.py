@@ -414,11 +414,6 @@ class BatchSampler:
         """Micro-batches a step on one rank: the gradient accumulation."""
         return self.global_batch_size // (self.micro_batch_size * self.world_size)
 
-    @property
-    def tokens_per_step(self) -> int:
-        """Tokens predicted in one step, over all ranks."""
-        return self.global_batch_size * self.samples.seq_length
-
     def __len__(self) -> int:
         return (self.last_step - self.first_step + 1) * self.per_step
 

@@ -87,7 +87,7 @@ def build_trainer(
             nll = token_nll(model, inputs["input_ids"], inputs["labels"], loss_chunk)
             run.add_loss(nll.detach())
             # DDP averages gradients over the ranks; what is wanted is the mean over the tokens of the global batch.
-            return nll * (world_size() / batches.tokens_per_step)
+            return nll * (world_size() / run.step_tokens)
 
     trainer = PretrainTrainer(model, args, optimizers=optimizers, callbacks=[_callback(run)])
     trainer.remove_callback(PrinterCallback)
@@ -101,7 +101,7 @@ def _callback(run: TrainingRun) -> Any:
         reported = 0
 
         def on_step_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
-            run.before_step(run.first_step + state.global_step)
+            seed_step(run.settings.seed, run.first_step + state.global_step)
 
         def on_step_end(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
             control.should_log = run.after_step(run.first_step + state.global_step - 1)
@@ -488,19 +488,16 @@ class TrainingRun(Loop):
         self.measure = self.held_out_values if held_out is not None else None
         # Records of earlier versions do not have them.
         self.first_sample = progress.samples or progress.step * train.global_batch_size
-        progress.tokens = progress.tokens or progress.step * self._step_tokens
+        progress.tokens = progress.tokens or progress.step * self.step_tokens
         # Summed over the ranks only when it is needed; a resumed run's part is on rank 0.
         resumed = progress.nll if processes.rank() == 0 else 0.0
         self._nll = torch.tensor(resumed, dtype=torch.float64, device=self._device)
         self._window_steps = 0
 
     @property
-    def _step_tokens(self) -> int:
+    def step_tokens(self) -> int:
+        """Tokens predicted in one step, over all ranks."""
         return self.config.train.global_batch_size * self.config.seq_length
-
-    def before_step(self, step: int) -> None:
-        """Seed the step: its random numbers depend on (seed, step, rank) only, resumed or not."""
-        seed_step(self.settings.seed, step)
 
     def add_loss(self, nll: torch.Tensor) -> None:
         """Add a micro-batch's summed negative log likelihood (nats, float [], detached) to the loss of the next row."""
@@ -511,7 +508,7 @@ class TrainingRun(Loop):
         self.balance.update()
         size = self.config.train.global_batch_size
         self.progress.samples = self.first_sample + (step - self.first_step + 1) * size
-        self.progress.tokens += self._step_tokens
+        self.progress.tokens += self.step_tokens
         self.progress.steps_in_window += 1
         self._window_steps += 1
         return self.end_step(step)
@@ -524,13 +521,13 @@ class TrainingRun(Loop):
         return {"valid_loss": loss}
 
     def _log(self, step: int, grad_norm: float | None) -> None:
-        self.progress.loss = self._window_nll() / (self.progress.steps_in_window * self._step_tokens)
+        self.progress.loss = self._window_nll() / (self.progress.steps_in_window * self.step_tokens)
         now = time.monotonic()
         row = {
             "step": step,
             "loss": self.progress.loss,
             "lr": self._lr(step),
-            "tokens_per_second": self._window_steps * self._step_tokens / (now - self._since),
+            "tokens_per_second": self._window_steps * self.step_tokens / (now - self._since),
             "tokens": self.progress.tokens,
             "elapsed": self._elapsed(),
         }

@@ -252,8 +252,13 @@ class _MathJudge:
         process = self._process
         if process is None or process.poll() is not None:
             process = self._process = self._start()
+        assert process.stdin is not None and process.stdout is not None  # noqa: S101 - they are pipes
         try:
-            found = self._ask(process, [gold, text])
+            process.stdin.write(json.dumps([gold, text]) + "\n")
+            process.stdin.flush()
+            found = process.stdout.readline().strip()
+        except BrokenPipeError:
+            found = ""
         except BaseException:  # such as Ctrl-C: its answer would be taken for that to the next question
             self._end()
             raise
@@ -271,15 +276,6 @@ class _MathJudge:
         if not process.stdout.readline():
             raise NemotronError(f"math-verify can't be started: its process has ended with code {process.wait()}.")
         return process
-
-    def _ask(self, process: subprocess.Popen[str], question: list[str]) -> str:
-        assert process.stdin is not None and process.stdout is not None  # noqa: S101 - they are pipes
-        try:
-            process.stdin.write(json.dumps(question) + "\n")
-            process.stdin.flush()
-            return process.stdout.readline().strip()
-        except BrokenPipeError:
-            return ""
 
     def _end(self) -> None:
         if self._process is not None:

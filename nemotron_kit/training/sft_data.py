@@ -94,7 +94,17 @@ class PackedRows:
 
     def __init__(self, folder: Path, seq_length: int, seed: int = 0) -> None:
         """`vocab_size`, once set, is the model's: tokens are checked against it where they are read."""
-        self.folder, self.files = folder, packed_files(folder)
+        if folder.is_file():
+            self.files = [folder]
+        else:
+            self.files = sorted(path for path in folder.rglob("*.parquet") if not path.name.startswith("."))
+        if not self.files:
+            older = next(folder.glob("*.npy"), None) if folder.is_dir() else None
+            found = (
+                f"it holds {older.name}, an older form of packed rows" if older else "no packed rows (*.parquet) here"
+            )
+            raise UserError(f"{folder}: {found}.", hint="Prepare them first: nemotron nano3 data prep sft -c tiny")
+        self.folder = folder
         self.seq_length, self._seed = seq_length, seed
         self.vocab_size: int | None = None
         self._groups = [
@@ -209,19 +219,6 @@ def _lists(column: Any) -> _Lists:
     """A list column's values, and the offsets at which its lists begin and the last one ends."""
     offsets = column.offsets.to_numpy().astype(np.int64)
     return column.values.to_numpy()[offsets[0] : offsets[-1]], offsets - offsets[0]
-
-
-def packed_files(folder: Path) -> list[Path]:
-    """The Parquet files of a split, sorted by name. Raises UserError if there are none."""
-    if folder.is_file():
-        files = [folder]
-    else:
-        files = sorted(path for path in folder.rglob("*.parquet") if not path.name.startswith("."))
-    if not files:
-        older = next(folder.glob("*.npy"), None) if folder.is_dir() else None
-        what = f"it holds {older.name}, an older form of packed rows" if older else "no packed rows (*.parquet) here"
-        raise UserError(f"{folder}: {what}.", hint="Prepare them first: nemotron nano3 data prep sft -c tiny")
-    return files
 
 
 def _group_sizes(file: Path) -> list[int]:

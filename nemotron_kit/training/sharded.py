@@ -205,6 +205,8 @@ class Shards:
     def read_into(self, target: Any, key: str) -> None:
         """Read the rows that this rank holds of the tensor `key` into `target`. UserError when it is not there, or of
         another shape."""
+        from safetensors import safe_open
+
         entry = self.index.get(key)
         if entry is None or list(target.shape) != entry["shape"]:
             there = "missing" if entry is None else f"of the shape {entry['shape']}"
@@ -218,7 +220,9 @@ class Shards:
                 continue
             if lower > done:
                 break
-            stored = self._file(file)
+            if file not in self._open:
+                self._open[file] = safe_open(self.path / file, framework="pt")
+            stored = self._open[file]
             if local.dim() == 0:
                 local.copy_(stored.get_tensor(key))
             else:
@@ -226,13 +230,6 @@ class Shards:
             done = upper
         if done < stop:
             raise UserError(f"{self.path}: rows {done} to {stop} of {key} are in none of its files.")
-
-    def _file(self, name: str) -> Any:
-        from safetensors import safe_open
-
-        if name not in self._open:
-            self._open[name] = safe_open(self.path / name, framework="pt")
-        return self._open[name]
 
 
 def load_weights(model: Any, path: Path) -> None:

@@ -101,7 +101,14 @@ class StepLoop(Loop):
                 self._attach_gradients()
                 values = step(number)
                 norm = self._update(number)
-                self._count(values)
+                for name, value in values.items():
+                    if name == "tokens":
+                        self._tokens += self._number(value).long()
+                    elif name in self._window:
+                        self._window[name] = self._window[name] + self._number(value)
+                    else:
+                        self._window[name] = self._number(value)
+                self.progress.steps_in_window += 1
                 if self.end_step(number):
                     self.report(number, float(norm))
                 if self.stopped and number < self.settings.steps:
@@ -137,15 +144,6 @@ class StepLoop(Loop):
         self.optimizer.step()
         self.balance.update()
         return norm
-
-    def _count(self, values: Mapping[str, Any]) -> None:
-        for name, value in values.items():
-            number = self._number(value)
-            if name == "tokens":
-                self._tokens += number.long()
-            else:
-                self._window[name] = self._window[name] + number if name in self._window else number
-        self.progress.steps_in_window += 1
 
     def _number(self, value: Any) -> torch.Tensor:
         import torch
