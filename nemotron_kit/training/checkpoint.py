@@ -283,7 +283,12 @@ def prune(folder: Path, keep: int, also: Collection[Path] = ()) -> list[str]:
             path.rename(gone)  # it stops being a checkpoint at once, not file by file
         except OSError as error:
             problems.append(f"{path} can't be removed: {error.strerror or error}.")
-    for debris in [*folder.glob(f".*{_PRUNED}"), *(path for path in folder.glob(".*.tmp") if _is_old(path))]:
+    left = [*folder.glob(f".*{_PRUNED}")]
+    for path in folder.glob(".*.tmp"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > _LEASE_SECONDS:
+                left.append(path)
+    for debris in left:
         why = remove(debris)
         if why:
             problems.append(f"{debris} can't be removed: {why}.")
@@ -331,13 +336,6 @@ def _remove_one(path: Path, reasons: list[str]) -> None:
         pass
     except OSError as error:
         reasons.append(f"{path}: {error.strerror or error}")
-
-
-def _is_old(debris: Path) -> bool:
-    try:
-        return time.time() - debris.stat().st_mtime > _LEASE_SECONDS
-    except FileNotFoundError:
-        return False
 
 
 def all_in(folder: Path) -> list[Path]:

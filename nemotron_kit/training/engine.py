@@ -153,8 +153,8 @@ def _train(
     progress = start.progress or TrainingProgress()
     if data.held_out is None:
         progress.forget_held_out()
-    args = trainer_arguments(config.train, folder, max(1, config.train.train_iters - progress.step))
     train = config.train
+    args = trainer_arguments(train, folder, max(1, train.train_iters - progress.step))
     model: Any = start_model(start, data.model, train.seed, train.layout, bf16=use_bf16(train.precision))
     if not is_on_ranks(model):
         model = model.to(args.device)
@@ -162,20 +162,18 @@ def _train(
     optimizer = build_optimizer(train, model)
     if start.optimizer is not None:
         sharded.load_optimizer(optimizer, model, start.optimizer)
-    reporter = Reporter(metrics_path(config.logger, folder), progress.step, config.train.train_iters)
-    for line in opening_lines(start, config.train.layout, model):
+    reporter = Reporter(metrics_path(config.logger, folder), progress.step, train.train_iters)
+    for line in opening_lines(start, train.layout, model):
         reporter.print(line)
-    balance = ExpertBalance(model, config.train.moe_router_bias_update_rate)
+    balance = ExpertBalance(model, train.moe_router_bias_update_rate)
     run = TrainingRun(
-        config, model, optimizer, balance, data.held_out, progress, dict(start.identity), reporter, stop, start.valid_on
+        config, model, optimizer, balance, data.held_out, progress, start.identity, reporter, stop, start.valid_on
     )
     try:
-        if progress.step < config.train.train_iters:
+        if progress.step < train.train_iters:
             _loop(config, data, run, args)
-        elif data.held_out:
-            other = processes.rank() == 0 and start.valid_on != progress.valid_on
-            if processes.any_rank(other):
-                run.evaluate(run.held_out_values)  # the loss that is known is that of other held-out data
+        elif data.held_out and processes.any_rank(processes.rank() == 0 and start.valid_on != progress.valid_on):
+            run.evaluate(run.held_out_values)  # the loss that is known is that of other held-out data
     finally:
         reporter.close()
     return _finish(config, run, folder)
