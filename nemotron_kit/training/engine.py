@@ -165,9 +165,17 @@ def _train(
     reporter = Reporter(metrics_path(config.logger, folder), progress.step, train.train_iters)
     for line in opening_lines(start, train.layout, model):
         reporter.print(line)
-    balance = ExpertBalance(model, train.moe_router_bias_update_rate)
     run = TrainingRun(
-        config, model, optimizer, balance, data.held_out, progress, start.identity, reporter, stop, start.valid_on
+        config,
+        model,
+        optimizer,
+        held_out=data.held_out,
+        valid_on=start.valid_on,
+        progress=progress,
+        identity=start.identity,
+        reporter=reporter,
+        stop=stop,
+        balance=ExpertBalance(model, train.moe_router_bias_update_rate),
     )
     try:
         if progress.step < train.train_iters:

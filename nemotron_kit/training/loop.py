@@ -453,14 +453,12 @@ class TrainingRun(Loop):
         config: PretrainConfig,
         model: Any,
         optimizer: torch.optim.Optimizer,
-        balance: ExpertBalance,
+        *,
         held_out: HeldOutSamples | None,
-        progress: TrainingProgress,
-        identity: Mapping[str, Any],
-        reporter: Reporter,
-        stop: StopRequest,
         valid_on: str | None = None,
+        **run: Any,
     ) -> None:
+        """`run`: as Loop has it."""
         import torch
 
         self.config, self.held_out, self.valid_on = config, held_out, valid_on
@@ -475,16 +473,8 @@ class TrainingRun(Loop):
             eval_interval=train.eval_interval,
             lr_setting="train.lr",
         )
-        super().__init__(
-            settings,
-            model,
-            optimizer,
-            progress=progress,
-            identity=identity,
-            reporter=reporter,
-            stop=stop,
-            balance=balance,
-        )
+        super().__init__(settings, model, optimizer, **run)
+        progress = self.progress
         self.measure = self.held_out_values if held_out is not None else None
         # Records of earlier versions do not have them.
         self.first_sample = progress.samples or progress.step * train.global_batch_size

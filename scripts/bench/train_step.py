@@ -117,7 +117,15 @@ def ours(folder: Path, samples: BlendSamples, steps: int, micro: int) -> float:
     reporter.print = lambda text: None  # type: ignore[method-assign]
     with StopRequest() as stop:
         run = TrainingRun(
-            cfg, model, optimizer, ExpertBalance(model, 1e-3), None, TrainingProgress(), {}, reporter, stop
+            cfg,
+            model,
+            optimizer,
+            held_out=None,
+            progress=TrainingProgress(),
+            identity={},
+            reporter=reporter,
+            stop=stop,
+            balance=ExpertBalance(model, 1e-3),
         )
         batches = BatchSampler(samples, 1, steps, 8, micro, 4096)
         schedule = build_schedule(cfg.train, cfg.scheduler, optimizer, 0)

@@ -267,8 +267,8 @@ def do_all(runs: dict[str, Any], settings: dict[str, Any]) -> None:
         seen["types"] = sorted({type(module).__name__ for module in model.modules()})
 
     class WatchedRun(engine.TrainingRun):
-        def __init__(self, *given: Any) -> None:
-            super().__init__(*given)
+        def __init__(self, *given: Any, **named: Any) -> None:
+            super().__init__(*given, **named)
             watch(self.model)
 
     class WatchedLoop(step_loop.StepLoop):

@@ -22,7 +22,6 @@ from nemotron_kit.training import checkpoint, processes, sharded
 from nemotron_kit.training.checkpoint import TrainingProgress
 from nemotron_kit.training.config_blocks import CheckpointConfig, LoggerConfig, SchedulerConfig
 from nemotron_kit.training.loop import LoopSettings, TrainingRun, build_optimizer, preempted
-from nemotron_kit.training.model import ExpertBalance
 from nemotron_kit.training.pretrain_config import PretrainConfig, TrainConfig
 from nemotron_kit.training.processes import Preempted, StopRequest
 from nemotron_kit.training.reporter import Reporter, metrics_path
@@ -88,12 +87,11 @@ def pretraining_after_two_steps(folder: Path, steps: int, order: list[object]) -
         config,
         model,
         build_optimizer(config.train, model),
-        ExpertBalance(model, 0.0),
-        held_out,
-        TrainingProgress(step=2, steps_in_window=1, valid_on="a"),
-        {},
-        Reporter(folder / "metrics.jsonl", 0, steps),
-        StopRequest(),
+        held_out=held_out,
+        progress=TrainingProgress(step=2, steps_in_window=1, valid_on="a"),
+        identity={},
+        reporter=Reporter(folder / "metrics.jsonl", 0, steps),
+        stop=StopRequest(),
     )
     run.saves.save = lambda _, record, *, last: order.append(("save", record["progress"]["valid_on"]))  # type: ignore[method-assign]
     return run
