@@ -76,7 +76,7 @@ PIPELINE = "pipeline"
 _STAGES = "stages"
 # The key of the error in the record that replaces an unreadable stage's.
 DAMAGE = "damage"
-_LABELS = "labels.json"
+LABELS = "labels.json"
 _UNFINISHED = "unfinished"
 _STAGE_SHAPE: dict[str, Any] = {
     **dict.fromkeys(("stage", "run", "why", "producer", "state"), str),
@@ -181,7 +181,7 @@ class RunFolder(Value):
         DamagedRecord."""
         found: dict[str, Any] = {"name": None, "tags": [], "note": None}
         try:
-            stored = read_object(self.path / _LABELS, {"name": str, "tags": [str], "note": str})
+            stored = read_object(self.path / LABELS, {"name": str, "tags": [str], "note": str})
         except FileNotFoundError:
             return found
         return {key: stored.get(key) or empty for key, empty in found.items()}
@@ -196,7 +196,7 @@ class RunFolder(Value):
             known = self.labels()
             if edit_tags is not None:
                 changes["tags"] = edit_tags(known["tags"])
-            files.write_json(self.path / _LABELS, {**known, **changes})
+            files.write_json(self.path / LABELS, {**known, **changes})
             return {**known, **changes}
         finally:
             os.close(folder)
@@ -415,7 +415,7 @@ def create_run(
             _fill_job(JobFolder(building / "jobs" / str(number)), texts, starts, files.write_new)
         files.fsync_dir(building)
         if labels:
-            files.write_json(building / _LABELS, masked(labels))
+            files.write_json(building / LABELS, masked(labels))
         if more_jobs:
             files.write_text(building / _UNFINISHED, "")
         _rename_new(building, final)

@@ -14,7 +14,7 @@ from nemotron_kit.ui.artifact_pages import ArtifactPages, sound_versions
 from nemotron_kit.ui.comparing import ComparingPages
 from nemotron_kit.ui.page import ExportLinks, WebPage
 from nemotron_kit.ui.reading import RecordReader
-from nemotron_kit.ui.render import STATIC, encoded, render_file
+from nemotron_kit.ui.render import encoded, render_file
 from nemotron_kit.ui.run_pages import RunPages
 
 # Jobs of a sweep that have a page of their own, versions, and runs in one file.
@@ -40,8 +40,7 @@ def export(file: Path, references: Sequence[str]) -> list[str]:
             anchors = {page.anchor for page in pages}
     finally:
         reader.close()
-    script, style = (STATIC.joinpath(name).read_text(encoding="utf-8") for name in ("ui.js", "ui.css"))
-    html = render_file(pages, ExportLinks(anchors), script, style)
+    html = render_file(pages, ExportLinks(anchors))
     try:
         files.write_bytes(file, encoded(html))
     except OSError as error:

@@ -32,7 +32,7 @@ from nemotron_kit.launch.status import (
     refresh_stages,
 )
 from nemotron_kit.masking import mask
-from nemotron_kit.runs.folder import RunFolder, RunSummary
+from nemotron_kit.runs.folder import LABELS, RunFolder, RunSummary
 from nemotron_kit.runs.job import DAMAGED, TERMINAL, DamagedRecord, JobFolder, JobState
 from nemotron_kit.runs.logs import TerminalSanitizer
 from nemotron_kit.runs.metrics import METRICS_FILE, series
@@ -51,8 +51,6 @@ LOG_BYTES = 256 * 1024
 _LOG_LINES = 1000
 _LOG_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
-LABELS = "labels.json"
-NO_LABELS: dict[str, Any] = {"name": None, "tags": [], "note": None}
 Stamp = tuple[int, int, int] | None
 Found = TypeVar("Found")
 
@@ -114,7 +112,7 @@ class RecordReader:
         version = stamp(runs_root() / run_id / LABELS)
         known = self._labels.get(run_id)
         if known is None or known[0] != version:
-            known = self._labels[run_id] = (version, NO_LABELS if version is None else labels_of(run_id))
+            known = self._labels[run_id] = (version, labels_of(run_id))
         return known[1]
 
     # --- a job

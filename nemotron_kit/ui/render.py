@@ -59,8 +59,9 @@ def prepare() -> None:
         _templates().get_template(name)
 
 
-def render_file(pages: list[WebPage], links: Links, script: str, style: str) -> str:
-    """One HTML document with all the pages, and all that they need; `script` and `style` are its only ones."""
+def render_file(pages: list[WebPage], links: Links) -> str:
+    """One HTML document with all the pages, and all that they need; ui.js and ui.css are its only script and style."""
+    script, style = (STATIC.joinpath(name).read_text(encoding="utf-8") for name in ("ui.js", "ui.css"))
     drawn = any(page.figures for page in pages)
     drawn_with = f" {csp_hash(plotly_text())}" if drawn else ""
     policy = (

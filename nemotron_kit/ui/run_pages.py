@@ -215,6 +215,11 @@ class RunPages:
                     log["text"] = read_log(run, job, str(log["name"]), None)["text"]
                 except NemotronError as error:
                     log["text"] = error.message
+        history = [
+            {"at": clock(entry["at"]), "state": entry["state"], "where": _where(entry)} for entry in job.history()
+        ]
+        if state.finished:
+            history.append({"at": clock(state.finished), "state": state.state, "where": state.error or ""})
         config, config_file = _config(job)
         inputs, outputs, damage = self._artifacts(run, job)
         return {
@@ -228,14 +233,7 @@ class RunPages:
             "inputs": inputs,
             "outputs": outputs,
             "damage": damage,
-            "history": [
-                {"at": clock(entry["at"]), "state": entry["state"], "where": _where(entry)} for entry in job.history()
-            ]
-            + (
-                [{"at": clock(state.finished), "state": state.state, "where": state.error or ""}]
-                if state.finished
-                else []
-            ),
+            "history": history,
             "logs": logs,
             "following": not state.terminal,
             "config": config,
