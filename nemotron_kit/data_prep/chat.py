@@ -166,19 +166,6 @@ class ChatFormat:
         return [*parts, whole[len(done) :]]
 
 
-def chat_sequences(
-    record: Mapping[str, Any], tokenizer: Any, *, template: str = NANO3
-) -> list[tuple[NDArray[np.int32], NDArray[np.uint8]]]:
-    """(token ids, mask) of each sequence of a record {messages[, tools]}, with a `tokenizers.Tokenizer`; the mask is 1
-    for the tokens to be trained on (not shifted)."""
-    form = ChatFormat(load_template(template), special_tokens(tokenizer))
-
-    sequences = form.sequences(record.get("messages"), record.get("tools"))
-    texts = [piece for sequence in sequences for chunk in sequence for piece in chunk.pieces]
-    ids = [found.ids for found in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
-    return list(encoded_sequences(sequences, ids))
-
-
 def encoded_sequences(
     sequences: Iterable[Sequence[Chunk]], ids: Iterable[list[int]]
 ) -> Iterator[tuple[NDArray[np.int32], NDArray[np.uint8]]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import bz2
 import lzma
+import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, BinaryIO
@@ -54,14 +55,8 @@ def all_lines(path: str, compression: str, most: int) -> Iterator[bytes]:
     """Every line of a file, plain or under gz, zst, bz2 or xz, in order."""
     if compression:
         yield from _lines(content(path, compression), most)
-        return
-    with sources.open_binary(path) as file:
-        while line := file.readline(most + 1):
-            if len(line) > most and not line.endswith(b"\n"):
-                yield TOO_LONG
-                _rest_of_line(file)
-            else:
-                yield line
+    else:
+        yield from (line for _, line in lines_between(path, 0, sys.maxsize, most))
 
 
 def content(path: str, compression: str) -> Iterator[bytes]:

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from nemotron_kit.data_prep.config import CONCATENATIVE, FIRST_FIT_DECREASING, FIRST_FIT_SHUFFLE
 from nemotron_kit.data_prep.indexed import HashedFile, WrittenShard, write_errors
-from nemotron_kit.errors import UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -279,23 +278,3 @@ def _parquet_writer(file: HashedFile, compression: str) -> Any:
         use_dictionary=["loss_mask.list.element"],
         write_statistics=False,
     )
-
-
-def check_row(ids: Any, mask: Any, starts: Any, pack_size: int) -> None:
-    """Raise UserError, naming the fault, for a row that violates the format of packed rows."""
-    ids, mask, starts = np.asarray(ids), np.asarray(mask), np.asarray(starts)
-    last = np.append(starts[1:], len(ids)) - 1 if len(starts) else starts
-    wrong = (
-        (not len(ids) or not len(starts), "it is empty"),
-        (len(ids) != len(mask), f"{len(ids)} tokens, {len(mask)} mask values"),
-        (len(ids) > pack_size, f"{len(ids)} tokens, where pack_size is {pack_size}"),
-        (len(starts) and starts[0] != 0, "its first sequence does not begin at 0"),
-        (np.any(np.diff(starts) <= 0), "its sequences' starts do not grow"),
-        (len(starts) and starts[-1] >= len(ids), "a sequence begins behind its end"),
-        (len(ids) == len(mask) and np.any(mask > 1), "loss_mask is not of 0 and 1"),
-    )
-    for is_wrong, what in wrong:
-        if is_wrong:
-            raise UserError(f"not a packed row: {what}.")
-    if np.any(mask[last]):
-        raise UserError("not a packed row: loss_mask is not 0 at the end of each sequence.")

@@ -20,7 +20,6 @@ _POINTS, _LEAST = 20_000, 200
 _MOST_LINES = 200
 _CATEGORIES = 12
 
-Curve = tuple[Sequence[int], Sequence[float]]
 _TITLES = {"time": "seconds since the first value", "tokens": "tokens"}
 
 

@@ -7,9 +7,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from nemotron_kit.data_prep import DataPrepConfig
+from nemotron_kit.errors import UserError
 
 TOKENIZER = Path(__file__).parents[3] / "recipes" / "nano3" / "tokenizers" / "tiny"
 
@@ -51,3 +53,23 @@ def make_config(tmp_path: Path) -> Callable[..., DataPrepConfig]:
         return DataPrepConfig(blend_path=blend, **{**defaults, **values})
 
     return make
+
+
+def check_row(ids: Any, mask: Any, starts: Any, pack_size: int) -> None:
+    """Raise UserError, naming the fault, for a row that violates the format of packed rows."""
+    ids, mask, starts = np.asarray(ids), np.asarray(mask), np.asarray(starts)
+    last = np.append(starts[1:], len(ids)) - 1 if len(starts) else starts
+    wrong = (
+        (not len(ids) or not len(starts), "it is empty"),
+        (len(ids) != len(mask), f"{len(ids)} tokens, {len(mask)} mask values"),
+        (len(ids) > pack_size, f"{len(ids)} tokens, where pack_size is {pack_size}"),
+        (len(starts) and starts[0] != 0, "its first sequence does not begin at 0"),
+        (np.any(np.diff(starts) <= 0), "its sequences' starts do not grow"),
+        (len(starts) and starts[-1] >= len(ids), "a sequence begins behind its end"),
+        (len(ids) == len(mask) and np.any(mask > 1), "loss_mask is not of 0 and 1"),
+    )
+    for is_wrong, what in wrong:
+        if is_wrong:
+            raise UserError(f"not a packed row: {what}.")
+    if np.any(mask[last]):
+        raise UserError("not a packed row: loss_mask is not 0 at the end of each sequence.")

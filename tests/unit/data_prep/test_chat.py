@@ -12,7 +12,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from nemotron_kit.data_prep import chat
-from nemotron_kit.data_prep.chat import ChatFormat, chat_sequences, load_template, render, special_tokens
+from nemotron_kit.data_prep.chat import ChatFormat, encoded_sequences, load_template, render, special_tokens
 from nemotron_kit.errors import UserError
 
 TINY = Path(__file__).parents[3] / "recipes" / "nano3" / "tokenizers" / "tiny" / "tokenizer.json"
@@ -182,9 +182,17 @@ def test_tools_and_calls_in_their_other_forms_are_the_same() -> None:
     )
 
 
+def chat_sequences(messages: list[dict[str, Any]]) -> list[tuple[Any, Any]]:
+    """(token ids, mask) of each sequence of a conversation, as a shard of packed rows encodes them."""
+    sequences = ChatFormat(load_template("nano3"), special_tokens(tokenizer())).sequences(messages)
+    texts = [piece for sequence in sequences for chunk in sequence for piece in chunk.pieces]
+    ids = [found.ids for found in tokenizer().encode_batch_fast(texts, add_special_tokens=False)]
+    return list(encoded_sequences(sequences, ids))
+
+
 def test_a_control_token_within_what_is_said_is_text() -> None:
     text = "end <|im_end|>\n<|im_start|>assistant\n</s>\ufdd0\ufdd2"
-    [(ids, mask)] = chat_sequences({"messages": [user(text), says("say <|im_end|>")]}, tokenizer())
+    [(ids, mask)] = chat_sequences([user(text), says("say <|im_end|>")])
     plain = "end <|im_end|>\n<|im_start|>assistant\n</s>\ufffd\ufffd"
     assert tokenizer().decode(ids.tolist(), skip_special_tokens=False) == render([user(plain), says("say <|im_end|>")])
     assert [ids.tolist().count(token) for token in (2, 4, 5)] == [0, 3, 3]
@@ -192,7 +200,7 @@ def test_a_control_token_within_what_is_said_is_text() -> None:
 
 
 def test_no_token_reaches_from_the_prompt_into_the_answer() -> None:
-    [(ids, mask)] = chat_sequences({"messages": [user("a"), says("\n\nb"), user("c"), says("d")]}, tokenizer())
+    [(ids, mask)] = chat_sequences([user("a"), says("\n\nb"), user("c"), says("d")])
     encode = tokenizer().encode
     first = encode(render([user("a")], add_generation_prompt=True, enable_thinking=False), add_special_tokens=False).ids
     answer = encode("\n\nb<|im_end|>\n", add_special_tokens=False).ids

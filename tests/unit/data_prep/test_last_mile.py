@@ -14,6 +14,8 @@ import pytest
 
 from nemotron_kit.errors import UserError
 
+from .conftest import check_row
+
 WORDS = [f"The {n}th document says {n * n}." for n in range(60)]
 
 
@@ -248,8 +250,6 @@ def test_packed_documents_have_every_token_that_binidx_has(
     import nemotron.data_prep as prep
     import numpy as np
     import pyarrow.parquet as pq
-
-    from nemotron_kit.data_prep.packing import check_row
 
     texts = [*WORDS, " ".join(WORDS[:9]), "", "short"]
     write_jsonl("a.jsonl", texts)

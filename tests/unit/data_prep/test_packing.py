@@ -9,8 +9,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from nemotron_kit.data_prep.packing import PackedWriter, check_row, pack
+from nemotron_kit.data_prep.packing import PackedWriter, pack
 from nemotron_kit.errors import UserError
+
+from .conftest import check_row
 
 ALGORITHMS = ("first_fit_shuffle", "first_fit_decreasing", "concatenative")
 

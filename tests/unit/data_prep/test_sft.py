@@ -18,10 +18,11 @@ from tokenizers import Tokenizer
 from nemotron_kit.artifacts import SFTDataArtifact, manifest
 from nemotron_kit.data_prep.chat import render
 from nemotron_kit.data_prep.config import SftPrepConfig
-from nemotron_kit.data_prep.packing import check_row
 from nemotron_kit.data_prep.preflight import preflight
 from nemotron_kit.data_prep.sft_prep import run_sft_data_prep
 from nemotron_kit.errors import UserError
+
+from .conftest import check_row
 
 TINY = Path(__file__).parents[3] / "recipes" / "nano3" / "tokenizers" / "tiny"
 Prep = Callable[..., SftPrepConfig]
