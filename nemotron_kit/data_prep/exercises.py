@@ -72,16 +72,13 @@ def exercises(task: str, count: int, seed: int, form: str) -> Iterator[tuple[str
     for _ in range(count):
         for _ in range(_TRIES):
             question, answer = _TASKS[task](rng)
-            if question not in seen and _form_of(question) == form:
+            belongs_to = (CHAT, RL)[hashlib.blake2b(question.encode("utf-8"), digest_size=1).digest()[0] & 1]
+            if question not in seen and belongs_to == form:
                 break
         else:
             raise UserError(f"{SCHEME}{task}: there are hardly more than {len(seen):,} of these.", hint="Lower n.")
         seen.add(question)
         yield question, answer
-
-
-def _form_of(question: str) -> str:
-    return (CHAT, RL)[hashlib.blake2b(question.encode("utf-8"), digest_size=1).digest()[0] & 1]
 
 
 def _record(task: str, question: str, answer: str, form: str) -> dict[str, Any]:

@@ -297,22 +297,21 @@ def _readable(paths: Sequence[Path], where: str, root: Path | None = None) -> li
 
 
 def _remote(dataset: Dataset, where: str, left: Omissions) -> list[FoundFile]:
-    fs, inner = filesystem(dataset.path)
+    url = dataset.path
+    fs, inner = filesystem(url)
     try:
-        below = remote_files(fs, inner, left)
+        listed = remote_files(fs, inner, left)
     except Exception as error:  # each store raises its own
-        raise unlistable(dataset.path, where, error) from error
-    below = {name: replace(file, path=_with_host(fs, file.path, dataset.path)) for name, file in below.items()}
-    if _REFERENCE.search(dataset.path):
-        below = {
-            _without_secrets(name, dataset.path): replace(file, path=_without_secrets(file.path, dataset.path))
-            for name, file in below.items()
-        }
+        raise unlistable(url, where, error) from error
+    below = {
+        _without_secrets(name, url): replace(file, path=_without_secrets(_with_host(fs, file.path, url), url))
+        for name, file in listed.items()
+    }
     if dataset.subset:
         folder = f"{dataset.subset.strip('/')}/"
         inside = {name: file for name, file in below.items() if name.startswith(folder)}
         if not inside:
-            raise UserError(f"{where}: there is no folder {dataset.path}/{folder} for the subset {dataset.subset!r}.")
+            raise UserError(f"{where}: there is no folder {url}/{folder} for the subset {dataset.subset!r}.")
         _leave(below, inside, f"not of subset {dataset.subset}", left)
         below = {name.removeprefix(folder): file for name, file in inside.items()}
     return chosen(below, dataset, where, left)
