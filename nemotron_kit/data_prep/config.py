@@ -32,9 +32,9 @@ def show_size(count: float) -> str:
     """A number of bytes for people: 37.2 TB, 512 B (decimal units, as disks are sold)."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if count < 1000 or unit == "TB":
-            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
+            break
         count /= 1000
-    raise AssertionError("unreachable")
+    return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
 
 
 # One document, and one line of a file, in bytes; a larger one is a bad row. Nothing more of a source is held in memory.

@@ -4,6 +4,7 @@ split."""
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -243,8 +244,6 @@ def _filtered(record: dict[str, Any], messages: Any, tools: Any, chat: ChatSetti
 def _identity(messages: Any) -> bytes:
     """A text that is equal for equal conversations; a key that is null is as if it were not there, as it is to the
     template, and in Parquet."""
-    import json
-
     import orjson
 
     try:

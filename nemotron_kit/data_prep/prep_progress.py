@@ -115,12 +115,11 @@ class PrepProgress:
             print_line(line)
 
     def _rate(self) -> str:
-        elapsed = time.monotonic() - self._began
         text = show_size(self.characters)
-        return f"{self.tokens:,} tokens from {text} of text in {elapsed:.1f} s ({self._speed()})"
+        return f"{self.tokens:,} tokens from {text} of text in {self.elapsed:.1f} s ({self._speed()})"
 
     def _speed(self) -> str:
-        return f"{show_size(self.characters / max(time.monotonic() - self._began, 1e-6))}/s"
+        return f"{show_size(self.characters / max(self.elapsed, 1e-6))}/s"
 
 
 def _bar(total: int) -> tuple[Any, Any]:
