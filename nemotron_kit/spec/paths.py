@@ -315,11 +315,8 @@ def cloud_paths(settings: RunConfig, *, registry: str | None = None) -> RemotePa
 
 def moved(values: Mapping[str, Any], paths: RemotePaths) -> dict[str, Any]:
     """A frozen config with its paths translated to the target's; the section `run` is not touched."""
-
-    def moved_text(value: Any) -> Any:
-        return paths.move(value) if isinstance(value, str) else value
-
-    return {key: value if key == "run" else map_leaves(value, moved_text) for key, value in values.items()}
+    there: dict[str, Any] = map_leaves(values, lambda each: paths.move(each) if isinstance(each, str) else each)
+    return {**there, "run": values["run"]} if "run" in values else there
 
 
 def below(text: str, folder: str) -> bool:

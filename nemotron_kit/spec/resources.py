@@ -30,7 +30,9 @@ def effective_settings(
     if mode != "local" and not profile:
         option = "--run" if mode == "run" else "--batch"
         raise UserError(f"run.mode={mode} needs a profile.", hint=f"Give run.profile=NAME, or {option} NAME.")
-    environment = map_leaves(run.get("env") or {}, _unescaped)
+    environment = map_leaves(  # in a frozen text `\${` means a literal `${`
+        run.get("env") or {}, lambda each: omegaconf_unescaped(each) if isinstance(each, str) else each
+    )
     given = {key for key in environment if _on_command_line(key, overrides)}
     if recorded is not None:
         typed = {key: value for key, value in environment.items() if key in given}
@@ -45,11 +47,6 @@ def effective_settings(
         command_line={key: value for key, value in environment.items() if key in given},
         resources=resources,
     ).config
-
-
-def _unescaped(value: Any) -> Any:
-    r"""A text of a frozen config, in which `\${` means a literal `${`, as it is meant; another value as it is."""
-    return omegaconf_unescaped(value) if isinstance(value, str) else value
 
 
 def _on_command_line(key: str, overrides: Sequence[str]) -> bool:
