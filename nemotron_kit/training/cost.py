@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from nemotron_kit.errors import Note
+from nemotron_kit.lazy import Value
 from nemotron_kit.training.config_blocks import CheckpointConfig, TrainBlock, unknown
 from nemotron_kit.training.memory import GpuFacts, Step, memory_notes
 from nemotron_kit.training.model import layer_types
@@ -66,8 +67,8 @@ class JobFacts(Protocol):
         profile, on as many processes, whose config has the same values under `keys`; None if there is none."""
 
 
-@dataclass(frozen=True)
-class Workload:
+@dataclass(frozen=True, eq=False, repr=False)
+class Workload(Value):
     """A run of pretraining or fine-tuning whose model is known: what it is called, its `model` block, its settings.
     `instead`: what else to do where its memory is too small; `adapters`: beside frozen weights these are trained;
     `gradients_stay`: their memory is there all the time."""
