@@ -40,25 +40,21 @@ class EnvFile(Value):
         return self.path.parent if self.path else Path.cwd()
 
 
-def find_env_file(start: Path | None = None) -> Path | None:
-    """`$NEMOTRON_ENV_FILE`; else the first env.toml from `start` up to the first folder with a pyproject.toml or .git
-    (without such a folder: only in `start`); else ~/.config/nemotron/env.toml. None if there is none."""
+def find_env_file() -> Path | None:
+    """`$NEMOTRON_ENV_FILE`; else the first env.toml from the working folder up to the project, the first folder with a
+    pyproject.toml or .git (without one: only in the working folder); else ~/.config/nemotron/env.toml. None if there is
+    none."""
     named = os.environ.get("NEMOTRON_ENV_FILE")
     if named:
         path = expand_user(named)
         if not path.is_file():
             raise UserError(f"NEMOTRON_ENV_FILE: there is no file {named}.")
         return path.absolute()
-    start = (start or Path.cwd()).absolute()
-    passed = []
-    for folder in (start, *start.parents):
-        passed.append(folder)
-        if (folder / "pyproject.toml").exists() or (folder / ".git").exists():
-            break
-    else:
-        passed = [start]
+    passed = [Path.cwd(), *Path.cwd().parents]
+    marks = ("pyproject.toml", ".git")
+    project = next((at for at, folder in enumerate(passed) if any((folder / mark).exists() for mark in marks)), 0)
     home = user_folder()
-    for folder in (*passed, *([home / ".config/nemotron"] if home else [])):
+    for folder in (*passed[: project + 1], *([home / ".config/nemotron"] if home else [])):
         if (folder / "env.toml").is_file():
             return folder / "env.toml"
     return None

@@ -136,10 +136,10 @@ def closest(name: str, known: Iterable[str], *, count: int = 3) -> list[str]:
     return [small[each] for each in difflib.get_close_matches(name.lower(), small, n=count, cutoff=0.6)]
 
 
-def nearest(name: str, known: Iterable[str], *, count: int = 3) -> str:
+def nearest(name: str, known: Iterable[str]) -> str:
     """`did you mean a, b?` if names of `known` are similar to `name`, else `there is: a, b`; "" if `known` is empty."""
     names = sorted(set(known))
-    if close := closest(name, names, count=count):
+    if close := closest(name, names):
         return f"did you mean {', '.join(close)}?"
     if not names:
         return ""
