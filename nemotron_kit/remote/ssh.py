@@ -250,10 +250,6 @@ class Pipe:
         self.used = time.monotonic()
         return data
 
-    def alive(self) -> bool:
-        """Whether the process runs."""
-        return self._process.poll() is None
-
     def lost(self) -> Lost:
         """The Lost error that explains the end of the output; the process has ended afterwards."""
         try:

@@ -22,7 +22,7 @@ from nemotron_kit.config.freeze import to_yaml
 from nemotron_kit.config.resolvers import register_resolvers, set_run_dir
 from nemotron_kit.config.secrets import masked_overrides
 from nemotron_kit.errors import NemotronError, UserError
-from nemotron_kit.files import write_text
+from nemotron_kit.files import map_leaves, write_text
 from nemotron_kit.masking import MASK, mask_logging, masked_by_name
 from nemotron_kit.spec.plan import rank, read_config
 from nemotron_kit.worker.process import Outcome
@@ -75,11 +75,7 @@ def _masked_node(hydra: dict[str, Any]) -> Any:
 
 def plain(value: Any) -> Any:
     """Paths as strings: a YAML with a Python object in it is refused by every safe loader."""
-    if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [plain(item) for item in value]
-    return str(value) if hasattr(value, "__fspath__") else value
+    return map_leaves(value, lambda leaf: str(leaf) if hasattr(leaf, "__fspath__") else leaf)
 
 
 # In the job's folder; its values of environment variables and secrets are masked.

@@ -152,13 +152,13 @@ def _short(number: int) -> str:
     return signal_name(number).removeprefix("SIG")
 
 
-def stop(child: subprocess.Popen[bytes], grace: float = GRACE_SECONDS) -> int:
-    """Send TERM to the child's process group and, after `grace` seconds, KILL to it and all its descendants. Returns
-    the exit code."""
+def stop(child: subprocess.Popen[bytes]) -> int:
+    """Send TERM to the child's process group and, after GRACE_SECONDS, KILL to it and all its descendants. Returns the
+    exit code."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGTERM)
     try:
-        return child.wait(grace)
+        return child.wait(GRACE_SECONDS)
     except subprocess.TimeoutExpired:
         below = descendants(child.pid)  # torchrun's ranks are in other process groups
         with contextlib.suppress(ProcessLookupError):

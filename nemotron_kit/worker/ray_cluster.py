@@ -86,8 +86,8 @@ def _lead(job: JobFolder, spec: JobSpec, node: Node, ray_folder: Path, received:
     shutil.rmtree(ray_folder, ignore_errors=True)  # of an attempt that was killed
     code = 1
     try:
-        address = f"{_ip(node.head)}:{node.port or _free_port()}"
-        host, _, port = address.rpartition(":")
+        host, port = _ip(node.head), node.port or _free_port()
+        address = f"{host}:{port}"
         options = ["--head", f"--node-ip-address={host}", f"--port={port}", "--include-dashboard=false"]
         options.append(f"--ray-client-server-port={_free_port()}")
         with _ray(job, node, [*options, f"--temp-dir={ray_folder}"]) as ray:

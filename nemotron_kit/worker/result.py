@@ -154,12 +154,12 @@ def _plain_array(value: Any, at: str, types: dict[str, str]) -> Any:
     except (RuntimeError, NotImplementedError) as error:  # such as one on the meta device
         raise TypeError(f"a {library}.{name} without numbers ({error})") from error
     types[at] = f"{library}.{form}.{dtype}"
-    return _finite(numbers)
+    return files.map_leaves(numbers, lambda n: n if not isinstance(n, float) or math.isfinite(n) else repr(n))
 
 
 def _typed_array(value: Any, kind: str) -> Any:
     library, form, dtype = kind.split(".")
-    numbers = _numbers(value)
+    numbers = files.map_leaves(value, lambda n: float(n) if isinstance(n, str) else n)
     if dtype.rstrip("0123456789") not in _NUMBERS:
         raise ValueError(f"no type of numbers: {dtype}")
     try:
@@ -170,18 +170,6 @@ def _typed_array(value: Any, kind: str) -> Any:
         return module.tensor(numbers, dtype=getattr(module, dtype))
     array = module.array(numbers, dtype=dtype)
     return array if form == "array" else array[()]
-
-
-def _finite(numbers: Any) -> Any:
-    if isinstance(numbers, list):
-        return [_finite(item) for item in numbers]
-    return numbers if not isinstance(numbers, float) or math.isfinite(numbers) else repr(numbers)
-
-
-def _numbers(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_numbers(item) for item in value]
-    return float(value) if isinstance(value, str) else value
 
 
 FILE = "answer.json"
