@@ -149,10 +149,11 @@ class Replaced(io.StringIO):
     def __init__(self, stream): super().__init__(); self.stream = stream
     def write(self, text): return self.stream.write("replaced " + text if text.strip() else text)
 def thread():
-    time.sleep(0.1)
+    ended.wait()
     os.fork() or (print("fork", flush=True), os._exit(0))
     os.wait()
     print("thread")
+ended = threading.Event()
 os.chdir({str(tmp_path)!r})
 with log("1.log") as file, captured(file, if_left=True):
     atexit.register(lambda: print("exit function"))
@@ -166,6 +167,7 @@ with log("2.log") as file, captured(file, if_left=True):
     left.start()
     sys.stdout = Replaced(sys.stdout)
 print("after", flush=True)
+ended.set()
 left.join()
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
