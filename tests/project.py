@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from . import warm
+
 NEMOTRON = str(Path(sys.executable).with_name("nemotron"))
 _PROGRAMS = {"nemotron": NEMOTRON, "python": sys.executable}
 # What a launch, a scheduler or a tracker has set for the tests' own process is not for the processes that they start.
@@ -31,9 +33,17 @@ def start(*line: str, **how: Any) -> subprocess.Popen[str]:
 
 
 def run(
-    *line: str, code: int | None = 0, stdin: str | None = None, timeout: float = 120, **how: Any
+    *line: str, code: int | None = 0, stdin: str | None = None, timeout: float = 120, forked: bool = False, **how: Any
 ) -> subprocess.CompletedProcess[str]:
-    """The same once it has ended, with the exit code `code`; None is for any."""
+    """The same once it has ended, with the exit code `code`; None is for any. One that is `forked` (see warm.py) starts
+    with what most commands import: where the process itself is not what is judged."""
+    if forked:
+        cwd = how.get("cwd") or Path.cwd()
+        env = {**(how.get("env") or os.environ), "PWD": str(cwd)}
+        done = warm.run([_PROGRAMS[line[0]], *line[1:]], cwd=cwd, env=env, stdin=stdin or "", timeout=timeout)
+        told = f"{' '.join(line)}: exit {done.returncode}, expected {code}\n{done.stdout}\n{done.stderr}"
+        assert code is None or done.returncode == code, told
+        return done
     with start(*line, **(how if stdin is None else {"stdin": subprocess.PIPE, **how})) as process:
         try:
             out, err = process.communicate(stdin, timeout)
@@ -76,6 +86,10 @@ class Project:
         self, *line: str, code: int | None = 0, stderr: int = subprocess.PIPE, **env: str
     ) -> subprocess.CompletedProcess[str]:
         return run(*line, code=code, stderr=stderr, cwd=self.folder, env={**self.env, **env})
+
+    def forked(self, *line: str, code: int | None = 0, **env: str) -> subprocess.CompletedProcess[str]:
+        """The same where the process that the line starts is not judged."""
+        return run(*line, code=code, cwd=self.folder, env={**self.env, **env}, forked=True)
 
     def runs(self) -> list[Path]:
         """All of them, the newest last."""

@@ -113,8 +113,11 @@ class _Stream:
         return self._read.decode().replace("\r\n", "\n").replace("\r", "\n")
 
 
+# What trains, unless it only tells something.
+_TRAINS = r"\b(train|pretrain|sft|rl|eval|pipeline)\b"
+_TELLS = r"--(dry-run|help|cfg|info)\b|\b(explain|profiles)\b"
 _DOOR = """#!{python} -IS
-import json, os, signal, socket, sys
+import json, os, re, signal, socket, sys
 words = {words}
 at_start = {{name: text for name, text in os.environ.items() if name.startswith({at_start}) and name != "PYTHONPATH"}}
 if not words or words[0].startswith("-") and words[0] != "-m" or at_start != {env}:
@@ -122,7 +125,8 @@ if not words or words[0].startswith("-") and words[0] != "-m" or at_start != {en
 kept = [folder for folder in os.environ["PATH"].split(":") if folder != os.path.dirname(__file__)]
 order = json.dumps({{"line": words, "cwd": os.getcwd(), "env": {{**os.environ, "PATH": ":".join(kept)}}}}).encode()
 asked = socket.socket(socket.AF_UNIX)
-asked.connect({door!r})
+line = " ".join(words)
+asked.connect({doors}[bool(re.search({trains!r}, line)) and not re.search({tells!r}, line)])
 socket.send_fds(asked, [len(order).to_bytes(4, "big")], [0, 1, 2])
 asked.sendall(order)
 child = int.from_bytes(asked.recv(4), "big")
@@ -145,14 +149,16 @@ def programs(loaded: str = TRAINING) -> Path:
 
     Signals are passed on, and who kills them kills the process behind. `python -c …` and `python - …` are plain, and so
     is every program where Python's own variables are others."""
-    _, door = _server(loaded)
-    folder = Path(door).with_name("bin")
+    # To fork a process with torch takes as long as most commands that do not train.
+    doors = [_server(kind)[1] for kind in (LAUNCH, loaded)]
+    folder = Path(doors[1]).with_name("bin")
     folder.mkdir()
     env = {name: text for name, text in os.environ.items() if name.startswith(_AT_START) and name != "PYTHONPATH"}
     for name in ("nemotron", "python"):
         program = str(Path(sys.executable).with_name(name))
         words = f"[{program!r}, *sys.argv[1:]]" if name == "nemotron" else "sys.argv[1:]"
-        text = _DOOR.format(python=sys.executable, words=words, at_start=_AT_START, env=env, program=program, door=door)
+        ways = {"doors": doors, "trains": _TRAINS, "tells": _TELLS}
+        text = _DOOR.format(python=sys.executable, words=words, at_start=_AT_START, env=env, program=program, **ways)
         (folder / name).write_text(text)
         (folder / name).chmod(0o755)
     return folder
@@ -244,9 +250,13 @@ def _serve(kind: str, folder: Path) -> dict[str, Any] | None:
                 return None
             if key.fileobj is door:
                 asked, _ = door.accept()
-                header, ends, _, _ = socket.recv_fds(asked, _LENGTH.size, 3)
-                with asked.makefile("rb") as file:
-                    order = dict(json.loads(file.read(*_LENGTH.unpack(header))))
+                try:
+                    header, ends, _, _ = socket.recv_fds(asked, _LENGTH.size, 3)
+                    with asked.makefile("rb") as file:
+                        order = dict(json.loads(file.read(*_LENGTH.unpack(header))))
+                except (OSError, ValueError, struct.error):  # who asks has ended
+                    asked.close()
+                    continue
                 helpers = _helpers(order["line"]) if kind == LAUNCH else []
                 child = os.fork()
                 if child == 0:

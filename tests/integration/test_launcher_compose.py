@@ -88,9 +88,29 @@ def outcome(load: Any, master: Any, words: list[str]) -> Any:
     return described(config), OmegaConf.to_yaml(config)
 
 
+def once(load: Any) -> Any:
+    """Hydra's own `load`, which composes for a tenth of a second, once for the same master and words: it is asked by
+    itself, and wherever the quick one leaves the words to it."""
+    known: dict[Any, Any] = {}
+
+    def loaded(master: Any, words: list[str]) -> Any:
+        key = (id(master), *words)
+        if key not in known:
+            try:
+                known[key] = load(master, list(words))
+            except Exception as error:
+                known[key] = error
+        if isinstance(known[key], Exception):
+            raise known[key]
+        return known[key]
+
+    return loaded
+
+
 def test_every_sweep_config_is_hydras_own(hydra: Hydra, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
     loader = hydra.config_loader
+    monkeypatch.setattr(loader, "load_sweep_config", once(loader.load_sweep_config))
     quick = SweepComposer(loader)
     chosen = random.Random(7)
     seen = 0

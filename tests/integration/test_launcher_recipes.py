@@ -97,7 +97,7 @@ VIA = [pytest.param("nemo_run", marks=needs_nemo_run), "kit"]
 
 class Recipe(Project):
     def sweep(self, stage: str, *words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-        return self("python", "-m", "nemotron_kit", "-m", "recipe=demo", f"stage={stage}", *words, code=code)
+        return self.forked("python", "-m", "nemotron_kit", "-m", "recipe=demo", f"stage={stage}", *words, code=code)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """What a newcomer types and pipes, in processes of its own: one clear line each, and nothing dropped in silence."""
 
 import json
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from ..project import Project
+from ..warm import LAUNCH, programs
 
 RECIPE = """
 from dataclasses import dataclass, field
@@ -51,9 +53,11 @@ PROFILES = '[cli]\nrecipes = ["mine"]\n[here]\nexecutor = "local"\n[two]\nexecut
 
 
 class Shell(Project):
-    """`shell.type(line)` is a line typed in bash."""
+    """`shell.type(line)` is a line typed in bash; programs in it may be `forked`."""
 
-    def type(self, line: str, code: int = 0, **env: str) -> "subprocess.CompletedProcess[str]":
+    def type(self, line: str, code: int = 0, *, forked: bool = False, **env: str) -> "subprocess.CompletedProcess[str]":
+        if forked:
+            env["PATH"] = f"{programs(LAUNCH)}{os.pathsep}{self.env['PATH']}"
         done = self("bash", "-c", f"set -o pipefail; {line}", code=code, **env)
         assert "Traceback" not in done.stderr and "Logging error" not in done.stderr, done.stderr
         return done
@@ -99,7 +103,7 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Shell:
 )  # fmt: skip
 def test_a_mistake_is_one_error_and_leaves_nothing(line: str, said: str, shell: Shell) -> None:
     before = shell.runs()
-    assert said in shell.type(line, code=2).stderr
+    assert said in shell.type(line, code=2, forked=True).stderr
     assert shell.runs() == before
 
 

@@ -78,7 +78,7 @@ def app(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def process(*line: str, cwd: Path, code: int = 0, stdin: str = "") -> tuple[str, str]:
-    done = run(*line, cwd=cwd, code=code, stdin=stdin)
+    done = run(*line, cwd=cwd, code=code, stdin=stdin, forked=True)
     assert "Traceback" not in done.stderr
     return done.stdout, done.stderr
 

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("project")
 
 
 def nemotron(*words: str, code: int = 0) -> str:
-    done = run("nemotron", *words, code=code)
+    done = run("nemotron", *words, code=code, forked=True)
     assert "Traceback" not in done.stderr
     return done.stdout if code in (0, 1, 3, 4) and done.stdout else done.stderr
 

@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from nemotron_kit.artifacts.registry import LocalRegistry
 from nemotron_kit.artifacts.store import Draft
 
+from ...conftest import examples
 from ...file_calls import Died, dying_at, stepping_in
 from .conftest import Maker
 
@@ -113,7 +114,7 @@ class Registry(RuleBasedStateMachine):
 
 
 Registry.TestCase.settings = settings(
-    max_examples=40, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=examples(25), stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestRegistry = Registry.TestCase
 
