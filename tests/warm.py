@@ -16,6 +16,7 @@ import importlib
 import json
 import os
 import pkgutil
+import re
 import runpy
 import selectors
 import shutil
@@ -36,6 +37,8 @@ TRAINING, LAUNCH = "training", "launch"
 _LENGTH = struct.Struct("!I")
 # What Python reads of these when it starts can't be changed later.
 _AT_START = ("PYTHON", "LC_", "LANG")
+# Commands that load little: to fork what has loaded much takes longer.
+_LIGHT = r"^\S*/nemotron (runs(?! (rerun|resume))|artifacts|profiles|completion|--help)\b"
 
 
 @functools.cache
@@ -66,7 +69,8 @@ def run(
     if words[0] == sys.executable:
         words = words[1:]
     differ = {name for name in {*env, *os.environ} if env.get(name) != os.environ.get(name)} - {"PYTHONPATH"}
-    if (words[0].startswith("-") and words[0] != "-m") or any(name.startswith(_AT_START) for name in differ):
+    other = any(name.startswith(_AT_START) for name in differ) or re.search(_LIGHT, " ".join(words))
+    if other or (words[0].startswith("-") and words[0] != "-m"):
         plain: dict[str, Any] = {"input": stdin, "capture_output": True, "text": True, "timeout": timeout}
         return subprocess.run([str(word) for word in line], cwd=cwd, env=env, check=False, **plain)
     _, door = _server(loaded)
@@ -119,13 +123,14 @@ _TELLS = r"--(dry-run|help|cfg|info)\b|\b(explain|profiles)\b"
 _DOOR = """#!{python} -IS
 import json, os, re, signal, socket, sys
 words = {words}
+line = " ".join(words)
 at_start = {{name: text for name, text in os.environ.items() if name.startswith({at_start}) and name != "PYTHONPATH"}}
-if not words or words[0].startswith("-") and words[0] != "-m" or at_start != {env}:
+other = at_start != {env} or re.search({light!r}, line)
+if not words or other or words[0].startswith("-") and words[0] != "-m":
     os.execv({program!r}, [{program!r}, *sys.argv[1:]])
 kept = [folder for folder in os.environ["PATH"].split(":") if folder != os.path.dirname(__file__)]
 order = json.dumps({{"line": words, "cwd": os.getcwd(), "env": {{**os.environ, "PATH": ":".join(kept)}}}}).encode()
 asked = socket.socket(socket.AF_UNIX)
-line = " ".join(words)
 asked.connect({doors}[bool(re.search({trains!r}, line)) and not re.search({tells!r}, line)])
 socket.send_fds(asked, [len(order).to_bytes(4, "big")], [0, 1, 2])
 asked.sendall(order)
@@ -157,7 +162,7 @@ def programs(loaded: str = TRAINING) -> Path:
     for name in ("nemotron", "python"):
         program = str(Path(sys.executable).with_name(name))
         words = f"[{program!r}, *sys.argv[1:]]" if name == "nemotron" else "sys.argv[1:]"
-        ways = {"doors": doors, "trains": _TRAINS, "tells": _TELLS}
+        ways = {"doors": doors, "trains": _TRAINS, "tells": _TELLS, "light": _LIGHT}
         text = _DOOR.format(python=sys.executable, words=words, at_start=_AT_START, env=env, program=program, **ways)
         (folder / name).write_text(text)
         (folder / name).chmod(0o755)
