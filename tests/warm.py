@@ -307,6 +307,8 @@ def _become(order: dict[str, Any]) -> None:
     os.environ.clear()
     os.environ.update(order["env"])
     time.tzset()
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(int(order["env"].get("OMP_NUM_THREADS", os.cpu_count() or 1)))
     os.chdir(order["cwd"])
     words: list[str] = order["line"]
     sys.orig_argv = [sys.executable, *words]

@@ -46,7 +46,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trained]:
     world = World({}, folder / "here", folder / ".nemotron")
     began, used = time.monotonic(), _children()
     for part in _first_command()[1]:
-        world.run(f"unset NEMOTRON_HOME OMP_NUM_THREADS; {part}")
+        world.run(f"unset NEMOTRON_HOME OMP_NUM_THREADS; {part}", forked=False)
     yield Trained(world, time.monotonic() - began, _children() - used)
 
 

@@ -24,6 +24,7 @@ from nemotron_kit.training.sft_config import PeftConfig, SFTConfig, SFTOptimizer
 
 from ..packed import write_rows
 from ..project import environment, run
+from ..warm import programs
 
 
 @pytest.fixture
@@ -178,7 +179,8 @@ def test_two_processes_train_what_one_trains(config: SFTConfig) -> None:
     file = Path(str(pair.checkpoint.save)).with_name("pair.yaml")
     file.write_text(yaml.safe_dump(asdict(pair)))
     module = "nemotron.recipes.nano3.stage1_sft.train"
-    launcher = ["python", "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "-m", module]
+    ranks = ["--no-python", str(programs() / "python"), "-m", module]
+    launcher = ["python", "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", *ranks]
     env = environment(file.with_name("home"), OMP_NUM_THREADS=str(torch.get_num_threads()))
     done = run(*launcher, "--config", str(file), env=env, timeout=250)
     model = json.loads(done.stdout)["model"]

@@ -74,11 +74,13 @@ class World:
         """Write a completed snippet to a file of the user's folder."""
         return self.write(name, self.text(key))
 
-    def run(self, line: str, *, code: int | None = 0, stdin: str = "", **more: str) -> Result:
-        """Run a shell line; `code` is what it must exit with, None for anything."""
+    def run(self, line: str, *, code: int | None = 0, stdin: str = "", forked: bool = True, **more: str) -> Result:
+        """Run a shell line; `code` is what it must exit with, None for anything. Programs in it are `forked` from one
+        that has loaded what they import (see tests/warm.py), where nobody times them."""
         shell = ["bash", "-c", line]
         env = {**environment(self.home), **more}
-        env["PATH"] = f"{warm.programs()}{os.pathsep}{env['PATH']}"
+        if forked:
+            env["PATH"] = f"{warm.programs()}{os.pathsep}{env['PATH']}"
         done = subprocess.run(shell, cwd=self.folder, env=env, input=stdin, capture_output=True, text=True, timeout=240)
         assert code is None or done.returncode == code, f"{line}\n{done.stdout}\n{done.stderr}"
         assert "Traceback" not in done.stderr, done.stderr
