@@ -37,6 +37,7 @@ TRAINING, LAUNCH = "training", "launch"
 _LENGTH = struct.Struct("!I")
 # What Python reads of these when it starts can't be changed later.
 _AT_START = ("PYTHON", "LC_", "LANG")
+_STARTED = {name: text for name, text in os.environ.items() if name.startswith(_AT_START) and name != "PYTHONPATH"}
 # Commands that load little: to fork what has loaded much takes longer.
 _LIGHT = r"^\S*/nemotron (runs(?! (rerun|resume))|artifacts|profiles|completion|--help)\b"
 
@@ -46,10 +47,10 @@ def _server(kind: str) -> tuple[subprocess.Popen[bytes], str]:
     """The process that forks, and its address. It ends when its standard input does: when this process does."""
     folder = tempfile.mkdtemp(prefix="warm-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    env = {name: text for name, text in os.environ.items() if name != "PYTHONPATH"}
-    env |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    env = {name: text for name, text in os.environ.items() if not name.startswith(_AT_START)}
+    env |= {**_STARTED, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, __file__, kind, folder]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env)
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd="/", env=env)
     assert process.stdout is not None
     assert process.stdout.readline() == b"ready\n", f"the process that forks has ended with {process.wait()}"
     return process, f"{folder}/door"
@@ -68,8 +69,8 @@ def run(
     words = [str(word) for word in line]
     if words[0] == sys.executable:
         words = words[1:]
-    differ = {name for name in {*env, *os.environ} if env.get(name) != os.environ.get(name)} - {"PYTHONPATH"}
-    other = any(name.startswith(_AT_START) for name in differ) or re.search(_LIGHT, " ".join(words))
+    at_start = {name: text for name, text in env.items() if name.startswith(_AT_START) and name != "PYTHONPATH"}
+    other = at_start != _STARTED or re.search(_LIGHT, " ".join(words))
     if other or (words[0].startswith("-") and words[0] != "-m"):
         plain: dict[str, Any] = {"input": stdin, "capture_output": True, "text": True, "timeout": timeout}
         return subprocess.run([str(word) for word in line], cwd=cwd, env=env, check=False, **plain)
@@ -158,12 +159,13 @@ def programs(loaded: str = TRAINING) -> Path:
     doors = [_server(kind)[1] for kind in (LAUNCH, loaded)]
     folder = Path(doors[1]).with_name("bin")
     folder.mkdir()
-    env = {name: text for name, text in os.environ.items() if name.startswith(_AT_START) and name != "PYTHONPATH"}
     for name in ("nemotron", "python"):
         program = str(Path(sys.executable).with_name(name))
         words = f"[{program!r}, *sys.argv[1:]]" if name == "nemotron" else "sys.argv[1:]"
         ways = {"doors": doors, "trains": _TRAINS, "tells": _TELLS, "light": _LIGHT}
-        text = _DOOR.format(python=sys.executable, words=words, at_start=_AT_START, env=env, program=program, **ways)
+        text = _DOOR.format(
+            python=sys.executable, words=words, at_start=_AT_START, env=_STARTED, program=program, **ways
+        )
         (folder / name).write_text(text)
         (folder / name).chmod(0o755)
     return folder

@@ -246,7 +246,7 @@ def test_exit_codes(shell: Project) -> None:
     ],
 )
 def test_a_wrong_command_is_one_error_and_leaves_nothing(shell: Project, line: list[str], text: str) -> None:
-    done = shell("nemotron", *line, code=2)
+    done = shell.forked("nemotron", *line, code=2)
     assert text in done.stderr + done.stdout
     assert "Traceback" not in done.stderr
     assert not shell.runs()

@@ -44,7 +44,7 @@ FIELDS = [["--num-shards", "4"], ["--force"], ["--train.lr=2"], ["train.lr=1"], 
 GLOBALS = [["-c", "tiny"], ["--run", "C"], ["--dry-run"], ["--json"], ["-m"], ["--cfg=job"]]
 
 
-@settings(max_examples=examples(200), deadline=None)
+@settings(max_examples=examples(120), deadline=None)
 @given(LINES)
 def test_a_line_is_a_request_or_a_users_error(index: Index, line: list[str]) -> None:
     for read in (parse, parse_hydra):
@@ -54,7 +54,7 @@ def test_a_line_is_a_request_or_a_users_error(index: Index, line: list[str]) -> 
             assert error.message
 
 
-@settings(max_examples=examples(200), deadline=None)
+@settings(max_examples=examples(120), deadline=None)
 @given(LINES)
 def test_hydras_spelling_of_a_job_is_that_job(index: Index, line: list[str]) -> None:
     try:
@@ -69,7 +69,7 @@ def test_hydras_spelling_of_a_job_is_that_job(index: Index, line: list[str]) -> 
     assert hydra_spelling(again) == words
 
 
-@settings(max_examples=examples(200), deadline=None)
+@settings(max_examples=examples(120), deadline=None)
 @given(
     st.lists(st.sampled_from(GLOBALS), unique_by=tuple),
     st.lists(st.sampled_from(FIELDS), unique_by=tuple),

@@ -17,6 +17,8 @@ from nemotron_kit.cli.tree import cache_file, dump, read, stamp
 from nemotron_kit.discovery import discover
 from nemotron_kit.errors import UserError
 
+from ...conftest import examples
+
 LEAF = {"name": "go", "path": ["r", "go"], "description": "Go", "aliases": [], "line": 0}
 ROOT = {
     "name": "",
@@ -116,7 +118,7 @@ def test_another_users_file_is_not_believed(tmp_path: Path) -> None:
     assert read(file, KEY) is None
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(st.data())
 def test_damage_is_noticed(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     folder = tmp_path_factory.mktemp("index")
