@@ -76,7 +76,7 @@ def user_folder() -> Path | None:
 
 # An environment variable: the job's metrics are also written to TensorBoard's event files.
 TENSORBOARD = "NEMOTRON_TENSORBOARD"
-RUN_ID = re.compile(r"\d{8}-\d{6}-[A-Za-z0-9._-]{1,41}-[0-9a-f]{6}\Z")
+RUN_ID = r"\d{8}-\d{6}-[A-Za-z0-9._-]{1,41}-[0-9a-f]{6}\Z"
 _UNSAFE = re.compile(r"[^A-Za-z0-9]+")
 _TIME = "%Y%m%d-%H%M%S"
 # date-time (15) and the random part (6), each with its dash, leave 41 of a slug's 64 characters.
@@ -95,7 +95,7 @@ def new_run_id(recipe: str, stage: str, *, now: datetime | None = None) -> str:
 
 def is_run_id(text: str) -> bool:
     """Whether a text has the form of a run id, so that it can be a folder's name."""
-    return bool(RUN_ID.match(text)) and ".." not in text
+    return bool(re.match(RUN_ID, text)) and ".." not in text
 
 
 def sort_key(run_id: str) -> tuple[str, str]:
@@ -158,14 +158,14 @@ def _moved(value: Any, was: re.Pattern[str], home: str) -> Any:
     return [_moved(item, was, home) for item in value] if isinstance(value, list) else value
 
 
-_RUN = re.compile(r"(?P<home>.+)/runs/[^/]+(?:/jobs/[0-9]+)?\Z")
+_RUN = r"(?P<home>.+)/runs/[^/]+(?:/jobs/[0-9]+)?\Z"
 
 
 def home_in(plan: Mapping[str, Any], run: Path) -> list[str]:
     """The paths of the home in which a run's plan was written; [] if the jobs have folders on another machine, whose
     paths the record holds, and for an unknown home. Records of older versions only tell by their folder's path."""
     found: object = plan.get("home")
-    if found is None and isinstance(named := plan.get("job_folder"), str) and (own := _RUN.match(named)):
+    if found is None and isinstance(named := plan.get("job_folder"), str) and (own := re.match(_RUN, named)):
         found = [own["home"]]
     place: Any = plan.get("place")
     place = place if isinstance(place, Mapping) else {}

@@ -37,17 +37,15 @@ _BARE_TOKEN = re.compile(r"(?:^|\.)token$", re.IGNORECASE)
 _ENV_TOKEN = re.compile(r"_TOKEN$")
 
 # Keys that often hold something else in a config file: a special token, a pattern. Those are judged by their value.
-_WEAK = re.compile(r"(?:^|[._-])(?:token|pat)$", re.IGNORECASE)
-_STRONG_TOKEN = re.compile(
-    r"(?:hf|hub|auth|access|api|bearer|github|gitlab|wandb|ngc|refresh)[_-]?token$", re.IGNORECASE
-)
-_RANDOM = re.compile(r"(?=.*\d)[A-Za-z0-9_+/=.~:-]{8,}")
-_FILE_PATH = re.compile(r"(?:/|~/|\./|\.\./)[^\s]*|[\w./-]+\.(?:json|pem|key|crt|txt|yaml|yml|toml|env)")
+_WEAK = r"(?i)(?:^|[._-])(?:token|pat)$"
+_STRONG = r"(?i)(?:hf|hub|auth|access|api|bearer|github|gitlab|wandb|ngc|refresh)[_-]?token$"
+_RANDOM = r"(?=.*\d)[A-Za-z0-9_+/=.~:-]{8,}"
+_FILE_PATH = r"(?:/|~/|\./|\.\./)[^\s]*|[\w./-]+\.(?:json|pem|key|crt|txt|yaml|yml|toml|env)"
 # Values for a service that asks for a key and accepts any.
 _PLACEHOLDERS = frozenset(("", "???", MASK, "EMPTY", "empty", "none", "None", "null", "dummy", "changeme"))
 # Values of what is on or off, such as HF_HUB_DISABLE_IMPLICIT_TOKEN.
 _SWITCHES = frozenset(("0", "1", "true", "false", "yes", "no", "on", "off"))
-_INTERPOLATION = re.compile(r"\$\{[^{}]*\}")
+_INTERPOLATION = r"\$\{[^{}]*\}"
 
 # The password of `scheme://user:password@host`, or a token of a well-known form instead of the user; not a reference.
 _IN_ADDRESS = (
@@ -228,7 +226,7 @@ def is_literal(value: Any) -> bool:
     if value is None or isinstance(value, bool):
         return False
     text = str(value).strip().strip("'\"")
-    rest = _INTERPOLATION.sub("", text)
+    rest = re.sub(_INTERPOLATION, "", text)
     if text in _PLACEHOLDERS or is_switch(text):
         return False
     return not ("${" in text and len(rest) < 8 and "${" not in rest)
@@ -241,7 +239,7 @@ def is_switch(text: str) -> bool:
 
 def is_path(text: str) -> bool:
     """Whether a text is the path of a file, and no secret whatever its name, as of GOOGLE_APPLICATION_CREDENTIALS."""
-    return _FILE_PATH.fullmatch(text.strip("'\"")) is not None
+    return re.fullmatch(_FILE_PATH, text.strip("'\"")) is not None
 
 
 def is_harmless(key: str, value: Any) -> bool:
@@ -249,8 +247,8 @@ def is_harmless(key: str, value: Any) -> bool:
     text = str(value)
     if isinstance(value, str) and is_path(text):
         return True
-    weak = _WEAK.search(key) and not _STRONG_TOKEN.search(key)
-    return bool(weak) and not _RANDOM.fullmatch(text)
+    weak = re.search(_WEAK, key) and not re.search(_STRONG, key)
+    return bool(weak) and not re.fullmatch(_RANDOM, text)
 
 
 def _secrets() -> Iterator[tuple[str, str]]:

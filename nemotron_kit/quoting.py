@@ -15,9 +15,9 @@ from nemotron_kit.errors import UserError
 
 _PLAIN = re.compile(r"(\.{0,2}/|[A-Za-z_])[\w./:@-]*\Z", re.ASCII)
 _SIMPLE = re.compile(r"[\w./:@+~-]+\Z", re.ASCII)
-_WORD = re.compile(r"[\w.+-]+\Z", re.ASCII)
-_SWEEP = re.compile(r"[\w.+-]+(, ?[\w.+-]+)*\Z|\w+\([\w.,+ -]*\)\Z", re.ASCII)
-_KEY = re.compile(r"[A-Za-z_/$%*@?|](?:[\w/$%*@?|.+-]|\\.)*\Z", re.ASCII)
+_WORD = r"(?a)[\w.+-]+\Z"
+_SWEEP = r"(?a)[\w.+-]+(, ?[\w.+-]+)*\Z|\w+\([\w.,+ -]*\)\Z"
+_KEY = r"(?a)[A-Za-z_/$%*@?|](?:[\w/$%*@?|.+-]|\\.)*\Z"
 _KEYWORDS = {"true", "false", "null", "inf", "nan"}
 _QUOTED = re.compile(r"'((?:[^'\\]|\\.)*)'\Z|\"((?:[^\"\\]|\\.)*)\"\Z", re.DOTALL)
 
@@ -37,13 +37,13 @@ def hydra_text(text: str) -> str:
 def hydra_number(text: str) -> str:
     """A number, `null`, or a sweep such as `1,2` and `range(1,5)` unchanged; other text as a string, for which the
     field's type then gives the error."""
-    return text if _SWEEP.match(text) else hydra_quoted(text)
+    return text if re.match(_SWEEP, text) else hydra_quoted(text)
 
 
 def hydra_untyped(text: str) -> str:
     """A value of unknown type: a list, dict, number, boolean or null if Hydra reads it as one, else a string."""
     bracketed = text[:1] + text[-1:] in ("[]", "{}")
-    return text if bracketed or _WORD.match(text) else hydra_text(text)
+    return text if bracketed or re.match(_WORD, text) else hydra_text(text)
 
 
 def hydra_field(text: str, kind: str) -> str:
@@ -73,7 +73,7 @@ def _hydra_key(key: Any) -> str:
     if not isinstance(key, str):
         return hydra_data(key)
     escaped = re.sub(r"[\\()\[\]{}:=, \t]", r"\\\g<0>", key)
-    if not _KEY.match(escaped) or key.lower() in _KEYWORDS:
+    if not re.match(_KEY, escaped) or key.lower() in _KEYWORDS:
         raise UserError(f"The key {key!r} can't be written in an override.", hint="Give the block in a config file.")
     return escaped
 
@@ -103,19 +103,18 @@ def omegaconf_unescaped(text: str) -> str:
 
 
 # `$NAME` and `${NAME}`, as a shell has them, but nothing else that a shell would do; `\$NAME` is the text.
-_REFERENCE = re.compile(
-    r"(?P<escape>\\)?\$(?:(?P<plain>[A-Za-z_][A-Za-z0-9_]*)|\{(?P<braced>[A-Za-z_][A-Za-z0-9_]*)\})"
-)
+_REFERENCE = r"(?P<escape>\\)?\$(?:(?P<plain>[A-Za-z_][A-Za-z0-9_]*)|\{(?P<braced>[A-Za-z_][A-Za-z0-9_]*)\})"
 
 
 def refers(text: str) -> bool:
     """Whether an environment variable's value refers to another variable."""
-    return _REFERENCE.search(text) is not None
+    return re.search(_REFERENCE, text) is not None
 
 
 def expanded(text: str, variables: Mapping[str, str]) -> str:
     """`text` with each `$NAME` replaced by the variable's value, or by nothing if it is not set."""
-    return _REFERENCE.sub(
+    return re.sub(
+        _REFERENCE,
         lambda m: m[0][1:] if m["escape"] else variables.get(m["plain"] or m["braced"], ""),
         text,
     )
@@ -129,7 +128,7 @@ def shell_path(path: str) -> str:
 def shell_word(text: str) -> str:
     """`text` quoted as one word of a shell script, in which only references to variables are expanded."""
     words, end = [], 0
-    for match in _REFERENCE.finditer(text):
+    for match in re.finditer(_REFERENCE, text):
         if match.start() > end:
             words.append(shlex.quote(text[end : match.start()]))
         words.append(shlex.quote(match[0][1:]) if match["escape"] else f'"{match[0]}"')

@@ -40,7 +40,7 @@ _KINDS = {"type": str, "path": str, "metadata": dict}
 _BEGINS, _MARKED = b'{\n "path": "', b'"sealed_by": "nemotron_kit"'
 
 # Leftovers of killed writers and of NFS clients, which are not part of the content.
-_DEBRIS = re.compile(r"\..+\.[0-9]+\.[0-9a-f]{8}\.tmp\Z|\.nfs[0-9a-fA-F]+\Z")
+_DEBRIS = r"\..+\.[0-9]+\.[0-9a-f]{8}\.tmp\Z|\.nfs[0-9a-fA-F]+\Z"
 # A file system stamps files by a coarse clock (4 to 10 ms); younger files could change under an unchanged stamp.
 _SETTLE_NS = 20_000_000
 # Seconds between the scans of files that change.
@@ -107,7 +107,7 @@ def _walked_folder(folder: str, prefix: str, above: tuple[tuple[int, int], ...])
     with os.scandir(folder) as entries:
         for entry in entries:
             path = prefix + entry.name
-            if path == METADATA or _DEBRIS.match(entry.name):
+            if path == METADATA or re.match(_DEBRIS, entry.name):
                 continue
             found = file_entry(entry.path, path)
             if found is None and _inode(entry.path) in (*above, inode):

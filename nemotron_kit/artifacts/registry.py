@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from nemotron_kit import artifacts
 from nemotron_kit.artifacts import lineage
-from nemotron_kit.artifacts.commit import commit
 from nemotron_kit.artifacts.manifest import (
     METADATA,
     absolute,
@@ -230,6 +229,8 @@ class LocalRegistry(Store):
         """Register a version; identical content (files, type, typed fields) gives the existing one."""
         _ = self.uuid  # read first: a registry that is moved meanwhile must not be created again
         check_slug(draft.name, "artifact name")
+        from nemotron_kit.artifacts.commit import commit  # most commands save nothing
+
         return commit(self, draft, self.hash_limit).pin
 
     def note_run(self, pin: Pin, run: str) -> None:

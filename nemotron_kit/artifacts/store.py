@@ -144,14 +144,14 @@ class ArtifactVersion(Value):
 
 # Fields of a record that hold paths.
 _MOVING = ("path", "root", "fields", "document", "inputs")
-_RUN_OF = re.compile(r"(?P<home>.+)/runs/(?P<run>[^/]+)(?:/|\Z)")
+_RUN_OF = r"(?P<home>.+)/runs/(?P<run>[^/]+)(?:/|\Z)"
 
 
 def _moved_from(data: Mapping[str, Any], home: Path) -> tuple[str, ...]:
     """The paths of the home when a record was written, if it has been moved since; (). Records of older versions only
     tell by the path of the run that saved: its files lie in the folder of that name."""
     was, root = data.get("home"), data["root"]
-    if was is None and isinstance(root, str) and (match := _RUN_OF.match(root)) and is_run_id(match["run"]):
+    if was is None and isinstance(root, str) and (match := re.match(_RUN_OF, root)) and is_run_id(match["run"]):
         was = [match["home"]]
     if not isinstance(was, list) or not all(isinstance(name, str) for name in was) or not former_names(was, home):
         return ()

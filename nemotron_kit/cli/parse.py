@@ -24,8 +24,8 @@ from nemotron_kit.errors import UserError
 from nemotron_kit.quoting import hydra_unquoted, hydra_untyped
 
 PROG = "python -m nemotron_kit"
-_NEGATIVE = re.compile(r"-(\d|\.\d|inf\Z)", re.IGNORECASE)
-_OVERRIDE = re.compile(r"\+{0,2}[A-Za-z_][\w./@:-]*=|~[A-Za-z_][\w./@:-]*(=|\Z)")
+_NEGATIVE = r"(?i)-(\d|\.\d|inf\Z)"
+_OVERRIDE = r"\+{0,2}[A-Za-z_][\w./@:-]*=|~[A-Za-z_][\w./@:-]*(=|\Z)"
 _PROFILE_OPTIONS = ("run", "batch")
 # Settings that both Hydra's overrides and our options can choose.
 _CHOICES = {"recipe": "recipe", "stage": "stage", "config": "config", "run.profile": "profile", "run.mode": "mode"}
@@ -294,7 +294,7 @@ class Reader:
         row = self.positionals[0] if self.positionals and not self.names else None
         is_path = row is not None and argument.startswith(("/", "./", "../", "~/"))
         # `name=…` is taken for a mistyped override, other text for the positional argument.
-        is_text = row is not None and row.get("verbatim") and not _OVERRIDE.match(argument)
+        is_text = row is not None and row.get("verbatim") and not re.match(_OVERRIDE, argument)
         if options.is_override(argument) and not is_path and not is_text:
             name, _, raw = argument.partition("=")
             if not name.strip("+~"):
@@ -448,7 +448,7 @@ class Reader:
         """The value of an option: joined by `=`, else the next argument if that is no option."""
         following = self.argv[self.at] if self.at < len(self.argv) else None
         fits = following is not None and (
-            not options.is_option(following) or (negative and _NEGATIVE.match(following) is not None)
+            not options.is_option(following) or (negative and re.match(_NEGATIVE, following) is not None)
         )
         if joined is None and fits and (following or empty) and following is not None:
             self.at += 1

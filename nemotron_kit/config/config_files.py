@@ -264,8 +264,8 @@ def other_command_of(values: dict[str, Any], command: Command, others: list[Comm
 
 # `recipe=`, `stage=` and `config=` choose the job; the others are where Hydra finds it.
 TAKEN = ("recipe", "stage", "config", "schema", "job")
-_ENTRY = re.compile(r"(?P<keywords>(?:(?:override|optional)\s+)*)(?P<group>[^@\s]+)(?P<package>@\S*)?\Z")
-_HEADER = re.compile(r"\A(?:\s*(?:#.*)?\n)*?\s*#\s*@package\s+(\S+)")
+_ENTRY = r"(?P<keywords>(?:(?:override|optional)\s+)*)(?P<group>[^@\s]+)(?P<package>@\S*)?\Z"
+_HEADER = r"\A(?:\s*(?:#.*)?\n)*?\s*#\s*@package\s+(\S+)"
 
 
 @dataclass
@@ -345,7 +345,7 @@ def group_choices(command: Command, commands: Iterable[Command]) -> dict[str, li
 
 def package_of(path: Path) -> str | None:
     """The package in a YAML file's `# @package` header; None without one."""
-    found = _HEADER.match(path.read_text(encoding="utf-8-sig")) if path.suffix in (".yaml", ".yml") else None
+    found = re.match(_HEADER, path.read_text(encoding="utf-8-sig")) if path.suffix in (".yaml", ".yml") else None
     return found[1] if found else None
 
 
@@ -375,7 +375,7 @@ def _rewrite_entry(entry: Any, path: Path, group: str, command_configs: Mapping[
 
 def _group(text: str, path: Path, result: JobFile) -> str:
     """A relative group (`override optimizer@opt`, or `optimizer/adam`) as one at the root; its folder is noted."""
-    match = _ENTRY.match(text.strip())
+    match = re.match(_ENTRY, text.strip())
     if match is None or {"", ".", ".."} & set(match["group"].removeprefix("/").split("/")):
         raise UserError(
             f"{path}: defaults: {text!r} is no group, nor a config in one.",

@@ -24,7 +24,7 @@ from nemotron_kit.ownership import untrusted_reason
 
 TARGET = "_target_"
 # What any config file may set in Hydra's node: a name, how much is logged, what is swept over.
-_HYDRA = re.compile(r"hydra\.(?:mode|verbose|job\.(?:name|chdir)|sweeper\.params(?:\..*)?)\Z")
+_HYDRA = r"hydra\.(?:mode|verbose|job\.(?:name|chdir)|sweeper\.params(?:\..*)?)\Z"
 # A profile's fields that any config file may set: how much of a machine, and for how long. The others decide what is
 # started, where, and as whom.
 RUN_ENV = frozenset(
@@ -100,7 +100,7 @@ def check_file(path: Path, values: Mapping[str, Any], command: Command, package:
             _check_package(path, into, f"defaults: {text!r}")
     for key, value in leaves({k: v for k, v in values.items() if k != "defaults"}, _prefix(package)):
         head = key.partition(".")[0]
-        if head == "hydra" and not _HYDRA.match(key):
+        if head == "hydra" and not re.match(_HYDRA, key):
             raise _refused(path, key, "it decides what is run, and which files are written")
         if key.startswith("run.env.") and key.split(".")[2].partition("[")[0] not in RUN_ENV:
             raise _refused(path, key, "it decides what is started, and where")

@@ -15,7 +15,7 @@ from nemotron_kit.errors import UserError
 from nemotron_kit.masking import MASK, is_harmless, is_literal, is_secret_name, mask, secret_in, without_passwords
 
 _OVERRIDE = re.compile(r"^(?:\+\+|\+)?([A-Za-z_][\w./@-]*)=(.*)$", re.DOTALL)
-_NAME = re.compile(r"[\w.-]+")
+_NAME = r"[\w.-]+"
 # `api_key: abc` within braces; not the `secret:NAME` of a reference.
 _INSIDE = re.compile(
     r"""(?<![\w.-])(?<!\$\{)(['"]?)([A-Za-z_][\w.-]*)\1(\s*:\s*)("[^"]*"|'[^']*'|\$\{[^}]*\}|[^,}\]]*)"""
@@ -28,7 +28,7 @@ def refuse_literal_secrets(overrides: Iterable[str]) -> None:
     """Refuse `hf.token=abc` on a command line, and `+free={api_key: abc}`: it would be stored in the shell's history
     and in every record."""
     for override in overrides:
-        if without_passwords(override) == override and not any(map(is_secret_name, _NAME.findall(override))):
+        if without_passwords(override) == override and not any(map(is_secret_name, re.findall(_NAME, override))):
             continue
         for key, value in _given(override):
             if is_secret_name(key) and is_literal(value):

@@ -49,7 +49,7 @@ _PROFILE_FIELDS = {
 STORAGE_FIX = "pip install 'SQLAlchemy<2' 'alembic<1.14'"
 
 # A value that is no text, for one of the groups that every command has.
-_NO_CHOICE = re.compile(r"\+?(recipe|stage|config|schema|job)=([-+0-9.]|(true|false|null)\Z)")
+_NO_CHOICE = r"\+?(recipe|stage|config|schema|job)=([-+0-9.]|(true|false|null)\Z)"
 
 
 @contextmanager
@@ -83,7 +83,7 @@ def translated(prepared: PreparedCommand) -> Iterator[None]:
             hint = f"optuna 2 can't store studies with SQLAlchemy 2: {STORAGE_FIX}" if stores else None
             raise UserError(f"The sweeper stopped: {reason}.", hint=hint) from error
         if "group override must be a string" in reason and (
-            given := [t for t in prepared.typed if _NO_CHOICE.match(t)]
+            given := [t for t in prepared.typed if re.match(_NO_CHOICE, t)]
         ):
             name = given[-1].partition("=")[0].lstrip("+")
             raise UserError(

@@ -106,7 +106,7 @@ def references(settings: RunConfig) -> list[str]:
 
 
 # `NAME=VALUE` of a shell command, VALUE without anything that the shell expands.
-_ASSIGNED = re.compile(r"""(?<![\w.$-])([A-Za-z_]\w*)=("[^"$`]*"|'[^']*'|[^\s;&|<>()"'$`]+)(?=[\s;&|<>()]|\Z)""")
+_ASSIGNED = r"""(?<![\w.$-])([A-Za-z_]\w*)=("[^"$`]*"|'[^']*'|[^\s;&|<>()"'$`]+)(?=[\s;&|<>()]|\Z)"""
 
 
 def _refuse_secrets(settings: RunConfig) -> None:
@@ -125,7 +125,7 @@ def _refuse_secrets(settings: RunConfig) -> None:
     texts = list(walk_strings({key: value for key, value in values.items() if key != "env_vars"}))
     holds_secret = secret_in("\n".join(text for _, text in texts)) is not None  # at once: each look reads all variables
     for name, text in texts:
-        assigned = _ASSIGNED.findall(text) if name.partition("[")[0] in SHELL else ()
+        assigned = re.findall(_ASSIGNED, text) if name.partition("[")[0] in SHELL else ()
         by_name = [key for key, value in assigned if is_secret_name(key) and is_literal(value) and not is_path(value)]
         if by_name or (holds_secret and (variable := secret_in(text))):
             what = f"gives {by_name[0]}, a secret by its name, a value" if by_name else f"holds the value of {variable}"

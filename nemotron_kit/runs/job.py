@@ -216,8 +216,8 @@ def tail_objects(path: Path, count: int) -> list[dict[str, Any]]:
     return found[-count:] if count > 0 else []
 
 
-_STATE_FILE = re.compile(r"(\d{6,})-.+\.json\Z")
-_LOG_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
+_STATE_FILE = r"(\d{6,})-.+\.json\Z"
+_LOG_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z"
 _ARTIFACTS = {"inputs": {None: dict}, "outputs": [dict]}
 _SPEC: dict[str, Any] = {
     **dict.fromkeys(("command", "handler", "config_cls", "script", "module", "cwd", "executor"), str),
@@ -413,7 +413,7 @@ class JobFolder(Value):
     def log_path(self, name: str = "job") -> Path:
         """The path of `logs/<name>.log`: "job" is the whole job's log, "rank-3" that of one rank. Creates the folder,
         not the file."""
-        if not _LOG_NAME.match(name) or ".." in name:
+        if not re.match(_LOG_NAME, name) or ".." in name:
             raise ValueError(f"log name {name!r}: use letters, digits, '.', '_' and '-'.")
         folder = self.path / "logs"
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -457,7 +457,7 @@ class JobFolder(Value):
             names = os.listdir(self.path / "state")  # noqa: PTH208 — names only, and 10,000 folders are listed
         except OSError:
             return []
-        return sorted((int(match[1]), name) for name in names if (match := _STATE_FILE.match(name)))
+        return sorted((int(match[1]), name) for name in names if (match := re.match(_STATE_FILE, name)))
 
     def _write_state(self, record: Mapping[str, Any], writer: str | None) -> None:
         folder = self.path / "state"

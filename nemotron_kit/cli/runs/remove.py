@@ -209,7 +209,7 @@ class _Plan:
 _FORCED = "--force removes it nevertheless."
 # In the text of a record: a run, also in a path; a path in a run's folder, but not that of the config that a rerun
 # began with, which it has a copy of; a pin.
-_ID = re.compile(RUN_ID.pattern.removesuffix(r"\Z"))
+_ID = re.compile(RUN_ID.removesuffix(r"\Z"))
 _PATH = re.compile(rf"/runs/({_ID.pattern})/(?!jobs/\d+/composed\.yaml)")
 _PIN = re.compile(r'"name":\s*"([^"]+)",\s*"version":\s*([0-9]+)')
 _REFERRING = ("config.yaml", "composed.yaml", "artifacts.json", "job.json", ".hydra/overrides.yaml")
