@@ -48,24 +48,32 @@ def discover(env: EnvFile | None = None, names: Collection[str] = ()) -> Tree:
 
     If all of `names` (the requested recipes) are built in, only those are imported: searching the installed packages
     takes longer than all the rest. The user's own folders are importable all the same, since a config of a built-in
-    recipe may name a function of theirs (`env.verifiers.NAME._target_`).
+    recipe may name a function of theirs (`env.verifiers.NAME._target_`). If none is, and all are found among the
+    others, the built-in ones are not imported.
     """
-    tree = Tree()
     env = env if env is not None else read_env_file()
-    wanted = [name for name in BUILT_IN if name in names] if set(names) <= set(BUILT_IN) else []
-    for name in wanted or BUILT_IN:
-        _add(tree, name, BUILT_IN[name])
-    if wanted and not tree.broken:
+    asked, built_in = set(names), BUILT_IN.keys()
+    if asked and asked <= built_in:
+        tree = Tree()
+        for name in asked:
+            _add(tree, name, BUILT_IN[name])
+        if not tree.broken:
+            for folder in recipe_folders(env):
+                _make_importable(folder)
+            return tree
+    for first in ([], BUILT_IN) if asked and not asked & built_in else [BUILT_IN]:
+        tree = Tree()
+        for name in first:
+            _add(tree, name, BUILT_IN[name])
+        for name, module in entry_points():
+            _add(tree, name, module)
         for folder in recipe_folders(env):
-            _make_importable(folder)
-        return tree
-    for name, module in entry_points():
-        _add(tree, name, module)
-    for folder in recipe_folders(env):
-        if problem := _make_importable(folder):
-            tree.broken[folder.name] = problem
-        else:
-            _add(tree, folder.name, folder.name, folder)
+            if problem := _make_importable(folder):
+                tree.broken[folder.name] = problem
+            else:
+                _add(tree, folder.name, folder.name, folder)
+        if asked <= tree.apps.keys() and not tree.broken and not tree.apps.keys() & built_in:
+            break
     return tree
 
 
@@ -99,7 +107,13 @@ def _add(tree: Tree, name: str, target: str, folder: Path | None = None) -> None
     """Add the apps of a module, or the reason why there are none. `folder`: where the module must be."""
     module_name, _, attribute = target.partition(":")
     try:
-        for module in _modules(module_name):
+        package = importlib.import_module(module_name)
+        # A package's modules in which an App is usually defined.
+        usual = ("app", "__main__", "cli") if hasattr(package, "__path__") else ()
+        for each in (module_name, *(f"{module_name}.{child}" for child in usual)):
+            if each != module_name and importlib.util.find_spec(each) is None:
+                continue
+            module = importlib.import_module(each)
             if folder is not None and not _is_in(module, folder):
                 found = module.__file__ or "built into Python"
                 tree.broken[name] = f"another module is called {module_name} ({found}): rename the folder {folder}"
@@ -125,13 +139,3 @@ def _is_in(module: ModuleType, folder: Path) -> bool:
     """Whether a module is the package in this folder, or one below it."""
     found = [*getattr(module, "__path__", ()), os.path.dirname(module.__file__ or "")]  # noqa: PTH120
     return any(f"{os.path.realpath(each)}/".startswith(f"{os.path.realpath(folder)}/") for each in found)
-
-
-def _modules(name: str) -> Iterator[ModuleType]:
-    """The module itself, then the modules of a package in which an App is usually defined."""
-    module = importlib.import_module(name)
-    yield module
-    if hasattr(module, "__path__"):
-        for child in ("app", "__main__", "cli"):
-            if importlib.util.find_spec(f"{name}.{child}"):
-                yield importlib.import_module(f"{name}.{child}")
