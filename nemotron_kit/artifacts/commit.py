@@ -257,11 +257,12 @@ def _indexed_versions(store: Store, name: str, digest: str) -> list[int]:
     folder = store.folder(name) / _INDEX
     if not (folder / _COMPLETE).exists():
         make_folder(folder, store.modes, below=store.folder(name))
-        with synced_later():
-            for version in store.versions(name):
-                with contextlib.suppress(DamagedRecordError):  # a damaged version equals no content
-                    _announce(store, name, store.record(name, version).digest, version)
-        sync_file_system(folder)
+        if versions := store.versions(name):
+            with synced_later():
+                for version in versions:
+                    with contextlib.suppress(DamagedRecordError):  # a damaged version equals no content
+                        _announce(store, name, store.record(name, version).digest, version)
+            sync_file_system(folder)
         touch(folder / _COMPLETE, store.modes)
         fsync_dir(folder)
     # Opening the folder makes an NFS client drop its cache of names that did not exist.

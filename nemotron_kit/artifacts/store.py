@@ -248,6 +248,8 @@ class Store:
                 found = read_checksummed(file, "registry record").get("uuid")
             except FileNotFoundError:
                 self.folder_existed = self.folder_existed or self.root.parent.is_dir()
+                if not self.root.exists():
+                    return ""
                 named = self.recorded_uuids()
                 if len(named) > 1:
                     raise DamagedRecordError(f"{file}: this registry record is missing.") from None
