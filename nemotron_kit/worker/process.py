@@ -19,7 +19,6 @@ from typing import IO, Any, NoReturn
 
 from nemotron_kit.polling import until
 from nemotron_kit.runs.job import PREEMPTED, SLURM_STEP, JobFolder
-from nemotron_kit.runs.metrics import flush_metrics
 from nemotron_kit.runs.process_facts import descendants
 from nemotron_kit.worker import NODES_FOLDER, python_module
 from nemotron_kit.worker.streams import logging_to
@@ -38,7 +37,8 @@ def exit_code(number: int) -> int:
 def leave_fork(code: int) -> NoReturn:
     """End a child that a job's function forked and that came back from it: nothing of the launch is the child's to
     do. What it printed and measured is written first."""
-    flush_metrics()
+    if metrics := sys.modules.get("nemotron_kit.runs.metrics"):
+        metrics.flush_metrics()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError, AttributeError):
             stream.flush()
