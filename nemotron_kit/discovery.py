@@ -61,7 +61,8 @@ def discover(env: EnvFile | None = None, names: Collection[str] = ()) -> Tree:
             for folder in recipe_folders(env):
                 _make_importable(folder)
             return tree
-    for first in ([], BUILT_IN) if asked and not asked & built_in else [BUILT_IN]:
+    everything = list(BUILT_IN)
+    for first in ([], everything) if asked and not asked & built_in else (everything,):
         tree = Tree()
         for name in first:
             _add(tree, name, BUILT_IN[name])
