@@ -245,7 +245,7 @@ class Docker(Executor):
         for job in jobs:
             for folder in {job.path, _job(job).path}:
                 JobFolder(folder).request_cancel()
-        existing = _containers([container_name(run.id, job.number) for job in jobs])
+        existing = _containers([container_name(run.id, job.number) for job in jobs]) if jobs else {}
         if existing:
             _docker("stop", f"--time={GRACE}", *existing, seconds=GRACE + ASK_SECONDS, missing_ok=True)
 

@@ -53,6 +53,8 @@ def test_the_engine_is_asked_once_for_all_jobs_that_are_cancelled(home: Path, mo
     docker.Docker(RunConfig()).cancel(run, run.jobs())
     assert [arguments[0] for arguments in asked] == ["container", "stop"]
     assert asked[1][2:] == (f"nk-{run.id}-0", f"nk-{run.id}-2") and all(job.cancel_requested for job in run.jobs())
+    docker.Docker(RunConfig()).cancel(run, [])
+    assert len(asked) == 2
 
 
 @pytest.mark.parametrize("mount", ["/data", "~/data:/data", "data", "/data:data", "/a:/b:ro:z"])
