@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nemotron_kit.artifacts.manifest import FileEntry, first_change, identity, scan
-from nemotron_kit.artifacts.reference import SLUG, ArtifactChangedError, ArtifactVersionNotFoundError, Pin
+from nemotron_kit.artifacts.reference import ArtifactChangedError, ArtifactVersionNotFoundError, Pin
 from nemotron_kit.artifacts.store import (
     DROPPED,
     RECORD,
@@ -61,8 +61,7 @@ def commit(store: Store, draft: Draft, hash_limit: int | None) -> ArtifactVersio
             record = _Commit(store, draft, files, digest, folder_id, opened).run()
         finally:
             os.close(opened)
-        if SLUG.match(draft.producer) and draft.producer != "local":  # a run
-            store.set_pointer(name, "runs", draft.producer, record.version)
+        store.set_run(name, draft.producer, record.version)
         require_registered(store, record.pin)
         _collect(store, name)
     return record

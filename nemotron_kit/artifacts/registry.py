@@ -234,10 +234,11 @@ class LocalRegistry(Store):
         return commit(self, draft, self.hash_limit).pin
 
     def note_run(self, pin: Pin, run: str) -> None:
-        """Make `Name@run:RUN` refer to a version that another run saved, for a run that was skipped because of it."""
+        """Make `Name@run:RUN` refer to a version that another run saved, for a run that was skipped because of it.
+        Does nothing if `run` is no run id."""
         record = self.record_of(pin)
         with self.writing():
-            self.set_pointer(record.name, "runs", run, record.version)
+            self.set_run(record.name, run, record.version)
 
     def set_alias(self, name: str, alias: str, version: int) -> None:
         """Make `name:alias` refer to a version. An alias can be moved at any time; `latest` is maintained by the
@@ -414,7 +415,7 @@ def _choice(table: Mapping[str, Any], key: str, known: tuple[str, ...], where: s
 
 
 # The reference implementation calls plain folders "fsspec".
-_BACKENDS = {"fsspec": "file", "file": "file", "local": "file", "wandb": "wandb"}
+_SPELLINGS = {"fsspec": "file", "file": "file", "local": "file", "wandb": "wandb"}
 
 
 @dataclass(frozen=True)
@@ -445,15 +446,15 @@ def init(
     for a root that is no folder of this machine, and for "wandb" if it is not installed.
     """
     global _config
-    if backend not in _BACKENDS:
-        raise UserError(f"{backend!r} is no artifact backend.", hint=sentence(nearest(backend, _BACKENDS)))
+    if backend not in _SPELLINGS:
+        raise UserError(f"{backend!r} is no artifact backend.", hint=sentence(nearest(backend, _SPELLINGS)))
     if root is not None and registry_path is not None and Path(root) != Path(registry_path):
         raise UserError(
             f"init(): root is {root} and registry_path {registry_path}.", hint="They are one thing: give one."
         )
     chosen = root if root is not None else registry_path
     folder = local_root(chosen).absolute() if chosen is not None else None
-    if _BACKENDS[backend] == "wandb":
+    if _SPELLINGS[backend] == "wandb":
         lineage.set_lineage_tracker(artifacts.WandbTracker())  # loaded only here
     _config = KitConfig(backend, folder, wandb_project, wandb_entity)
 

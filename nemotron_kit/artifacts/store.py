@@ -425,6 +425,11 @@ class Store:
         """Make an alias or a run id refer to a version."""
         self._replace(self.folder(name) / kind / pointer, {"name": f"{name}/{pointer}", "version": version})
 
+    def set_run(self, name: str, run: str, version: int) -> None:
+        """Make `Name@run:RUN` refer to a version. Does nothing if `run` is no run id."""
+        if SLUG.match(run) and run != "local":
+            self.set_pointer(name, "runs", run, version)
+
     def stamps(self, name: str, version: int) -> dict[str, Stamp]:
         """The time stamps of the version's files when the same content was saved again; {} if it was not."""
         try:

@@ -215,6 +215,11 @@ def test_what_a_run_saved(registry: LocalRegistry, make: Maker) -> None:
     assert registry.resolve("Data@run:run-2") == by_one
     with pytest.raises(ArtifactNotFoundError, match=r"^The run run-3 has saved no Data\.\nIt has v0"):
         registry.resolve("Data@run:run-3")
+    for run in ("run-4", "local", "../v9", ""):  # noted, or no run ids: ignored
+        registry.note_run(by_one, run)
+    assert registry.resolve("Data@run:run-4") == by_one
+    assert sorted(each.name for each in (registry.root / "Data" / "runs").iterdir()) == ["run-1", "run-2", "run-4"]
+    assert not (registry.root / "Data" / "v9").exists()
     shutil.rmtree(registry.root / "Data" / "runs")
     assert registry.resolve("Data@run:run-2") == by_two
 
