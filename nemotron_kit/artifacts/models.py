@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, TypeVar, cast
 
 from pydantic import Field, computed_field, field_validator
 
@@ -13,9 +13,20 @@ from nemotron_kit.artifacts.manifest import folder_of
 from nemotron_kit.artifacts.saving import Artifact
 from nemotron_kit.artifacts.weights import check_weights
 
+T = TypeVar("T")
 
-def _other_name(field: str, kind: Any) -> Any:
-    """A property that reads and sets `field`, of this type, and stands in metadata.json too: one of `field_aliases`."""
+
+class _OtherName(Protocol[T]):
+    """What a type checker sees of a property that may be None."""
+
+    def __get__(self, artifact: Any, cls: Any = None, /) -> T | None: ...
+
+    def __set__(self, artifact: Any, value: T | None, /) -> None: ...
+
+
+def _other_name(field: str, kind: type[T]) -> _OtherName[T]:
+    """A property that reads and sets `field`, of this type or None, and stands in metadata.json too: one of
+    `field_aliases`."""
 
     def get(self: Artifact) -> Any:
         return getattr(self, field)
@@ -24,7 +35,8 @@ def _other_name(field: str, kind: Any) -> Any:
         setattr(self, field, value)
 
     doc = f"The same as `{field}`."
-    return computed_field(return_type=kind, description=doc)(property(get, set_to, doc=doc))
+    made = computed_field(return_type=kind | None, description=doc)(property(get, set_to, doc=doc))
+    return cast(_OtherName[T], made)
 
 
 class _Sourced(Artifact):
@@ -111,10 +123,10 @@ class SplitJsonlDataArtifact(_Sourced):
     val_path: str | None = None
     test_path: str | None = None
 
-    valid_path = _other_name("val_path", str | None)
-    train = _other_name("train_path", str | None)
-    val = _other_name("val_path", str | None)
-    test = _other_name("test_path", str | None)
+    valid_path = _other_name("val_path", str)
+    train = _other_name("train_path", str)
+    val = _other_name("val_path", str)
+    test = _other_name("test_path", str)
 
 
 class ModelArtifact(Artifact):
@@ -127,7 +139,7 @@ class ModelArtifact(Artifact):
     loss: float | None = None
     iteration: int | None = Field(default=None, ge=0)
 
-    final_loss = _other_name("loss", float | None)
+    final_loss = _other_name("loss", float)
 
     def _check_files(self) -> None:
         check_weights(self._get_output_dir())
