@@ -1,4 +1,5 @@
-"""Jobs of several nodes, whose workers a scheduler starts: their rendezvous, and their common end."""
+"""Jobs of one or several nodes, whose workers a scheduler starts: their rendezvous, the logs of their ranks, and their
+common end."""
 
 from __future__ import annotations
 

@@ -233,10 +233,11 @@ def hydra_callbacks(folder: Path, task: Any) -> Iterator[End]:
     on_run_end too. As in Hydra, no callback is called for the end of a job that was interrupted, and what a callback
     raises is a warning. Raises UserError for callbacks that can't be made here."""
     end, node = End(), _current_node()
-    single = node is not None and not str(node.mode).endswith("MULTIRUN")
-    # A launcher of Hydra's calls them itself, and in a job's ranks other than 0 nobody does.
-    ours = single or (node is not None and str(node.launcher.get("_target_")).endswith(_OURS))
-    if not ours or not node.callbacks or rank() != 0:
+    if node is None or not node.callbacks or rank() != 0:  # of a job's ranks, rank 0 calls them
+        yield end
+        return
+    single = not str(node.mode).endswith("MULTIRUN")
+    if not single and not str(node.launcher.get("_target_")).endswith(_OURS):  # a launcher of Hydra's calls them itself
         yield end
         return
     from hydra._internal.callbacks import Callbacks
