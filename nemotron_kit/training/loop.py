@@ -1,4 +1,5 @@
-"""The pretraining loop: transformers' Trainer with our optimizer, schedule, losses, metrics rows and checkpoints."""
+"""What every training loop does around its steps (optimizer, schedule, metrics rows, held-out values, checkpoints), and
+pretraining's, whose steps are those of transformers' Trainer."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, Unpack
 
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.runs.folder import open_job
@@ -329,6 +330,18 @@ class LoopSettings:
 Evaluate = Callable[[int], Mapping[str, float]]
 
 
+class LoopParts(TypedDict):
+    """What every loop is given by keyword (see Loop): its subclasses pass it on."""
+
+    progress: TrainingProgress
+    identity: Mapping[str, Any]
+    reporter: Reporter
+    stop: StopRequest
+    balance: NotRequired[ExpertBalance | None]
+    write_model: NotRequired[Callable[[Path], None] | None]
+    prune: NotRequired[Callable[[Path], list[str]] | None]
+
+
 class Loop:
     """What all stages do between their steps, in this order: the row of metrics, the held-out evaluation, the
     checkpoint, the end that a signal asks for. `measure` gives the held-out values, where there are any. Steps count
@@ -456,9 +469,8 @@ class TrainingRun(Loop):
         *,
         held_out: HeldOutSamples | None,
         valid_on: str | None = None,
-        **run: Any,
+        **parts: Unpack[LoopParts],
     ) -> None:
-        """`run`: as Loop has it."""
         import torch
 
         self.config, self.held_out, self.valid_on = config, held_out, valid_on
@@ -473,7 +485,7 @@ class TrainingRun(Loop):
             eval_interval=train.eval_interval,
             lr_setting="train.lr",
         )
-        super().__init__(settings, model, optimizer, **run)
+        super().__init__(settings, model, optimizer, **parts)
         progress = self.progress
         self.measure = self.held_out_values if held_out is not None else None
         # Records of earlier versions do not have them.

@@ -9,10 +9,10 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from nemotron_kit.training import processes
-from nemotron_kit.training.loop import Evaluate, Loop, LoopSettings, preempted, require_finite, seed_step
+from nemotron_kit.training.loop import Evaluate, Loop, LoopParts, LoopSettings, preempted, require_finite, seed_step
 from nemotron_kit.training.parallel import is_on_ranks, scale_gradients
 from nemotron_kit.training.processes import HangWatch
 
@@ -35,12 +35,15 @@ class StepLoop(Loop):
     """
 
     def __init__(
-        self, settings: LoopSettings, model: torch.nn.Module, optimizer: torch.optim.Optimizer, **run: Any
+        self,
+        settings: LoopSettings,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        **parts: Unpack[LoopParts],
     ) -> None:
-        """`run`: as Loop has it."""
         import torch
 
-        super().__init__(settings, model, optimizer, **run)
+        super().__init__(settings, model, optimizer, **parts)
         progress = self.progress
         self._samples_before = progress.samples
         self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
