@@ -146,7 +146,8 @@ def content_identity(path: str, size: int, *, samples: tuple[int, int] | None = 
     """What identifies a local file's content: its sha256 (`samples` None), or for a large file its size, time and so
     many samples of so many bytes."""
     digest = hashlib.sha256()
-    with open_regular(path) as file:
+    # No more than a sample is read for one: a file system's own block, the default, has 4 MiB on Lustre.
+    with open_regular(path, buffering=samples[1] if samples else BUFFER) as file:
         if samples is None:
             while data := file.read(BUFFER):
                 digest.update(data)

@@ -249,17 +249,19 @@ def read(path: Path, *, verify: bool | Callable[[str], bool], allow_unchecked: b
         files = record["files"]
         if record["step"] != int(path.name.removeprefix("step-")):
             raise ValueError(f"it is of step {record['step']}")
+        # Of such a record no file is read: they may be large.
+        refused = record.get("unchecked") and not allow_unchecked
         damaged = [
             name
             for name, entry in files.items()
-            if not _intact(path / name, entry, verify if isinstance(verify, bool) else verify(name))
+            if not refused and not _intact(path / name, entry, verify if isinstance(verify, bool) else verify(name))
         ]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, NemotronError) as error:
         why = error.message.removeprefix(f"{path / RECORD}: ") if isinstance(error, NemotronError) else error
         raise UserError(
             f"{path / RECORD}: the checkpoint's record can't be read ({why}).", hint=_around(path)
         ) from error
-    if record.get("unchecked") and not allow_unchecked:
+    if refused:
         raise UserError(
             f"{path / RECORD}: the checkpoint's record has no checksum: it is of an earlier version, or was changed. "
             "Its data and settings are not known for certain.",

@@ -221,8 +221,8 @@ def train_stage(
     cfg: Any, engine: Callable[[Any], TrainingOutcome], workload: Callable[[Any], Workload | None], name: str
 ) -> ModelArtifact:
     """Train by `engine` and return the model, which rank 0 registers under `name`; its loss is the held-out one where
-    there is a valid split. Raises UserError for settings that
-    are wrong, and with the estimate of its `workload` instead of driving the machine out of memory."""
+    there is a valid split. Raises UserError for settings that are wrong, and with the estimate of its `workload`
+    instead of driving the machine out of memory."""
     from nemotron_kit.artifacts import ModelArtifact
 
     cfg.check()
