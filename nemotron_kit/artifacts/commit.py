@@ -63,7 +63,14 @@ def commit(store: Store, draft: Draft, hash_limit: int | None) -> ArtifactVersio
             os.close(opened)
         store.set_run(name, draft.producer, record.version)
         require_registered(store, record.pin)
-        _collect(store, name)
+        # Once a day the leftovers of killed writers of this name are removed; the search takes time proportional to the
+        # number of versions.
+        collected = folder / _INDEX / "collected"
+        with contextlib.suppress(OSError):  # only the cleaning is skipped
+            if not collected.exists() or time.time() - collected.stat().st_mtime > DAY_S:
+                touch(collected, store.modes)
+                os.utime(collected)
+                store.collect_garbage([name], DAY_S)
     return record
 
 
@@ -315,14 +322,3 @@ def require_registered(store: Store, pin: Pin) -> None:
         f"The artifact registry {store.root} was moved or removed while {pin.label} was being saved.",
         hint="Save again, to the registry's new path or after moving it back.",
     )
-
-
-def _collect(store: Store, name: str) -> None:
-    """Once a day, remove the leftovers of killed writers of this name; the search takes time proportional to the number
-    of versions."""
-    done = store.folder(name) / _INDEX / "collected"
-    with contextlib.suppress(OSError):  # only the cleaning is skipped
-        if not done.exists() or time.time() - done.stat().st_mtime > DAY_S:
-            touch(done, store.modes)
-            os.utime(done)
-            store.collect_garbage([name], DAY_S)

@@ -110,7 +110,7 @@ def record_output(pin: Pin) -> None:
         saves = folder / SAVES
         try:
             saves.mkdir(mode=0o700, exist_ok=True)
-            write_json(saves / f"{time.time_ns():020d}-{_mark(pin.to_dict())}.json", pin.to_dict())
+            write_json(saves / f"{time.time_ns():020d}-{sha256_of(pin.to_dict())[:16]}.json", pin.to_dict())
             _list_saves(folder)
         except OSError as error:
             where = error.filename or folder / FILE
@@ -122,7 +122,7 @@ def _list_saves(folder: Path) -> None:
     several writers no save is missing."""
     while True:
         document, missing = _job_artifacts(), []
-        listed = {_mark(pin) for pin in document["outputs"]}
+        listed = {sha256_of(pin)[:16] for pin in document["outputs"]}
         for file in sorted((folder / SAVES).glob("[0-9]*.json")):
             if (mark := file.stem.partition("-")[2]) not in listed:
                 # A damaged one is another process's save: its reader reports it.
@@ -132,10 +132,6 @@ def _list_saves(folder: Path) -> None:
         if not missing:
             return
         write_json(folder / FILE, {**document, "outputs": [*document["outputs"], *missing]})
-
-
-def _mark(pin: object) -> str:
-    return sha256_of(pin)[:16]
 
 
 def _job() -> str:

@@ -103,25 +103,22 @@ def walk(root: Path) -> dict[str, FileEntry]:
 
 
 def _walked_folder(folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> dict[str, FileEntry]:
-    inode, files = _inode(folder), {}
+    info, files = os.stat(folder), dict[str, FileEntry]()  # noqa: PTH116
+    inode = info.st_dev, info.st_ino
+    if inode in above:  # a link to a folder that holds it
+        path = prefix.rstrip("/")
+        return {path: FileEntry(path, 0, None, 0, 0, os.readlink(folder))}  # noqa: PTH115
     with os.scandir(folder) as entries:
         for entry in entries:
             path = prefix + entry.name
             if path == METADATA or re.match(_DEBRIS, entry.name):
                 continue
             found = file_entry(entry.path, path)
-            if found is None and _inode(entry.path) in (*above, inode):
-                files[path] = FileEntry(path, 0, None, 0, 0, os.readlink(entry.path))  # noqa: PTH115
-            elif found is None:
+            if found is None:
                 files.update(_walked_folder(entry.path, path + "/", (*above, inode)))
             elif found.size >= 0:
                 files[path] = found
     return files
-
-
-def _inode(folder: str) -> tuple[int, int]:
-    info = os.stat(folder)  # noqa: PTH116
-    return info.st_dev, info.st_ino
 
 
 def file_entry(file: str, path: str) -> FileEntry | None:
