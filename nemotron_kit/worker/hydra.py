@@ -9,7 +9,6 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from importlib.util import find_spec
@@ -220,25 +219,21 @@ def _only(logger: Any, handlers: Mapping[str, Any]) -> Any:
 _OURS = ".NemoRunLauncher"
 
 
-@dataclass
-class End:
-    """How the job within the block ended, once that is known."""
-
-    outcome: Outcome | None = None
-
-
 @contextmanager
-def hydra_callbacks(folder: Path, task: Any) -> Iterator[End]:
+def hydra_callbacks(folder: Path, task: Any) -> Iterator[list[Outcome]]:
     """Call on_job_start before the block and on_job_end after it; for a job that is no sweep's, on_run_start and
-    on_run_end too. As in Hydra, no callback is called for the end of a job that was interrupted, and what a callback
-    raises is a warning. Raises UserError for callbacks that can't be made here."""
-    end, node = End(), _current_node()
+    on_run_end too. The block appends the job's outcome to the list that it gets, once that is known.
+
+    As in Hydra, no callback is called for the end of a job that was interrupted, and what a callback raises is a
+    warning. Raises UserError for callbacks that can't be made here.
+    """
+    outcomes, node = list[Outcome](), _current_node()
     if node is None or not node.callbacks or rank() != 0:  # of a job's ranks, rank 0 calls them
-        yield end
+        yield outcomes
         return
     single = not str(node.mode).endswith("MULTIRUN")
     if not single and not str(node.launcher.get("_target_")).endswith(_OURS):  # a launcher of Hydra's calls them itself
-        yield end
+        yield outcomes
         return
     from hydra._internal.callbacks import Callbacks
     from hydra.core.utils import JobReturn, JobStatus
@@ -270,11 +265,11 @@ def hydra_callbacks(folder: Path, task: Any) -> Iterator[End]:
         callbacks.on_run_start(config=config, config_name=node.job.config_name)
     callbacks.on_job_start(config=config, task_function=task)
     try:
-        yield end
+        yield outcomes
     except Exception as error:
         ended(None, error)
         raise
-    if end.outcome is None:
+    if not outcomes:
         ended(None, None)
-    elif end.outcome.state not in ("cancelled", "preempted"):
-        ended(end.outcome.value, end.outcome.exception)
+    elif outcomes[0].state not in ("cancelled", "preempted"):
+        ended(outcomes[0].value, outcomes[0].exception)

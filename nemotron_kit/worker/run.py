@@ -132,7 +132,8 @@ def _run(job: JobFolder, spec: JobSpec, handler: Handler | None, config_cls: typ
         several = torchrun_command(spec.nproc_per_node, str(job.path), spec.retries)
         return _with_cause(run_child(several if spec.nproc_per_node > 1 else one, spec.cwd, job), job)
     with pinned(pins):
-        values = resolve(read_config(job.path), keep_secrets=True)
+        frozen = read_config(job.path)
+        values = resolve(frozen, keep_secrets=True)
         files.write_text(job.path / "resolved.yaml", to_yaml(masked(values)))
         if spec.ray:
             return run_child(ray_command(str(job.path)), spec.cwd, job)
@@ -141,7 +142,7 @@ def _run(job: JobFolder, spec: JobSpec, handler: Handler | None, config_cls: typ
         if handler is None and spec.script:
             script = python_module("nemotron_kit.worker", "--rank", str(job.path))
             return run_child(script, spec.cwd, job)
-        return _call(job, spec, handler, config_cls, **capture)
+        return _call(job, spec, frozen, handler, config_cls, **capture)
 
 
 def _with_cause(outcome: Outcome, job: JobFolder) -> Outcome:
@@ -161,16 +162,23 @@ def _with_cause(outcome: Outcome, job: JobFolder) -> Outcome:
     return replace(outcome, error=mask(done.failure.text))
 
 
-def _call(job: JobFolder, spec: JobSpec, handler: Handler | None, config_cls: type | None, **capture: bool) -> Outcome:
-    values = resolve(read_config(job.path))  # it notes the secrets that what is printed must not show
+def _call(
+    job: JobFolder,
+    spec: JobSpec,
+    frozen: Mapping[str, Any],
+    handler: Handler | None,
+    config_cls: type | None,
+    **capture: bool,
+) -> Outcome:
+    values = resolve(frozen)  # it notes the secrets that what is printed must not show
     with job.open_log() as log:
         with captured(log, job=job.path, **capture):
             enter_hydra(job.path)
             collect_again()
             config: Any = typed(values, config_cls or spec.load_config_cls())
             call = handler or spec.load_handler()
-            with hydra_callbacks(job.path, call) as end:
-                end.outcome = outcome = call_handler(call, config)
+            with hydra_callbacks(job.path, call) as ended:
+                ended.append(outcome := call_handler(call, config))
         if outcome.error and outcome.state == "failed" and outcome.exception is None:
             log.write(f"error: {mask(outcome.error)}\n".encode())
     return outcome
@@ -297,8 +305,8 @@ def run_rank(job: JobFolder) -> int:
         return 0
     config: Any = typed(resolve(read_config(job.path)), spec.load_config_cls())
     handler = spec.load_handler()
-    with hydra_callbacks(job.path, handler) as end:
-        end.outcome = outcome = call_handler(handler, config)
+    with hydra_callbacks(job.path, handler) as ended:
+        ended.append(outcome := call_handler(handler, config))
     if isinstance(outcome.exception, NemotronError):  # it has no traceback, and no caller prints it
         print(f"error: rank {rank()}: {outcome.error}", file=sys.stderr)  # noqa: T201
     if rank() == 0 and (value := _value(outcome)):

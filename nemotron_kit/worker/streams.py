@@ -165,7 +165,7 @@ def _set_streams(stdout: TextIO, stderr: TextIO) -> None:
 def _restore(before: tuple[TextIO, TextIO], saved: Sequence[int]) -> None:
     """Give the process the streams and descriptors back that it had."""
     _flush()
-    _set_streams(*before)
+    sys.stdout, sys.stderr = before
     for kept, fd in zip(saved, (_OUT, _ERR), strict=True):
         os.dup2(kept, fd)
         os.close(kept)
