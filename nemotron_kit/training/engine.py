@@ -32,19 +32,11 @@ from nemotron_kit.training.export import (
     prepare_output,
     require_place,
 )
-from nemotron_kit.training.loop import (
-    Loop,
-    TrainingRun,
-    build_optimizer,
-    build_schedule,
-    build_trainer,
-    preempted,
-    trainer_arguments,
-    use_bf16,
-)
+from nemotron_kit.training.loop import Loop, build_optimizer, preempted, use_bf16
 from nemotron_kit.training.model import ExpertBalance, model_config, with_data_settings
 from nemotron_kit.training.parallel import Layout, held_bytes, is_on_ranks, prepare, tensors
 from nemotron_kit.training.pretrain_config import PretrainConfig
+from nemotron_kit.training.pretrain_loop import TrainingRun, build_schedule, build_trainer, trainer_arguments
 from nemotron_kit.training.processes import HangWatch, StopRequest
 from nemotron_kit.training.reporter import Reporter, metrics_path
 from nemotron_kit.training.start import StartingPoint, find_start, identity, on_ranks, portable, start_model

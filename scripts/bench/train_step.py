@@ -27,9 +27,10 @@ from nemotron_kit.training import BlendSamples, LoggerConfig, PretrainConfig, Sc
 from nemotron_kit.training.checkpoint import TrainingProgress
 from nemotron_kit.training.data import BatchSampler, BlendSource
 from nemotron_kit.training.engine import keep_freed_memory
-from nemotron_kit.training.loop import TrainingRun, build_optimizer, build_schedule, build_trainer, trainer_arguments
+from nemotron_kit.training.loop import build_optimizer
 from nemotron_kit.training.model import ExpertBalance, model_config, new_model
 from nemotron_kit.training.parallel import prepare
+from nemotron_kit.training.pretrain_loop import TrainingRun, build_schedule, build_trainer, trainer_arguments
 from nemotron_kit.training.processes import StopRequest
 from nemotron_kit.training.reporter import Reporter
 

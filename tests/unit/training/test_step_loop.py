@@ -21,8 +21,9 @@ from nemotron_kit.runs.job import SLURM_STEP
 from nemotron_kit.training import checkpoint, processes, sharded
 from nemotron_kit.training.checkpoint import TrainingProgress
 from nemotron_kit.training.config_blocks import CheckpointConfig, LoggerConfig, SchedulerConfig
-from nemotron_kit.training.loop import LoopSettings, TrainingRun, build_optimizer, preempted
+from nemotron_kit.training.loop import LoopSettings, build_optimizer, preempted
 from nemotron_kit.training.pretrain_config import PretrainConfig, TrainConfig
+from nemotron_kit.training.pretrain_loop import TrainingRun
 from nemotron_kit.training.processes import Preempted, StopRequest
 from nemotron_kit.training.reporter import Reporter, metrics_path
 from nemotron_kit.training.step_loop import StepLoop
