@@ -5,7 +5,6 @@ no recipe. A group has "children", a command has not. Nothing heavy is imported.
 from __future__ import annotations
 
 import binascii
-import json
 import os
 import sys
 
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 else:
     Node, Stamp = dict, list
 
-# Importing pathlib takes as long as the rest of a help page.
+# Importing pathlib takes as long as the rest of a help page; json is imported where the index is read.
 # ruff: noqa: PTH109, PTH110, PTH111, PTH113, PTH116, PTH117, PTH118, PTH120, PTH123
 
 
@@ -106,6 +105,8 @@ class Index:
     def detail(self, leaf: Node) -> Node:
         """What a command takes: {"fields", "artifacts", "configs", "groups", "config_folder", "produces",
         "interactive"}."""
+        import json
+
         detail: Node = json.loads(self._lines[leaf["line"]])
         return detail
 
@@ -158,6 +159,8 @@ def stamp(path: str) -> Stamp:
 
 def read(path: str, key: list[str]) -> Index | None:
     """The index cached at `path`; None unless the file is owned by this user, complete, for `key`, and up to date."""
+    import json
+
     try:
         head, _, body = _read_trusted(path).partition("\n")
         header = json.loads(head)
@@ -190,6 +193,7 @@ def _names_same_recipes(header: dict[str, Any]) -> bool:
 
 def _rewrite(path: str, header: dict[str, Any], body: str) -> None:
     """Store the new state of env.toml, from before it was read, so that it need not be read again."""
+    import json
     from pathlib import Path
 
     from nemotron_kit.files import write_text
@@ -209,6 +213,8 @@ def dump(
     recipes: list[str] | None = None,
 ) -> str:
     """The text of a cache file. `recipes`: those that env.toml names; None if it can't be read."""
+    import json
+
     body = "\n".join(json.dumps(each) for each in ({"root": root, "broken": broken}, *details))
     header = {"key": key, "crc": binascii.crc32(body.encode()), "sources": sources, "recipes": recipes}
     return f"{json.dumps(header)}\n{body}"

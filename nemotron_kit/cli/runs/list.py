@@ -6,8 +6,8 @@ import gc
 import re
 import sys
 import time
-from collections.abc import Sequence
-from datetime import UTC, datetime
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from nemotron_kit.cli.output import (
@@ -201,10 +201,23 @@ def _add_filters(parser: ToolParser) -> None:
     parser.add_argument("--limit", type=at_least(0), metavar="N", help="at most N runs (20; 0 for all)")
 
 
-def matching(options: Any, **more: Any) -> list[RunSummary]:
-    """The runs that --recipe, --stage, --state and --tag select, newest first. `more`: arguments of `list_runs`."""
-    stage = options.stage.replace(" ", "/") if options.stage else None
-    return list_runs(recipe=options.recipe, stage=stage, states=_states_of(options.state), tags=options.tag, **more)
+def matching(
+    options: Any,
+    *,
+    since: timedelta | None = None,
+    limit: int | None = None,
+    update: Callable[[Sequence[RunSummary]], Sequence[RunSummary]] = list,
+) -> list[RunSummary]:
+    """The runs that --recipe, --stage, --state and --tag select, newest first; the others as for `list_runs`."""
+    return list_runs(
+        recipe=options.recipe,
+        stage=options.stage.replace(" ", "/") if options.stage else None,
+        states=_states_of(options.state),
+        tags=options.tag,
+        since=since,
+        limit=limit,
+        update=update,
+    )
 
 
 def _matching_now(options: Any, limit: int) -> list[RunSummary]:
