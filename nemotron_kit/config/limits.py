@@ -226,7 +226,12 @@ def hydra_reading_fixes() -> AbstractContextManager[None]:
 
     def fill_and_update(cfg: Any, key: str, value: Any = None, *, merge: bool = True, force_add: bool = False) -> None:
         _fill(cfg, utils.split_key(key), value, merge=merge)
-        update(cfg, key, value, merge=merge, force_add=force_add)
+        if merge:
+            update(cfg, key, value, merge=True, force_add=force_add)
+            return
+        # A file or a dataclass that was loaded for this composition: it need not be copied.
+        with omegaconf.flag_override(cfg, "no_deepcopy_set_nodes", True):
+            update(cfg, key, value, merge=False, force_add=force_add)
 
     return _patched(
         (utils, "get_yaml_loader", lambda: loader),
@@ -344,9 +349,6 @@ def open_dicts(node: Any) -> None:
             open_dicts(child)
 
 
-_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
-
-
 @functools.cache
 def yaml_loader() -> Any:
     """OmegaConf's safe loader: 1e-3 is a number, a duplicate key is an error; but without YAML 1.1's sexagesimal
@@ -356,13 +358,10 @@ def yaml_loader() -> Any:
     class Loader(get_yaml_loader()):  # type: ignore[misc]
         pass
 
-    Loader.yaml_implicit_resolvers = {
-        first: [
-            (tag, re.compile(f"(?!.*:)(?:{regexp.pattern})", regexp.flags) if tag in _NUMBERS else regexp)
-            for tag, regexp in resolvers
-        ]
-        for first, resolvers in Loader.yaml_implicit_resolvers.items()
-    }
+    # The first that matches decides, and of what these resolve only a sexagesimal number has a colon.
+    text = ("tag:yaml.org,2002:str", re.compile(".*:"))
+    found = Loader.yaml_implicit_resolvers
+    Loader.yaml_implicit_resolvers = {first: [text, *resolvers] for first, resolvers in found.items()}
     return Loader
 
 
