@@ -139,10 +139,10 @@ def closest(name: str, known: Iterable[str], *, count: int = 3) -> list[str]:
 def nearest(name: str, known: Iterable[str]) -> str:
     """`did you mean a, b?` if names of `known` are similar to `name`, else `there is: a, b`; "" if `known` is empty."""
     names = sorted(set(known))
-    if close := closest(name, names):
-        return f"did you mean {', '.join(close)}?"
     if not names:
         return ""
+    if close := closest(name, names):
+        return f"did you mean {', '.join(close)}?"
     return f"there is: {listed(names)}"
 
 

@@ -23,7 +23,6 @@ import errno
 import json
 import os
 import re
-import secrets
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -529,7 +528,7 @@ def touch(path: Path, modes: FileModes, text: str = "") -> None:
 def staged(folder: Path, modes: FileModes) -> Iterator[Path]:
     """A new hidden folder inside `folder`, hence on its file system. What remains in it at the end of the block is
     removed."""
-    stage = folder / f"{STAGE}{secrets.token_hex(8)}"
+    stage = folder / f"{STAGE}{os.urandom(8).hex()}"
     _mkdir(stage, modes)
     try:
         yield stage
