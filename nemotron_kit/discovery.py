@@ -21,7 +21,7 @@ ENTRY_POINTS = "nemotron_kit.recipes"
 BUILT_IN = {"nano3": "nemotron.recipes.nano3"}
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Tree:
     """The recipes by name; `broken` has those that failed to import, with the reason."""
 

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 CHOICES = ("recipe", "stage", "config")
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Composed:
     """A composed job: `config` is the job's config, `hydra` the section `hydra`, split off it. `env`: the env.toml that
     it was composed with, where it is known."""
@@ -53,7 +53,7 @@ class Composed:
     env: EnvFile | None = None
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class PreparedCommand:
     """A command line prepared for Hydra: its command registered, a config file given by path registered as an option.
 
@@ -77,7 +77,7 @@ def compose_prepared(prepared: PreparedCommand, config_dir: str | None = None) -
     from hydra._internal.hydra import Hydra
     from hydra.core.global_hydra import GlobalHydra
     from hydra.types import RunMode
-    from omegaconf import flag_override, open_dict, read_write
+    from omegaconf import flag_override, read_write
 
     GlobalHydra.instance().clear()
     with faster_omegaconf():
@@ -93,7 +93,7 @@ def compose_prepared(prepared: PreparedCommand, config_dir: str | None = None) -
             GlobalHydra.instance().clear()
     # As @hydra.main does before it calls the task (there, off a copy).
     hydra = config._get_node("hydra")
-    with flag_override(config, "readonly", False), open_dict(config):
+    with flag_override(config, ["readonly", "struct"], [False, False]):
         del config["hydra"]
     if hydra.mode is None:  # as Hydra's run() does
         with read_write(hydra):

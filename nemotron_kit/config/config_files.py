@@ -268,7 +268,7 @@ _ENTRY = r"(?P<keywords>(?:(?:override|optional)\s+)*)(?P<group>[^@\s]+)(?P<pack
 _HEADER = r"\A(?:\s*(?:#.*)?\n)*?\s*#\s*@package\s+(\S+)"
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class JobFile:
     """A config file as it is put into the ConfigStore, and the files that it refers to: siblings, and folders of groups
     by name."""

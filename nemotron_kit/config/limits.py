@@ -112,8 +112,9 @@ def bounded_interpolations(*, total: int | None = None) -> AbstractContextManage
 def faster_omegaconf() -> Iterator[None]:
     """Within the block OmegaConf, and so Hydra, parses YAML with libyaml, caches parsed interpolations, and does not
     copy the whole ConfigStore with each repository of sources; a plugin's settings become a config on first use, an
-    override like `stage=pretrain` needs no parser, a defaults list without interpolations no map for them, and a merge
-    resolves no text that only contains an interpolation. Includes `hydra_reading_fixes`."""
+    override like `stage=pretrain` needs no parser, a defaults list without interpolations no map for them, a merge
+    resolves no text that only contains an interpolation, and a value is made without a change of its flags, which only
+    one that is read-only needs. Includes `hydra_reading_fixes`."""
     import omegaconf
     from hydra._internal import defaults_list
     from hydra.core.config_store import ConfigStore
@@ -123,6 +124,8 @@ def faster_omegaconf() -> Iterator[None]:
     utils, base, node = vars(omegaconf)["_utils"], vars(omegaconf)["base"], vars(omegaconf)["Node"]
     parse_rule, choices_of = OverridesParser.parse_rule, vars(defaults_list)["_create_interpolation_map"]
     dereference, parse = node._maybe_dereference_node, _cached(base.parse)
+    value_node: Any = vars(omegaconf)["ValueNode"]
+    make_value = value_node.__init__
     loader = with_libyaml(yaml_loader())
 
     def parse_override(self: Any, text: str, name: str) -> Any:
@@ -137,6 +140,13 @@ def faster_omegaconf() -> Iterator[None]:
             return self  # an interpolation among other characters never leads to a block
         return dereference(self, throw_on_resolution_failure, memo)
 
+    def made_value(self: Any, parent: Any, value: Any, metadata: Any) -> None:
+        if metadata.flags.get("readonly") or (parent is not None and parent._get_flag("readonly")):
+            make_value(self, parent, value, metadata)
+        else:
+            node.__init__(self, parent=parent, metadata=metadata)
+            self._set_value(value)
+
     def choices_in(overrides: Any, defaults: Any, self_added: Any) -> Any:
         named = any(each.is_interpolation() for each in defaults)
         return choices_of(overrides, defaults, self_added) if named else None
@@ -149,6 +159,7 @@ def faster_omegaconf() -> Iterator[None]:
             (utils, "parse", parse),
             (base, "parse", parse),
             (node, "_maybe_dereference_node", block_of),
+            (value_node, "__init__", made_value),
             (ConfigStore, "__deepcopy__", lambda self, memo: self),  # what is loaded from it is a copy already
             (ConfigStore, "store", _storing(ConfigStore.store)),
             (OverridesParser, "parse_rule", parse_override),

@@ -39,7 +39,7 @@ BROKEN = "broken_file"
 _broken: list[UserError] = []
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class RegisteredCommand:
     """What was put into the ConfigStore for one command: its files by option name, those of the groups that these name
     by group and option (`optimizer/adam`), and notes for the user. `named_groups` are, for each config, the groups in

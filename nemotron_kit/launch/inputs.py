@@ -136,7 +136,7 @@ LookUp = Callable[[Asked, Mapping[str, "set[str]"]], "Mapping[str, Pin | Nemotro
 ART = re.compile(r"(?<!\\)\$\{art:\s*(?P<slot>[A-Za-z_]\w*)\s*(?:,(?P<field>[^${},]*))?\}")
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Inputs:
     """The references of the input slots, and the versions that they are pinned to.
 
