@@ -180,6 +180,7 @@ def _cached(function: Any) -> Any:
     return function if hasattr(function, "cache_info") else functools.lru_cache(maxsize=1024)(function)
 
 
+@functools.cache
 def _storing(store: Any) -> Any:
     """ConfigStore.store, which makes a config of a dataclass, or of an object of one, only when it is loaded: plugins
     store a dozen, and a composition uses two of them."""
