@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from nemotron_kit.cli import tree
 from nemotron_kit.cli.indexing import LiveIndex, summary
 from nemotron_kit.cli.tree import cache_file, dump, read, stamp
 from nemotron_kit.discovery import discover
+from nemotron_kit.envfile import EnvFile
 from nemotron_kit.errors import UserError
 
 from ...conftest import examples
@@ -138,6 +140,24 @@ def test_a_job_reads_and_writes_no_cache(home: Path) -> None:
     found = discover()
     assert "nano3" in LiveIndex(found.apps, found.broken).root["children"]
     assert not home.exists()
+
+
+def test_the_built_in_recipes_are_left_out_only_where_all_that_is_asked_for_is_found_without_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.path", list(sys.path))
+    for folder, app in (("found_alone", "found_alone"), ("of_another_name", "nano3")):
+        (tmp_path / folder).mkdir()
+        source = f"from nemotron.kit import App\napp = App({app!r}, description='')\n"
+        (tmp_path / folder / "__init__.py").write_text(source)
+    one = EnvFile(tmp_path / "env.toml", {"cli": {"recipes": ["found_alone"]}})
+    assert set(discover(one, ["found_alone"]).apps) == {"found_alone"}
+    assert list(discover(one, ["lost"]).apps)[::-1] == ["found_alone", "nano3"]
+    both = EnvFile(tmp_path / "env.toml", {"cli": {"recipes": ["found_alone", "of_another_name"]}})
+    found = discover(both, ["found_alone"])
+    assert (
+        found.apps["nano3"].package == "nemotron.recipes.nano3" and "exists already" in found.broken["of_another_name"]
+    )
 
 
 def test_each_home_and_env_file_has_its_own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
