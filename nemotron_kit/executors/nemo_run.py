@@ -178,12 +178,10 @@ def ask(module: str, request: Mapping[str, Any]) -> Any:
 
 def import_partially() -> Any:
     """Import NeMo-Run, in the helper process only, without torch, and with empty modules in place of the clouds'
-    packages and of what only its Experiment and rich's Markdown use. Takes a quarter of the time; the local, Docker and
-    Slurm executors are complete."""
+    packages. Takes a third of the time; the local, Docker and Slurm executors are complete."""
     if "nemo_run" not in sys.modules:
         sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
-        unused = ("leptonai", "kubernetes", "networkx", "markdown_it")
-        empty = _Empty({name for name in unused if name not in sys.modules})
+        empty = _Empty({name for name in ("leptonai", "kubernetes") if name not in sys.modules})
         sys.meta_path.insert(0, empty)
         try:
             import_module("nemo_run")
