@@ -169,7 +169,7 @@ def remembered(compose: Callable[..., Composed]) -> Callable[..., Composed]:
     known: dict[Any, Composed] = {}
 
     def composed(prepared: PreparedCommand, config_dir: str | None = None) -> Composed:
-        key = (prepared.command.path, *prepared.overrides, prepared.config_name, config_dir)
+        key = (prepared.command.path, *prepared.overrides, config_dir)
         if key not in known:
             known[key] = compose(prepared, config_dir)
         found = known[key]
