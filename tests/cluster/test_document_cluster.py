@@ -78,7 +78,7 @@ def test_no_line_is_left_out(document: dict[str, Snippet]) -> None:
 def test_without_data_it_is_refused_at_once(key: str, world: World) -> None:
     """Nothing was made yet: said in seconds, with the command that makes it, and nothing is submitted."""
     began = time.monotonic()
-    refused = world.run_line(key, code=2)
+    refused = world.run(world.text(key), code=2, forked=False)
     assert time.monotonic() - began < 15
     assert "No artifact is called 'PretrainBlendsArtifact-default'" in refused.err
     assert "nemotron nano3 data prep pretrain" in refused.err

@@ -110,5 +110,5 @@ def test_two_nodes_join_save_at_usr1_and_leave_nothing(program: World, tmp_path:
     assert job.exit_record()["code"] == 75
     assert "told ['USR1'] and Ray is there: True" in log.read_text()
     until(lambda: not ray_processes(program.home), 20, lambda: ray_processes(program.home))
-    assert not list(Path("/tmp").glob("nk-ray-*"))
+    until(lambda: not list(Path("/tmp").glob("nk-ray-*")), 60)  # another lane's Ray test may have one
     assert not list((job.path / "nodes").glob("*.token"))
