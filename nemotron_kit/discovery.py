@@ -61,20 +61,25 @@ def discover(env: EnvFile | None = None, names: Collection[str] = ()) -> Tree:
             for folder in recipe_folders(env):
                 _make_importable(folder)
             return tree
-    everything = list(BUILT_IN)
-    for first in ([], everything) if asked and not asked & built_in else (everything,):
-        tree = Tree()
-        for name in first:
-            _add(tree, name, BUILT_IN[name])
-        for name, module in entry_points():
-            _add(tree, name, module)
-        for folder in recipe_folders(env):
-            if problem := _make_importable(folder):
-                tree.broken[folder.name] = problem
-            else:
-                _add(tree, folder.name, folder.name, folder)
+    if asked and not asked & built_in:
+        tree = _search(env, ())
         if asked <= tree.apps.keys() and not tree.broken and not tree.apps.keys() & built_in:
-            break
+            return tree
+    return _search(env, BUILT_IN)
+
+
+def _search(env: EnvFile, built_in: Collection[str]) -> Tree:
+    """These built-in recipes, those of installed packages, and those in the user's folders."""
+    tree = Tree()
+    for name in built_in:
+        _add(tree, name, BUILT_IN[name])
+    for name, module in entry_points():
+        _add(tree, name, module)
+    for folder in recipe_folders(env):
+        if problem := _make_importable(folder):
+            tree.broken[folder.name] = problem
+        else:
+            _add(tree, folder.name, folder.name, folder)
     return tree
 
 
