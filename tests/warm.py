@@ -53,7 +53,7 @@ def _server(kind: str) -> tuple[subprocess.Popen[bytes], str]:
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd="/", env=env)
     assert process.stdout is not None
     assert process.stdout.readline() == b"ready\n", f"the process that forks has ended with {process.wait()}"
-    return process, f"{folder}/door"
+    return process, f"{folder}/socket"
 
 
 def run(
@@ -66,21 +66,21 @@ def run(
     loaded: str = LAUNCH,
 ) -> subprocess.CompletedProcess[str]:
     """`python SCRIPT …`, `python -m MODULE …` or `SCRIPT …` of Python's, to its end. TimeoutExpired kills it."""
-    words = [str(word) for word in line]
-    if words[0] == sys.executable:
-        words = words[1:]
+    arguments = [str(argument) for argument in line]
+    if arguments[0] == sys.executable:
+        arguments = arguments[1:]
     at_start = {name: text for name, text in env.items() if name.startswith(_AT_START) and name != "PYTHONPATH"}
-    other = at_start != _STARTED or re.search(_LIGHT, " ".join(words))
-    if other or (words[0].startswith("-") and words[0] != "-m"):
+    other = at_start != _STARTED or re.search(_LIGHT, " ".join(arguments))
+    if other or (arguments[0].startswith("-") and arguments[0] != "-m"):
         plain: dict[str, Any] = {"input": stdin, "capture_output": True, "text": True, "timeout": timeout}
-        return subprocess.run([str(word) for word in line], cwd=cwd, env=env, check=False, **plain)
-    _, door = _server(loaded)
+        return subprocess.run([str(argument) for argument in line], cwd=cwd, env=env, check=False, **plain)
+    _, address = _server(loaded)
     with tempfile.TemporaryFile() as given, socket.socket(socket.AF_UNIX) as asked:
         given.write(stdin.encode())
         given.seek(0)
-        asked.connect(door)
+        asked.connect(address)
         streams = [_Stream(), _Stream()]
-        order = json.dumps({"line": words, "cwd": str(cwd), "env": dict(env)}).encode()
+        order = json.dumps({"line": arguments, "cwd": str(cwd), "env": dict(env)}).encode()
         socket.send_fds(asked, [_LENGTH.pack(len(order))], [given.fileno(), *(stream.end for stream in streams)])
         asked.sendall(order)
         for stream in streams:
@@ -95,9 +95,9 @@ def run(
                 if stream.thread.is_alive():
                     raise TimeoutError
         except TimeoutError:
-            raise subprocess.TimeoutExpired(words, timeout) from None
+            raise subprocess.TimeoutExpired(arguments, timeout) from None
     assert code, "the process that forks has ended"
-    return subprocess.CompletedProcess(words, int(code), *(stream.text() for stream in streams))
+    return subprocess.CompletedProcess(arguments, int(code), *(stream.text() for stream in streams))
 
 
 class _Stream:
@@ -121,18 +121,18 @@ class _Stream:
 # What trains, unless it only tells something.
 _TRAINS = r"\b(train|pretrain|sft|rl|eval|pipeline)\b"
 _TELLS = r"--(dry-run|help|cfg|info)\b|\b(explain|profiles)\b"
-_DOOR = """#!{python} -IS
+_CLIENT = """#!{python} -IS
 import json, os, re, signal, socket, sys
-words = {words}
-line = " ".join(words)
+arguments = {arguments}
+line = " ".join(arguments)
 at_start = {{name: text for name, text in os.environ.items() if name.startswith({at_start}) and name != "PYTHONPATH"}}
 other = at_start != {env} or re.search({light!r}, line)
-if not words or other or words[0].startswith("-") and words[0] != "-m":
+if not arguments or other or arguments[0].startswith("-") and arguments[0] != "-m":
     os.execv({program!r}, [{program!r}, *sys.argv[1:]])
 kept = [folder for folder in os.environ["PATH"].split(":") if folder != os.path.dirname(__file__)]
-order = json.dumps({{"line": words, "cwd": os.getcwd(), "env": {{**os.environ, "PATH": ":".join(kept)}}}}).encode()
+order = json.dumps({{"line": arguments, "cwd": os.getcwd(), "env": {{**os.environ, "PATH": ":".join(kept)}}}}).encode()
 asked = socket.socket(socket.AF_UNIX)
-asked.connect({doors}[bool(re.search({trains!r}, line)) and not re.search({tells!r}, line)])
+asked.connect({addresses}[bool(re.search({trains!r}, line)) and not re.search({tells!r}, line)])
 socket.send_fds(asked, [len(order).to_bytes(4, "big")], [0, 1, 2])
 asked.sendall(order)
 child = int.from_bytes(asked.recv(4), "big")
@@ -156,24 +156,24 @@ def programs(loaded: str = TRAINING) -> Path:
     Signals are passed on, and who kills them kills the process behind. `python -c …` and `python - …` are plain, and so
     is every program where Python's own variables are others."""
     # To fork a process with torch takes as long as most commands that do not train.
-    doors = [_server(kind)[1] for kind in (LAUNCH, loaded)]
-    folder = Path(doors[1]).with_name("bin")
+    addresses = [_server(kind)[1] for kind in (LAUNCH, loaded)]
+    folder = Path(addresses[1]).with_name("bin")
     folder.mkdir()
     for name in ("nemotron", "python"):
         program = str(Path(sys.executable).with_name(name))
-        words = f"[{program!r}, *sys.argv[1:]]" if name == "nemotron" else "sys.argv[1:]"
-        ways = {"doors": doors, "trains": _TRAINS, "tells": _TELLS, "light": _LIGHT}
-        text = _DOOR.format(
-            python=sys.executable, words=words, at_start=_AT_START, env=_STARTED, program=program, **ways
+        arguments = f"[{program!r}, *sys.argv[1:]]" if name == "nemotron" else "sys.argv[1:]"
+        ways = {"addresses": addresses, "trains": _TRAINS, "tells": _TELLS, "light": _LIGHT}
+        text = _CLIENT.format(
+            python=sys.executable, arguments=arguments, at_start=_AT_START, env=_STARTED, program=program, **ways
         )
         (folder / name).write_text(text)
         (folder / name).chmod(0o755)
     return folder
 
 
-def run_warm(script: Path, *words: str, cwd: Path, env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-    """`python SCRIPT WORDS` in `cwd`, to its end: a training."""
-    return run([sys.executable, script, *words], cwd=cwd, env=env, loaded=TRAINING)
+def run_warm(script: Path, *arguments: str, cwd: Path, env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    """`python SCRIPT ARGUMENTS` in `cwd`, to its end: a training."""
+    return run([sys.executable, script, *arguments], cwd=cwd, env=env, loaded=TRAINING)
 
 
 # --- the process that forks
@@ -229,34 +229,34 @@ class _Helper:
         """It is not this process's."""
 
 
-def _helpers(words: Sequence[str]) -> list[Any]:
-    """The list of NeMo-Run's helper process that this package keeps; it runs, if these words are a launch."""
+def _helpers(arguments: Sequence[str]) -> list[Any]:
+    """The list of NeMo-Run's helper process that this package keeps; it runs, if these arguments are a launch."""
     from nemotron_kit.executors import nemo_run
 
     launches = ("--run", "--batch", "--after", "run.profile", "hydra/launcher", "hydra.launcher", "runs", "pipeline")
-    if any(word.startswith(launches) for word in words):
+    if any(argument.startswith(launches) for argument in arguments):
         nemo_run.start()
     return nemo_run._helper
 
 
 def _serve(kind: str, folder: Path) -> dict[str, Any] | None:
     """Start a process for each order that arrives; in that process, its order. None once there are no more."""
-    door = socket.socket(socket.AF_UNIX)
-    door.bind(f"{folder}/door")
-    door.listen(64)
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(f"{folder}/socket")
+    listener.listen(64)
     lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT)
     print("ready", flush=True)
     running = selectors.DefaultSelector()
     running.register(0, selectors.EVENT_READ)
-    running.register(door, selectors.EVENT_READ)
+    running.register(listener, selectors.EVENT_READ)
     asking: dict[int, tuple[int, socket.socket]] = {}  # by the process's own descriptor: its id, and who asked
 
     while True:
         for key, _ in running.select():
             if key.fileobj == 0:
                 return None
-            if key.fileobj is door:
-                asked, _ = door.accept()
+            if key.fileobj is listener:
+                asked, _ = listener.accept()
                 try:
                     header, ends, _, _ = socket.recv_fds(asked, _LENGTH.size, 3)
                     with asked.makefile("rb") as file:
@@ -268,7 +268,7 @@ def _serve(kind: str, folder: Path) -> dict[str, Any] | None:
                 child = os.fork()
                 if child == 0:
                     running.close()
-                    for other in (door, asked, *(one for _, one in asking.values())):
+                    for other in (listener, asked, *(one for _, one in asking.values())):
                         other.close()
                     for own in asking:
                         os.close(own)
@@ -312,24 +312,24 @@ def _become(order: dict[str, Any]) -> None:
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(int(order["env"].get("OMP_NUM_THREADS", os.cpu_count() or 1)))
     os.chdir(order["cwd"])
-    words: list[str] = order["line"]
-    sys.orig_argv = [sys.executable, *words]
+    arguments: list[str] = order["line"]
+    sys.orig_argv = [sys.executable, *arguments]
     more = [path for path in order["env"].get("PYTHONPATH", "").split(os.pathsep) if path]
     main = sys.modules["__main__"] = ModuleType("__main__")
-    if words[0] == "-m":
+    if arguments[0] == "-m":
         sys.path[:0] = [order["cwd"], *more]
-        sys.argv = words[1:]
-        runpy._run_module_as_main(words[1])  # type: ignore[attr-defined]
+        sys.argv = arguments[1:]
+        runpy._run_module_as_main(arguments[1])  # type: ignore[attr-defined]
         return
-    script = Path(words[0])
+    script = Path(arguments[0])
     if (script / "__main__.py").exists():
         sys.path[:0] = [str(script), *more]
-        sys.argv = words
+        sys.argv = arguments
         runpy.run_path(str(script), run_name="__main__")
         return
     path = str(Path(order["cwd"], script))
     sys.path[:0] = [str(Path(path).resolve().parent), *more]
-    sys.argv = words
+    sys.argv = arguments
     main.__dict__.update({"__file__": path, "__builtins__": __builtins__, "__spec__": None})
     exec(compile(Path(path).read_bytes(), path, "exec"), main.__dict__)  # noqa: S102
 
