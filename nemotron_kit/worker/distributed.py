@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from io import FileIO
@@ -40,7 +40,7 @@ from nemotron_kit.worker import (
     restart_arguments,
 )
 from nemotron_kit.worker.elastic import read_shared, restarts_in
-from nemotron_kit.worker.process import Outcome, ignore_usr1, noted, supervise
+from nemotron_kit.worker.process import Outcome, beside, ignore_usr1, noted, supervise
 from nemotron_kit.worker.pump import write_all
 from nemotron_kit.worker.run import installed_versions, skip_unchanged, verified_inputs
 from nemotron_kit.worker.streams import Channels, captured
@@ -437,30 +437,22 @@ CHUNK = 1 << 16
 LONGEST = 1 << 20
 
 
-@contextmanager
-def merged(logs: Mapping[str, Path], write: Callable[[bytes], object]) -> Iterator[None]:
+def merged(logs: Mapping[str, Path], write: Callable[[bytes], object]) -> AbstractContextManager[None]:
     """`with merged({"rank 0": path, …}, write):` passes each line that is appended to the files within the block to
     `write`, as `[rank 0] line`."""
     sources = [_Source(label, path) for label, path in logs.items()]
-    done = threading.Event()
 
-    def run() -> None:
-        ended = False
-        while not ended:
-            ended = done.wait(POLL_SECONDS)
+    def run(ended: threading.Event) -> None:
+        last = False
+        while not last:
+            last = ended.wait(POLL_SECONDS)
             for source in sources:
                 while piece := source.lines():
                     write(piece)
         for source in sources:
             write(source.rest())
 
-    thread = threading.Thread(target=run, name="merge-logs", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
+    return beside(run)
 
 
 class _Source:

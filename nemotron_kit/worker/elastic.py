@@ -16,7 +16,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -26,7 +26,7 @@ from nemotron_kit.polling import until
 from nemotron_kit.runs.job import PREEMPTED, SLURM_STEP
 from nemotron_kit.runs.process_facts import descendants
 from nemotron_kit.worker import NODES_FOLDER, RESTART
-from nemotron_kit.worker.process import send_signal, signal_name
+from nemotron_kit.worker.process import beside, send_signal, signal_name
 
 _RESTARTS = "restarts-"
 # How long a node waits for the others, after a rank has died, until it gives the attempt up.
@@ -96,30 +96,21 @@ class _Nodes:
             start = f"{args.rdzv_id}-{os.environ.get('SLURM_RESTART_COUNT', '0')}.{attempt}"
             self.paths = {rank: folder / f"{start}-{rank}.json" for rank in range(self.count)}
 
-    @contextlib.contextmanager
-    def watched(self) -> Iterator[None]:
+    def watched(self) -> contextlib.AbstractContextManager[None]:
         """Within the block this node's ranks are killed when those of another node have failed: they may wait for them
         in vain for ten minutes."""
         if self.count == 1:
-            yield
-            return
-        done = threading.Event()
+            return contextlib.nullcontext()
 
-        def watch() -> None:
-            while not done.wait(_POLL_SECONDS):
+        def watch(ended: threading.Event) -> None:
+            while not ended.wait(_POLL_SECONDS):
                 ends = [read_shared(path) for rank, path in self.paths.items() if rank != self.rank]
                 if any(end and end["code"] for end in ends):
                     self.stopped_by_node = True
                     send_signal(descendants(os.getpid()), signal.SIGKILL)
                     return
 
-        thread = threading.Thread(target=watch, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            done.set()
-            thread.join()
+        return beside(watch)
 
     def note_restarts(self, count: int) -> None:
         """Record that the ranks start again for the `count`-th time in this allocation."""

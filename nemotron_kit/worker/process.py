@@ -19,6 +19,7 @@ from typing import IO, Any, NoReturn
 
 from nemotron_kit.polling import until
 from nemotron_kit.runs.job import PREEMPTED, SLURM_STEP, JobFolder
+from nemotron_kit.runs.metrics import flush_metrics
 from nemotron_kit.runs.process_facts import descendants
 from nemotron_kit.worker import NODES_FOLDER, python_module
 from nemotron_kit.worker.streams import logging_to
@@ -37,8 +38,7 @@ def exit_code(number: int) -> int:
 def leave_fork(code: int) -> NoReturn:
     """End a child that a job's function forked and that came back from it: nothing of the launch is the child's to
     do. What it printed and measured is written first."""
-    if metrics := sys.modules.get("nemotron_kit.runs.metrics"):
-        metrics.flush_metrics()
+    flush_metrics()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError, AttributeError):
             stream.flush()
@@ -104,6 +104,20 @@ def handled(
     finally:
         for name, old in before.items():
             signal.signal(name, old)
+
+
+@contextlib.contextmanager
+def beside(run: Callable[[threading.Event], None]) -> Iterator[None]:
+    """Within the block `run` is called in a thread, with an event that is set when the block ends; then it is waited
+    for."""
+    ended = threading.Event()
+    thread = threading.Thread(target=run, args=(ended,), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def term_raises() -> contextlib.AbstractContextManager[None]:

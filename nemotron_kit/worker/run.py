@@ -22,6 +22,7 @@ from nemotron_kit.config.resolvers import pinned
 from nemotron_kit.errors import Cancelled, NemotronError, error_text, text_of
 from nemotron_kit.masking import mask, masked, note_secrets
 from nemotron_kit.runs.job import PREEMPTED, VALUE, DamagedRecord, JobFolder
+from nemotron_kit.runs.metrics import flush_metrics, summary
 from nemotron_kit.spec.plan import JobSpec, rank, read_config, read_spec
 from nemotron_kit.worker import RESTART, python_module, ray_command, torchrun_command
 from nemotron_kit.worker.hydra import enter_hydra, hydra_callbacks
@@ -106,12 +107,10 @@ def _put_on_record(job: JobFolder, outcome: Outcome) -> Outcome:
         error = f"cancelled: {outcome.error}" if outcome.state == "preempted" else "cancelled"
         outcome = Outcome(Cancelled.exit_code, "cancelled", error, job_exit_code=outcome.recorded)
     try:
-        facts = {**({"skipped": outcome.skipped} if outcome.skipped else {}), **_value(outcome)}
-        if os.path.exists(f"{job.path}/metrics.jsonl"):  # noqa: PTH110
-            from nemotron_kit.runs.metrics import summary
-
-            facts |= summary(job.path)
-        job.finish(outcome.recorded, outcome.state, error=outcome.error, **facts)
+        skipped = {"skipped": outcome.skipped} if outcome.skipped else {}
+        job.finish(
+            outcome.recorded, outcome.state, error=outcome.error, **skipped, **_value(outcome), **summary(job.path)
+        )
     except OSError as error:
         # If only its last step failed, the record is there.
         if job.state().state != outcome.state:
@@ -124,7 +123,7 @@ def _put_on_record(job: JobFolder, outcome: Outcome) -> Outcome:
 
 def _run(job: JobFolder, spec: JobSpec, handler: Handler | None, config_cls: type | None, **capture: bool) -> Outcome:
     pins = verified_inputs(job, spec)
-    if spec.unchanged and (done := skip_unchanged(job, spec, pins)) is not None:
+    if (done := skip_unchanged(job, spec, pins)) is not None:
         return done
     if spec.module:
         read_config(job.path)  # it notes the secrets
@@ -229,8 +228,7 @@ def call_handler(handler: Callable[[Any], Any], config: Any) -> Outcome:
     outcome = _called(handler, config)
     if os.getpid() != process:
         leave_fork(outcome.code)
-    if metrics := sys.modules.get("nemotron_kit.runs.metrics"):
-        metrics.flush_metrics()  # before its end is on record
+    flush_metrics()  # before its end is on record
     if "wandb" in sys.modules:
         artifacts.finish_wandb(exit_code=outcome.code)
     return outcome
