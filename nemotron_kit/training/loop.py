@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 import os
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -218,7 +219,7 @@ class LoopParts(TypedDict):
     prune: NotRequired[Callable[[Path], list[str]] | None]
 
 
-class Loop:
+class Loop(ABC):
     """What all stages do between their steps, in this order: the row of metrics, the held-out evaluation, the
     checkpoint, the end that a signal asks for. `measure` gives the held-out values, where there are any. Steps count
     from 1 over the whole run, resumed or not."""
@@ -311,17 +312,17 @@ class Loop:
         last = self.progress.step >= self.settings.steps or bool(self.stopped)
         self.saves.save(self.progress.step, record, last=last)
 
+    @abstractmethod
     def _log(self, step: int, grad_norm: float | None) -> None:
         """Write the row of the steps since the last one."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _keep_measured(self, values: Mapping[str, float]) -> None:
         """Put held-out values into the progress. Raises NemotronError if one is no finite number."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _keep_window(self, measured: bool) -> None:
         """Put what was summed since the last row into the progress, before it is saved."""
-        raise NotImplementedError
 
     def _due(self, step: int, interval: int | None) -> bool:
         return step >= self.settings.steps or bool(interval and step % interval == 0)
