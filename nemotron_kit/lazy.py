@@ -33,15 +33,14 @@ def load_names(
 
 
 def lend_names(
-    module: str, lender: ModuleType, names: Sequence[str], own: Sequence[str] = ()
+    module: str, lender: ModuleType, names: Sequence[str]
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """`__getattr__` and `__dir__` of a module that has `names` of another, which loads them on first use; those in
-    `own` are modules below it."""
+    """`__getattr__` and `__dir__` of a module that has `names` of another, which loads them on first use."""
 
     def load(name: str) -> Any:
         if name not in names:
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
-        return import_module(f"{module}.{name}") if name in own else getattr(lender, name)
+        return getattr(lender, name)
 
     return load, lambda: list(names)
 

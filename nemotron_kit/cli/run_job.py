@@ -198,8 +198,7 @@ def run(request: Job, argv: Sequence[str], tree: Tree, *, exits: bool = False) -
         option = "--after" if request.after else "--json without --dry-run"
         raise UserError(f"{command.full_name} is interactive: it does not take {option}.")
     # An interactive command reads standard input itself.
-    reads_pipe = command.artifacts and not command.interactive
-    piped = piped_overrides(command, overrides, notes, dry_run=request.dry_run) if reads_pipe else []
+    piped = [] if command.interactive else piped_overrides(command, overrides, notes, dry_run=request.dry_run)
     composed = compose(tree, [*overrides, *piped], env, request.flag("--config-dir"))
     composed.notes.extend(notes)
     if composed.config_file or request.flag("--config-dir"):

@@ -26,7 +26,7 @@ from nemotron_kit.config.registration import (
 )
 from nemotron_kit.config.resolvers import register_resolvers
 from nemotron_kit.config.secrets import refuse_literal_secrets
-from nemotron_kit.config.wording import raise_translated, unreadable
+from nemotron_kit.config.wording import translated, unreadable
 from nemotron_kit.discovery import Tree
 from nemotron_kit.envfile import EnvFile
 from nemotron_kit.errors import UserError, nearest, sentence
@@ -82,15 +82,14 @@ def compose_prepared(prepared: PreparedCommand, config_dir: str | None = None) -
     GlobalHydra.instance().clear()
     with faster_omegaconf():
         where = search_path(config_dir)
-        try:
+        with translated(prepared):
             loaded = Hydra.create_main_hydra2(task_name="nemotron", config_search_path=where)
-            config: Any = loaded.compose_config(
-                "config", prepared.overrides, run_mode=RunMode.RUN, with_log_configuration=False
-            )
-        except Exception as error:  # noqa: BLE001 — those that are not Hydra's are raised again
-            raise_translated(error, prepared)
-        finally:
-            GlobalHydra.instance().clear()
+            try:
+                config: Any = loaded.compose_config(
+                    "config", prepared.overrides, run_mode=RunMode.RUN, with_log_configuration=False
+                )
+            finally:
+                GlobalHydra.instance().clear()
     # As @hydra.main does before it calls the task (there, off a copy).
     hydra = config._get_node("hydra")
     with flag_override(config, ["readonly", "struct"], [False, False]):

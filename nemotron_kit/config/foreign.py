@@ -66,7 +66,7 @@ RUN_ENV = frozenset(
 _HEADS = ("hydra", "run")
 
 # (command's path, config's name) of the configs from untrusted places that this process has read.
-from_untrusted: set[tuple[tuple[str, ...], str]] = set()
+_foreign: set[tuple[tuple[str, ...], str]] = set()
 
 
 def is_trusted(path: Path, command: Command) -> bool:
@@ -115,18 +115,19 @@ def note_file(path: Path, command: Command, name: str) -> None:
     if is_trusted(path, command):
         forget_file(command, name)
     else:
-        from_untrusted.add((command.path, name))
+        _foreign.add((command.path, name))
 
 
 def forget_file(command: Command, name: str) -> None:
     """Record that the config that the command has under this name is from no file, or from a trusted one."""
-    from_untrusted.discard((command.path, name))
+    _foreign.discard((command.path, name))
 
 
-def check_targets(values: Mapping[str, Any], command: Command, typed: str) -> None:
-    """Raise UserError where a frozen config with a part from an untrusted place (one of `from_untrusted`) has a
-    `_target_` that neither the recipe nor the command line (`typed`) names: an interpolation can put a value of that
-    part into one."""
+def check_targets(values: Mapping[str, Any], command: Command, name: str, typed: str) -> None:
+    """Raise UserError where a frozen config with a part from an untrusted place has a `_target_` that neither the
+    recipe nor the command line (`typed`) names: an interpolation can put a value of that part into one."""
+    if (command.path, name) not in _foreign:
+        return
     named = [(key, str(value)) for key, value in leaves(values) if key.rpartition(".")[2] == TARGET]
     allowed = allowed_targets(command) if named else ()
     for key, value in named:

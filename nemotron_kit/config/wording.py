@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_origin
+from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 from nemotron_kit.app import Command
 from nemotron_kit.config.config_files import group_files, key_location, load_mapping
@@ -55,19 +55,11 @@ _NO_CHOICE = r"\+?(recipe|stage|config|schema|job)=([-+0-9.]|(true|false|null)\Z
 @contextmanager
 def translated(prepared: PreparedCommand) -> Iterator[None]:
     """Turn what Hydra raises while composing `prepared` into a UserError; the original stays as its cause."""
-    try:
-        yield
-    except Exception as error:  # noqa: BLE001 — those that are not Hydra's are raised again
-        raise_translated(error, prepared)
-
-
-def raise_translated(error: Exception, prepared: PreparedCommand) -> NoReturn:
-    """Raise the UserError for what Hydra raised while composing `prepared`; an `error` that is not Hydra's as it is."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        raise error
+        yield
     except NemotronError:
         raise
     except (HydraException, OmegaConfBaseException) as error:

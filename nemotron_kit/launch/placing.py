@@ -21,7 +21,7 @@ from nemotron_kit.artifacts.registry import open_registry
 from nemotron_kit.config.compose import Composed, hydra_visible
 from nemotron_kit.config.config_files import key_location
 from nemotron_kit.config.convert import type_hints
-from nemotron_kit.config.foreign import check_targets, from_untrusted
+from nemotron_kit.config.foreign import check_targets
 from nemotron_kit.config.freeze import Unresolved, freeze, keep_variables, launch_environment, walk_strings
 from nemotron_kit.config.secrets import refuse_secrets
 from nemotron_kit.envfile import EnvFile, read_env_file
@@ -188,8 +188,7 @@ def resolve_job(
         found = key_location(file, key) if file else ""
         return f"{found}: " if found != str(file or "") else ""
 
-    if (command.path, composed.config_name) in from_untrusted:
-        check_targets(resolved.config, command, " ".join(composed.overrides))
+    check_targets(resolved.config, command, composed.config_name, " ".join(composed.overrides))
     refuse_secrets(resolved.config, location)
     return resolved
 

@@ -472,14 +472,13 @@ def build_plan(
     problems += map(Problem, contradictions(composed.overrides, frozen, command.load_config_cls()))
     found = preflight(resolved, command, resources, executor, inputs, transports, connect) if not missing else []
     problems += [problem for problem in found if isinstance(problem, Problem)]
-    notes += [*inputs.notes, *added.notes, *resolved.notes, *(left_out(paths) if paths.tree else ())]
+    notes += [*inputs.notes, *added.notes, *resolved.notes, *left_out(paths)]
     notes += [str(note) for note in found if isinstance(note, Note)]
     given = fields_given(settings, frozen["run"], composed.overrides)
     for_ray = [name for name in given if name in RAY_FIELDS]
     if for_ray and not resources.ray:
         notes.append(f"{', '.join(for_ray)}: no effect: {command.full_name} runs on no Ray cluster.")
-    if given:
-        notes += executor.without_effect([name for name in given if name not in RAY_FIELDS], launch)
+    notes += executor.without_effect([name for name in given if name not in RAY_FIELDS], launch)
     captured = dict(resolved.captured)
     if paths.code and "PWD" in captured:  # the job has a copy of the code
         captured["PWD"] = paths.environment["PWD"]

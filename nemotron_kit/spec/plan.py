@@ -413,9 +413,7 @@ def read_spec(folder: Path) -> JobSpec:
         spec = JobSpec(**{f.name: values[f.name] for f in fields(JobSpec) if f.name in values})
         if type(spec.nproc_per_node) is not int or not 1 <= spec.nproc_per_node <= MOST_PROCESSES:
             raise ValueError(f"nproc_per_node is {str(spec.nproc_per_node)[:20]!r}, not 1 to {MOST_PROCESSES}")
-        # `@module` is that of a package which is installed here as it was where the launch was made.
-        named = spec.script or ""
-        return replace(spec, script=_origin(named[1:])) if named.startswith("@") else spec
+        return replace(spec, script=_script(spec.script))
     except FileNotFoundError as error:
         raise NemotronError(f"{path}: no such file. Is {folder} a job folder?") from error
     except OSError as error:
@@ -424,15 +422,17 @@ def read_spec(folder: Path) -> JobSpec:
         raise NemotronError(f"{path}: damaged: {error}.") from error
 
 
-def _origin(module: str) -> str:
-    """The path of a module. Raises NemotronError where it is not installed."""
+def _script(name: str | None) -> str | None:
+    """The script's path; `@module` is that of a package which is installed here as it was where the launch was made."""
+    if name is None or not name.startswith("@"):
+        return name
     try:
-        found = find_spec(module)
+        found = find_spec(name[1:])
     except ImportError:
         found = None
     if found is None or not found.origin:
         raise NemotronError(
-            f"The recipe's module {module} is not installed on this machine.",
+            f"The recipe's module {name[1:]} is not installed on this machine.",
             hint=f"Install its package for {sys.executable}, as it is where you launch.",
         )
     return found.origin
