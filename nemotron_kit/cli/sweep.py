@@ -38,7 +38,7 @@ from nemotron_kit.config.secrets import masked_overrides
 from nemotron_kit.config.wording import translated, unreadable
 from nemotron_kit.discovery import Tree, use
 from nemotron_kit.envfile import EnvFile
-from nemotron_kit.errors import NemotronError, Unreachable, UserError
+from nemotron_kit.errors import NemotronError, Unreachable, UserError, listed
 from nemotron_kit.home import nemotron_home, new_run_id
 from nemotron_kit.launch.dependencies import wait_for
 from nemotron_kit.launch.launch import code_facts
@@ -99,7 +99,7 @@ def sweep_failures(run: RunFolder, why: object, as_json: bool) -> NemotronError 
         print_end(run.id, run_state(ended), kind.exit_code, jobs=dict(ended), folder=str(run.path))
     elif kind is NemotronError:
         _print_results(run)
-    names = ", ".join(map(str, failed[:8])) + (", …" if len(failed) > 8 else "")
+    names = listed(list(map(str, failed)), 8)
     return kind(
         f"{run.id}: {len(failed)} of {len(states)} jobs did not succeed (job {names}): {why}",
         hint=f"Their logs: nemotron runs logs {run.id} --job {failed[0]}"

@@ -12,7 +12,7 @@ from nemotron_kit.cli.output import clean, write_lines
 from nemotron_kit.cli.runs.list import chosen_jobs, open_jobs
 from nemotron_kit.cli.runs.show_logs import report_end
 from nemotron_kit.cli.toolargs import ToolParser, at_least
-from nemotron_kit.errors import Unreachable, UserError
+from nemotron_kit.errors import Unreachable, UserError, listed
 from nemotron_kit.executors.base import executor_for
 from nemotron_kit.launch import submission
 from nemotron_kit.launch.queue import SWEEP_FILE, SweepQueue
@@ -178,10 +178,10 @@ def resume(argv: list[str]) -> int:
         if len(jobs) > 1 and not (stopped := _stopped(jobs)):
             raise UserError(f"{run.id} has no jobs that wait to be submitted, and no stopped ones.")
         if len(jobs) > 1:
-            listed = ", ".join(job.reference for job in stopped[:_LISTED]) + (", …" if len(stopped) > _LISTED else "")
+            names = listed([job.reference for job in stopped], _LISTED)
             raise UserError(
                 f"{run.id} has no jobs that wait to be submitted; {len(stopped)} have stopped.",
-                hint=f"Name the one to resume: nemotron runs resume {stopped[0].reference}. Stopped: {listed}.",
+                hint=f"Name the one to resume: nemotron runs resume {stopped[0].reference}. Stopped: {names}.",
             )
     codes = []
     for job in jobs:
