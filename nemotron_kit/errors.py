@@ -5,7 +5,7 @@ Paths, names and values in a message may contain any character: `printable` make
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 # Colour sequences are removed; other escape sequences and control characters are made visible.
 _COLOUR = r"\x1b\[[0-9;:]*m"
@@ -39,6 +39,17 @@ def text_of(value: object) -> str:
 def error_text(error: BaseException) -> str:
     """`TypeName: text` of an exception of other people's code."""
     return f"{type(error).__name__}: {text_of(error)}"
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """The error, then what caused it, down to the first cause. A circle ends: with OC_CAUSE=1, or under a debugger,
+    OmegaConf makes an error its own cause."""
+    seen: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and not any(current is each for each in seen):
+        yield current
+        seen.append(current)
+        current = current.__cause__ or current.__context__
 
 
 # The exit codes of `nemotron`, and of a job. A job in the launching process may choose another one, 1 to 255.

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from nemotron_kit.config.convert import Deferred, to_dataclass
 from nemotron_kit.config.limits import MAX_IN_CONFIG, bounded_interpolations, faster_omegaconf
 from nemotron_kit.config.resolvers import multiplying, register_resolvers, registered
-from nemotron_kit.errors import UserError
+from nemotron_kit.errors import UserError, causes
 from nemotron_kit.files import map_leaves
 from nemotron_kit.masking import is_secret_name
 from nemotron_kit.quoting import expanded, omegaconf_escaped
@@ -143,10 +143,7 @@ def _variable(kept: list[str], keep: Collection[str], name: str, *default: Any) 
 
 def user_error(error: BaseException) -> UserError | None:
     """The UserError raised by a resolver, if one is the cause of an OmegaConf error; else None."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, UserError):
-        cause = cause.__cause__ or cause.__context__
-    return cause
+    return next((each for each in causes(error) if isinstance(each, UserError)), None)
 
 
 def omegaconf_message(error: Exception | str) -> str:

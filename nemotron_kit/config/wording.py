@@ -27,7 +27,7 @@ from nemotron_kit.config.convert import (
 from nemotron_kit.config.foreign import RUN_ENV
 from nemotron_kit.config.freeze import omegaconf_message, user_error
 from nemotron_kit.config.registration import broken_choice
-from nemotron_kit.errors import NemotronError, UserError, nearest, sentence
+from nemotron_kit.errors import NemotronError, UserError, causes, nearest, sentence
 
 if TYPE_CHECKING:
     from nemotron_kit.config.compose import PreparedCommand
@@ -102,7 +102,8 @@ def translate(error: Exception, command: Command, files: dict[str, Path], typed:
 
     if isinstance(error, OverrideParseException):
         return unreadable(error)
-    origin = _origin(error)
+    # The deepest cause that knows its key (0 is an item of a list).
+    origin = [error, *(each for each in causes(error) if getattr(each, "full_key", None) not in (None, ""))][-1]
     key = str("" if (full_key := getattr(origin, "full_key", None)) is None else full_key)
     given = _given(str(error), key, files)
     if isinstance(origin, ConfigAttributeError | ConfigKeyError) and "not in" in str(origin):
@@ -274,16 +275,6 @@ def field_names(command: Command) -> list[str]:
 
     walk(command.load_config_cls(), "")
     return names
-
-
-def _origin(error: BaseException) -> BaseException:
-    """The deepest cause that knows its key."""
-    found, current = error, error
-    while current.__cause__ is not None or current.__context__ is not None:
-        current = current.__cause__ or current.__context__  # type: ignore[assignment]
-        if getattr(current, "full_key", None) not in (None, ""):  # 0 is an item of a list
-            found = current
-    return found
 
 
 def _given(text: str, key: str, files: dict[str, Path]) -> str:

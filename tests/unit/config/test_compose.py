@@ -128,7 +128,11 @@ def test_run_env_takes_any_key(tree: Tree) -> None:
         (["hf_token=abc", ], "a secret must not be given on a command line"),
     ],
 )  # fmt: skip
-def test_mistakes_are_worded(tree: Tree, words: list[str], text: str) -> None:
+@pytest.mark.parametrize("oc_cause", ["0", "1"])  # with 1, OmegaConf makes an error its own cause
+def test_mistakes_are_worded(
+    tree: Tree, words: list[str], text: str, oc_cause: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OC_CAUSE", oc_cause)
     with pytest.raises(UserError) as caught:
         composed(tree, *words)
     assert text in str(caught.value)
