@@ -37,6 +37,7 @@ from nemotron_kit.runs.job import (
     now_iso,
     parse_time,
     read_object,
+    read_object_if_any,
     run_state,
 )
 from nemotron_kit.runs.process_facts import is_gone, is_process, process_facts
@@ -179,12 +180,8 @@ class RunFolder(Value):
     def labels(self) -> dict[str, Any]:
         """The user's labels: `{"name", "tags", "note"}`; None and [] for those that are not set. Raises
         DamagedRecord."""
-        found: dict[str, Any] = {"name": None, "tags": [], "note": None}
-        try:
-            stored = read_object(self.path / LABELS, {"name": str, "tags": [str], "note": str})
-        except FileNotFoundError:
-            return found
-        return {key: stored.get(key) or empty for key, empty in found.items()}
+        stored = read_object_if_any(self.path / LABELS, {"name": str, "tags": [str], "note": str}) or {}
+        return {key: stored.get(key) or empty for key, empty in (("name", None), ("tags", []), ("note", None))}
 
     def label(self, *, edit_tags: Callable[[list[str]], list[str]] | None = None, **changes: Any) -> dict[str, Any]:
         """Set some of its labels and return all; each replaces the earlier value. `edit_tags` gets the tags and returns

@@ -164,6 +164,14 @@ def read_object(path: Path, shape: Shape = None) -> dict[str, Any]:
     return value
 
 
+def read_object_if_any(path: Path, shape: Shape = None) -> dict[str, Any] | None:
+    """`read_object`; None if there is no such file."""
+    try:
+        return read_object(path, shape)
+    except FileNotFoundError:
+        return None
+
+
 def misshapen(value: Any, shape: Shape, key: str) -> str | None:
     """An error message for the first part of a value that does not match its shape, named by its `key`; None if the
     value matches."""
@@ -403,10 +411,7 @@ class JobFolder(Value):
 
     def exit_record(self) -> dict[str, Any] | None:
         """exit.json; None if there is none. Raises DamagedRecord."""
-        try:
-            return read_object(self.path / "exit.json")
-        except FileNotFoundError:
-            return None
+        return read_object_if_any(self.path / "exit.json")
 
     # --- logs, artifacts, metrics
 
@@ -428,10 +433,7 @@ class JobFolder(Value):
 
         Each save is a file in `artifacts.d`; the list in artifacts.json may lack saves of killed processes.
         """
-        try:
-            record = self.located(read_object(self.path / "artifacts.json", _ARTIFACTS))
-        except FileNotFoundError:
-            record = {}
+        record = self.located(read_object_if_any(self.path / "artifacts.json", _ARTIFACTS) or {})
         outputs = list(record.get("outputs") or ())
         for file in sorted((self.path / "artifacts.d").glob("[0-9]*.json")):
             with contextlib.suppress(FileNotFoundError):
@@ -441,10 +443,7 @@ class JobFolder(Value):
 
     def spec(self) -> dict[str, Any]:
         """The content of job.json, the worker's input; {} if there is none. Raises DamagedRecord."""
-        try:
-            return dict(self.located(read_object(self.path / "job.json", _SPEC)))
-        except FileNotFoundError:
-            return {}
+        return dict(self.located(read_object_if_any(self.path / "job.json", _SPEC) or {}))
 
     def metrics(self, count: int) -> list[dict[str, Any]]:
         """The last `count` rows of metrics.jsonl."""
@@ -469,8 +468,8 @@ class JobFolder(Value):
 
     def _child(self, name: str = _CHILD) -> dict[str, Any] | None:
         try:
-            return read_object(self.path / name)
-        except (FileNotFoundError, DamagedRecord):
+            return read_object_if_any(self.path / name)
+        except DamagedRecord:
             return None
 
     def _from_child_end(

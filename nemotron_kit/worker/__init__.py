@@ -1,6 +1,7 @@
 """The worker, which runs on the node: `python -P -m nemotron_kit.worker FOLDER`."""
 
 import sys
+from collections.abc import Sequence
 
 # The variable with the number of the restart, for the ranks: torchrun is started anew for each and would set 0.
 RESTART = "NEMOTRON_RESTART"
@@ -19,25 +20,19 @@ def python_module(module: str, *arguments: str, python: str = "") -> list[str]:
     return [python or sys.executable, "-P", "-m", module, *arguments]
 
 
-def torchrun_command(processes: int, folder: str, restarts: int = 0) -> list[str]:
-    """torchrun on this machine for a job folder: a worker on each rank, which runs the command's script if it has one,
-    with `--config`. `restarts`: how often all ranks start again when one has died."""
-    start = python_module("nemotron_kit.worker.elastic", "--standalone", f"--nproc-per-node={processes}")
-    return [*start, *restart_arguments(restarts), *rank_command(folder)]
-
-
-def restart_arguments(restarts: int) -> list[str]:
-    """torchrun's argument for so many restarts of its ranks."""
-    return [f"--max-restarts={restarts}"] if restarts else []
+def torchrun_command(
+    processes: int, folder: str, restarts: int = 0, rendezvous: Sequence[str] = ("--standalone",)
+) -> list[str]:
+    """torchrun for a job folder: on each of this node's ranks a worker, which runs the command's script if it has one,
+    with `--config`. `restarts`: how often all ranks start again when one has died; `rendezvous`: torchrun's arguments
+    for where the nodes of a job meet."""
+    options = [*rendezvous, f"--nproc-per-node={processes}", *([f"--max-restarts={restarts}"] if restarts else [])]
+    # `python -m`, its default, would look for modules in the working folder first, where a json.py would shadow the
+    # standard library's.
+    rank = ["--no-python", sys.executable, "-P", "-u", "-m", "nemotron_kit.worker", "--rank", folder]
+    return python_module("nemotron_kit.worker.elastic", *options, *rank)
 
 
 def ray_command(folder: str) -> list[str]:
     """The command that runs one node of a job on its own Ray cluster."""
     return python_module("nemotron_kit.worker.ray_cluster", folder)
-
-
-def rank_command(folder: str) -> list[str]:
-    """torchrun's arguments for a rank that is a worker. `python -m`, its default, would look for modules in the working
-    folder first, where a json.py would shadow the standard library's.
-    """
-    return ["--no-python", sys.executable, "-P", "-u", "-m", "nemotron_kit.worker", "--rank", folder]

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from io import FileIO
@@ -21,28 +21,22 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_kit import files
-from nemotron_kit.config.freeze import environment, resolve, to_yaml
+from nemotron_kit.config.freeze import environment
 from nemotron_kit.config.resolvers import pinned
 from nemotron_kit.errors import Cancelled, NemotronError
 from nemotron_kit.masking import mask, masked, note_secrets
 from nemotron_kit.polling import until
 from nemotron_kit.remote.agent.code import registered_folders, unpack_code, written_since
 from nemotron_kit.remote.agent.operations import CODE
-from nemotron_kit.runs.job import AGAIN, NODES, RESUMED, SLURM_STEP, UNEXPLAINED, VALUE, JobFolder
+from nemotron_kit.runs.job import AGAIN, NODES, RESUMED, SLURM_STEP, UNEXPLAINED, VALUE, JobFolder, read_object_if_any
+from nemotron_kit.runs.logs import read_from
 from nemotron_kit.runs.metrics import summary
 from nemotron_kit.spec.plan import JobSpec, read_config
-from nemotron_kit.worker import (
-    NODES_FOLDER,
-    WORKER_KILLED,
-    python_module,
-    rank_command,
-    ray_command,
-    restart_arguments,
-)
-from nemotron_kit.worker.elastic import read_shared, restarts_in
+from nemotron_kit.worker import NODES_FOLDER, WORKER_KILLED
+from nemotron_kit.worker.elastic import restarts_in
 from nemotron_kit.worker.process import Outcome, beside, ignore_usr1, noted, supervise
 from nemotron_kit.worker.pump import write_all
-from nemotron_kit.worker.run import installed_versions, skip_unchanged, verified_inputs
+from nemotron_kit.worker.run import installed_versions, program_command, skip_unchanged, verified_inputs, write_resolved
 from nemotron_kit.worker.streams import Channels, captured
 
 # Below the ports that Linux hands out by itself.
@@ -149,7 +143,7 @@ def with_others(job: JobFolder, node: Node, outcome: Outcome, received: set[str]
     nodes to end, 2 s where it was sent a signal. Clears `received` where a node's failure explains the signal."""
     others = range(1, node.count)
     wait_for_nodes(job, others, OTHERS_SECONDS if not received else 2.0)
-    for end in filter(None, (read_shared(_end_of(job, rank)) for rank in others)):
+    for end in filter(None, (read_object_if_any(_end_of(job, rank)) for rank in others)):
         if end["state"] == "failed" and (outcome.state == "succeeded" or received):
             error = f"node {end['node'] or end['host']}: {end['error']}"
             if not end.get("signals"):
@@ -185,7 +179,7 @@ def record(job: JobFolder, spec: JobSpec, node: Node, outcome: Outcome, received
         state = "failed" if last and not requeued else "preempted"
         job.finish(outcome.recorded, state, error=f"stopped with a checkpoint; {then}", **facts)
     else:
-        value = read_shared(job.path / VALUE) or {}
+        value = read_object_if_any(job.path / VALUE) or {}
         skipped = {"skipped": outcome.skipped} if outcome.skipped else {}
         facts = {**unexplained, **value, **_written(job, spec), **skipped, **summary(job.path)}
         asked_to_stop = outcome.state == "cancelled" and job.cancel_requested
@@ -344,8 +338,7 @@ def _run(job: JobFolder, spec: JobSpec, node: Node, received: set[str], ending: 
             if (done := skip_unchanged(job, spec, pins)) is not None:
                 return done
             if node.is_head and not spec.module:
-                values = resolve(read_config(job.path), keep_secrets=True)
-                files.write_text(job.path / "resolved.yaml", to_yaml(masked(values)))
+                write_resolved(job)
             with _rank_logs(job, spec, node):
                 ending.enter_context(noted((signal.SIGTERM,), set()))
                 outcome = supervise(_command(job, spec, node), spec.cwd, received, slurm=node.job is not None)
@@ -357,20 +350,14 @@ def _run(job: JobFolder, spec: JobSpec, node: Node, received: set[str], ending: 
 
 
 def _command(job: JobFolder, spec: JobSpec, node: Node) -> list[str]:
-    if spec.ray:
-        return ray_command(str(job.path))
-    if spec.torchrun:
-        # What earlier allocations have used up is the same for all nodes; this one's own may be written meanwhile.
-        left = max(0, spec.retries - _retries(job) - restarts_in(job.path / NODES, earlier=True))
-        arguments = [f"--nproc-per-node={spec.nproc_per_node}", *restart_arguments(left), *rank_command(str(job.path))]
-        if node.count == 1:
-            return python_module("nemotron_kit.worker.elastic", "--standalone", *arguments)
-        nodes = (f"--nnodes={node.count}", f"--node-rank={node.rank}", f"--rdzv-id={node.rdzv_id}")
-        head = (f"--master-addr={node.head}", f"--master-port={node.port}")
-        return python_module("nemotron_kit.worker.elastic", *nodes, *head, *arguments)
-    if spec.module:  # it reads the job's folder itself
-        return python_module(spec.module, str(job.path))
-    return python_module("nemotron_kit.worker", "--rank", str(job.path))
+    if not spec.torchrun:
+        return program_command(job, spec)
+    # What earlier allocations have used up is the same for all nodes; this one's own may be written meanwhile.
+    left = max(0, spec.retries - _retries(job) - restarts_in(job.path / NODES, earlier=True))
+    if node.count == 1:
+        return program_command(job, spec, left)
+    nodes = (f"--nnodes={node.count}", f"--node-rank={node.rank}", f"--rdzv-id={node.rdzv_id}")
+    return program_command(job, spec, left, (*nodes, f"--master-addr={node.head}", f"--master-port={node.port}"))
 
 
 def _print_to(log: FileIO) -> None:
@@ -432,7 +419,6 @@ def _channel(name: str) -> FileIO | None:
 
 
 POLL_SECONDS = 0.2
-CHUNK = 1 << 16
 # Bytes of a line without an end after which it is passed on as it is.
 LONGEST = 1 << 20
 
@@ -447,8 +433,8 @@ def merged(logs: Mapping[str, Path], write: Callable[[bytes], object]) -> Abstra
         while not last:
             last = ended.wait(POLL_SECONDS)
             for source in sources:
-                while piece := source.lines():
-                    write(piece)
+                for lines in source.new_lines():
+                    write(lines)
         for source in sources:
             write(source.rest())
 
@@ -463,23 +449,16 @@ class _Source:
         self._offset = path.stat().st_size if path.exists() else 0
         self._held = b""
 
-    def lines(self) -> bytes:
-        """The complete lines that were appended since the last call, marked; b"" for none."""
-        while True:
-            try:
-                with files.open_regular(self._path) as file:
-                    file.seek(self._offset)
-                    data = file.read(CHUNK)
-            except OSError:  # it is not there yet, or its file system does not answer: it is read later
-                return b""
-            if not data:
-                return b""
-            self._offset += len(data)
-            whole, end, self._held = (self._held + data).rpartition(b"\n")
-            if not end and len(self._held) > LONGEST:
-                whole, end, self._held = self._held, b"\n", b""
-            if end:
-                return self._marked(whole)
+    def new_lines(self) -> Iterator[bytes]:
+        """The complete lines that were appended since the last call, marked, by pieces."""
+        with suppress(OSError):  # its file system does not answer: it is read later
+            for data in read_from(self._path, self._offset):
+                self._offset += len(data)
+                whole, end, self._held = (self._held + data).rpartition(b"\n")
+                if not end and len(self._held) > LONGEST:
+                    whole, end, self._held = self._held, b"\n", b""
+                if end:
+                    yield self._marked(whole)
 
     def rest(self) -> bytes:
         held, self._held = self._held, b""

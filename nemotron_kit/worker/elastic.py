@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import json
 import os
 import signal
 import sys
@@ -23,7 +22,7 @@ from typing import Any
 
 from nemotron_kit import files
 from nemotron_kit.polling import until
-from nemotron_kit.runs.job import PREEMPTED, SLURM_STEP
+from nemotron_kit.runs.job import PREEMPTED, SLURM_STEP, read_object_if_any
 from nemotron_kit.runs.process_facts import descendants
 from nemotron_kit.worker import NODES_FOLDER, RESTART
 from nemotron_kit.worker.process import beside, send_signal, signal_name
@@ -104,7 +103,7 @@ class _Nodes:
 
         def watch(ended: threading.Event) -> None:
             while not ended.wait(_POLL_SECONDS):
-                ends = [read_shared(path) for rank, path in self.paths.items() if rank != self.rank]
+                ends = [read_object_if_any(path) for rank, path in self.paths.items() if rank != self.rank]
                 if any(end and end["code"] for end in ends):
                     self.stopped_by_node = True
                     send_signal(descendants(os.getpid()), signal.SIGKILL)
@@ -130,7 +129,7 @@ class _Nodes:
             return 0, False
         if not until(lambda: all(path.exists() for path in self.paths.values()), 0.2, within=TOGETHER_SECONDS):
             return code, False
-        ends = [found for found in map(read_shared, self.paths.values()) if found]
+        ends = [found for found in map(read_object_if_any, self.paths.values()) if found]
         first = next((found["code"] for found in ends if not found["stopped_by_node"] and found["code"]), code)
         return first, _may_start_again(ends)
 
@@ -145,21 +144,12 @@ def restarts_in(folder: Path, *, earlier: bool = False) -> int:
     """How often the ranks of a job have started again, by the records in the folder of its nodes; `earlier`: before
     this allocation."""
     own = folder / _restarts_file()
-    found = [read_shared(path) for path in folder.glob(f"{_RESTARTS}*.json") if not (earlier and path == own)]
+    found = [read_object_if_any(path) for path in folder.glob(f"{_RESTARTS}*.json") if not (earlier and path == own)]
     return sum(int(each["restarts"]) for each in found if each)
 
 
 def _may_start_again(ends: Sequence[dict[str, Any]]) -> bool:
     return all(end["code"] not in (0, PREEMPTED, _MISTAKE) and not end["signals"] for end in ends)
-
-
-def read_shared(path: Path) -> dict[str, Any] | None:
-    """The object in a file that another node or process writes; None if it is not there yet."""
-    try:
-        value = json.loads(files.read_regular(path))
-    except FileNotFoundError:
-        return None
-    return files.decoded(value) if isinstance(value, dict) else None
 
 
 def _stay(number: int, _: FrameType | None) -> None:

@@ -7,8 +7,7 @@ import json
 import logging.config
 import os
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from functools import partial
 from importlib.util import find_spec
@@ -219,22 +218,18 @@ def _only(logger: Any, handlers: Mapping[str, Any]) -> Any:
 _OURS = ".NemoRunLauncher"
 
 
-@contextmanager
-def hydra_callbacks(folder: Path, task: Any) -> Iterator[list[Outcome]]:
-    """Call on_job_start before the block and on_job_end after it; for a job that is no sweep's, on_run_start and
-    on_run_end too. The block appends the job's outcome to the list that it gets, once that is known.
+def with_hydra_callbacks(folder: Path, task: Any, run: Callable[[], Outcome]) -> Outcome:
+    """Call on_job_start, then `run`, then on_job_end; for a job that is no sweep's, on_run_start and on_run_end too.
 
     As in Hydra, no callback is called for the end of a job that was interrupted, and what a callback raises is a
     warning. Raises UserError for callbacks that can't be made here.
     """
-    outcomes, node = list[Outcome](), _current_node()
+    node = _current_node()
     if node is None or not node.callbacks or rank() != 0:  # of a job's ranks, rank 0 calls them
-        yield outcomes
-        return
+        return run()
     single = not str(node.mode).endswith("MULTIRUN")
     if not single and not str(node.launcher.get("_target_")).endswith(_OURS):  # a launcher of Hydra's calls them itself
-        yield outcomes
-        return
+        return run()
     from hydra._internal.callbacks import Callbacks
     from hydra.core.utils import JobReturn, JobStatus
     from hydra.errors import HydraException
@@ -265,11 +260,10 @@ def hydra_callbacks(folder: Path, task: Any) -> Iterator[list[Outcome]]:
         callbacks.on_run_start(config=config, config_name=node.job.config_name)
     callbacks.on_job_start(config=config, task_function=task)
     try:
-        yield outcomes
+        outcome = run()
     except Exception as error:
         ended(None, error)
         raise
-    if not outcomes:
-        ended(None, None)
-    elif outcomes[0].state not in ("cancelled", "preempted"):
-        ended(outcomes[0].value, outcomes[0].exception)
+    if outcome.state not in ("cancelled", "preempted"):
+        ended(outcome.value, outcome.exception)
+    return outcome

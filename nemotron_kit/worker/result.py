@@ -21,7 +21,7 @@ from typing import Any
 from nemotron_kit import files
 from nemotron_kit.errors import error_text
 from nemotron_kit.masking import masked
-from nemotron_kit.runs.job import VALUE, DamagedRecord, JobFolder, read_object
+from nemotron_kit.runs.job import VALUE, DamagedRecord, JobFolder, read_object_if_any
 
 _DEPTH = 32
 # Type → (what JSON has of it, and what makes it again of that). A subclass is encoded as its base in this table.
@@ -271,9 +271,8 @@ class TaskResult:
 
 def read_task_result(job: JobFolder) -> TaskResult | None:
     """The result of a job; None where there is none. Raises DamagedRecord."""
-    try:
-        record = read_object(job.path / FILE)
-    except FileNotFoundError:
+    record = read_object_if_any(job.path / FILE)
+    if record is None:
         record = (job.exit_record() or {}).get("answer") or {}
     try:
         failure = record.get("failure")

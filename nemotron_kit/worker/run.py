@@ -7,7 +7,7 @@ import platform
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from numbers import Integral
@@ -25,7 +25,7 @@ from nemotron_kit.runs.job import PREEMPTED, VALUE, DamagedRecord, JobFolder
 from nemotron_kit.runs.metrics import flush_metrics, summary
 from nemotron_kit.spec.plan import JobSpec, rank, read_config, read_spec
 from nemotron_kit.worker import RESTART, python_module, ray_command, torchrun_command
-from nemotron_kit.worker.hydra import enter_hydra, hydra_callbacks
+from nemotron_kit.worker.hydra import enter_hydra, with_hydra_callbacks
 from nemotron_kit.worker.process import (
     INTERRUPTED,
     TERMINATED,
@@ -127,21 +127,34 @@ def _run(job: JobFolder, spec: JobSpec, handler: Handler | None, config_cls: typ
         return done
     if spec.module:
         read_config(job.path)  # it notes the secrets
-        one = python_module(spec.module, str(job.path))
-        several = torchrun_command(spec.nproc_per_node, str(job.path), spec.retries)
-        return _with_cause(run_child(several if spec.nproc_per_node > 1 else one, spec.cwd, job), job)
+        return _with_cause(run_child(program_command(job, spec, spec.retries), spec.cwd, job), job)
     with pinned(pins):
-        frozen = read_config(job.path)
-        values = resolve(frozen, keep_secrets=True)
-        files.write_text(job.path / "resolved.yaml", to_yaml(masked(values)))
-        if spec.ray:
-            return run_child(ray_command(str(job.path)), spec.cwd, job)
-        if spec.nproc_per_node > 1:
-            return run_child(torchrun_command(spec.nproc_per_node, str(job.path), spec.retries), spec.cwd, job)
-        if handler is None and spec.script:
-            script = python_module("nemotron_kit.worker", "--rank", str(job.path))
-            return run_child(script, spec.cwd, job)
+        frozen = write_resolved(job)
+        if spec.ray or spec.nproc_per_node > 1 or (handler is None and spec.script):
+            return run_child(program_command(job, spec, spec.retries), spec.cwd, job)
         return _call(job, spec, frozen, handler, config_cls, **capture)
+
+
+def write_resolved(job: JobFolder) -> Mapping[str, Any]:
+    """Write resolved.yaml, the config as the job reads it, with the artifacts that are pinned now; returns the frozen
+    config."""
+    frozen = read_config(job.path)
+    files.write_text(job.path / "resolved.yaml", to_yaml(masked(resolve(frozen, keep_secrets=True))))
+    return frozen
+
+
+def program_command(
+    job: JobFolder, spec: JobSpec, restarts: int = 0, rendezvous: Sequence[str] = ("--standalone",)
+) -> list[str]:
+    """The command that a job's worker starts on its node. `restarts` and `rendezvous` are torchrun_command's."""
+    folder = str(job.path)
+    if spec.ray:
+        return ray_command(folder)
+    if spec.torchrun or spec.nproc_per_node > 1:
+        return torchrun_command(spec.nproc_per_node, folder, restarts, rendezvous)
+    if spec.module:  # it reads the job's folder itself
+        return python_module(spec.module, folder)
+    return python_module("nemotron_kit.worker", "--rank", folder)
 
 
 def _with_cause(outcome: Outcome, job: JobFolder) -> Outcome:
@@ -176,8 +189,7 @@ def _call(
             collect_again()
             config: Any = typed(values, config_cls or spec.load_config_cls())
             call = handler or spec.load_handler()
-            with hydra_callbacks(job.path, call) as ended:
-                ended.append(outcome := call_handler(call, config))
+            outcome = with_hydra_callbacks(job.path, call, lambda: call_handler(call, config))
         if outcome.error and outcome.state == "failed" and outcome.exception is None:
             log.write(f"error: {mask(outcome.error)}\n".encode())
     return outcome
@@ -294,17 +306,19 @@ def run_rank(job: JobFolder) -> int:
     spec.prepare_imports()
     enter_hydra(job.path)
     collect_again()
-    if spec.script:
-        with hydra_callbacks(job.path, spec.script):
+    if script := spec.script:
+
+        def run_script() -> Outcome:
             # In this process, which has the launch's import path, as `python SCRIPT --config …` would.
-            sys.argv = [spec.script, "--config", str(job.config_path)]
-            sys.path.insert(0, os.path.dirname(spec.script))  # noqa: PTH120
-            run_file(spec.script)
-        return 0
+            sys.argv = [script, "--config", str(job.config_path)]
+            sys.path.insert(0, os.path.dirname(script))  # noqa: PTH120
+            run_file(script)
+            return Outcome(0, "succeeded")
+
+        return with_hydra_callbacks(job.path, script, run_script).code
     config: Any = typed(resolve(read_config(job.path)), spec.load_config_cls())
     handler = spec.load_handler()
-    with hydra_callbacks(job.path, handler) as ended:
-        ended.append(outcome := call_handler(handler, config))
+    outcome = with_hydra_callbacks(job.path, handler, lambda: call_handler(handler, config))
     if isinstance(outcome.exception, NemotronError):  # it has no traceback, and no caller prints it
         print(f"error: rank {rank()}: {outcome.error}", file=sys.stderr)  # noqa: T201
     if rank() == 0 and (value := _value(outcome)):

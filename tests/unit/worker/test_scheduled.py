@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from nemotron_kit.errors import NemotronError
-from nemotron_kit.runs.job import NODES, SLURM_STEP, JobFolder
+from nemotron_kit.runs.job import NODES, SLURM_STEP, JobFolder, read_object_if_any
 from nemotron_kit.runs.metrics import Measured, summarized
 from nemotron_kit.worker import distributed, elastic, ray_cluster
 from nemotron_kit.worker.distributed import Node
@@ -37,7 +37,7 @@ def test_a_module_that_is_missing_is_on_record_with_the_python_that_lacks_it(
     with pytest.raises(NemotronError, match="has no module 'yaml'"):
         distributed.run_scheduled(job, spec, Node(rank=rank, count=2))  # type: ignore[arg-type]
     # Node 0 takes an other node's end for the reason of the TERM that srun then sends it.
-    record = job.exit_record() if rank == 0 else elastic.read_shared(job.path / NODES / "0-1.json")
+    record = job.exit_record() if rank == 0 else read_object_if_any(job.path / NODES / "0-1.json")
     assert record is not None and record["state"] == "failed" and "has no module 'yaml'" in str(record["error"])
 
 
@@ -55,7 +55,7 @@ def test_a_term_while_the_end_is_recorded_does_not_prevent_that(
     monkeypatch.setattr(distributed, "supervise", lambda *_, **__: Outcome(1, "failed", "exit code 1"))
     monkeypatch.setattr(distributed, "record", record)
     spec: Any = SimpleNamespace(
-        executor="slurm", environment={}, expand=[], module="x", cwd="/", ray=False, torchrun=False
+        nproc_per_node=1, executor="slurm", environment={}, expand=[], module="x", cwd="/", ray=False, torchrun=False
     )
     with term_raises():  # where TERM is not expected
         distributed._lead(JobFolder(tmp_path), spec, Node())
