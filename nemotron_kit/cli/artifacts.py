@@ -22,11 +22,7 @@ if TYPE_CHECKING:
 
 def show(argv: list[str]) -> int:
     """`nemotron artifacts [REFERENCE]`. Raises UserError for a reference to nothing, or to files that have changed."""
-    parser = ToolParser("artifacts")
-    parser.add_argument("--alias", metavar="WORD")
-    parser.add_argument("--verify", action="store_true")
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse(argv)
+    options = ToolParser("artifacts").parse(argv)
     if options.reference == "gc":
         raise UserError("nemotron artifacts: gc must come first.", hint="nemotron artifacts gc --dry-run")
     if options.reference is None and (options.alias is not None or options.verify):
@@ -64,13 +60,7 @@ def show(argv: list[str]) -> int:
 
 def remove(argv: list[str]) -> int:
     """`nemotron artifacts rm REFERENCE …`: returns 0. Raises UserError for a version that others need."""
-    parser = ToolParser("artifacts", "rm")
-    parser.add_argument("--files", action="store_true", help="delete the files that were registered, too")
-    parser.add_argument("--dry-run", action="store_true", help="print what would be removed")
-    parser.add_argument(
-        "--force", action="store_true", help="also one that others were made from, that a run read, or an alias names"
-    )
-    options = parser.parse(argv)
+    options = ToolParser("artifacts", "rm").parse(argv)
     registry = open_registry()
     for text in options.references:
         if Reference.parse(text).path is not None:
@@ -155,9 +145,7 @@ def _delete_files(record: ArtifactVersion) -> None:
 def usage(argv: list[str]) -> int:
     """`nemotron artifacts du`: the bytes of each name's versions, as registered; returns 0. Files that versions share
     count once."""
-    parser = ToolParser("artifacts", "du")
-    parser.add_argument("--json", action="store_true", help="for programs")
-    options = parser.parse(argv)
+    options = ToolParser("artifacts", "du").parse(argv)
     registry = open_registry()
     rows: list[dict[str, Any]] = []
     for name in registry.names():

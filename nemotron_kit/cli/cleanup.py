@@ -8,7 +8,6 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ from nemotron_kit.artifacts.registry import open_registry
 from nemotron_kit.artifacts.store import ArtifactVersion, DamagedVersion
 from nemotron_kit.cli.output import ask, print_json, print_table, write_lines
 from nemotron_kit.cli.runs.remove import artifacts_in, ids_in, named_in, read_by, record_text, refuse_written, size_of
-from nemotron_kit.cli.toolargs import ToolParser, span
+from nemotron_kit.cli.toolargs import ToolParser
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.files import collect_leftovers
 from nemotron_kit.home import first_id_since, runs_root
@@ -36,17 +35,7 @@ _FAILED = ("failed", "cancelled")
 def collect(argv: list[str]) -> int:
     """`nemotron artifacts gc`: returns 0. Raises UserError if there is something to remove and no
     terminal on which to confirm it."""
-    parser = ToolParser("artifacts", "gc")
-    parser.add_argument("--dry-run", action="store_true", help="print what would be removed")
-    parser.add_argument("--yes", action="store_true", help="do not ask")
-    parser.add_argument(
-        "--older-than", type=span, default=timedelta(days=30), metavar="SPAN", help="which failed runs: 12h, 30d (30d)"
-    )
-    parser.add_argument(
-        "--unmounted", action="store_true", help="also versions whose whole file system may be missing at the moment"
-    )
-    parser.add_argument("--json", action="store_true", help="for programs")
-    options = parser.parse(argv)
+    options = ToolParser("artifacts", "gc").parse(argv)
     registry = open_registry()
     plan = Garbage.find(registry, first_id_since(options.older_than), unmounted=options.unmounted)
     found = list(plan.rows())
@@ -258,10 +247,7 @@ class _Run:
 
 def relocate(argv: list[str]) -> int:
     """`nemotron artifacts relocate OLD NEW`: returns 1 if files of a version in OLD are not in NEW, else 0."""
-    parser = ToolParser("artifacts", "relocate")
-    parser.add_argument("--dry-run", action="store_true", help="compare the files, and print what would be changed")
-    parser.add_argument("--json", action="store_true", help="for programs")
-    options = parser.parse(argv)
+    options = ToolParser("artifacts", "relocate").parse(argv)
     old, new = map(absolute, options.folders)
     if old == new:
         raise UserError(f"Both folders are {old}.")

@@ -89,8 +89,8 @@ def after_tool(name: str, arguments: Sequence[str], current: str, index: Index) 
         yield from ((each, "") for each in (command.options if current.startswith("-") else recipes))
         return
     entry = command.commands.get(bare[1]) if len(bare) > 1 else None
-    last = arguments[-1]
-    if last in (entry or command).valued:
+    last, its = arguments[-1], (entry or command).options
+    if last in its and its[last].value:
         if last == "--state":
             yield from ((state, "") for state in STATES)
         elif last == "--recipe":
@@ -98,7 +98,7 @@ def after_tool(name: str, arguments: Sequence[str], current: str, index: Index) 
         elif last in ("--run", "--batch"):
             yield from profiles()
     elif current.startswith("-"):
-        yield from ((option, "") for option in (entry or command).options)
+        yield from ((option, "") for option in its)
     elif entry is None and len(bare) == 1:
         yield from ((argument, "") for argument in (*command.commands, *command.choices))
         yield from _positional_values(command.takes, current)

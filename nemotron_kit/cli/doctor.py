@@ -68,9 +68,7 @@ _TITLES = {"weights_and_biases": "W&B"}
 
 def doctor(argv: list[str]) -> int:
     """`nemotron doctor [--json]`: returns 1 if anything fails, else 0. Starts no job and contacts no other machine."""
-    parser = ToolParser("doctor")
-    parser.add_argument("--json", action="store_true", help="for programs")
-    options = parser.parse(argv)
+    options = ToolParser("doctor").parse(argv)
     found: list[Diagnosis] = []
     for finding in (each for check in CHECKS for each in _guarded(check)):
         # What is wrong with env.toml, which several of them read, once.

@@ -81,9 +81,7 @@ def explain(argv: list[str]) -> int:
     arguments, line = argv[:at], argv[at:]
     if arguments[-1:] == ["nemotron"]:  # the whole line, as typed in a shell
         arguments.pop()
-    parser = ToolParser("explain")
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse([argument for argument in arguments if argument != "--"])
+    options = ToolParser("explain").parse([argument for argument in arguments if argument != "--"])
     if not line:
         raise UserError("nemotron explain: there is no command line to explain.", hint=_EXAMPLE)
     lines = _by_config(line)

@@ -52,10 +52,7 @@ _QUESTIONS = {
 def init(argv: list[str]) -> int:
     """`nemotron init NAME` or `nemotron init --profile NAME [KEY=VALUE …]`: the exit code. Raises UserError, and writes
     nothing, for a name that is taken and for an invalid profile."""
-    parser = ToolParser("init")
-    parser.add_argument("--profile", metavar="NAME")
-    parser.add_argument("--no-check", action="store_true")
-    options = parser.parse(list(_with_fields(argv)))
+    options = ToolParser("init").parse(list(_with_fields(argv)))
     if options.profile == "":
         raise UserError("nemotron init: --profile needs a NAME.", hint="For instance: nemotron init --profile cluster")
     if options.profile is not None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import timedelta
 from typing import Any
 
 from nemotron_kit.cli.output import WARNING, clean, print_json, print_table, write_lines
-from nemotron_kit.cli.toolargs import ToolParser, span
+from nemotron_kit.cli.toolargs import ToolParser
 from nemotron_kit.envfile import read_env_file
 from nemotron_kit.errors import NemotronError, Unreachable, UserError
 from nemotron_kit.executors.checks import check_profile
@@ -31,12 +30,7 @@ _EXIT_CODES = {"ok": 0, "warning": 0, "wrong": 1, "unreachable": 3}
 def check(argv: list[str]) -> int:
     """`nemotron profiles check ARGUMENTS`: returns 0 if all checks pass, 1 if one fails, 3 if the target does not
     answer."""
-    parser = ToolParser("profiles", "check")
-    parser.add_argument(
-        "--node", action="store_true", help="run modules, conda, setup and the image's Python on a node, too (Slurm)"
-    )
-    parser.add_argument("--json", action="store_true", help="for programs")
-    options = parser.parse(argv)
+    options = ToolParser("profiles", "check").parse(argv)
     findings = list(check_profile(effective_profile(options.name).config, on_node=options.node))
     if options.json:
         print_json([vars(finding) for finding in findings])
@@ -48,13 +42,7 @@ def check(argv: list[str]) -> int:
 
 def clean_target(argv: list[str]) -> int:
     """`nemotron profiles clean ARGUMENTS`: the exit code. Raises Unreachable (3) when the target does not answer."""
-    parser = ToolParser("profiles", "clean")
-    parser.add_argument(
-        "--unused", type=span, default=timedelta(days=30), metavar="SPAN", help="unused for so long: 12h, 30d (default)"
-    )
-    parser.add_argument("--dry-run", action="store_true", help="only print what would be removed")
-    parser.add_argument("--json", action="store_true", help="for programs")
-    options = parser.parse(argv)
+    options = ToolParser("profiles", "clean").parse(argv)
     transport = transport_for(effective_profile(options.name).config)
     unused = options.unused.total_seconds()
     found, _ = transport.call("clean", root=transport.root, unused_seconds=unused, remove=not options.dry_run)
@@ -81,9 +69,7 @@ HOURS = int(LOGIN["persist"]) // 3600
 def login(argv: list[str]) -> int:
     """`nemotron profiles login ARGUMENTS`: the exit code. Raises Unreachable (3) when ssh can't log in; ssh prints the
     reason."""
-    parser = ToolParser("profiles", "login")
-    parser.add_argument("--close", action="store_true", help="end the connection instead")
-    options = parser.parse(argv)
+    options = ToolParser("profiles", "login").parse(argv)
     config = read_profile(options.name).config
     if config.tunnel != "ssh":
         raise UserError(
@@ -123,9 +109,7 @@ def _control(ssh: Sequence[str], argument: str) -> int:
 
 def list_all(argv: list[str]) -> int:
     """`nemotron profiles`: list the profiles of env.toml, one line each."""
-    parser = ToolParser("profiles")
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse(argv)
+    options = ToolParser("profiles").parse(argv)
     env = read_env_file()
     check_reserved_tables(env)
     found = [_summary(name) for name in list_run_profiles()]
@@ -162,10 +146,7 @@ def _summary(name: str) -> dict[str, Any]:
 
 def show(argv: list[str]) -> int:
     """`nemotron profiles show ARGUMENTS`: print one profile, and where each value comes from."""
-    parser = ToolParser("profiles", "show")
-    parser.add_argument("--all", action="store_true", help="also the fields that are not set")
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse(argv)
+    options = ToolParser("profiles", "show").parse(argv)
     profile = read_profile(options.name)
     values = {name: value for name, value in asdict(profile.config).items() if name != "extends"}
     rows = []

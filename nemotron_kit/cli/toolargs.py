@@ -22,8 +22,10 @@ from nemotron_kit.cli.tools import (
     JOBS,
     NEW,
     PROFILE,
-    RUN,
-    RUNS,
+    RUN_NAME,
+    RUN_NOTE,
+    RUN_TAGS,
+    SEVERAL,
     TOOLS,
     VERSIONS,
     HelpPrinted,
@@ -44,8 +46,9 @@ _POSITIONALS: dict[str, tuple[tuple[str, str | int | None, str, str], ...]] = {
     JOB: (("id", None, "ID", JOB_ID),),
     JOBS: (("ids", "+", "ID", JOB_ID),),
     ANY_JOBS: (("ids", "*", "ID", JOB_ID),),
-    RUN: (("id", None, "ID", ID),),
-    RUNS: (("ids", "+", "ID", ID),),
+    RUN_TAGS: (("id", None, "ID", ID), ("tags", "*", "TAG", "letters, digits and . : / = - _")),
+    RUN_NOTE: (("id", None, "ID", ID), ("text", None, "NOTE", 'the text, in quotes; "" removes it')),
+    RUN_NAME: (("id", None, "ID", ID), ("text", None, "NAME", 'the text, in quotes; "" removes it')),
     PROFILE: (("name", None, "NAME", "a profile of env.toml"),),
     NEW: (("fields", "*", "NAME", "the recipe's name; with --profile, the profile's fields: KEY=VALUE"),),
     FIELDS: (("fields", "*", "FIELD", "a field or block of the config, such as train.lr"),),
@@ -56,17 +59,27 @@ _POSITIONALS: dict[str, tuple[tuple[str, str | int | None, str, str], ...]] = {
 
 
 class ToolParser(argparse.ArgumentParser):
-    """The parser of a command in tools.TOOLS, or of its subcommand, with its positional arguments. Raises UserError
-    with the nearest option; abbreviations are not accepted."""
+    """The parser of a command in tools.TOOLS, or of its subcommand. Raises UserError with the nearest option;
+    abbreviations are not accepted."""
 
     def __init__(self, tool: str, command: str = "") -> None:
-        owner = TOOLS[tool]
-        entry = owner.commands[command] if command else None
-        description = entry.description if entry else owner.summary
+        entry = TOOLS[tool].commands[command] if command else TOOLS[tool]
         self._given: tuple[str, ...] = ()
-        super().__init__(prog=f"nemotron {tool} {command}".rstrip(), description=description, allow_abbrev=False)
-        for name, nargs, metavar, text in _POSITIONALS[entry.takes if entry else owner.takes]:
+        prog = f"nemotron {tool} {command}".rstrip()
+        super().__init__(prog=prog, description=entry.description, allow_abbrev=False)
+        for name, nargs, metavar, text in _POSITIONALS[entry.takes]:
             self.add_argument(name, nargs=nargs, metavar=metavar, help=text)
+        for option in entry.options.values():
+            kind: dict[str, Any] = {"help": option.help, "metavar": option.value, "default": option.default}
+            if not option.value:
+                kind = {"help": option.help, "action": "store_true"}
+            elif option.kind == SEVERAL:
+                kind |= {"action": "append", "default": []}
+            elif isinstance(option.kind, tuple):
+                kind |= {"choices": option.kind, "metavar": None}
+            elif option.kind != "":
+                kind["type"] = at_least(option.kind) if isinstance(option.kind, int) else span
+            self.add_argument(*option.names, **kind)
 
     def error(self, message: str) -> NoReturn:
         """Raise UserError with argparse's message, where argparse itself would print it and exit."""

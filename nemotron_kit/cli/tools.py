@@ -11,109 +11,137 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 # Kinds of positional arguments: completion offers them, and ToolParser parses them by these names.
-RUN, RUNS, JOB, JOBS, ANY_JOBS = "run", "runs", "job", "jobs", "any jobs"
+RUN_TAGS, RUN_NOTE, RUN_NAME, JOB, JOBS, ANY_JOBS = "run, tags", "run, note", "run, name", "job", "jobs", "any jobs"
 PROFILE, ARTIFACT, FIELDS, NEW, VERSIONS = "profile", "artifact", "fields", "new", "versions"
 FOLDERS = "folders"
 ID = "a run's id, the start of one, its last six digits, its name, or latest (the last launch)"
 JOB_ID = f"{ID}; ID/N is its job N"
+# Kinds of an option's value: a span of time, and a text of an option that may be given again.
+SPAN, SEVERAL = "span", "several"
 
 
-class Subcommand:
-    """A subcommand of `nemotron runs` and the like. `function` is "module:name", called with the arguments after the
-    subcommand; `usage` describes these; `takes` names their kind; `options` are the long options, for completion, those
-    with a value as "--job N"; `description` is the text of its help page, by default the summary."""
+class ToolOption:
+    """An option of such a command. `spelled` has its names and, unless it is a switch, what its value is called: "-n
+    --tail N". The value is a text, or by `kind` a SPAN, a text of SEVERAL, one of a tuple of texts, or a whole number
+    from `kind` on; `default` is a value as typed."""
 
-    __slots__ = ("description", "function", "options", "summary", "takes", "usage", "valued")
+    __slots__ = ("default", "help", "kind", "names", "value")
 
     def __init__(
-        self, function: str, takes: str, usage: str, summary: str, options: tuple[str, ...] = (), description: str = ""
+        self, spelled: str, help_text: str = "", kind: str | int | tuple[str, ...] = "", default: str | None = None
     ) -> None:
-        self.function, self.takes, self.usage, self.summary = function, takes, usage, summary
-        self.options, self.valued = _names(options)
-        self.description = description or f"{summary[:1].upper()}{summary[1:]}."
+        *self.names, last = spelled.split()
+        self.value = "" if last[0] == "-" else last
+        self.names += [] if self.value else [last]
+        self.help, self.kind, self.default = help_text, kind, default
 
 
 class ToolCommand:
-    """A command of nemotron that is no recipe. `function` is called if no subcommand is given; `page` is its help page,
-    with {commands} in place of their list; `choices` are its arguments, of a command without subcommands; `takes` and
-    `options` are as a Subcommand's."""
+    """A command of nemotron that is no recipe, or a subcommand of one. `function` is "module:name", called with the
+    arguments after the command (and if it has subcommands, when none is given). `takes` is the kind of its positional
+    arguments, or `choices` are these; `options` are by their long names.
 
-    __slots__ = ("choices", "commands", "function", "options", "page", "summary", "takes", "valued")
+    A subcommand has a `usage` of its arguments, and `description` is the text of its help page, by default the summary;
+    the other commands have a `page`, with {commands} and {options} in place of their lists."""
+
+    __slots__ = ("choices", "commands", "description", "function", "options", "page", "summary", "takes", "usage")
 
     def __init__(
         self,
         function: str,
         summary: str,
-        page: str,
-        commands: dict[str, Subcommand] | None = None,
-        *,
+        *options: ToolOption,
         takes: str = "",
-        options: tuple[str, ...] = (),
+        usage: str = "",
+        description: str = "",
+        page: str = "",
+        commands: dict[str, ToolCommand] | None = None,
         choices: tuple[str, ...] = (),
     ) -> None:
-        self.function, self.summary, self.page, self.commands = function, summary, page, commands or {}
-        self.takes, self.choices = takes, choices
-        self.options, self.valued = _names(options)
+        self.function, self.summary, self.takes, self.choices = function, summary, takes, choices
+        self.options = {option.names[-1]: option for option in options}
+        self.usage, self.description = usage, description or f"{summary[:1].upper()}{summary[1:]}."
+        self.page, self.commands = page, commands or {}
 
 
 class HelpPrinted(Exception):
     """The help page of a subcommand has been printed: there is nothing else to do."""
 
 
-def _names(options: tuple[str, ...]) -> tuple[tuple[str, ...], frozenset[str]]:
-    """The names of options such as "--json" and "--job N", and of those that take a value."""
-    names = [each.partition(" ") for each in options]
-    return tuple(name for name, _, _ in names), frozenset(name for name, _, value in names if value)
-
-
+_JSON, _FOR_PROGRAMS = ToolOption("--json", "print JSON"), ToolOption("--json", "for programs")
+_NAMED = (
+    ToolOption("--recipe NAME", "only runs of this recipe"),
+    ToolOption("--stage STAGE", "only runs of this stage, or of those below it: data/prep"),
+    ToolOption("--state STATE,…", "only runs in one of these states", SEVERAL),
+)
+_TAGGED = ToolOption("--tag TAG", "only runs with this tag (may be given again: with all of them)", SEVERAL)
+_FILTERS = (
+    *_NAMED,
+    ToolOption("--since SPAN", "only runs of the last 90s, 30m, 2h, 3d, 1w, or since a date", SPAN),
+    _TAGGED,
+    ToolOption("--limit N", "at most N runs (20; 0 for all)", 0),
+)
+_ONE_JOB = ToolOption("--job N", "only this job of a run with several", 0)
 _RUNS = {
-    "show": Subcommand(
+    "show": ToolCommand(
         "nemotron_kit.cli.runs.show:show",
-        JOB,
-        "ID[/N] [--sort METRIC] [--top N] [--csv|--json]",
         "the plan, inputs, outputs, states, metrics and folder of a run",
-        ("--job N", "--json", "--sort METRIC", "--top N", "--csv"),
-        """\
+        ToolOption("--job JOB", "only this job of a run with several", 0),
+        _JSON,
+        ToolOption("--sort METRIC", "sort a sweep's jobs, best first, by this metric or by value"),
+        ToolOption("--top N", "only the best N jobs of a sweep (20)", 1),
+        ToolOption("--csv", "print a sweep's table as CSV, with every job and metric"),
+        takes=JOB,
+        usage="ID[/N] [--sort METRIC] [--top N] [--csv|--json]",
+        description="""\
 Prints a run: its plan, inputs, outputs, states, metrics and folder. For a sweep also a table of its jobs, best first:
 by --sort METRIC, by default by the values that they returned, else by the last value of the first loss, else accuracy,
 reward or score. The lowest value is the best for a metric with loss, error or perplexity in its name (also as nll, ppl,
 mse, rmse, mae, mape, wer, cer or bpb), and for a returned value unless the sweeper maximizes it; for all others the
 highest is. --sort METRIC:min and METRIC:max say it.""",
     ),
-    "attach": Subcommand(
+    "attach": ToolCommand(
         "nemotron_kit.cli.runs.show_logs:attach",
-        JOB,
-        "ID[/N] [--all]",
         "follow its logs, from where the last attach stopped, until it ends",
-        ("--job N", "--all"),
+        _ONE_JOB,
+        ToolOption("--all", "from the first line, not from where the last attach stopped"),
+        takes=JOB,
+        usage="ID[/N] [--all]",
     ),
-    "logs": Subcommand(
+    "logs": ToolCommand(
         "nemotron_kit.cli.runs.show_logs:logs",
-        JOB,
-        "ID[/N] [-f] [-n N] [--rank N]",
         "print its log, or each job's log; -f follows until it ends",
-        ("--follow", "--tail N", "--job N", "--rank N"),
+        ToolOption("-f --follow", "follow the log until the job ends"),
+        ToolOption("-n --tail N", "only the last N lines of each log", 0),
+        _ONE_JOB,
+        ToolOption("--rank N", "the log of this rank", 0),
+        takes=JOB,
+        usage="ID[/N] [-f] [-n N] [--rank N]",
     ),
-    "wait": Subcommand(
+    "wait": ToolCommand(
         "nemotron_kit.cli.runs.control:wait",
-        JOBS,
-        "ID[/N] … [--patience S]",
         "wait until all have ended; the exit code is theirs",
-        ("--patience S",),
+        ToolOption(
+            "--patience S", "give up (exit code 3) when a run's state could not be read for S seconds (600)", 0, "600"
+        ),
+        takes=JOBS,
+        usage="ID[/N] … [--patience S]",
     ),
-    "cancel": Subcommand(
+    "cancel": ToolCommand(
         "nemotron_kit.cli.runs.control:cancel",
-        JOB,
-        "ID[/N] [--grace S]",
         "stop it: SIGTERM, then SIGKILL",
-        ("--job N", "--grace S"),
-        "Stops a run by SIGTERM, and by SIGKILL after the grace period; on a cluster, its scheduler does so.",
+        ToolOption("--job N", "only this job of the run", 0),
+        ToolOption("--grace S", "seconds between SIGTERM and SIGKILL", 0, "10"),
+        takes=JOB,
+        usage="ID[/N] [--grace S]",
+        description="""\
+Stops a run by SIGTERM, and by SIGKILL after the grace period; on a cluster, its scheduler does so.""",
     ),
-    "resume": Subcommand(
+    "resume": ToolCommand(
         "nemotron_kit.cli.runs.control:resume",
-        JOB,
-        "ID[/N]",
         "continue a stopped job from its checkpoint; submit a sweep's waiting jobs",
+        takes=JOB,
+        usage="ID[/N]",
         description="""\
 Continues a stopped run under the same record. A job that failed, was cancelled or preempted, or whose launch was killed
 before it started, gets another attempt in the same folder: training continues from the last checkpoint in it, and a job
@@ -123,140 +151,164 @@ started is started again, unless it is named: ID/N. A job that waits for another
 process has ended, waits again. To continue a pipeline, repeat its command; for its stage N, which is a run, give ID/N.
 `nemotron runs rerun` launches a run again under a new record.""",
     ),
-    "shell": Subcommand(
+    "shell": ToolCommand(
         "nemotron_kit.cli.runs.control:shell",
-        JOB,
-        "ID[/N] [--node NAME] [-- COMMAND]",
         "open a shell where it runs, or run COMMAND there",
-        ("--job N", "--node NAME"),
-        "Opens a shell on the machine and in the container of a run, or runs the command after -- there.",
+        ToolOption("--job N", "the job of a run with several (0)", 0),
+        ToolOption("--node NAME", "the node of a job on several"),
+        takes=JOB,
+        usage="ID[/N] [--node NAME] [-- COMMAND]",
+        description="Opens a shell on the machine and in the container of a run, or runs the command after -- there.",
     ),
-    "rerun": Subcommand(
+    "rerun": ToolCommand(  # its function reads its arguments, and has its page
         "nemotron_kit.cli.runs.rerun:rerun",
-        JOB,
-        "ID[/N] [KEY=VALUE …]",
         "launch it again with the same config and artifacts, and these overrides",
-        ("--run PROFILE", "--batch PROFILE", "--dry-run"),
+        ToolOption("--run PROFILE"),
+        ToolOption("--batch PROFILE"),
+        ToolOption("--dry-run"),
+        takes=JOB,
+        usage="ID[/N] [KEY=VALUE …]",
     ),
-    "diff": Subcommand(
+    "diff": ToolCommand(
         "nemotron_kit.cli.runs.diff:diff",
-        JOBS,
-        "A B [C …] [--json]",
         "print their differences: config, artifacts, code, environment, launch, results",
-        ("--json",),
-        """\
+        _JSON,
+        takes=JOBS,
+        usage="A B [C …] [--json]",
+        description="""\
 Prints what differs between runs, one column for each, and their results. The exit code is 1 if anything but the results
 differs, else 0.""",
     ),
-    "plot": Subcommand(
+    "plot": ToolCommand(
         "nemotron_kit.cli.runs.plot:plot",
-        JOBS,
-        "ID[/N] … [--metric NAME] [--x step|time|tokens]",
         "draw the curves of a metric in the terminal",
-        ("--metric NAME", "--x AXIS", "--height N"),
-        """\
+        ToolOption("--metric NAME", "the metric (by default the first loss, else the first metric)"),
+        ToolOption("--x AXIS", "the horizontal axis (step)", ("step", "time", "tokens"), "step"),
+        ToolOption("--height N", "lines, at most 200 (20)", 5, "20"),
+        takes=JOBS,
+        usage="ID[/N] … [--metric NAME] [--x step|time|tokens]",
+        description="""\
 Draws the curve of a metric for each job in the terminal: nemotron runs plot latest --metric loss --x tokens. Needs the
 extra plot. --x time is the metric elapsed in seconds, else the time since the
 first row; --x tokens the metric tokens.""",
     ),
-    "tag": Subcommand(
+    "tag": ToolCommand(
         "nemotron_kit.cli.runs.list:tag",
-        RUN,
-        "ID TAG … [--remove TAG]",
         "add tags, by which it can be listed",
-        ("--remove TAG",),
+        ToolOption("--remove TAG", "remove this tag (may be given again)", SEVERAL),
+        takes=RUN_TAGS,
+        usage="ID TAG … [--remove TAG]",
     ),
-    "note": Subcommand("nemotron_kit.cli.runs.list:note", RUN, "ID TEXT", "set its note"),
-    "rename": Subcommand("nemotron_kit.cli.runs.list:rename", RUN, "ID NAME", "give it a name in addition to its id"),
-    "rm": Subcommand(
+    "note": ToolCommand("nemotron_kit.cli.runs.list:note", "set its note", takes=RUN_NOTE, usage="ID TEXT"),
+    "rename": ToolCommand(
+        "nemotron_kit.cli.runs.list:rename", "give it a name in addition to its id", takes=RUN_NAME, usage="ID NAME"
+    ),
+    "rm": ToolCommand(
         "nemotron_kit.cli.runs.remove:remove",
-        ANY_JOBS,
-        "ID … | --older-than 30d [--state S] [--keep N] [--dry-run]",
         "delete the folders of runs that have ended",
-        (
-            *("--older-than SPAN", "--recipe R", "--stage S", "--state S", "--tag T", "--keep N"),
-            *("--with-artifacts", "--dry-run", "--force", "--here", "--json"),
+        ToolOption("--older-than SPAN", "runs launched longer ago than: 12h, 30d", SPAN),
+        *_NAMED,
+        _TAGGED,
+        ToolOption("--keep N", "keep the newest N of the runs that match", 0),
+        ToolOption("--with-artifacts", "also remove the artifacts in these folders"),
+        ToolOption("--dry-run", "print what would be removed and what would be kept"),
+        ToolOption(
+            "--force",
+            "also runs that never started, of unknown state, whose files others need, or whose jobs wrote files into "
+            "their copy of the code",
         ),
-        """\
+        ToolOption("--here", "remove only the records on this machine, not the folders on the target"),
+        _JSON,
+        takes=ANY_JOBS,
+        usage="ID … | --older-than 30d [--state S] [--keep N] [--dry-run]",
+        description="""\
 Deletes the folders of runs that have ended: those that are named, or all that match --older-than, --recipe, --stage,
 --state and --tag, except the newest N (--keep N). A run whose folder contains a version of an artifact is kept;
 --with-artifacts removes the version, too, unless another version was made from it or an alias names it.""",
     ),
-    "du": Subcommand(
+    "du": ToolCommand(
         "nemotron_kit.cli.runs.remove:usage",
-        "",
-        "[--limit N] [--json]",
         "print the disk space of each run, the largest first",
-        ("--limit N", "--json"),
+        ToolOption("--limit N", "at most N runs (20, as JSON all; 0 for all)", 0),
+        _JSON,
+        usage="[--limit N] [--json]",
     ),
-    "watch": Subcommand(
+    "watch": ToolCommand(
         "nemotron_kit.cli.runs.list:watch",
-        "",
-        "[--recipe R] [--state S] [--since 2h] …",
         "print the table of nemotron runs, refreshed until all have ended",
-        ("--recipe R", "--stage S", "--state S", "--since SPAN", "--tag T", "--limit N"),
-        """\
+        *_FILTERS,
+        usage="[--recipe R] [--state S] [--since 2h] …",
+        description="""\
 Prints the table of nemotron runs and refreshes it every 2 seconds, until all of its runs have ended or until Ctrl-C
 (exit code 130; the runs continue): nemotron runs watch --recipe nano3 --since 1d. If standard output is no terminal,
 the table is printed once.""",
     ),
 }
 _PROFILES = {
-    "show": Subcommand(
+    "show": ToolCommand(
         "nemotron_kit.cli.profile_commands:show",
-        PROFILE,
-        "NAME [--all] [--json]",
         "print a resolved profile, and where each value comes from",
-        ("--all", "--json"),
+        ToolOption("--all", "also the fields that are not set"),
+        ToolOption("--json"),
+        takes=PROFILE,
+        usage="NAME [--all] [--json]",
     ),
-    "check": Subcommand(
+    "check": ToolCommand(
         "nemotron_kit.cli.profile_commands:check",
-        PROFILE,
-        "NAME [--node] [--json]",
         "connect to its target and check whether a launch would work",
-        ("--node", "--json"),
+        ToolOption("--node", "run modules, conda, setup and the image's Python on a node, too (Slurm)"),
+        _FOR_PROGRAMS,
+        takes=PROFILE,
+        usage="NAME [--node] [--json]",
     ),
-    "login": Subcommand(
+    "login": ToolCommand(
         "nemotron_kit.cli.profile_commands:login",
-        PROFILE,
-        "NAME [--close]",
         "open its ssh connection on this terminal (passwords, second factors)",
-        ("--close",),
+        ToolOption("--close", "end the connection instead"),
+        takes=PROFILE,
+        usage="NAME [--close]",
     ),
-    "clean": Subcommand(
+    "clean": ToolCommand(
         "nemotron_kit.cli.profile_commands:clean_target",
-        PROFILE,
-        "NAME [--unused 30d] [--dry-run] [--json]",
         "remove files of past launches from its target that no run needs",
-        ("--unused SPAN", "--dry-run", "--json"),
-        """\
+        ToolOption("--unused SPAN", "unused for so long: 12h, 30d (default)", SPAN, "30d"),
+        ToolOption("--dry-run", "only print what would be removed"),
+        _FOR_PROGRAMS,
+        takes=PROFILE,
+        usage="NAME [--unused 30d] [--dry-run] [--json]",
+        description="""\
 Removes from a profile's target the copies of code, packages and repositories of past launches that have not been used
 for a while (--unused) and that no unfinished run needs. Runs and artifacts are not removed: see nemotron runs rm and
 nemotron artifacts rm.""",
     ),
 }
 _ARTIFACTS = {
-    "rm": Subcommand(
+    "rm": ToolCommand(
         "nemotron_kit.cli.artifacts:remove",
-        VERSIONS,
-        "NAME:vN … [--files] [--dry-run] [--force]",
         "remove versions from the registry",
-        ("--files", "--dry-run", "--force"),
-        """\
+        ToolOption("--files", "delete the files that were registered, too"),
+        ToolOption("--dry-run", "print what would be removed"),
+        ToolOption("--force", "also one that others were made from, that a run read, or an alias names"),
+        takes=VERSIONS,
+        usage="NAME:vN … [--files] [--dry-run] [--force]",
+        description="""\
 Removes versions from the registry; their numbers are not used again. A version that others were made from, or that an
 alias names, is only removed with --force. The files are kept unless --files is given; files that another version has,
 too, are never deleted.""",
     ),
-    "du": Subcommand(
-        "nemotron_kit.cli.artifacts:usage", "", "[--json]", "print the size of each name's versions", ("--json",)
+    "du": ToolCommand(
+        "nemotron_kit.cli.artifacts:usage", "print the size of each name's versions", _FOR_PROGRAMS, usage="[--json]"
     ),
-    "gc": Subcommand(
+    "gc": ToolCommand(
         "nemotron_kit.cli.cleanup:collect",
-        "",
-        "[--dry-run|--yes] [--older-than 30d] [--unmounted] [--json]",
         "remove leftovers, versions whose files are gone, and failed runs that nothing refers to",
-        ("--dry-run", "--yes", "--older-than SPAN", "--unmounted", "--json"),
-        """\
+        ToolOption("--dry-run", "print what would be removed"),
+        ToolOption("--yes", "do not ask"),
+        ToolOption("--older-than SPAN", "which failed runs: 12h, 30d (30d)", SPAN, "30d"),
+        ToolOption("--unmounted", "also versions whose whole file system may be missing at the moment"),
+        _FOR_PROGRAMS,
+        usage="[--dry-run|--yes] [--older-than 30d] [--unmounted] [--json]",
+        description="""\
 Removes what nothing refers to: versions of which no file is left; runs that failed or were cancelled more than 30 days
 ago (--older-than), have no name, tag or note, and contain no version; leftovers of commands that were killed. A version
 that another version was made from, that a run read or that an alias names is kept, and so is a run that a kept version
@@ -264,13 +316,14 @@ or run refers to. Damaged records are repaired if their sha256 proves what they 
 are not used again. Lists everything first and asks; without a terminal, --yes is needed: nemotron artifacts gc
 --dry-run. To name an artifact that is called gc, write art://gc.""",
     ),
-    "relocate": Subcommand(
+    "relocate": ToolCommand(
         "nemotron_kit.cli.cleanup:relocate",
-        FOLDERS,
-        "OLD NEW [--dry-run] [--json]",
         "record the new folder of files that were moved",
-        ("--dry-run", "--json"),
-        """\
+        ToolOption("--dry-run", "compare the files, and print what would be changed"),
+        _FOR_PROGRAMS,
+        takes=FOLDERS,
+        usage="OLD NEW [--dry-run] [--json]",
+        description="""\
 Records that files of versions which were in the folder OLD are now in NEW: nemotron artifacts relocate /data/old
 /lustre/new. Each version's files are read and compared with the registered sizes and checksums; a version whose files
 are not in NEW is left as it is, listed with why, and the exit code is 1. Versions in NEMOTRON_HOME need this only if
@@ -291,17 +344,7 @@ commands
 {commands}
 
 options
-  --recipe NAME    only runs of this recipe
-  --stage STAGE    only runs of this stage, or of those below it: data/prep
-  --state STATE,…  only runs in one of these states
-  --since SPAN     only runs of the last 90s, 30m, 2h, 3d, 1w, or since a date
-  --tag TAG        only runs with this tag (may be given again: with all of them)
-  --limit N        at most N runs (20; 0 for all)
-  --columns C,…    print these columns: metrics, value, step, keys of overrides (train.lr)
-  --sort METRIC    best first, by the metric's last value (of a sweep, its best job's)
-  --top N          only the best N
-  --csv            print all runs with every metric as CSV
-  --json           print JSON
+{options}
 
 exit codes of wait, attach and resume: 0 succeeded, 1 failed, 3 unreachable or unknown, 4 cancelled, 75 preempted; of
 show: 3 if the state is not known, else 0; of diff: 0 no difference, 1 different
@@ -316,7 +359,7 @@ commands
 {commands}
 
 options
-  --json   print JSON
+{options}
 """
 _ARTIFACTS_PAGE = """\
 usage: nemotron artifacts [REFERENCE] [--alias ALIAS] [--verify] [--json]
@@ -330,9 +373,7 @@ commands
 {commands}
 
 options
-  --alias ALIAS  point this alias at the version: nemotron artifacts Name:v3 --alias production
-  --verify       read all of the version's files and compare them with the registered checksums
-  --json         print JSON
+{options}
 """
 _UI_PAGE = """\
 usage: nemotron ui [--port N] [--no-browser] [--json]
@@ -347,10 +388,7 @@ ssh it also prints the command that opens a tunnel. --export writes the pages of
 Needs the extra ui: pip install 'nemotron-kit[ui]'.
 
 options
-  --port N        the port to listen on (8321, or the next free one)
-  --no-browser    print the address only
-  --export FILE   write the pages of these runs to one HTML file
-  --json          print the address as JSON, and open no browser
+{options}
 """
 _DOCTOR_PAGE = """\
 usage: nemotron doctor [--json]
@@ -360,7 +398,7 @@ the registry, disk space, W&B's login, the clock. Each is ok, warn or fail; for 
 no job and contacts no other machine: nemotron profiles check NAME does that.
 
 options
-  --json   print JSON
+{options}
 
 exit code: 1 if a check fails, else 0
 """
@@ -377,8 +415,7 @@ fields on a terminal, and checks it.
   nemotron init --profile away executor=slurm host=login.example.org user=me
 
 options
-  --profile NAME  write the profile NAME; KEY is any field of a profile
-  --no-check      don't run `nemotron profiles check` on it
+{options}
 """
 _EXPLAIN_PAGE = """\
 usage: nemotron explain [--json] [FIELD …] RECIPE COMMAND [options] [key=value …]
@@ -393,7 +430,7 @@ differences between them.
   nemotron explain nano3 pretrain -c tiny -c default
 
 options
-  --json   print JSON (give it before the recipe)
+{options}
 """
 _COMPLETION_PAGE = """\
 usage: nemotron completion bash|zsh|fish
@@ -408,68 +445,67 @@ TOOLS = {
     "runs": ToolCommand(
         "nemotron_kit.cli.runs.list:list_all",
         "list runs; print one, or its logs",
-        _RUNS_PAGE,
-        _RUNS,
-        options=(
-            "--recipe R",
-            "--stage S",
-            "--state S",
-            "--since SPAN",
-            "--tag T",
-            "--limit N",
-            "--columns C",
-            "--sort METRIC",
-            "--top N",
-            "--csv",
-            "--json",
-        ),
+        *_FILTERS,
+        ToolOption("--columns C,…", "print these columns: metrics, value, step, keys of overrides (train.lr)", SEVERAL),
+        ToolOption("--sort METRIC", "best first, by the metric's last value (of a sweep, its best job's)"),
+        ToolOption("--top N", "only the best N", 1),
+        ToolOption("--csv", "print all runs with every metric as CSV"),
+        _JSON,
+        page=_RUNS_PAGE,
+        commands=_RUNS,
     ),
     "profiles": ToolCommand(
         "nemotron_kit.cli.profile_commands:list_all",
         "list the profiles of env.toml",
-        _PROFILES_PAGE,
-        _PROFILES,
-        options=("--json",),
+        _JSON,
+        page=_PROFILES_PAGE,
+        commands=_PROFILES,
     ),
     "artifacts": ToolCommand(
         "nemotron_kit.cli.artifacts:show",
         "list artifacts, versions and lineage",
-        _ARTIFACTS_PAGE,
-        _ARTIFACTS,
+        ToolOption("--alias ALIAS", "point this alias at the version: nemotron artifacts Name:v3 --alias production"),
+        ToolOption("--verify", "read all of the version's files and compare them with the registered checksums"),
+        _JSON,
         takes=ARTIFACT,
-        options=("--alias ALIAS", "--verify", "--json"),
+        page=_ARTIFACTS_PAGE,
+        commands=_ARTIFACTS,
     ),
     "ui": ToolCommand(
         "nemotron_kit.ui.command:main",
         "show runs, sweeps and artifacts in the browser",
-        _UI_PAGE,
+        ToolOption("--port N", "the port to listen on (8321, or the next free one)", 1),
+        ToolOption("--no-browser", "print the address only"),
+        ToolOption("--export FILE", "write the pages of these runs to one HTML file"),
+        ToolOption("--json", "print the address as JSON, and open no browser"),
         takes=ANY_JOBS,
-        options=("--port N", "--no-browser", "--export FILE", "--json"),
+        page=_UI_PAGE,
     ),
     "doctor": ToolCommand(
         "nemotron_kit.cli.doctor:doctor",
         "check this machine: packages, GPUs, profiles, registry",
-        _DOCTOR_PAGE,
-        options=("--json",),
+        _JSON,
+        page=_DOCTOR_PAGE,
     ),
     "init": ToolCommand(
         "nemotron_kit.cli.init:init",
         "write a new recipe, or a profile",
-        _INIT_PAGE,
+        ToolOption("--profile NAME", "write the profile NAME; KEY is any field of a profile"),
+        ToolOption("--no-check", "don't run `nemotron profiles check` on it"),
         takes=NEW,
-        options=("--profile NAME", "--no-check"),
+        page=_INIT_PAGE,
     ),
     "explain": ToolCommand(
         "nemotron_kit.cli.explain:explain",
         "print where the values of a command line's config come from",
-        _EXPLAIN_PAGE,
+        ToolOption("--json", "print JSON (give it before the recipe)"),
         takes=FIELDS,
-        options=("--json",),
+        page=_EXPLAIN_PAGE,
     ),
     "completion": ToolCommand(
         "nemotron_kit.cli.completion:main",
         "print the completion script of bash, zsh or fish",
-        _COMPLETION_PAGE,
+        page=_COMPLETION_PAGE,
         choices=("bash", "zsh", "fish"),
     ),
 }
@@ -531,10 +567,13 @@ def run(name: str, argv: Sequence[str]) -> int:
     if {"-h", "--help"} & set(arguments) or (first == "help" and not free) or (command.choices and not first):
         from nemotron_kit.cli.output import write_page
 
-        rows = [(f"{name} {entry.usage}", entry.summary) for name, entry in command.commands.items()]
-        width = max((len(usage) for usage, _ in rows), default=0)
-        commands = "\n".join(f"  {usage:{width}}  {summary}" for usage, summary in rows)
-        write_page(command.page.replace("{commands}", commands))
+        commands = [(f"{name} {entry.usage}", entry.summary) for name, entry in command.commands.items()]
+        options = [(f"{name} {option.value}".rstrip(), option.help) for name, option in command.options.items()]
+        page = command.page
+        for mark, rows in (("{commands}", commands), ("{options}", options)):
+            width = max((len(name) for name, _ in rows), default=0)
+            page = page.replace(mark, "\n".join(f"  {name:{width}}  {text}" for name, text in rows))
+        write_page(page)
         return 0
     if first and not first.startswith("-") and first != "list" and not free:
         if "show" not in command.commands:

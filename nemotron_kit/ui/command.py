@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_kit.cli.output import print_json, write_lines
-from nemotron_kit.cli.toolargs import ToolParser, at_least
+from nemotron_kit.cli.toolargs import ToolParser
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.installed import require_packages
 
@@ -26,12 +26,7 @@ _PACKAGES = ("starlette", "uvicorn", "jinja2", "plotly")
 
 def main(argv: list[str]) -> int:
     """Serve the dashboard until Ctrl-C (exit code 0), or export runs to a file."""
-    parser = ToolParser("ui")
-    parser.add_argument("--port", type=at_least(1), help=f"listen there ({PORT}, or the next that is free)")
-    parser.add_argument("--no-browser", action="store_true", help="open no browser")
-    parser.add_argument("--export", metavar="FILE", help="write the pages of these runs to one HTML file")
-    parser.add_argument("--json", action="store_true", help="print the address as JSON")
-    options: Any = parser.parse(argv)
+    options: Any = ToolParser("ui").parse(argv)
     if options.ids and options.export is None:
         first = options.ids[0]
         raise UserError(

@@ -11,7 +11,7 @@ from contextlib import suppress
 from nemotron_kit.cli.output import clean, write_lines
 from nemotron_kit.cli.runs.list import chosen_jobs, open_jobs
 from nemotron_kit.cli.runs.show_logs import report_end
-from nemotron_kit.cli.toolargs import ToolParser, at_least
+from nemotron_kit.cli.toolargs import ToolParser
 from nemotron_kit.errors import Unreachable, UserError, listed
 from nemotron_kit.executors.base import executor_for
 from nemotron_kit.launch import submission
@@ -21,27 +21,18 @@ from nemotron_kit.launch.resume import resume_levels
 from nemotron_kit.launch.status import Watch, ask, effective_state, refresh
 from nemotron_kit.launch.submission import drop_waiting, submit_waiting
 from nemotron_kit.polling import Pace, until
-from nemotron_kit.runs.cancel import GRACE, cancel_jobs, stop_launch
+from nemotron_kit.runs.cancel import cancel_jobs, stop_launch
 from nemotron_kit.runs.folder import DAMAGE, RunFolder, RunSummary
 from nemotron_kit.runs.job import DAMAGED, EXIT_CODES, TERMINAL, JobFolder, JobState, run_state
 from nemotron_kit.spec.plan import is_local, stored_plan
 
-_PATIENCE = 600
 # The exit code for several runs is that of the first of these states that any of them is in.
 _WORST = (DAMAGED, "unreachable", "unknown", "pending", "failed", "preempted", "cancelled", "succeeded")
 
 
 def wait(argv: list[str]) -> int:
     """Wait until every run named has ended. A run whose target does not answer is retried for `--patience` seconds."""
-    parser = ToolParser("runs", "wait")
-    parser.add_argument(
-        "--patience",
-        type=at_least(0),
-        default=_PATIENCE,
-        metavar="S",
-        help=f"give up (exit code 3) when a run's state could not be read for S seconds ({_PATIENCE})",
-    )
-    options = parser.parse(argv)
+    options = ToolParser("runs", "wait").parse(argv)
     asked = [chosen_jobs(reference) for reference in options.ids]
     named = {(run.id, *(job.number for job in jobs or ())): (run, jobs) for run, jobs in asked}
     waits = [Watch(run, jobs, patience=options.patience, lost=options.patience) for run, jobs in named.values()]
@@ -77,12 +68,7 @@ def print_end(run: RunFolder, state: str, chosen: Sequence[JobFolder] | None = N
 
 def cancel(argv: list[str]) -> int:
     """`nemotron runs cancel ID`: stop a run's jobs, on this machine or by their scheduler; returns the exit code."""
-    parser = ToolParser("runs", "cancel")
-    parser.add_argument("--job", type=at_least(0), metavar="N", help="only this job of the run")
-    parser.add_argument(
-        "--grace", type=at_least(0), default=int(GRACE), metavar="S", help="seconds between SIGTERM and SIGKILL"
-    )
-    options = parser.parse(argv)
+    options = ToolParser("runs", "cancel").parse(argv)
     run, chosen = chosen_jobs(options.id, options.job)
     if run.is_pipeline:
         return _cancel_stages(run, options.grace)
@@ -163,8 +149,8 @@ _LISTED = 8
 def resume(argv: list[str]) -> int:
     """`nemotron runs resume ID[/N]`: submit the waiting jobs of a sweep, as far as its limit allows; else start another
     attempt of a stopped job, and return its exit code."""
-    parser = ToolParser("runs", "resume")
-    options = parser.parse(argv, instead="With other values it is another run: nemotron runs rerun ID KEY=VALUE")
+    instead = "With other values it is another run: nemotron runs rerun ID KEY=VALUE"
+    options = ToolParser("runs", "resume").parse(argv, instead=instead)
     run, jobs = open_jobs(options.id)
     if "/" not in options.id:
         if (run.path / SWEEP_FILE).exists() and SweepQueue(run).levels:
@@ -225,10 +211,7 @@ def shell(argv: list[str]) -> int:
     """`nemotron runs shell ID[/N]`: replace this process by a shell, or the command after `--`, where the job runs.
     Raises UserError if that is not possible."""
     at = argv.index("--") if "--" in argv else len(argv)
-    parser = ToolParser("runs", "shell")
-    parser.add_argument("--job", type=at_least(0), metavar="N", help="the job of a run with several (0)")
-    parser.add_argument("--node", metavar="NAME", help="the node of a job on several")
-    options = parser.parse(argv[:at])
+    options = ToolParser("runs", "shell").parse(argv[:at])
     run, chosen = chosen_jobs(options.id, options.job)
     if chosen is not None and len(chosen) > 1:
         raise UserError(

@@ -39,9 +39,7 @@ _RUN_VARIABLES = ("NEMO_RUN_DIR", "NEMOTRON_RUN_ID", "PYTHONPATH", "WANDB_NAME",
 def diff(argv: list[str]) -> int:
     """`nemotron runs diff A B …`: print the differences between runs, or jobs of sweeps (`ID/3`), and their results.
     Returns 1 if anything but the results differs, else 0."""
-    parser = ToolParser("runs", "diff")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    options = parser.parse(argv)
+    options = ToolParser("runs", "diff").parse(argv)
     jobs: list[tuple[RunFolder, JobFolder]] = []
     for reference in options.ids:
         run, chosen = chosen_jobs(reference)

@@ -21,7 +21,7 @@ from nemotron_kit.cli.output import (
     write_lines,
 )
 from nemotron_kit.cli.request import near
-from nemotron_kit.cli.toolargs import ToolParser, at_least, span
+from nemotron_kit.cli.toolargs import ToolParser
 from nemotron_kit.errors import UserError
 from nemotron_kit.home import runs_root
 from nemotron_kit.runs.folder import DAMAGE, RunFolder, RunSummary
@@ -94,14 +94,7 @@ _UNFINISHED = ("running", "pending", "unreachable")
 
 def list_all(argv: list[str]) -> int:
     """`nemotron runs`: the launches, newest first."""
-    parser = ToolParser("runs")
-    _add_filters(parser)
-    parser.add_argument("--columns", action="append", default=[])
-    parser.add_argument("--sort")
-    parser.add_argument("--top", type=at_least(1))
-    parser.add_argument("--csv", action="store_true")
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse(argv)
+    options = ToolParser("runs").parse(argv)
     if options.csv and options.json:
         raise UserError("nemotron runs: --csv and --json are two formats.", hint="Leave one of them out.")
     gc.disable()  # the index of many runs is many objects, which all live until the end
@@ -122,9 +115,8 @@ def list_all(argv: list[str]) -> int:
 
 def watch(argv: list[str]) -> int:
     """`nemotron runs watch`: print the table of `nemotron runs`, refreshed until all its runs have ended; returns 0."""
-    parser = ToolParser("runs", "watch")
-    _add_filters(parser)
-    options = parser.parse(argv, instead="To follow one run: nemotron runs attach ID, or nemotron runs logs -f ID")
+    instead = "To follow one run: nemotron runs attach ID, or nemotron runs logs -f ID"
+    options = ToolParser("runs", "watch").parse(argv, instead=instead)
     limit = _LIMIT if options.limit is None else options.limit
     found = _matching_now(options, limit)
     if not found:
@@ -188,17 +180,6 @@ def _progress_of(found: Sequence[RunSummary]) -> list[Progress | None]:
 
         elsewhere = progress_elsewhere(found)
     return [progress_of(run, elsewhere) for run in found]
-
-
-def _add_filters(parser: ToolParser) -> None:
-    parser.add_argument("--recipe", metavar="NAME", help="only runs of this recipe")
-    parser.add_argument("--stage", help="only runs of this stage, or of those below it: data/prep")
-    parser.add_argument("--state", action="append", default=[], metavar="STATE,…", help="only runs in these states")
-    parser.add_argument(
-        "--since", type=span, metavar="SPAN", help="only runs of the last 90s, 30m, 2h, 3d, 1w, or since a date"
-    )
-    parser.add_argument("--tag", action="append", default=[], help="only runs with this tag (may be given again)")
-    parser.add_argument("--limit", type=at_least(0), metavar="N", help="at most N runs (20; 0 for all)")
 
 
 def matching(
@@ -343,12 +324,7 @@ def labels_of(run_id: str) -> dict[str, Any]:
 
 def tag(argv: list[str]) -> int:
     """`nemotron runs tag`: add tags to a run, or remove some; returns 0."""
-    parser = ToolParser("runs", "tag")
-    parser.add_argument("tags", nargs="*", metavar="TAG", help="letters, digits and . : / = - _")
-    parser.add_argument(
-        "--remove", action="append", default=[], metavar="TAG", help="remove this tag (may be given again)"
-    )
-    options = parser.parse(argv)
+    options = ToolParser("runs", "tag").parse(argv)
     run = open_run(options.id)
     Labels(tags=tuple(options.tags))  # raises UserError for an invalid one
     if not (options.tags or options.remove):
@@ -376,9 +352,7 @@ def rename(argv: list[str]) -> int:
 
 
 def _set_label(command: str, label: str, argv: list[str]) -> int:
-    parser = ToolParser("runs", command)
-    parser.add_argument("text", metavar=label.upper(), help='the text, in quotes; "" removes it')
-    options = parser.parse(argv)
+    options = ToolParser("runs", command).parse(argv)
     Labels(**{label: options.text})  # raises UserError for an invalid one
     run = open_run(options.id)
     text = options.text.strip() or None

@@ -12,7 +12,7 @@ from typing import Any
 from nemotron_kit.cli.output import can_print, cells, clean, colour, fitting, write_lines
 from nemotron_kit.cli.request import near
 from nemotron_kit.cli.runs.list import chosen_jobs, labels_of
-from nemotron_kit.cli.toolargs import ToolParser, at_least
+from nemotron_kit.cli.toolargs import ToolParser
 from nemotron_kit.errors import UserError, listed
 from nemotron_kit.runs.job import JobFolder
 from nemotron_kit.runs.metrics import TIMESTAMP, series
@@ -30,13 +30,7 @@ Series = dict[str, tuple[list[int], list[float]]]
 
 def plot(argv: list[str]) -> int:
     """`nemotron runs plot ID …`: draw the curves of a metric, one for each job; returns 0."""
-    parser = ToolParser("runs", "plot")
-    parser.add_argument(
-        "--metric", metavar="NAME", help="the metric (by default the first loss, else the first metric)"
-    )
-    parser.add_argument("--x", choices=tuple(AXES), default="step", help="the horizontal axis (step)")
-    parser.add_argument("--height", type=at_least(5), default=20, metavar="N", help="lines, at most 200 (20)")
-    options = parser.parse(argv)
+    options = ToolParser("runs", "plot").parse(argv)
     found = {name: series(job.path, times=True) for name, job in _named(options.ids).items()}
     names = [name for name in dict.fromkeys(name for each in found.values() for name in each) if name != TIMESTAMP]
     metric = options.metric or next((name for name in names if "loss" in name.lower()), next(iter(names), None))

@@ -16,7 +16,7 @@ from nemotron_kit.artifacts.store import ArtifactVersion
 from nemotron_kit.cli.output import clean, print_json, print_table, write_lines
 from nemotron_kit.cli.runs.list import matching
 from nemotron_kit.cli.runs.show import written_by
-from nemotron_kit.cli.toolargs import ToolParser, at_least, span
+from nemotron_kit.cli.toolargs import ToolParser
 from nemotron_kit.errors import NemotronError, UserError, listed
 from nemotron_kit.files import read_regular
 from nemotron_kit.home import RUN_ID, first_id_since, runs_root, sort_key
@@ -28,10 +28,6 @@ from nemotron_kit.runs.job import DAMAGED, TERMINAL, DamagedRecord
 from nemotron_kit.runs.ledger import check_removable, collect_removed, list_runs, open_run, remove_unreferenced, run_ids
 from nemotron_kit.spec.plan import is_local, stored_plan
 
-_FORCE = (
-    "also runs that never started, of unknown state, whose files others need, or whose jobs wrote files into their "
-    "copy of the code"
-)
 # States of a run on another machine that its scheduler would still start.
 _QUEUED = ("pending",)
 _FILTERS = ("older_than", "recipe", "stage", "state", "tag", "keep")
@@ -43,21 +39,7 @@ def remove(argv: list[str]) -> int:
     Raises UserError for a named run that can't be removed; runs that match filters and can't be removed are kept, and
     listed with the reason.
     """
-    parser = ToolParser("runs", "rm")
-    parser.add_argument("--older-than", type=span, metavar="SPAN", help="runs launched longer ago than: 12h, 30d")
-    parser.add_argument("--recipe", metavar="NAME", help="only runs of this recipe")
-    parser.add_argument("--stage", metavar="STAGE", help="only runs of this stage, or of those below it")
-    parser.add_argument("--state", action="append", default=[], metavar="STATE,…", help="only runs in these states")
-    parser.add_argument("--tag", action="append", default=[], metavar="TAG", help="only runs with this tag")
-    parser.add_argument("--keep", type=at_least(0), metavar="N", help="keep the newest N of the runs that match")
-    parser.add_argument("--with-artifacts", action="store_true", help="also remove the artifacts in these folders")
-    parser.add_argument("--dry-run", action="store_true", help="print what would be removed and what would be kept")
-    parser.add_argument("--force", action="store_true", help=_FORCE)
-    parser.add_argument(
-        "--here", action="store_true", help="remove only the records on this machine, not the folders on the target"
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    options = parser.parse(argv)
+    options = ToolParser("runs", "rm").parse(argv)
     _check_filters(options)
     filtered = any(getattr(options, name) not in (None, []) for name in _FILTERS)
     if filtered == bool(options.ids):
@@ -311,10 +293,7 @@ def size_of(folder: Path) -> int:
 
 def usage(argv: list[str]) -> int:
     """`nemotron runs du`: the bytes of each run's folder on this machine, the largest first; returns 0."""
-    parser = ToolParser("runs", "du")
-    parser.add_argument("--limit", type=at_least(0), metavar="N", help="at most N runs (20, as JSON all; 0 for all)")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    options = parser.parse(argv)
+    options = ToolParser("runs", "du").parse(argv)
     rows: list[dict[str, Any]] = [
         {"run": run.id, "state": run.state, "bytes": size_of(open_run(run.id).path)} for run in list_runs()
     ]

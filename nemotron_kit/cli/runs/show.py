@@ -25,7 +25,7 @@ from nemotron_kit.cli.runs.results import (
     print_sweep_csv,
     sweep_table,
 )
-from nemotron_kit.cli.toolargs import ToolParser, at_least
+from nemotron_kit.cli.toolargs import ToolParser
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.files import finite
 from nemotron_kit.launch.queue import SweepQueue
@@ -121,13 +121,7 @@ Fact = tuple[str, object]
 
 def show(argv: list[str]) -> int:
     """`nemotron runs show ID`: print one run. Returns 3 if its state isn't known, else 0, also for a failed run."""
-    parser = ToolParser("runs", "show")
-    parser.add_argument("--job", type=at_least(0), help="only this job of a run with several")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--sort", metavar="METRIC", help="sort a sweep's jobs, best first, by this metric or by value")
-    parser.add_argument("--top", type=at_least(1), metavar="N", help=f"only the best N jobs of a sweep ({_MAX_JOBS})")
-    parser.add_argument("--csv", action="store_true", help="print a sweep's table as CSV, with every job and metric")
-    options = parser.parse(argv)
+    options = ToolParser("runs", "show").parse(argv)
     if options.csv and options.json:
         raise UserError("nemotron runs show: --csv and --json are two formats.", hint="Leave one of them out.")
     run, chosen = chosen_jobs(options.id, options.job)

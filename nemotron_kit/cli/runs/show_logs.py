@@ -11,7 +11,7 @@ from typing import Any
 from nemotron_kit.cli.output import clean
 from nemotron_kit.cli.runs.list import chosen_jobs
 from nemotron_kit.cli.runs.show import distinct_overrides
-from nemotron_kit.cli.toolargs import ToolParser, at_least
+from nemotron_kit.cli.toolargs import ToolParser
 from nemotron_kit.errors import NemotronError, Unreachable, UserError
 from nemotron_kit.executors.base import executor_for
 from nemotron_kit.launch.attach import CHUNK, SKIPPED, LogOffsets
@@ -103,12 +103,7 @@ class RemoteLog:
 
 def logs(argv: list[str]) -> int:
     """`nemotron runs logs`: print one log of one job, or each job's log under a heading; returns the exit code."""
-    parser = ToolParser("runs", "logs")
-    parser.add_argument("-f", "--follow", action="store_true", help="follow the log until the job ends")
-    parser.add_argument("-n", "--tail", type=at_least(0), metavar="N", help="only the last N lines of each log")
-    parser.add_argument("--job", type=at_least(0), metavar="N", help="only this job of a run with several")
-    parser.add_argument("--rank", type=at_least(0), metavar="N", help="the log of this rank")
-    options = parser.parse(argv)
+    options = ToolParser("runs", "logs").parse(argv)
     run, chosen = chosen_jobs(options.id, options.job)
     jobs = chosen or run.jobs() or [run.job()]
     plan, name = _plan(run), "job" if options.rank is None else f"rank-{options.rank}"
@@ -255,12 +250,7 @@ def _write(pieces: Iterable[bytes]) -> None:
 
 def attach(argv: list[str]) -> int:
     """`nemotron runs attach`: print a run's logs until it ends; returns the exit code. Ctrl-C only stops following."""
-    parser = ToolParser("runs", "attach")
-    parser.add_argument("--job", type=at_least(0), metavar="N", help="only this job of a run with several")
-    parser.add_argument(
-        "--all", action="store_true", help="from the first line, not from where the last attach stopped"
-    )
-    options = parser.parse(argv)
+    options = ToolParser("runs", "attach").parse(argv)
     run, chosen = chosen_jobs(options.id, options.job)
     jobs = (run.jobs() or [run.job()]) if chosen is None else chosen
     if not all(job.state().terminal for job in jobs):

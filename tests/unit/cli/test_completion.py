@@ -11,11 +11,13 @@ import pytest
 from nemotron_kit.app import App
 from nemotron_kit.cli.completion import SCRIPTS, STATES, complete, split_line
 from nemotron_kit.cli.indexing import LiveIndex
+from nemotron_kit.cli.runs.plot import AXES
 from nemotron_kit.cli.tools import TOOLS
 from nemotron_kit.cli.tools import run as run_tool
 from nemotron_kit.cli.tree import Index
 from nemotron_kit.errors import UserError
 from nemotron_kit.runs import job
+from nemotron_kit.runs.cancel import GRACE
 
 
 @pytest.fixture(autouse=True)
@@ -115,6 +117,9 @@ PAGES = [*TOOLS, *(f"{name} {word}" for name, own in TOOLS.items() for word in o
 def test_what_follows_a_tool_is_what_it_has() -> None:
     assert (*job.STATES, job.DAMAGED) == STATES
     assert set(TOOLS["completion"].choices) == set(SCRIPTS)
+    runs = TOOLS["runs"].commands
+    assert runs["plot"].options["--x"].kind == tuple(AXES)
+    assert float(runs["cancel"].options["--grace"].default or 0) == GRACE
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -133,7 +138,8 @@ def test_the_table_of_tools_is_true(page: str, capsys: pytest.CaptureFixture[str
     shown = set(re.findall(r"--[a-z][a-z-]*", text)) - {"--help"}
     assert set(entry.options) == shown - ({"--art", "--run"} - set(entry.options))
     text = text.replace("--run|--batch PROFILE", "--run PROFILE --batch PROFILE")  # the page of rerun
-    assert entry.valued == set(re.findall(r"(--[a-z-]+) [A-Z{]", text)) - {"--art"}
+    valued = {name for name, option in entry.options.items() if option.value}
+    assert valued == set(re.findall(r"(--[a-z-]+) [A-Z{]", text)) - {"--art"}
 
 
 def test_usage_and_an_unknown_shell(capsys: pytest.CaptureFixture[str]) -> None:
