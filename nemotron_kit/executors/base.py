@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from nemotron_kit import remote
+from nemotron_kit.artifacts.manifest import folder_of
 from nemotron_kit.artifacts.registry import artifact_settings
 from nemotron_kit.envfile import read_env_file
 from nemotron_kit.errors import Problem, UserError, nearest, sentence
@@ -256,7 +257,10 @@ class Executor(ABC):
     def cancel(self, run: RunFolder, jobs: Sequence[JobFolder]) -> None:
         """Request the cancellation of jobs, and return once the request has been accepted."""
 
-    @abstractmethod
+    def job_folder(self, job: JobFolder) -> str:
+        """The folder on the target that a job writes. With a remote_job_dir it is not the one of the record."""
+        return str(job.path)
+
     def read_logs(
         self, job: JobFolder, offsets: Mapping[str, int], limit: int, *, only: bool = False, skip: Sequence[str] = ()
     ) -> list[Piece]:
@@ -266,6 +270,8 @@ class Executor(ABC):
         Logs not in `offsets` are read from their beginning, unless `only` is set or their names begin with one of
         `skip`.
         """
+        asked: dict[str, Any] = {"job": self.job_folder(job), "offsets": dict(offsets), "limit": limit}
+        return remote.pieces(*self.transport.call("read_logs", **asked, only=only, skip=list(skip)))
 
     def capacity(self, running: int) -> int | None:
         """How many more jobs of a sweep, of which `running` run, can be submitted now; None: no limit."""
@@ -327,6 +333,10 @@ def run_on_target(run: RunFolder) -> str:
     return stored_plan(run).paths.run
 
 
-def folder_of(path: str) -> str:
-    """The folder to mount for an input of this machine: for a file its parent, which holds the metadata."""
-    return str(Path(path).parent) if Path(path).is_file() else path
+def mounted_folders(paths: RemotePaths, inputs: Mapping[str, Pin | None]) -> list[str]:
+    """The folders that a job's container needs at the same path: its run, the registry, the code, the package, its
+    inputs. Of an input that is a file it is the folder, which holds the metadata; of one on another machine the path
+    is a folder's."""
+    found = [paths.run, paths.artifacts, f"{paths.root}/code", *filter(None, [paths.package])]
+    pins = [pin.path for pin in inputs.values() if pin is not None]
+    return list(dict.fromkeys([*found, *(pins if paths.is_remote else (str(folder_of(Path(path))) for path in pins))]))

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nemotron_kit.errors import NemotronError, Problem, Unreachable, UserError
 from nemotron_kit.executors.base import (
@@ -24,23 +24,19 @@ from nemotron_kit.executors.base import (
     ExecutorPlan,
     Observation,
     PlanContext,
-    folder_of,
     missing_secrets,
+    mounted_folders,
     run_on_target,
 )
 from nemotron_kit.executors.nemo_run import MissingExtra, ask, build_executor, build_packager, need
 from nemotron_kit.polling import polls
-from nemotron_kit.remote.agent import operations
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import TERMINAL, JobFolder, JobState
 from nemotron_kit.spec.paths import RemotePaths, sent_paths
 from nemotron_kit.spec.plan import Container, Plan
 from nemotron_kit.spec.runconfig import RunConfig
+from nemotron_kit.worker import worker_command
 from nemotron_kit.worker.process import start_detached
-
-if TYPE_CHECKING:
-    from nemotron_kit.artifacts.reference import Pin
-
 
 RUN_LABEL, JOB_LABEL = "nemotron-kit.run", "nemotron-kit.job"
 _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]{0,511}\Z")
@@ -76,16 +72,6 @@ def answer(config: dict[str, Any]) -> dict[str, Any]:
     # NeMo-Run writes `memlock:-1` or `nofile:1024:2048`, Docker `memlock=-1`.
     options += [f"--ulimit={re.sub('[:=]', '=', limit, count=1)}" for limit in executor.ulimits]
     return {"options": options, "volumes": list(executor.volumes), "image": executor.container_image}
-
-
-def mounts(paths: RemotePaths, inputs: Mapping[str, Pin | None]) -> list[tuple[str, bool]]:
-    """(folder, whether the job may write there) for each mount; none is inside another writable one."""
-    found = {paths.run: True, paths.artifacts: True, f"{paths.root}/code": False}
-    for path in (paths.package, *(folder_of(pin.path) for pin in inputs.values() if pin is not None)):
-        if path:
-            found.setdefault(path, False)
-    writable_folders = [path for path, writable in found.items() if writable]
-    return [(p, w) for p, w in found.items() if not any(p.startswith(f"{other}/") for other in writable_folders)]
 
 
 def mount(path: str, writable: bool) -> str:
@@ -141,6 +127,10 @@ class Docker(Executor):
     client = "docker"
     by_nemo_run = True
 
+    def _written(self, job: JobFolder) -> JobFolder:
+        """The job's folder on the target."""
+        return JobFolder(Path(self.job_folder(job)))
+
     def _paths(self, run_id: str, job: int, registry: str | None) -> RemotePaths:
         return sent_paths(self.settings, run_id, job, registry=registry, image=True)
 
@@ -166,18 +156,21 @@ class Docker(Executor):
         user = [f"--user={os.getuid()}:{os.getgid()}"]
         if os.getuid() != 0:
             user += ["--env=HOME=/tmp", f"--env=LOGNAME=uid{os.getuid()}"]
+        writable = (paths.run, paths.artifacts)
+        inside = tuple(f"{folder}/" for folder in writable)
+        mounted = mounted_folders(paths, context.inputs)
         arguments = [
             *("docker", "run", "--rm", "--init", "--pull=never", f"--name={name}"),
             *(f"--label={RUN_LABEL}={context.run_id}", f"--label={JOB_LABEL}={context.job}"),
             *user,
             *options["options"],
-            *(mount(path, writable) for path, writable in mounts(paths, context.inputs)),
+            *(mount(path, path in writable) for path in mounted if not path.startswith(inside)),
             *(f"--volume={volume}" for volume in options["volumes"]),
             *(f"--env={secret}" for secret in context.secrets),
             *(mount(path, False) for path in context.folders),
             "--entrypoint=",
             options["image"],
-            *(paths.python, str(paths.package), paths.job),
+            *worker_command(paths.python, paths.package, paths.job),
         ]
         return replace(planned, container=Container(name, options["image"], tuple(arguments)))
 
@@ -212,7 +205,7 @@ class Docker(Executor):
                     f"mounts: {source} does not exist: Docker would make an empty folder of that name.",
                     hint="Make it, or correct the profile.",
                 )
-        left = [plan for plan in plans if _is_pending(_job(run.job(plan.job)))]
+        left = [plan for plan in plans if _is_pending(self._written(run.job(plan.job)))]
         for at in range(0, len(left), _STARTED_AT_ONCE):
             group = left[at : at + _STARTED_AT_ONCE]
             started = []
@@ -222,7 +215,7 @@ class Docker(Executor):
                     arguments = [argument for argument in arguments if not argument.startswith("--user=")]
                 # The container outlives the client, in a session of its own, whose log gets what the worker prints
                 # outside of the job.
-                job = _job(run.job(plan.job))
+                job = self._written(run.job(plan.job))
                 with job.open_log("worker") as log:
                     started.append((job, start_detached(arguments, log)))
             for job, client in started:
@@ -232,28 +225,25 @@ class Docker(Executor):
         """Run id → job number → its current state, with one query to the engine. Raises Unreachable if the engine does
         not answer and a job has no exit record."""
         ended: dict[str, dict[int, Observation]] = {
-            run.id: {job.number: end for job in jobs if (end := _ended(_job(job)))} for run, jobs in runs
+            run.id: {job.number: end for job in jobs if (end := _ended(self._written(job)))} for run, jobs in runs
         }
         left = [(run.id, job) for run, jobs in runs for job in jobs if job.number not in ended[run.id]]
         existing = _containers([container_name(run_id, job.number) for run_id, job in left]) if left else {}
         for run_id, job in left:
             name = container_name(run_id, job.number)
-            ended[run_id][job.number] = _observation(_job(job), name, existing.get(name))
+            ended[run_id][job.number] = _observation(self._written(job), name, existing.get(name))
         return ended
 
     def cancel(self, run: RunFolder, jobs: Sequence[JobFolder]) -> None:
         for job in jobs:
-            for folder in {job.path, _job(job).path}:
+            for folder in {job.path, self._written(job).path}:
                 JobFolder(folder).request_cancel()
         existing = _containers([container_name(run.id, job.number) for job in jobs]) if jobs else {}
         if existing:
             _docker("stop", f"--time={GRACE}", *existing, seconds=GRACE + ASK_SECONDS, missing_ok=True)
 
-    def read_logs(
-        self, job: JobFolder, offsets: Mapping[str, int], limit: int, *, only: bool = False, skip: Sequence[str] = ()
-    ) -> list[operations.Piece]:
-        asked: dict[str, Any] = {"job": str(_job(job).path), "offsets": dict(offsets), "limit": limit}
-        return operations.pieces(*self.transport.call("read_logs", **asked, only=only, skip=list(skip)))
+    def job_folder(self, job: JobFolder) -> str:
+        return f"{run_on_target(RunFolder(job.path.parent.parent))}/jobs/{job.number}"
 
     def capacity(self, running: int) -> int:
         """How many more containers to start: the profile's `max_parallel`, else one for each core, minus those that
@@ -346,11 +336,6 @@ def _containers(names: Sequence[str]) -> dict[str, str]:
     text = _docker("container", "inspect", "--format={{.Name}} {{.State.Status}}", *names, missing_ok=True)
     pairs = (line.strip().removeprefix("/").partition(" ") for line in text.splitlines())
     return {name: state for name, _, state in pairs if name in names}
-
-
-def _job(job: JobFolder) -> JobFolder:
-    """The folder that the job writes; with a remote_job_dir it is not the one of the record."""
-    return JobFolder(Path(run_on_target(RunFolder(job.path.parent.parent)), "jobs", str(job.number)))
 
 
 def _docker(*arguments: str, seconds: float = ASK_SECONDS, missing_ok: bool = False) -> str:

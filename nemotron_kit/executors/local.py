@@ -7,7 +7,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from nemotron_kit import remote
 from nemotron_kit.errors import NemotronError, Problem
 from nemotron_kit.executors.base import EVERYWHERE, Executor, ExecutorPlan, Observation, PlanContext
 from nemotron_kit.polling import polls
@@ -20,7 +19,6 @@ from nemotron_kit.spec.resources import Resources, resources_of
 from nemotron_kit.spec.runconfig import env_dict
 
 if TYPE_CHECKING:
-    from nemotron_kit.remote.agent.operations import Piece
     from nemotron_kit.runs.folder import RunFolder
 
 START_SECONDS = 10.0
@@ -86,12 +84,6 @@ class Local(Executor):
     def cancel(self, run: RunFolder, jobs: Sequence[JobFolder]) -> None:
         del run
         cancel_jobs(jobs)
-
-    def read_logs(
-        self, job: JobFolder, offsets: Mapping[str, int], limit: int, *, only: bool = False, skip: Sequence[str] = ()
-    ) -> list[Piece]:
-        asked: dict[str, Any] = {"job": str(job.path), "offsets": dict(offsets), "limit": limit}
-        return remote.pieces(*self.transport.call("read_logs", **asked, only=only, skip=list(skip)))
 
     def shell(self, plan: Plan, job: JobFolder, state: JobState, command: list[str], node: str | None) -> list[str]:
         """A shell in the job's folder, with the job's variables: this process gets both."""

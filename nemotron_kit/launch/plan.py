@@ -44,7 +44,7 @@ from nemotron_kit.spec.plan import DETACHED, IN_PROCESS, INTERACTIVE, RAY, TORCH
 from nemotron_kit.spec.profiles import check_run_wandb, reserved_table
 from nemotron_kit.spec.resources import Resources, fields_given, gpu_of, label_of
 from nemotron_kit.spec.runconfig import env_dict
-from nemotron_kit.worker import python_module, ray_command, torchrun_command
+from nemotron_kit.worker import ray_command, torchrun_command, worker_command
 
 if TYPE_CHECKING:
     from nemotron_kit.spec.runconfig import RunConfig
@@ -160,14 +160,6 @@ def not_submitted(command: Command, single: bool) -> UserError:
     )
 
 
-def worker_command(paths: RemotePaths) -> list[str]:
-    """The command that starts a job's worker, as a list of arguments. Where the package is sent, its folder has a
-    __main__.py."""
-    if paths.package:
-        return [paths.python, paths.package, paths.job]
-    return python_module("nemotron_kit.worker", paths.job, python=paths.python)
-
-
 def how_it_starts(
     command: Command, mode: str, settings: RunConfig, paths: RemotePaths, resources: Resources
 ) -> tuple[str, list[str]]:
@@ -177,7 +169,7 @@ def how_it_starts(
     if command.interactive:
         return INTERACTIVE, handler
     if mode == "batch" or not is_local(settings.executor):
-        return DETACHED, worker_command(paths)
+        return DETACHED, worker_command(paths.python, paths.package, paths.job)
     if resources.ray:
         return RAY, ray_command(paths.job)
     if resources.processes > 1:

@@ -32,7 +32,7 @@ from nemotron_kit.launch.placing import (
     registry_table,
     with_repositories,
 )
-from nemotron_kit.launch.plan import job_environment, references, worker_command
+from nemotron_kit.launch.plan import job_environment, references
 from nemotron_kit.masking import is_secret_name, masked_by_name
 from nemotron_kit.remote.ssh import transport_for
 from nemotron_kit.spec.paths import NONE, RemotePaths, with_folder
@@ -40,7 +40,7 @@ from nemotron_kit.spec.plan import DETACHED, Plan, is_local
 from nemotron_kit.spec.profiles import effective_profile
 from nemotron_kit.sweep.compose_jobs import uninstall
 from nemotron_kit.sweep.sweep_job import Settings, SweepJob, overrides_of
-from nemotron_kit.worker import payload
+from nemotron_kit.worker import payload, worker_command
 from nemotron_kit.worker.hydra import plain
 from nemotron_kit.worker.payload import IMPORTED, PROGRAM, SENT, JobPayload, name_of, task_of, versions
 
@@ -368,7 +368,7 @@ class ProgramPlanner:
             config=readable,
             inputs=pins,
             references={slot: str(readable["run"][slot]) for slot in pins},
-            launch_command=tuple(worker_command(paths)),
+            launch_command=tuple(worker_command(paths.python, paths.package, paths.job)),
             environment=environment,
             secrets=secrets,
             captured={},

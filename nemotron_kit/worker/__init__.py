@@ -20,6 +20,15 @@ def python_module(module: str, *arguments: str, python: str = "") -> list[str]:
     return [python or sys.executable, "-P", "-m", module, *arguments]
 
 
+def worker_command(python: str, package: str | None, *arguments: str) -> list[str]:
+    """The command that starts a job's worker; the last of `arguments` is the job's folder, or with `--array` the record
+    of a submission of many. `package` is the folder with nemotron_kit, which has a __main__.py; None if it is
+    installed."""
+    if package:
+        return [python, package, *arguments]
+    return python_module("nemotron_kit.worker", *arguments, python=python)
+
+
 def torchrun_command(
     processes: int, folder: str, restarts: int = 0, rendezvous: Sequence[str] = ("--standalone",)
 ) -> list[str]:

@@ -113,7 +113,7 @@ def test_what_is_no_executor_is_refused_by_name(world: World) -> None:
     with pytest.raises(ProfileError, match=r"executor: 'yours' is none of local, .*, mine, half, none, gone"):
         check_value("executor", "yours", "executor")
     for name, says in {
-        "half": r"'half': mine:Half lacks cancel, observe_many, read_logs, submit\.",
+        "half": r"'half': mine:Half lacks cancel, observe_many, submit\.",
         "none": r"'none': mine:NONE is no subclass of nemotron_kit.executors.base.Executor\.",
         "gone": r"'gone' \(nowhere:Gone\) can't be loaded: No module named 'nowhere'\.",
         "yours": r"'yours' is not known\.",

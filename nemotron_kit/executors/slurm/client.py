@@ -24,6 +24,7 @@ from nemotron_kit.executors.base import (
     Observation,
     PlanContext,
     executor_for,
+    mounted_folders,
     run_on_target,
 )
 from nemotron_kit.executors.nemo_run import (
@@ -38,7 +39,6 @@ from nemotron_kit.executors.nemo_run import (
 from nemotron_kit.executors.slurm import apptainer
 from nemotron_kit.executors.slurm import script as scripts
 from nemotron_kit.masking import is_secret_name
-from nemotron_kit.remote.agent import operations
 from nemotron_kit.remote.ssh import ssh_command
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import JobFolder, JobState
@@ -46,6 +46,7 @@ from nemotron_kit.spec.paths import RemotePaths, sent_paths
 from nemotron_kit.spec.plan import Plan
 from nemotron_kit.spec.resources import Resources, label_of, resources_of
 from nemotron_kit.spec.runconfig import ProfileError, resolve_partition
+from nemotron_kit.worker import worker_command
 
 MOST_PER_ARRAY = 1000
 # Withheld from jobs: they would make the image's or environment's Python load packages of another one.
@@ -106,7 +107,8 @@ class Slurm(Executor):
     def plan(self, context: PlanContext) -> ExecutorPlan:
         """The script of one job. The jobs of a sweep share a script, which is rendered at submission."""
         config, paths, resources = self.settings, context.paths, context.resources
-        mounts = scripts.mounts_of(paths, context.inputs) if config.container_image else []
+        found = mounted_folders(paths, context.inputs) if config.container_image else []
+        mounts = [path for path in found if not any(path.startswith(f"{other}/") for other in found)]
         notes = [*resources.notes]
         if config.chain:
             notes.append(
@@ -124,7 +126,7 @@ class Slurm(Executor):
             return replace(planned, problems=problems or tuple(missing()))
         intent = scripts.intent_of(context.run_id, [context.job])
         inside = scripts.inside_of(config, paths.run, planned.mounts or ())
-        command = scripts.command_of(paths.python, paths.package, paths.job, inside=inside)
+        command = (*inside, *worker_command(paths.python, paths.package, paths.job))
         name = scripts.job_name(intent, context.label)
         script = scripts.Script(name, paths.run, command, mounts=planned.mounts or ())
         try:
@@ -228,12 +230,8 @@ class Slurm(Executor):
     def cancel(self, run: RunFolder, jobs: Sequence[JobFolder]) -> None:
         self.transport.call("slurm_cancel", folder=run_on_target(run), jobs=[job.number for job in jobs])
 
-    def read_logs(
-        self, job: JobFolder, offsets: Mapping[str, int], limit: int, *, only: bool = False, skip: Sequence[str] = ()
-    ) -> list[operations.Piece]:
-        folder = f"{run_on_target(RunFolder(job.path.parent.parent))}/jobs/{job.number}"
-        asked: dict[str, Any] = {"job": folder, "offsets": dict(offsets), "limit": limit}
-        return operations.pieces(*self.transport.call("read_logs", **asked, only=only, skip=list(skip)))
+    def job_folder(self, job: JobFolder) -> str:
+        return f"{run_on_target(RunFolder(job.path.parent.parent))}/jobs/{job.number}"
 
     def dependency_id(self, facts: Mapping[str, Any]) -> str | None:
         """The scheduler's job id; for a task of an array, the array's id."""
@@ -348,7 +346,7 @@ def _array(plans: list[Plan]) -> Call:
     throttle = f"%{config.max_parallel}" if config.max_parallel else ""
     mounts = first.mounts or ()
     inside = scripts.inside_of(config, paths.run, mounts)
-    command = scripts.command_of(paths.python, paths.package, record, array=True, inside=inside)
+    command = (*inside, *worker_command(paths.python, paths.package, "--array", record))
     script = scripts.Script(name, paths.run, command, array=f"0-{len(plans) - 1}{throttle}", mounts=mounts)
     resources = first.resources or executor_for(config).resources(None)
     text = scripts.render(config, resources, script, batch=first.mode == "batch")

@@ -6,22 +6,18 @@ import hashlib
 import re
 import shlex
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nemotron_kit.errors import Problem, UserError, nearest, sentence
-from nemotron_kit.executors.base import folder_of, missing_secrets
+from nemotron_kit.executors.base import missing_secrets
 from nemotron_kit.executors.nemo_run import ask, build_executor, shell_lines
 from nemotron_kit.executors.slurm import apptainer
 from nemotron_kit.quoting import shell_word
-from nemotron_kit.spec.paths import RemotePaths
 from nemotron_kit.spec.resources import Resources
 from nemotron_kit.spec.runconfig import FIELDS, ProfileError, RunConfig, check_header, check_srun_arguments
-from nemotron_kit.worker import WORKER_KILLED, python_module
-
-if TYPE_CHECKING:
-    from nemotron_kit.artifacts.reference import Pin
+from nemotron_kit.worker import WORKER_KILLED
 
 
 def answer(request: dict[str, Any]) -> str:
@@ -415,15 +411,6 @@ def _or_stop(command: str) -> str:
     return f'{command} || nemotron_stop "$?" {shlex.quote(command)}'
 
 
-def command_of(
-    python: str, package: str | None, target: str, *, array: bool = False, inside: Sequence[str] = ()
-) -> tuple[str, ...]:
-    """What srun starts on each node. `target` is a job's folder, or the record of a submission of many (`array`);
-    `inside` the arguments that start a container; `package` the folder with nemotron_kit, None if it is installed."""
-    start = [python, package] if package else python_module("nemotron_kit.worker", python=python)
-    return (*inside, *start, *(["--array"] if array else []), target)
-
-
 def inside_of(config: RunConfig, folder: str, mounts: Sequence[str]) -> list[str]:
     """The arguments in front of a job's command that start its container; [] with Pyxis, whose container srun
     starts."""
@@ -462,10 +449,3 @@ def problems_of(config: RunConfig, resources: Resources, mode: str, secrets: Seq
         yield Problem(f"a chain has at most {_MOST_LINKS} jobs.", field=f"chain={config.chain}")
     yield from apptainer.problems_of(config)
     yield from missing_secrets(secrets)
-
-
-def mounts_of(paths: RemotePaths, inputs: Mapping[str, Pin | None]) -> list[str]:
-    """The folders that the job's container needs at the same path: its run, the registry, the package, its inputs."""
-    found = [paths.run, paths.artifacts, f"{paths.root}/code", *filter(None, [paths.package])]
-    found += [pin.path if paths.is_remote else folder_of(pin.path) for pin in inputs.values() if pin is not None]
-    return [path for path in dict.fromkeys(found) if not any(path.startswith(f"{other}/") for other in found)]

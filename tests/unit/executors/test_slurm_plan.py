@@ -22,6 +22,7 @@ from nemotron_kit.executors.slurm import script as slurm_script
 from nemotron_kit.spec.paths import RemotePaths
 from nemotron_kit.spec.resources import Resources, resources_of
 from nemotron_kit.spec.runconfig import ProfileError, RunConfig, check_header, check_srun_arguments, check_value
+from nemotron_kit.worker import worker_command
 
 
 def config(**fields: Any) -> RunConfig:
@@ -313,7 +314,7 @@ def script(**changes: Any) -> slurm_script.Script:
     given = {
         "name": "nk-0123456789ab-x",
         "folder": "/h/runs/r",
-        "command": slurm_script.command_of("/py", None, "/h/runs/r/jobs/0"),
+        "command": tuple(worker_command("/py", None, "/h/runs/r/jobs/0")),
     }
     return slurm_script.Script(**{**given, **changes})
 
@@ -367,7 +368,7 @@ SIF: dict[str, Any] = {"container_runtime": "apptainer", "container_image": "/im
 def in_apptainer(**fields: Any) -> str:
     folders = ("/h/runs/r", "/h/artifacts")
     inside = slurm_script.inside_of(config(**fields), "/h/runs/r", folders)
-    command = slurm_script.command_of("python3", "/h/kit/k", "/h/runs/r/jobs/0", inside=inside)
+    command = (*inside, *worker_command("python3", "/h/kit/k", "/h/runs/r/jobs/0"))
     return rendered(script(command=command, mounts=folders), **fields)
 
 
@@ -509,7 +510,7 @@ def test_nemo_runs_own_replacement_does_not_reach_the_command() -> None:
 
 
 def test_jobs_of_a_sweep_differ_in_two_words() -> None:
-    other = script(name="nk-ba9876543210-y", command=slurm_script.command_of("/py", None, "/h/runs/r/jobs/7"))
+    other = script(name="nk-ba9876543210-y", command=tuple(worker_command("/py", None, "/h/runs/r/jobs/7")))
     one, two = rendered(script()), rendered(other)
     assert one != two
     assert one.replace("nk-0123456789ab-x", "nk-ba9876543210-y").replace("jobs/0", "jobs/7") == two
