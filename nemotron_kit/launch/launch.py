@@ -18,7 +18,7 @@ from nemotron_kit.executors.base import Executor, executor_for
 from nemotron_kit.polling import until
 from nemotron_kit.runs.folder import RunFolder, create_run
 from nemotron_kit.runs.job import JobFolder
-from nemotron_kit.spec.paths import git_environment
+from nemotron_kit.spec.paths import run_git
 from nemotron_kit.spec.plan import DETACHED, IN_PROCESS, Plan, is_local
 from nemotron_kit.worker.hydra import set_hydra_config
 from nemotron_kit.worker.process import INTERRUPTED, TERMINATED, Outcome, Terminated, term_raises
@@ -57,15 +57,7 @@ def code_facts() -> dict[str, Any]:
 def _ask(folder: Path, *arguments: str) -> str | None:
     """The output of a git command; None if it fails or takes too long."""
     try:
-        # fsmonitor is a program that the repository's config names: it must not be run.
-        done = subprocess.run(
-            ["git", "-C", str(folder), "-c", "core.fsmonitor=false", *arguments],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            check=False,
-            timeout=_SECONDS,
-            env={**git_environment(), "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"},
-        )
+        done = run_git(folder, *arguments, seconds=_SECONDS)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.decode("utf-8", "replace") if done.returncode == 0 else None

@@ -7,7 +7,6 @@ import hashlib
 import io
 import json
 import os
-import subprocess
 import tarfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,24 +21,16 @@ from nemotron_kit.remote.agent.code import used
 from nemotron_kit.remote.agent.operations import CODE
 from nemotron_kit.remote.ssh import Transport
 from nemotron_kit.spec.package import package_zip
-from nemotron_kit.spec.paths import CodeTree, RemotePaths, git_environment
+from nemotron_kit.spec.paths import CodeTree, RemotePaths, run_git
 from nemotron_kit.spec.runconfig import RunConfig
 
 _SUBMODULE = "160000 "  # the mode of a link to another repository's commit
-# fsmonitor is a program that the repository's config names: it must not be run.
-_QUIET = ("-c", "core.fsmonitor=false", "-c", "core.quotepath=false")
 
 
 def git(root: Path, *arguments: str) -> bytes:
     """The output of `git arguments` in `root`. Raises UserError with git's message when it fails."""
     try:
-        done = subprocess.run(
-            ["git", "-C", str(root), *_QUIET, *arguments],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            check=False,
-            env={**git_environment(), "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"},
-        )
+        done = run_git(root, *arguments)
     except FileNotFoundError as error:
         raise UserError(
             f"{root} is a git work tree, but git is not installed here, so its files can't be listed.",

@@ -12,7 +12,7 @@ from functools import cache
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.errors import UserError
 from nemotron_kit.files import map_leaves
@@ -20,6 +20,9 @@ from nemotron_kit.home import check_text, expand_user, nemotron_home
 from nemotron_kit.lazy import Value
 from nemotron_kit.spec.package import package_hash, package_roots
 from nemotron_kit.spec.runconfig import RunConfig
+
+if TYPE_CHECKING:
+    from subprocess import CompletedProcess
 
 WORKTREE, NONE = "worktree", "none"
 _MOST_ENTRIES = 1000
@@ -76,23 +79,40 @@ def repositories_left_out(tree: CodeTree) -> tuple[str, ...]:
     return tuple(found)
 
 
-def git_environment() -> dict[str, str]:
-    """This environment for a git command that concerns the repository in its folder: without git's variables, which
-    inside a hook (GIT_DIR, GIT_INDEX_FILE) name another repository, but with those that say how to connect."""
+def run_git(
+    folder: str | Path,
+    *arguments: str,
+    given: bytes = b"",
+    seconds: float | None = None,
+    variables: Mapping[str, str] | None = None,
+) -> CompletedProcess[bytes]:
+    """Run a git command that concerns the repository in `folder`, with `given` as its input. Raises FileNotFoundError
+    without git, TimeoutExpired after `seconds`.
+
+    Git's variables, which inside a hook (GIT_DIR, GIT_INDEX_FILE) name another repository, are left out but for those
+    that say how to connect; `variables` are added, and yield to those.
+    """
+    import subprocess
+
     kept = ("GIT_SSH", "GIT_PROXY_", "GIT_SSL_", "GIT_ASKPASS", "GIT_CONFIG_")
-    return {key: value for key, value in os.environ.items() if not key.startswith("GIT_") or key.startswith(kept)}
+    env = {key: value for key, value in os.environ.items() if not key.startswith("GIT_") or key.startswith(kept)}
+    return subprocess.run(
+        # fsmonitor is a program that the repository's config names: it must not be run.
+        ["git", "-C", str(folder), "-c", "core.fsmonitor=false", "-c", "core.quotepath=false", *arguments],
+        input=given,
+        capture_output=True,
+        check=False,
+        timeout=seconds,
+        env={**(variables or {}), **env, "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"},
+    )
 
 
 def _git(tree: CodeTree, *arguments: str, text: str = "") -> list[str]:
     """The names that git prints; [] where git does not decide what is sent, and without git, which packing reports."""
-    import subprocess
-
     if not tree.git or tree.packager not in (WORKTREE, "git"):
         return []
-    given = text.encode("utf-8", "surrogateescape")
     try:
-        line = ["git", "-C", tree.root, "-c", "core.fsmonitor=false", *arguments]  # a program that the repository names
-        done = subprocess.run(line, input=given, capture_output=True, check=False, env=git_environment())
+        done = run_git(tree.root, *arguments, given=text.encode("utf-8", "surrogateescape"))
     except FileNotFoundError:
         return []
     return [name.decode("utf-8", "surrogateescape") for name in done.stdout.split(b"\x00") if name]

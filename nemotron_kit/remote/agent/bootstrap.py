@@ -14,6 +14,8 @@ import shutil
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 # An older Python has to read this file, to say so: no annotation may need a newer one.
@@ -53,17 +55,24 @@ def start() -> None:
 
 
 def unpack(data: bytes, package: Path) -> None:
-    """Unpack the zip into the folder `package`, by a rename. Another launch may do the same at the same time."""
+    """Unpack the zip into the folder `package`."""
     package.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=".kit-", dir=package.parent))
+    with appearing(package) as building, zipfile.ZipFile(io.BytesIO(data)) as archive:
+        archive.extractall(building)
+
+
+@contextmanager
+def appearing(folder: Path) -> "Iterator[Path]":
+    """A new folder, which is renamed to `folder` once the block has filled it, unless another process was faster."""
+    building = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            archive.extractall(building)
-        building.rename(package)
-    except BaseException as error:  # a full disk must not keep a part of it
-        shutil.rmtree(building, ignore_errors=True)
-        if not (isinstance(error, OSError) and package.is_dir()):
+        yield building
+        building.rename(folder)
+    except OSError:
+        if not folder.is_dir():
             raise
+    finally:  # a full disk must not keep a part of it
+        shutil.rmtree(building, ignore_errors=True)
 
 
 def check(package: Path) -> None:

@@ -11,10 +11,9 @@ import shutil
 import stat
 import subprocess
 import tarfile
-import tempfile
 import time
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -22,10 +21,11 @@ from nemotron_kit import files
 from nemotron_kit.artifacts.manifest import folder_of
 from nemotron_kit.errors import NemotronError, Unreachable, UserError
 from nemotron_kit.home import is_run_id
+from nemotron_kit.remote.agent.bootstrap import appearing
 from nemotron_kit.remote.agent.operations import CODE
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import DamagedRecord, JobFolder, read_object
-from nemotron_kit.spec.paths import git_environment
+from nemotron_kit.spec.paths import run_git
 
 # Folder below the root → what an entry of it is, for messages.
 KINDS = {"code": "the code of a launch", "kit": "nemotron_kit", "repositories": "a repository"}
@@ -180,24 +180,10 @@ def unpack(data: bytes, folder: Path) -> None:
     """Create `folder` from an archive. An existing folder, which may hold files of the job, is left unchanged."""
     if folder.is_dir():
         return
-    with _built(folder) as building, tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as archive:
+    with appearing(folder) as building, tarfile.open(fileobj=io.BytesIO(data), mode="r:gz") as archive:
         for member in archive:
             _extract(archive, member, building)
     files.fsync_dir(folder.parent)
-
-
-@contextmanager
-def _built(folder: Path) -> Iterator[Path]:
-    """A new folder, which is renamed to `folder` once the block has filled it, unless another process was faster."""
-    building = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        yield building
-        building.rename(folder)
-    except OSError:
-        if not folder.is_dir():
-            raise
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
 
 
 def written_since(folder: Path, saved: Collection[Path] = ()) -> dict[str, Any]:
@@ -259,7 +245,7 @@ _FOLDER = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}\Z")
 def commit_of(url: str, ref: str) -> str:
     """The commit that a branch or a tag of the repository resolves to; an annotated tag is dereferenced."""
     names = (f"refs/heads/{ref}", f"refs/tags/{ref}^{{}}", f"refs/tags/{ref}")
-    lines = _git("ls-remote", "--", url, *names, seconds=ASK_SECONDS).splitlines()
+    lines = _git(".", "ls-remote", "--", url, *names, seconds=ASK_SECONDS).splitlines()
     found = {name: commit for commit, _, name in (line.partition("\t") for line in lines)}
     commit = next((found[name] for name in names if name in found), None)
     if commit is None:
@@ -274,26 +260,23 @@ def fetch_repository(cache: str, url: str, ref: str, commit: str, folder: str) -
     checkout = Path(cache) / folder
     if not checkout.is_dir():
         checkout.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with _built(checkout) as building:
-            inside = ("-C", str(building))
-            _git("init", "--quiet", "--", str(building), seconds=ASK_SECONDS)
+        with appearing(checkout) as building:
+            _git(building, "init", "--quiet", seconds=ASK_SECONDS)
             try:
-                _git(*inside, "fetch", "--quiet", "--depth=1", "--", url, commit, seconds=FETCH_SECONDS)
+                _git(building, "fetch", "--quiet", "--depth=1", "--", url, commit, seconds=FETCH_SECONDS)
             except UserError:  # a server may give out branches and tags only
-                _git(*inside, "fetch", "--quiet", "--", url, *({ref} - {commit}), seconds=FETCH_SECONDS)
-            _git(*inside, "checkout", "--quiet", "--detach", commit, seconds=FETCH_SECONDS)
+                _git(building, "fetch", "--quiet", "--", url, *({ref} - {commit}), seconds=FETCH_SECONDS)
+            _git(building, "checkout", "--quiet", "--detach", commit, seconds=FETCH_SECONDS)
     used(checkout)
     return str(checkout)
 
 
-def _git(*arguments: str, seconds: float) -> str:
+def _git(folder: str | Path, *arguments: str, seconds: float) -> str:
     """The output of a git command, which never asks for a password. Raises UserError with git's message, Unreachable if
     it does not end in time."""
-    env = {"GIT_SSH_COMMAND": "ssh -o BatchMode=yes", **git_environment(), "GIT_TERMINAL_PROMPT": "0"}
+    silent = {"GIT_SSH_COMMAND": "ssh -o BatchMode=yes", "GIT_TERMINAL_PROMPT": "0"}
     try:
-        done = subprocess.run(
-            ["git", *arguments], env=env, stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds, check=False
-        )
+        done = run_git(folder, *arguments, seconds=seconds, variables=silent)
     except FileNotFoundError as error:
         raise UserError("There is no git where the job runs, for auto_mount.", hint="Mount a folder.") from error
     except subprocess.TimeoutExpired as error:
