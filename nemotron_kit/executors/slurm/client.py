@@ -39,6 +39,7 @@ from nemotron_kit.executors.nemo_run import (
 from nemotron_kit.executors.slurm import apptainer
 from nemotron_kit.executors.slurm import script as scripts
 from nemotron_kit.masking import is_secret_name
+from nemotron_kit.remote.agent.slurm_commands import time_seconds
 from nemotron_kit.remote.ssh import ssh_command
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import JobFolder, JobState
@@ -95,7 +96,7 @@ class Slurm(Executor):
         return resources_of(self.settings, torchrun, gres=True)
 
     def variables(self) -> dict[str, str]:
-        limit = scripts.time_seconds(self.settings.time)
+        limit = time_seconds(self.settings.time)
         if limit is None:
             return {}
         lead = scripts.lead_seconds(limit, self.settings.signal_lead)

@@ -15,6 +15,7 @@ from nemotron_kit.executors.base import missing_secrets
 from nemotron_kit.executors.nemo_run import ask, build_executor, shell_lines
 from nemotron_kit.executors.slurm import apptainer
 from nemotron_kit.quoting import shell_word
+from nemotron_kit.remote.agent.slurm_commands import time_seconds
 from nemotron_kit.spec.resources import Resources
 from nemotron_kit.spec.runconfig import FIELDS, ProfileError, RunConfig, check_header, check_srun_arguments
 from nemotron_kit.worker import WORKER_KILLED
@@ -238,23 +239,6 @@ def check_syntax(text: str) -> None:
             f"The batch script is no valid bash: {found.stderr.decode(errors='replace').strip()}",
             hint="See startup_commands and setup in the profile; --dry-run shows the script.",
         )
-
-
-def time_seconds(text: str) -> int | None:
-    """A time limit in Slurm's format (`04:00:00`, `1-12`, `90`) in seconds; None for an unlimited one, which `0` is,
-    too."""
-    days, _, rest = text.rpartition("-")
-    parts = rest.split(":")
-    if not all(part.isdecimal() for part in parts) or (days and not days.isdecimal()):
-        return None
-    numbers = [int(part) for part in parts]
-    if days:
-        hours, minutes, seconds = (*numbers, 0, 0)[:3]
-    elif len(numbers) == 3:
-        hours, minutes, seconds = numbers
-    else:
-        hours, minutes, seconds = 0, *(*numbers, 0)[:2]
-    return int(days or 0) * 86400 + hours * 3600 + minutes * 60 + seconds or None
 
 
 def lead_seconds(limit: int | None, asked: int | None = None) -> int:

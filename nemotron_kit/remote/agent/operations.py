@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import platform
 import re
-import shutil
 import socket
 import sys
 import time
@@ -45,16 +43,13 @@ def exist(paths: list[str]) -> list[bool]:
 
 def hello() -> dict[str, Any]:
     """Facts about the machine that can be found without starting a process."""
-    tools = ("sbatch", "squeue", "sacct", "scancel", "srun", "docker")
     return {
         "host": socket.gethostname(),
         "user": user_name(),
         "home": os.path.expanduser("~"),  # noqa: PTH111 — text, not a Path
-        "python": platform.python_version(),
         "executable": sys.executable,
         "pid": os.getpid(),
         "time": time.time(),
-        "tools": {tool: shutil.which(tool) for tool in tools},
     }
 
 

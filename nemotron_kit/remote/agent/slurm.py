@@ -9,9 +9,10 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +153,6 @@ _SETTLE_SECONDS = 2.0
 _FOREIGN = re.compile(r"(SBATCH|SLURM|SRUN|SALLOC|PMIX?|OMPI|TORCHELASTIC)_(?!CONF\Z)|(RANK|LOCAL_RANK|WORLD_SIZE)\Z")
 # The controller has answered sbatch with a refusal. Other "submission failed" errors may be a lost reply.
 _REFUSED = re.compile(r"Batch job submission failed: (.+)")
-_LIMIT = re.compile(r"([0-9]+-)?[0-9]+(:[0-9]+){0,2}\Z")
 # A cluster that takes no job that one of its partitions would not take.
 _ALL_APPLY = re.compile(r"^EnforcePartLimits\s*=\s*(ALL|YES)\b", re.MULTILINE)
 _UNCONFIGURED = re.compile(r"configuration source|fetch_config|slurm\.conf.*No such file", re.IGNORECASE)
@@ -204,11 +204,12 @@ def submit(
         # Without the launch's allocation, and without secrets except those that the profile names.
         env = {k: v for k, v in os.environ.items() if not _FOREIGN.match(k) and k not in (hidden or ())}
         env |= given.get("secrets") or {}
-        arguments = [*(options or []), str(run / script)]
+        arguments = ["sbatch", "--parsable", "--export=ALL", *(options or []), str(run / script)]
+        sbatch = partial(commands.run, arguments, seconds=commands.SUBMIT_SECONDS, env=env, hold=lock)
         if record.job is None and not has_begun(run, record):
-            record = _sbatch(run, record, arguments, env, lock)
+            record = _sbatch(run, record, sbatch)
         while record.job and len(record.ids) < links:
-            record = _link(run, record, links, arguments, env, lock)
+            record = _link(run, record, links, sbatch)
     return asdict(record)
 
 
@@ -301,23 +302,16 @@ def _time_limit(partition: str, *, all_apply: bool) -> str | None:
     )
     lines = [line.split() for line in out.splitlines() if partition or line.rstrip().endswith("*")]
     limits = [line[0] for line in lines if line] if code == 0 else []
-    known = sorted(filter(_LIMIT.match, limits), key=_limit_order)  # others are infinite, or n/a
+    # Others are infinite, or n/a.
+    known = [(seconds, limit) for limit in limits if (seconds := commands.time_seconds(limit))]
     if not known or (len(known) < len(limits) and not all_apply):
         return None
-    return known[0] if all_apply else known[-1]
+    return min(known)[1] if all_apply else max(known)[1]
 
 
-def _limit_order(limit: str) -> tuple[int, int, list[int]]:
-    """A sort key of time limits as sinfo prints them: `30:00`, `2:00:00`, `1-00:00:00`."""
-    days, _, rest = limit.rpartition("-")
-    parts = rest.split(":")
-    return int(days or 0), len(parts), [int(part) for part in parts]
-
-
-def _sbatch(run: Path, record: Submission, arguments: list[str], env: dict[str, str], lock: int) -> Submission:
-    asked = ["sbatch", "--parsable", "--export=ALL", *arguments]
+def _sbatch(run: Path, record: Submission, sbatch: Callable[[], tuple[int, str, str]]) -> Submission:
     try:
-        code, out, message = commands.run(asked, seconds=commands.SUBMIT_SECONDS, env=env, hold=lock)
+        code, out, message = sbatch()
         lost = code != 0 and _LOST.search(message) is not None
     except Unreachable as error:
         code, out, message, lost = 1, "", error.message, True
@@ -340,13 +334,10 @@ def _sbatch(run: Path, record: Submission, arguments: list[str], env: dict[str, 
     return _refuse(run, record, f"Slurm {'refused the job' if code else 'has no such job'}: {message}")
 
 
-def _link(
-    run: Path, record: Submission, links: int, arguments: list[str], env: dict[str, str], lock: int
-) -> Submission:
+def _link(run: Path, record: Submission, links: int, sbatch: Callable[[], tuple[int, str, str]]) -> Submission:
     """The record with one more job of its name. One whose answer was lost may be there besides: it ends at once when
     the job is over. Where Slurm takes no more of them, none stays."""
-    asked = ["sbatch", "--parsable", "--export=ALL", *arguments]
-    code, out, message = commands.run(asked, seconds=commands.SUBMIT_SECONDS, env=env, hold=lock)
+    code, out, message = sbatch()
     answer = commands.job_id(out) if code == 0 else None
     if answer:
         more = replace(record, links=[*record.links, answer[0]])

@@ -129,6 +129,23 @@ def job_id(output: str) -> tuple[str, str | None] | None:
     return (match[1], match[2]) if match else None
 
 
+def time_seconds(text: str) -> int | None:
+    """A time limit in Slurm's format (`04:00:00`, `1-12`, `90`) in seconds; None for an unlimited one, which `0` is,
+    too."""
+    days, _, rest = text.rpartition("-")
+    parts = rest.split(":")
+    if not all(part.isdecimal() for part in parts) or (days and not days.isdecimal()):
+        return None
+    numbers = [int(part) for part in parts]
+    if days:
+        hours, minutes, seconds = (*numbers, 0, 0)[:3]
+    elif len(numbers) == 3:
+        hours, minutes, seconds = numbers
+    else:
+        hours, minutes, seconds = 0, *(*numbers, 0)[:2]
+    return int(days or 0) * 86400 + hours * 3600 + minutes * 60 + seconds or None
+
+
 def scancel(ids: Iterable[str], *, name: str | None = None, clusters: str | None = None) -> None:
     """Request the cancellation of jobs. Jobs that have ended already are no error."""
     arguments = ["scancel", "--quiet"]

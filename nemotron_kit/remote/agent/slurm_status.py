@@ -187,7 +187,7 @@ class _Job:
             self.set(self.record["state"], self.record.get("code"), self.record.get("error"))
         return is_final_end(self.record)
 
-    def set(self, state: str, code: int | None = None, error: str | None = None, **more: Any) -> None:
+    def set(self, state: str, code: int | None = None, error: str | None = None, **more: str | None) -> None:
         self.status = {"state": state, "code": code, "error": error, "slurm_id": self.slurm_id, **more}
 
 
@@ -290,9 +290,9 @@ def _final(job: _Job, entry: Entry) -> None:
     if entry.state == "CANCELLED":
         job.set("cancelled", code, "cancelled in Slurm")
     elif entry.state in _REASONS:
-        job.set("failed", code, _REASONS[entry.state], scheduler_state=entry.state)
+        job.set("failed", code, _REASONS[entry.state])
     elif again:
-        job.set("failed", code, "stopped with a checkpoint, and not queued again", scheduler_state=entry.state)
+        job.set("failed", code, "stopped with a checkpoint, and not queued again")
     elif job.record is None and entry.state == "COMPLETED" and not entry.code:
         job.set("succeeded", 0)
     elif job.record is None:

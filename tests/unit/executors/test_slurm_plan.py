@@ -19,6 +19,7 @@ from nemotron_kit.executors import checks, nemo_run
 from nemotron_kit.executors.base import PlanContext, executor_for
 from nemotron_kit.executors.slurm import client
 from nemotron_kit.executors.slurm import script as slurm_script
+from nemotron_kit.remote.agent.slurm_commands import time_seconds
 from nemotron_kit.spec.paths import RemotePaths
 from nemotron_kit.spec.resources import Resources, resources_of
 from nemotron_kit.spec.runconfig import ProfileError, RunConfig, check_header, check_srun_arguments, check_value
@@ -234,7 +235,7 @@ def test_what_was_understood_is_said() -> None:
     ],
 )  # fmt: skip
 def test_times_as_slurm_writes_them(text: str, seconds: int | None) -> None:
-    assert slurm_script.time_seconds(text) == seconds
+    assert time_seconds(text) == seconds
 
 
 def test_a_short_job_is_told_a_short_time_before_its_end() -> None:
