@@ -12,10 +12,10 @@ import shutil
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 from nemotron_kit.errors import DamagedRecordError, NemotronError
 
@@ -194,6 +194,45 @@ def write_cache(path: Path, version: int, entries: dict[str, Any]) -> None:
     with contextlib.suppress(OSError):
         body = json.dumps(entries).encode()
         write_bytes(path, json.dumps({"version": version, "crc": binascii.crc32(body)}).encode() + b"\n" + body)
+
+
+# Fewer new entries than this are cheaper to compute again than to write.
+_WORTH_WRITING = 32
+
+
+class StampedCache:
+    """`with StampedCache(path, version) as cache:` reads the `entries` of a cache, and writes them at the block's end
+    if it was worth it. What is cached follows from other files, whose stamps (see `stamp`) each entry has: one with
+    other stamps than these files have now is not valid."""
+
+    def __init__(self, path: Path, version: int) -> None:
+        self.entries: dict[str, Any] = {}
+        self._path, self._version, self._new = path, version, 0
+
+    def __enter__(self) -> Self:
+        self.entries = read_cache(self._path, self._version)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None and self._new >= _WORTH_WRITING:
+            write_cache(self._path, self._version, self.entries)
+
+    def add(self, key: str, entry: Any) -> None:
+        """Set an entry, to be written."""
+        self.entries[key] = entry
+        self._new += 1
+
+    def keep_only(self, keys: Collection[str]) -> None:
+        """Drop the entries of other keys than all that there are: what they were made of was removed."""
+        if len(keys) < len(self.entries):
+            kept = set(keys)
+            self.entries = {key: entry for key, entry in self.entries.items() if key in kept}
+
+
+def stamp(path: str) -> list[int]:
+    """Inode, size and mtime (ns) of a file."""
+    status = os.stat(path)  # noqa: PTH116 — of 10,000 files; pathlib's takes longer than all the rest
+    return [status.st_ino, status.st_size, status.st_mtime_ns]
 
 
 def map_leaves(value: Any, change: Callable[[Any], Any]) -> Any:

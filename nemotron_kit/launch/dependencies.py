@@ -54,10 +54,7 @@ class After:
         """
         runs = list({run.id: run for run in map(open_run, references)}.values())
         snapshots = refresh(runs) if connect else {}
-        states = {
-            run.id: effective_run_state(run, snapshots.get(run.id)) if run.jobs() else run.summary().state
-            for run in runs
-        }
+        states = {run.id: effective_run_state(run, snapshots.get(run.id)) for run in runs}
         return cls(runs, states, snapshots, connect)
 
     @property

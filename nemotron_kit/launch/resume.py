@@ -35,7 +35,7 @@ def resume(run: RunFolder, job: JobFolder) -> Outcome:
     with run_lock(run, _LOCK):
         state = _state(run, job)
         plan = load_plan(run, job)
-        if plan.after and all(entry["state"] != "running" for entry in job.history()):
+        if plan.after and not job.has_run:
             after = After.of(plan.after)
             for other in after.left:
                 how = ENDED.get(after.states[other.id], "has not succeeded yet")

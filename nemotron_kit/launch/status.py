@@ -284,7 +284,7 @@ class Watch:
         else:
             if self.run.is_pipeline:
                 refresh_stages(self.run)
-            state = effective_run_state(self.run, snapshot) if self.run.jobs() else self.run.summary().state
+            state = effective_run_state(self.run, snapshot)
         if state in TERMINAL:
             return state
         try:
@@ -336,8 +336,9 @@ def effective_state(job: JobFolder, snapshot: StatusSnapshot | None) -> JobState
 
 
 def effective_run_state(run: RunFolder, snapshot: StatusSnapshot | None) -> str:
-    """The state of a run, out of the effective states of its jobs."""
-    return run.state_of(effective_state(job, snapshot).state for job in run.jobs())
+    """The state of a run, out of the effective states of its jobs; without jobs that of its summary."""
+    jobs = run.jobs()
+    return run.state_of(effective_state(job, snapshot).state for job in jobs) if jobs else run.summary().state
 
 
 def last_known(job: JobFolder) -> Mapping[str, Any] | None:

@@ -44,7 +44,7 @@ def submit_waiting(run: RunFolder, *, running: int = 0) -> list[JobFolder]:
         while numbers := queue.unfinished or _fitting(queue, backend, running + len(given)):
             queue.begin(numbers)
             for job in map(run.job, numbers):  # one whose submission failed, and that never ran, is pending again
-                if job.state().state == "failed" and all(entry["state"] != "running" for entry in job.history()):
+                if job.state().state == "failed" and not job.has_run:
                     job.transition("pending")
             plans = load_plans(run, numbers)
             if plans[0].dependency:  # runs may have ended since the plans were made

@@ -395,6 +395,11 @@ class JobFolder(Value):
         """Every readable transition in order; `at` as seconds since the epoch. The exit record is not among them."""
         return [entry for _, entry in self._written()]
 
+    @property
+    def has_run(self) -> bool:
+        """Whether it, or an earlier attempt, has begun to run."""
+        return any(entry["state"] == "running" for entry in self.history())
+
     def _written(self, *, this_attempt: bool = False) -> list[tuple[str, dict[str, Any]]]:
         """The history, each with its writer: the name of its file without the number. `this_attempt`: what precedes
         the last time that the job began to run is left out, and not read."""

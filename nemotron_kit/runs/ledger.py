@@ -13,12 +13,11 @@ from dataclasses import fields
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from nemotron_kit import files
 from nemotron_kit.errors import NemotronError, UserError, listed, nearest, sentence
-from nemotron_kit.files import read_cache, write_cache
+from nemotron_kit.files import StampedCache, stamp
 from nemotron_kit.home import first_id_since, is_run_id, runs_root, sort_key
 from nemotron_kit.runs.folder import RunFolder, RunSummary
 from nemotron_kit.runs.job import DAMAGED, TERMINAL, DamagedRecord
@@ -27,8 +26,6 @@ _NAME = ".index.json"
 # `.<run>.<process>.<random>.removed`; older versions left the process out.
 _REMOVED = re.compile(rf"\.(?P<run>.+?)(?:\.(?P<process>[0-9]+))?\.[0-9a-f]{{8}}{re.escape(files.REMOVED)}\Z")
 _VERSION = 5
-# Fewer new entries than this are cheaper to compute again than to write.
-_WORTH_WRITING = 32
 # The summaries of larger sweeps are not cached: all their jobs would be read to know whether an entry is valid. Nor are
 # those of runs without jobs: a pipeline's summary follows from the runs of its stages.
 _MOST_JOBS = 16
@@ -41,27 +38,12 @@ _RECIPE, _STAGE, _STATE, _JOBS = map(_COLUMNS.index, ("recipe", "stage", "state"
 Named = Callable[[str | None, str | None], bool]
 
 
-class RunIndex:
+class RunIndex(StampedCache):
     """A cache of run summaries: run id → [stamp of plan.json, stamps of the exit records, the summary's values]."""
 
-    def __init__(self, root: Path, run_ids: Collection[str]) -> None:
-        """`run_ids` are all existing runs; the entries of others are dropped when the cache is written."""
-        self._path, self._root = root / _NAME, str(root)
-        self._run_ids = run_ids
-        self._entries: dict[str, Any] = {}
-        self._new = 0
-
-    def __enter__(self) -> RunIndex:
-        self._entries = read_cache(self._path, _VERSION)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None and self._new >= _WORTH_WRITING:
-            existing = set(self._run_ids)
-            kept = {run_id: entry for run_id, entry in self._entries.items() if run_id in existing}
-            write_cache(self._path, _VERSION, kept)
+    def __init__(self, root: Path) -> None:
+        super().__init__(root / _NAME, _VERSION)
+        self._root = root
 
     def search(self, run_ids: Iterable[str], named: Named, states: Collection[str]) -> Iterator[RunSummary]:
         """The summaries of the runs whose recipe and stage pass `named`, and that are in one of `states` (empty: in
@@ -75,7 +57,7 @@ class RunIndex:
             if row:
                 yield RunSummary(run_id, *row)
             elif row is None:
-                summary = self._fresh(RunFolder(self._path.parent / run_id))
+                summary = self._fresh(RunFolder(self._root / run_id))
                 over = summary.state in TERMINAL and bool(states) and summary.state not in states
                 if named(summary.recipe, summary.stage) and not over:
                     yield summary
@@ -86,9 +68,9 @@ class RunIndex:
         A run's recipe and stage never change; its state changes with a new exit record, so the exit records' stamps are
         always compared.
         """
-        if run_id not in self._entries:
+        if run_id not in self.entries:
             return None
-        plan, exits, row = self._entries[run_id]
+        plan, exits, row = self.entries[run_id]
         folder = f"{self._root}/{run_id}"
         if DAMAGED not in states and not named(row[_RECIPE], row[_STAGE]):
             return []
@@ -97,7 +79,7 @@ class RunIndex:
         if states and row[_STATE] not in states and DAMAGED not in states:
             return []
         found: list[Any] = row
-        return found if plan == _stamp(f"{folder}/plan.json") else None
+        return found if plan == stamp(f"{folder}/plan.json") else None
 
     def _fresh(self, run: RunFolder) -> RunSummary:
         """The summary from the run's folder, added to the cache if the run has ended. The stamps are taken first, so
@@ -105,28 +87,21 @@ class RunIndex:
         jobs, folder = len(run.jobs()), str(run.path)
         stamps: list[list[int]] = []
         with contextlib.suppress(OSError):
-            stamps = [_stamp(f"{folder}/plan.json"), _exits(folder, jobs)] if 0 < jobs <= _MOST_JOBS else []
+            stamps = [stamp(f"{folder}/plan.json"), _exits(folder, jobs)] if 0 < jobs <= _MOST_JOBS else []
         summary = run.summary()
         if stamps and summary.state in TERMINAL:
-            self._entries[run.id] = [*stamps, [getattr(summary, name) for name in _COLUMNS]]
-            self._new += 1
+            self.add(run.id, [*stamps, [getattr(summary, name) for name in _COLUMNS]])
         return summary
 
 
 # Below, paths are strings and rows are lists: for 10,000 runs pathlib and dataclasses take longer than all the rest.
 
 
-def _stamp(path: str) -> list[int]:
-    """Inode, size and mtime (ns) of a file."""
-    status = os.stat(path)  # noqa: PTH116
-    return [status.st_ino, status.st_size, status.st_mtime_ns]
-
-
 def _exits(run: str, jobs: int) -> list[int]:
     """When a job was last added (a sweep adds them one after another), and the stamps of all exit records: with
     plan.json, they determine the summary of a run that has ended."""
     added = os.stat(f"{run}/jobs").st_mtime_ns  # noqa: PTH116
-    return [added, *(value for number in range(jobs) for value in _stamp(f"{run}/jobs/{number}/exit.json"))]
+    return [added, *(value for number in range(jobs) for value in stamp(f"{run}/jobs/{number}/exit.json"))]
 
 
 def run_ids(root: Path | None = None) -> list[str]:
@@ -170,7 +145,8 @@ def list_runs(
     def named(its_recipe: str | None, its_stage: str | None) -> bool:
         return (not recipe or its_recipe == recipe) and (not below or f"{its_stage or ''}/".startswith(below))
 
-    with RunIndex(root, everything) as index:
+    with RunIndex(root) as index:
+        index.keep_only(everything)
         found = index.search(ids, named, states)
         if not states:
             return list(update(list(islice(found, limit))))
@@ -213,8 +189,7 @@ def open_run(reference: str, root: Path | None = None) -> RunFolder:
     if len(matching) == 1:
         return RunFolder(root / matching[0])
     if matching:
-        listed = ", ".join(matching[:6]) + (", …" if len(matching) > 6 else "")
-        raise UserError(f"{reference!r} matches {len(matching)} runs.", hint=f"Which one: {listed}?")
+        raise UserError(f"{reference!r} matches {len(matching)} runs.", hint=f"Which one: {listed(matching, 6)}?")
     newest = f"The newest is {ids[0]}." if not difflib.get_close_matches(reference, ids) else nearest(reference, ids)
     raise UserError(f"No run {reference!r}.", hint=f"{sentence(newest)} `nemotron runs` lists them.")
 
@@ -297,8 +272,7 @@ def check_removable(
 ) -> None:
     """Raise UserError if a job has not ended (`force` allows it unless the job is running), or if `referenced_by(run)`
     names artifacts stored in the folder."""
-    # For a damaged run without jobs, its summary has the state.
-    state = run.state() if run.jobs() else run.summary().state
+    state = run.state()
     if state not in (*TERMINAL, DAMAGED) and not (force and state != "running"):
         hint = f"Stop it first: nemotron runs cancel {run.id}." if state == "running" else "--force removes it."
         raise UserError(f"{run.id} is {state}.", hint=hint)

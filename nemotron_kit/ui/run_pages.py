@@ -103,7 +103,8 @@ class RunPages:
         def named(recipe: str | None, stage: str | None) -> bool:
             return given["recipe"] in ("", recipe) and f"{stage or ''}/".startswith(below)
 
-        with RunIndex(runs_root(), everything) as index:
+        with RunIndex(runs_root()) as index:
+            index.keep_only(everything)
             found = (run for run in index.search(ids, named, states) if not states or run.state in states)
             return list(islice(found, window.start, window.stop)), None
 

@@ -65,7 +65,7 @@ def run_job(
     with hangup_ignored():
         try:
             with term_raises():
-                if spec.after and all(entry["state"] != "running" for entry in job.history()):
+                if spec.after and not job.has_run:
                     from nemotron_kit.launch.dependencies import wait_for
 
                     collect_again()

@@ -65,7 +65,7 @@ def remove(argv: list[str]) -> int:
     rows: dict[str, dict[str, Any]] = {
         run.id: {
             "run": run.id,
-            "state": run.state() if run.jobs() else run.summary().state,
+            "state": run.state(),
             "bytes": size_of(run.path),
             "versions": plan.versions.get(run.id, []),
         }

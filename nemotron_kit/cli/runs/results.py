@@ -11,13 +11,12 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from nemotron_kit.cli.output import can_print, print_csv, print_table, write_lines
 from nemotron_kit.cli.request import near
 from nemotron_kit.errors import NemotronError, UserError, listed
-from nemotron_kit.files import finite, read_cache, read_regular, write_cache
+from nemotron_kit.files import StampedCache, finite, read_regular, stamp
 from nemotron_kit.runs.folder import RunFolder, RunSummary
 from nemotron_kit.runs.job import DamagedRecord, JobFolder, JobState, read_object
 from nemotron_kit.runs.metrics import METRICS_FILE, Measured, less_is_better, measured, summarized
@@ -279,44 +278,23 @@ def _at(step: int | None) -> str:
 
 _CACHE = ".results.json"
 _CACHE_VERSION = 1
-# Fewer new entries than this are read again faster than written.
-_WORTH_WRITING = 32
 
 Known = tuple[JobState, JobResult]
 
 
-class ResultCache:
-    """A cache of results: key → [stamp of the job's records, its state, its result]. The folders are authoritative: an
-    entry whose stamp is not that of the files now is read again. `folder` is a run's,
-    whose jobs are the keys, or that of all runs."""
+class ResultCache(StampedCache):
+    """A cache of results: key → [stamp of the job's records, its state, its result]. `folder` is a run's, whose jobs
+    are the keys, or that of all runs."""
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / _CACHE
-        self._entries: dict[str, Any] = {}
-        self._new = 0
-
-    def __enter__(self) -> ResultCache:
-        self._entries = read_cache(self._path, _CACHE_VERSION)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None and self._new >= _WORTH_WRITING:
-            write_cache(self._path, _CACHE_VERSION, self._entries)
-
-    def keep_only(self, keys: Sequence[str]) -> None:
-        """Drop the entries of other keys: their runs were removed."""
-        if len(keys) < len(self._entries):
-            kept = set(keys)
-            self._entries = {key: entry for key, entry in self._entries.items() if key in kept}
+        super().__init__(folder / _CACHE, _CACHE_VERSION)
 
     def known(self, key: str, folder: str) -> Known | None:
         """The cached state and result of the ended job in `folder`; None if there is no valid entry. The state has no
         `facts`."""
-        entry = self._entries.get(key)
+        entry = self.entries.get(key)
         try:
-            if entry is None or entry[0] != _stamp(folder):
+            if entry is None or entry[0] != _stamps(folder):
                 return None
             state, started, finished, code, error, number, overrides, value, metrics = entry[1:]
             measured = {name: Measured(*values) for name, values in metrics.items()}
@@ -330,20 +308,19 @@ class ResultCache:
     def read(self, key: str, job: JobFolder, state: JobState | None = None) -> Known:
         """The state (`state`, if the caller has it) and the result of a job, read from its folder; cached if the job
         has ended."""
-        stamp: list[int] = []
+        stamps: list[int] = []
         folder = str(job.path)
         with suppress(OSError):  # before the folder is read: a change meanwhile makes the entry invalid
-            stamp = _stamp(folder)
+            stamps = _stamps(folder)
         state = state or job.state()
         result = job_result(job, state)
-        if stamp and state.terminal:
+        if stamps and state.terminal:
             metrics = {
                 name: [metric.last, metric.step, metric.best, metric.best_step]
                 for name, metric in result.metrics.items()
             }
             state_values = [state.state, state.started, state.finished, state.code, state.error]
-            self._entries[key] = [stamp, *state_values, result.number, result.overrides, result.value, metrics]
-            self._new += 1
+            self.add(key, [stamps, *state_values, result.number, result.overrides, result.value, metrics])
         return state, result
 
     def result(self, key: str, job: JobFolder, state: JobState | None = None) -> JobResult:
@@ -351,14 +328,14 @@ class ResultCache:
         return (self.known(key, str(job.path)) or self.read(key, job, state))[1]
 
 
-def _stamp(folder: str) -> list[int]:
-    """Inode, size and mtime (ns) of the exit record, and the size of the metrics; -1 without metrics."""
-    status = os.stat(f"{folder}/exit.json")  # noqa: PTH116 — pathlib's takes longer than all the rest
+def _stamps(folder: str) -> list[int]:
+    """The stamp of the exit record, and the size of the metrics; -1 without metrics."""
+    exit_record = stamp(f"{folder}/exit.json")
     try:
         size = os.stat(f"{folder}/{METRICS_FILE}").st_size  # noqa: PTH116
     except FileNotFoundError:
         size = -1
-    return [status.st_ino, status.st_size, status.st_mtime_ns, size]
+    return [*exit_record, size]
 
 
 def results_of_runs(

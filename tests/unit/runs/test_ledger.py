@@ -19,7 +19,6 @@ from nemotron_kit.cli.tools import run as run_tool
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.home import new_run_id
 from nemotron_kit.launch.status import Watch
-from nemotron_kit.runs import ledger as ledger_module
 from nemotron_kit.runs.folder import RunFolder, create_run
 from nemotron_kit.runs.job import DamagedRecord
 from nemotron_kit.runs.ledger import collect_removed, list_runs, open_run, remove_run, run_ids
@@ -193,7 +192,7 @@ def test_the_index_is_a_cache(make_run: MakeRun, home: Path) -> None:
 
 def test_the_index_follows_sweeps_and_pipelines(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     """A sweep adds its jobs one after another, and a pipeline's stages are runs of their own."""
-    monkeypatch.setattr(ledger_module, "_WORTH_WRITING", 1)
+    monkeypatch.setattr("nemotron_kit.files._WORTH_WRITING", 1)
     sweep, stage = make_run(codes=(0,)), make_run("make", codes=(1,))
     whole = create_run(new_run_id("r", "all"), {"kind": "pipeline", "recipe": "r", "stages": ["make"]}, [])
     whole.add_stage(0, {"stage": "make", "run": stage.id})
