@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nemotron_kit.errors import UserError, listed, nearest
 from nemotron_kit.training.config_blocks import unknown
@@ -86,47 +87,99 @@ _OLDER_NAMES = {"mamba": "linear_attention", "attention": "full_attention"}
 # The names under which a block may give its layers.
 LAYER_NAMES = frozenset({"hybrid_override_pattern", "layers_block_type", "layer_types", "num_hidden_layers"})
 
-# The settings that decide the shapes of a model's tensors: given weights have theirs.
-SHAPE_SETTINGS = frozenset(
-    {
-        "vocab_size",
-        "hidden_size",
-        "layers_block_type",
-        "tie_word_embeddings",
-        "num_attention_heads",
-        "num_key_value_heads",
-        "head_dim",
-        "attention_bias",
-        "intermediate_size",
-        "mlp_bias",
-        "ssm_state_size",
-        "mamba_num_heads",
-        "mamba_head_dim",
-        "n_groups",
-        "conv_kernel",
-        "use_conv_bias",
-        "use_bias",
-        "mamba_proj_bias",
-        "n_routed_experts",
-        "num_local_experts",
-        "moe_intermediate_size",
-        "moe_shared_expert_intermediate_size",
-        "moe_latent_size",
-        "num_nextn_predict_layers",
-    }
-)
-# Fields of NemotronHConfig that transformers' NemotronHForCausalLM does not read → what holds in every model of it.
-UNUSED = {
-    "tie_word_embeddings": False,
-    "attention_bias": False,
-    "mamba_proj_bias": False,
-    "n_shared_experts": 1,
-    "num_nextn_predict_layers": 0,
-    "hidden_dropout": 0.0,
-    "sliding_window": None,
-    "residual_in_fp32": False,
-    "output_router_logits": False,
+
+class ModelField(NamedTuple):
+    """A field of NemotronHConfig. `kind`: bool, int, float (any number) or object (none of these). `default`: that of
+    NemotronHConfig, where parameters and memory are counted by it. `shapes`: it decides shapes of tensors: given
+    weights have theirs. `fixed`: what holds in every model, since NemotronHForCausalLM does not read the field."""
+
+    kind: type
+    default: Any = MISSING
+    shapes: bool = False
+    fixed: Any = MISSING
+
+
+# A test compares the names with the installed transformers; one that is not here is looked up there.
+MODEL_FIELDS = {
+    "vocab_size": ModelField(int, 131072, shapes=True),
+    "hidden_size": ModelField(int, 4096, shapes=True),
+    "layers_block_type": ModelField(object, shapes=True),
+    "layer_types": ModelField(object),
+    "hybrid_override_pattern": ModelField(object),
+    "num_hidden_layers": ModelField(int),
+    "tie_word_embeddings": ModelField(bool, shapes=True, fixed=False),
+    "pad_token_id": ModelField(int),
+    "bos_token_id": ModelField(int),
+    "eos_token_id": ModelField(object),
+    "max_position_embeddings": ModelField(int),
+    "num_logits_to_keep": ModelField(int),
+    "initializer_range": ModelField(float),
+    "rescale_prenorm_residual": ModelField(bool),
+    "layer_norm_epsilon": ModelField(float),
+    # Attention
+    "num_attention_heads": ModelField(int, 32, shapes=True),
+    "num_key_value_heads": ModelField(int, 8, shapes=True),
+    "head_dim": ModelField(int, 128, shapes=True),
+    "attention_bias": ModelField(bool, shapes=True, fixed=False),
+    "attention_dropout": ModelField(float),
+    "use_cache": ModelField(bool),
+    # MLP
+    "intermediate_size": ModelField(int, 21504, shapes=True),
+    "mlp_bias": ModelField(bool, False, shapes=True),
+    "mlp_hidden_act": ModelField(object),
+    # Mamba-2
+    "ssm_state_size": ModelField(int, 128, shapes=True),
+    "mamba_num_heads": ModelField(int, 128, shapes=True),
+    "mamba_head_dim": ModelField(int, 64, shapes=True),
+    "n_groups": ModelField(int, 8, shapes=True),
+    "conv_kernel": ModelField(int, 4, shapes=True),
+    "use_conv_bias": ModelField(bool, True, shapes=True),
+    "use_bias": ModelField(bool, False, shapes=True),
+    "mamba_proj_bias": ModelField(bool, shapes=True, fixed=False),
+    "chunk_size": ModelField(int, 128),
+    "expand": ModelField(int),
+    "mamba_hidden_act": ModelField(object),
+    "mamba_ssm_cache_dtype": ModelField(object),
+    "use_mamba_kernels": ModelField(bool),
+    "time_step_min": ModelField(float),
+    "time_step_max": ModelField(float),
+    "time_step_floor": ModelField(float),
+    "time_step_limit": ModelField(object),
+    # Mixture of experts
+    "n_routed_experts": ModelField(int, 8, shapes=True),
+    "num_local_experts": ModelField(int, shapes=True),
+    "num_experts_per_tok": ModelField(int, 2),
+    "n_shared_experts": ModelField(int, fixed=1),
+    "moe_intermediate_size": ModelField(int, 7688, shapes=True),
+    "moe_shared_expert_intermediate_size": ModelField(int, 7688, shapes=True),
+    "moe_latent_size": ModelField(int, None, shapes=True),
+    "moe_shared_expert_overlap": ModelField(bool),
+    "n_group": ModelField(int),
+    "topk_group": ModelField(int),
+    "norm_topk_prob": ModelField(bool),
+    "routed_scaling_factor": ModelField(float),
+    # Predicting more tokens
+    "num_nextn_predict_layers": ModelField(int, shapes=True, fixed=0),
+    "mtp_layers_block_type": ModelField(object),
+    # What every config of transformers has, and what is left of older ones
+    "hidden_dropout": ModelField(float, fixed=0.0),
+    "sliding_window": ModelField(int, fixed=None),
+    "residual_in_fp32": ModelField(bool, fixed=False),
+    "output_router_logits": ModelField(bool, fixed=False),
+    "output_hidden_states": ModelField(bool),
+    "return_dict": ModelField(bool),
+    "is_encoder_decoder": ModelField(bool),
+    "chunk_size_feed_forward": ModelField(int),
+    "transformers_version": ModelField(object),
+    "architectures": ModelField(object),
+    "dtype": ModelField(object),
+    "id2label": ModelField(object),
+    "label2id": ModelField(object),
+    "problem_type": ModelField(object),
 }
+SHAPE_SETTINGS = frozenset(name for name, each in MODEL_FIELDS.items() if each.shapes)
+MODEL_DEFAULTS = {name: each.default for name, each in MODEL_FIELDS.items() if each.default is not MISSING}
+UNUSED = {name: each.fixed for name, each in MODEL_FIELDS.items() if each.fixed is not MISSING}
 _LISTED = 20
 
 

@@ -1,5 +1,5 @@
-"""The `model` block: its fields by what they hold, and the number of its parameters. Light: every launch imports it,
-without torch."""
+"""The `model` block: a check of its values, and the number of its parameters. Light: every launch imports it, without
+torch."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from nemotron_kit.errors import Note, UserError, nearest, sentence
 from nemotron_kit.training.config_blocks import unknown
 from nemotron_kit.training.model import (
     LAYER_NAMES,
+    MODEL_DEFAULTS,
+    MODEL_FIELDS,
     check_divisions,
     check_keys,
     check_layers,
@@ -20,110 +22,28 @@ from nemotron_kit.training.model import (
     layer_types,
 )
 
-# The fields of NemotronHConfig by what they hold. A test compares the names with the installed transformers; one that
-# is in none of these is looked up there.
-_INTEGERS = [
-    "vocab_size",
-    "hidden_size",
-    "num_logits_to_keep",
-    "pad_token_id",
-    "bos_token_id",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "max_position_embeddings",
-    "sliding_window",
-    "intermediate_size",
-    "ssm_state_size",
-    "mamba_num_heads",
-    "mamba_head_dim",
-    "n_groups",
-    "conv_kernel",
-    "expand",
-    "chunk_size",
-    "n_routed_experts",
-    "num_local_experts",
-    "n_shared_experts",
-    "moe_intermediate_size",
-    "moe_shared_expert_intermediate_size",
-    "moe_latent_size",
-    "num_experts_per_tok",
-    "n_group",
-    "topk_group",
-    "num_nextn_predict_layers",
-    "num_hidden_layers",
-    "chunk_size_feed_forward",
-]
-_NUMBERS = [
-    "attention_dropout",
-    "time_step_min",
-    "time_step_max",
-    "time_step_floor",
-    "routed_scaling_factor",
-    "initializer_range",
-    "layer_norm_epsilon",
-    "hidden_dropout",
-]
-_BOOLEANS = [
-    "tie_word_embeddings",
-    "use_cache",
-    "attention_bias",
-    "mlp_bias",
-    "use_mamba_kernels",
-    "use_conv_bias",
-    "mamba_proj_bias",
-    "output_router_logits",
-    "moe_shared_expert_overlap",
-    "norm_topk_prob",
-    "use_bias",
-    "residual_in_fp32",
-    "rescale_prenorm_residual",
-    "output_hidden_states",
-    "return_dict",
-    "is_encoder_decoder",
-]
-_OTHERS = [
-    "transformers_version",
-    "architectures",
-    "dtype",
-    "id2label",
-    "label2id",
-    "problem_type",
-    "layers_block_type",
-    "layer_types",
-    "hybrid_override_pattern",
-    "eos_token_id",
-    "mlp_hidden_act",
-    "mamba_hidden_act",
-    "time_step_limit",
-    "mamba_ssm_cache_dtype",
-    "mtp_layers_block_type",
-]
-FIELDS = frozenset([*_INTEGERS, *_NUMBERS, *_BOOLEANS, *_OTHERS, *LAYER_NAMES])
-_KINDS: tuple[tuple[frozenset[str], type | tuple[type, ...], str], ...] = (
-    (frozenset(_INTEGERS), int, "a whole number"),
-    (frozenset(_NUMBERS), (int, float), "a number"),
-    (frozenset(_BOOLEANS), bool, "true or false"),
-)
+# How messages call the kinds of values that a field may hold.
+_KINDS: tuple[tuple[type, str], ...] = ((int, "a whole number"), (float, "a number"), (bool, "true or false"))
 
 
 def check_block(model: Mapping[str, Any]) -> list[Note]:
     """Raises UserError for a key or a value that NemotronHConfig would refuse. Returns notes on keys that can't be
     judged here, since a newer transformers may have them."""
     known = {name: value for name, value in model.items() if not unknown(value)}
-    for names, kind, what in _KINDS:
-        for name in sorted(names & known.keys()):
+    for kind, what in _KINDS:
+        for name in sorted(known.keys() & MODEL_FIELDS.keys()):
             value = known[name]
-            if value is None:
+            if MODEL_FIELDS[name].kind is not kind or value is None:
                 continue
-            if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            fits = isinstance(value, int | float) if kind is float else isinstance(value, kind)
+            if not fits or (isinstance(value, bool) and kind is not bool):
                 raise UserError(f"model.{name} is {value!r}; it must be {what}.")
     check_unused(model)
-    strange = [name for name in model if name not in FIELDS]
+    strange = [name for name in model if name not in MODEL_FIELDS]
     notes = []
     if strange and (find_spec("transformers") is None or find_spec("torch") is None):
         told = "no field of NemotronHConfig that is known here, and there is no transformers to ask."
-        notes = [Note(f"model.{name}: {told} {sentence(nearest(name, FIELDS))}") for name in strange]
+        notes = [Note(f"model.{name}: {told} {sentence(nearest(name, MODEL_FIELDS))}") for name in strange]
     elif strange:
         check_keys(strange)
     if not any(unknown(model.get(name)) for name in LAYER_NAMES):
@@ -131,31 +51,6 @@ def check_block(model: Mapping[str, Any]) -> list[Note]:
         # Other values are another model's where the block does not name layers: that of given weights.
         check_divisions({**(MODEL_DEFAULTS if LAYER_NAMES & model.keys() else {}), **known}, layer_types(model))
     return notes
-
-
-# NemotronHConfig's own defaults, for what a model block leaves out.
-MODEL_DEFAULTS: dict[str, Any] = {
-    "vocab_size": 131072,
-    "hidden_size": 4096,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "intermediate_size": 21504,
-    "mlp_bias": False,
-    "ssm_state_size": 128,
-    "mamba_num_heads": 128,
-    "mamba_head_dim": 64,
-    "n_groups": 8,
-    "conv_kernel": 4,
-    "use_conv_bias": True,
-    "use_bias": False,
-    "chunk_size": 128,
-    "n_routed_experts": 8,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 7688,
-    "moe_shared_expert_intermediate_size": 7688,
-    "moe_latent_size": None,
-}
 
 
 def given_block(folder: str | None) -> Mapping[str, Any]:

@@ -28,8 +28,8 @@ from nemotron_kit.training.config_blocks import (
 )
 from nemotron_kit.training.cost import JobFacts, Workload
 from nemotron_kit.training.memory import GpuFacts
-from nemotron_kit.training.model import with_data_settings
-from nemotron_kit.training.model_size import MODEL_DEFAULTS, check_block, count_parameters, expert_count
+from nemotron_kit.training.model import MODEL_DEFAULTS, with_data_settings
+from nemotron_kit.training.model_size import check_block, count_parameters, expert_count
 
 
 @dataclass

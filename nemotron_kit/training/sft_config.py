@@ -26,8 +26,8 @@ from nemotron_kit.training.config_blocks import (
 )
 from nemotron_kit.training.cost import JobFacts, Workload
 from nemotron_kit.training.memory import GpuFacts
-from nemotron_kit.training.model import check_unused
-from nemotron_kit.training.model_size import FIELDS, check_block, expert_count, given_block
+from nemotron_kit.training.model import MODEL_FIELDS, check_unused
+from nemotron_kit.training.model_size import check_block, expert_count, given_block
 
 # The functions that recipe._target_ may name: a config can't make any other be imported.
 TARGETS = ("nemotron_kit.training.sft",)
@@ -167,7 +167,7 @@ class SFTConfig(BridgeBlocks):
     @property
     def model_settings(self) -> dict[str, Any]:
         """The settings of NemotronHConfig in the `model` block."""
-        return {name: value for name, value in self.model.items() if name in FIELDS}
+        return {name: value for name, value in self.model.items() if name in MODEL_FIELDS}
 
     def split_folder(self, split: str) -> Path | None:
         """The folder (or file) of the rows of `split` (train or valid); None if the config names none."""
@@ -256,7 +256,7 @@ class SFTConfig(BridgeBlocks):
                 )
         if self.model.get("calculate_per_token_loss") not in (None, True):
             raise UserError("model.calculate_per_token_loss: the loss is that of each token; it must be true.")
-        known = [*FIELDS, *_PARALLEL, "seq_length", "calculate_per_token_loss"]
+        known = [*MODEL_FIELDS, *_PARALLEL, "seq_length", "calculate_per_token_loss"]
         check_keys("model", self.model, known)
         check_unused(self.model)
         check_optimizer(self.optimizer)

@@ -30,7 +30,7 @@ from nemotron_kit.training.memory import (
     smallest_layout,
     usable,
 )
-from nemotron_kit.training.model import UNUSED, model_config
+from nemotron_kit.training.model import MODEL_FIELDS, UNUSED, model_config
 from nemotron_kit.training.model_size import active_parameters, count_parameters
 from nemotron_kit.training.parallel import Layout
 from nemotron_kit.training.sft_config import SFTConfig, SFTTrainConfig
@@ -181,7 +181,7 @@ def test_the_fields_are_transformers_own() -> None:
 
     from transformers import NemotronHConfig
 
-    assert {field.name for field in fields_of(NemotronHConfig)} <= model_size.FIELDS
+    assert {field.name for field in fields_of(NemotronHConfig)} <= MODEL_FIELDS.keys()
     # What its model doesn't read can't be set; once it reads one of them, that one can.
     source = inspect.getsource(inspect.getmodule(NemotronHForCausalLM))
     assert not [name for name in UNUSED if re.search(rf"config\.{name}\b", source)]
