@@ -1,5 +1,5 @@
-"""What a training takes, computed from the config: memory (see memory.py), the disk of its checkpoints, and its wall
-time. Every launch imports it, so it imports no torch."""
+"""What a launch asks of a training: what would prevent it, and what it takes, computed from the config: memory (see
+memory.py), the disk of its checkpoints, and its wall time. Every launch imports it, so it imports no torch."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from nemotron_kit.errors import Note
+from nemotron_kit.errors import Note, UserError
 from nemotron_kit.lazy import Value
+from nemotron_kit.training.bridge_config import engine_problems
 from nemotron_kit.training.config_blocks import CheckpointConfig, TrainBlock, unknown
 from nemotron_kit.training.memory import GpuFacts, Step, memory_notes
 from nemotron_kit.training.model import layer_types
@@ -65,6 +66,33 @@ class JobFacts(Protocol):
     def earlier_rate(self, keys: Sequence[str], of: str = "tokens") -> tuple[float, str] | None:
         """(tokens a second, or with `of="steps"` steps a second; the run) of the newest run of this command and
         profile, on as many processes, whose config has the same values under `keys`; None if there is none."""
+
+
+def preflight(
+    config: Any,
+    *,
+    connect: bool,
+    here: bool = True,
+    processes: int | None = None,
+    gpu: GpuFacts | None = None,
+    job: JobFacts | None = None,
+) -> list[str]:
+    """The problems that would prevent a pretraining or a fine-tuning, one sentence each, and notes on what it takes.
+    Opens no connection itself: `connect` is ignored. With `here=False` the run is for another machine, and only its
+    settings are checked. `processes`: how many the job has, if that is known; `gpu`: the kind that it gets; `job`: what
+    else is known of it."""
+    del connect
+    try:
+        config.check()
+        if config.on_bridge:
+            return engine_problems(config, here=here)
+        processes = processes or max(1, config.train.layout.ranks)
+        config.train.check_split(processes)
+        notes: list[str] = [*config.check_model()]
+        work: Workload | None = config.workload()
+        return notes + (work.notes(processes, here=here, gpu=gpu, job=job) if work else [])
+    except UserError as error:
+        return [" ".join(str(error).split("\n"))]
 
 
 @dataclass(frozen=True, eq=False, repr=False)

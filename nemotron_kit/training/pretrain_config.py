@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from nemotron_kit.errors import UserError
-from nemotron_kit.training.bridge_config import BridgeBlocks, check_bridge, engine_problems, is_recipe
+from nemotron_kit.errors import Note, UserError
+from nemotron_kit.training.bridge_config import BridgeBlocks, check_bridge, is_recipe
 from nemotron_kit.training.config_blocks import (
     AdamWBlock,
     BatchBlock,
@@ -26,8 +26,7 @@ from nemotron_kit.training.config_blocks import (
     unknown,
     whole_number,
 )
-from nemotron_kit.training.cost import JobFacts, Workload
-from nemotron_kit.training.memory import GpuFacts
+from nemotron_kit.training.cost import Workload
 from nemotron_kit.training.model import MODEL_DEFAULTS, with_data_settings
 from nemotron_kit.training.model_size import check_block, count_parameters, expert_count
 
@@ -187,49 +186,25 @@ class PretrainConfig(BridgeBlocks):
             block.check()
         used = self.with_optimizer()
         used.scheduler.check_peak(used.peak_lr, "train.lr" if self.optimizer.lr is None else "optimizer.lr")
+        if self.on_bridge:
+            self.blend_path  # noqa: B018 - raises when it isn't set
 
+    def check_model(self) -> list[Note]:
+        """Raises UserError for a model that can't be trained so, or without data; see `check_block`."""
+        self.train.layout.check_experts(expert_count(self.model))
+        self.blend_path  # noqa: B018 - raises when it isn't set
+        return check_block(self.model)
 
-def preflight(
-    config: PretrainConfig,
-    *,
-    connect: bool,
-    here: bool = True,
-    processes: int | None = None,
-    gpu: GpuFacts | None = None,
-    job: JobFacts | None = None,
-) -> list[str]:
-    """The problems that would prevent this run, one sentence each, and notes on what it takes. Opens no connection
-    itself: `connect` is ignored. With `here=False` the run is for another machine, and only its settings are checked.
-    `processes`: how many the job has, if that is known; `gpu`: the kind that it gets; `job`: what else is known of
-    it."""
-    del connect
-    try:
-        config.check()
-        if config.on_bridge:
-            config.blend_path  # noqa: B018 - raises when it isn't set
-            return engine_problems(config, here=here)
-        layout = config.train.layout
-        processes = processes or max(1, layout.ranks)
-        config.train.check_split(processes)
-        layout.check_experts(expert_count(config.model))
-        config.blend_path  # noqa: B018 - raises when it isn't set
-        notes: list[str] = [*check_block(config.model)]
-        work = workload(config)
-        return notes + (work.notes(processes, here=here, gpu=gpu, job=job) if work else [])
-    except UserError as error:
-        return [" ".join(str(error).split("\n"))]
-
-
-def workload(config: PretrainConfig) -> Workload | None:
-    """The run by its size; None where that is known only when it starts. A vocabulary that neither the config nor the
-    data gives yet is taken to be the largest common one."""
-    if any(map(unknown, (*config.model.values(), config.dataset.get("seq_length")))):
-        return None
-    try:
-        vocab_size = with_data_settings(config.model, config.blend_path.parent)["vocab_size"]
-    except UserError:  # the data need not exist yet; its own check reports it
-        vocab_size = MODEL_DEFAULTS["vocab_size"]
-    model = {**config.model, "vocab_size": vocab_size}
-    what = f"Training this model of {count_parameters(model) / 1e9:.1f} B parameters"
-    seq_length, train, saving = config.seq_length, config.train, config.checkpoint
-    return Workload(what, model, seq_length, train, saving, instead="try -c tiny", gradients_stay=False)
+    def workload(self) -> Workload | None:
+        """The run by its size; None where that is known only when it starts. A vocabulary that neither the config nor
+        the data gives yet is taken to be the largest common one."""
+        if any(map(unknown, (*self.model.values(), self.dataset.get("seq_length")))):
+            return None
+        try:
+            vocab_size = with_data_settings(self.model, self.blend_path.parent)["vocab_size"]
+        except UserError:  # the data need not exist yet; its own check reports it
+            vocab_size = MODEL_DEFAULTS["vocab_size"]
+        model = {**self.model, "vocab_size": vocab_size}
+        what = f"Training this model of {count_parameters(model) / 1e9:.1f} B parameters"
+        seq_length, train, saving = self.seq_length, self.train, self.checkpoint
+        return Workload(what, model, seq_length, train, saving, instead="try -c tiny", gradients_stay=False)

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from nemotron_kit.errors import UserError, nearest
-from nemotron_kit.training.bridge_config import BridgeBlocks, check_bridge, engine_problems
+from nemotron_kit.errors import Note, UserError, nearest
+from nemotron_kit.training.bridge_config import BridgeBlocks, check_bridge
 from nemotron_kit.training.config_blocks import (
     FREE_SETTINGS,
     AdamWBlock,
@@ -24,8 +24,7 @@ from nemotron_kit.training.config_blocks import (
     unknown,
     whole_number,
 )
-from nemotron_kit.training.cost import JobFacts, Workload
-from nemotron_kit.training.memory import GpuFacts
+from nemotron_kit.training.cost import Workload
 from nemotron_kit.training.model import MODEL_FIELDS, check_unused
 from nemotron_kit.training.model_size import check_block, expert_count, given_block
 
@@ -261,6 +260,22 @@ class SFTConfig(BridgeBlocks):
         check_unused(self.model)
         check_optimizer(self.optimizer)
 
+    def check_model(self) -> list[Note]:
+        """Raises UserError for a model that can't be trained so; see `check_block`."""
+        block = given_block(self.checkpoint.pretrained_checkpoint)
+        self.train.layout.check_experts(expert_count(block) if block else None)
+        return check_block(self.model_settings)
+
+    def workload(self) -> Workload | None:
+        """The run by its size; None for a pretrained model that does not exist yet, or is not known before the job
+        runs."""
+        block = given_block(self.checkpoint.pretrained_checkpoint)
+        if not block or unknown(self.dataset.get("seq_length")):
+            return None
+        what = f"Fine-tuning {self.checkpoint.pretrained_checkpoint}"
+        instead, adapters = "train adapters (lora=small), or try -c tiny", self.lora is not None
+        return Workload(what, block, self.seq_length, self.train, self.checkpoint, instead, adapters)
+
 
 def settings_identity(config: SFTConfig, precision: str) -> dict[str, Any]:
     """The settings that, together with data and given weights, determine the weights at a step, by the names of the
@@ -273,43 +288,3 @@ def settings_identity(config: SFTConfig, precision: str) -> dict[str, Any]:
         "scheduler": asdict(config.scheduler),
         "peft": {**asdict(config.lora), "scheme": "lora"} if config.lora else {"scheme": None},
     }
-
-
-def preflight(
-    config: SFTConfig,
-    *,
-    connect: bool,
-    here: bool = True,
-    processes: int | None = None,
-    gpu: GpuFacts | None = None,
-    job: JobFacts | None = None,
-) -> list[str]:
-    """The problems that would prevent this run, one sentence each, and a note on what it takes. Opens no connection:
-    `connect` is ignored. With `here=False` the run is for another machine, and only its settings are checked.
-    `processes`: how many the job has, if that is known; `gpu`: the kind that it gets; `job`: what else is known of
-    it."""
-    del connect
-    try:
-        config.check()
-        if config.on_bridge:
-            return engine_problems(config, here=here)
-        layout = config.train.layout
-        processes = processes or max(1, layout.ranks)
-        config.train.check_split(processes)
-        block = given_block(config.checkpoint.pretrained_checkpoint)
-        layout.check_experts(expert_count(block) if block else None)
-        notes: list[str] = [*check_block(config.model_settings)] if config.model_settings else []
-        work = workload(config)
-        return notes + (work.notes(processes, here=here, gpu=gpu, job=job) if work else [])
-    except UserError as error:
-        return [" ".join(str(error).split("\n"))]
-
-
-def workload(config: SFTConfig) -> Workload | None:
-    """The run by its size; None for a pretrained model that does not exist yet, or is not known before the job runs."""
-    block = given_block(config.checkpoint.pretrained_checkpoint)
-    if not block or unknown(config.dataset.get("seq_length")):
-        return None
-    what = f"Fine-tuning {config.checkpoint.pretrained_checkpoint}"
-    instead, adapters = "train adapters (lora=small), or try -c tiny", config.lora is not None
-    return Workload(what, block, config.seq_length, config.train, config.checkpoint, instead, adapters)

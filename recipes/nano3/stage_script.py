@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from nemotron_kit.artifacts import Artifact, ModelArtifact
     from nemotron_kit.training import TrainingOutcome
-    from nemotron_kit.training.cost import Workload
 
 Config = TypeVar("Config", bound="DataclassInstance")
 Prepared = TypeVar("Prepared", bound="Artifact")
@@ -217,16 +216,14 @@ def start_tracking(project: str | None, entity: str | None, name: str | None = N
     init_wandb_from_env()
 
 
-def train_stage(
-    cfg: Any, engine: Callable[[Any], TrainingOutcome], workload: Callable[[Any], Workload | None], name: str
-) -> ModelArtifact:
+def train_stage(cfg: Any, engine: Callable[[Any], TrainingOutcome], name: str) -> ModelArtifact:
     """Train by `engine` and return the model, which rank 0 registers under `name`; its loss is the held-out one where
-    there is a valid split. Raises UserError for settings that are wrong, and with the estimate of its `workload`
-    instead of driving the machine out of memory."""
+    there is a valid split. Raises UserError for settings that are wrong, and with the estimate of its size instead of
+    driving the machine out of memory."""
     from nemotron_kit.artifacts import ModelArtifact
 
     cfg.check()
-    work = workload(cfg)
+    work = cfg.workload()
     for problem in work.problems() if work else ():
         raise UserError(problem)
     start_tracking(cfg.logger.wandb_project, cfg.logger.wandb_entity, cfg.logger.wandb_exp_name)

@@ -12,7 +12,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nemotron_kit.training.pretrain_config import PretrainConfig, preflight, workload
+from nemotron_kit.training.cost import preflight
+from nemotron_kit.training.pretrain_config import PretrainConfig
 
 if TYPE_CHECKING:
     from nemotron_kit.artifacts import ModelArtifact
@@ -32,7 +33,7 @@ def main(cfg: PretrainConfig | None = None) -> ModelArtifact:
         return bridge_stage(cfg, "PRETRAIN_RECIPE", "ModelArtifact-pretrain")
     from nemotron_kit.training import pretrain
 
-    return train_stage(cfg, pretrain, workload, "ModelArtifact-pretrain")
+    return train_stage(cfg, pretrain, "ModelArtifact-pretrain")
 
 
 if __name__ == "__main__":

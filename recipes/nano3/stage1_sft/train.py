@@ -12,7 +12,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nemotron_kit.training.sft_config import SFTConfig, preflight, workload
+from nemotron_kit.training.cost import preflight
+from nemotron_kit.training.sft_config import SFTConfig
 
 if TYPE_CHECKING:
     from nemotron_kit.artifacts import ModelArtifact
@@ -32,7 +33,7 @@ def main(cfg: SFTConfig | None = None) -> ModelArtifact:
         return bridge_stage(cfg, "SFT_RECIPE", "ModelArtifact-sft")
     from nemotron_kit.training.sft import sft
 
-    return train_stage(cfg, sft, workload, "ModelArtifact-sft")
+    return train_stage(cfg, sft, "ModelArtifact-sft")
 
 
 if __name__ == "__main__":

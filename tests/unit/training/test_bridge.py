@@ -21,7 +21,8 @@ from nemotron_kit.config.convert import to_dataclass
 from nemotron_kit.errors import Note, UserError
 from nemotron_kit.training import bridge
 from nemotron_kit.training.bridge_config import container_values, model_values
-from nemotron_kit.training.pretrain_config import PretrainConfig, preflight
+from nemotron_kit.training.cost import preflight
+from nemotron_kit.training.pretrain_config import PretrainConfig
 from nemotron_kit.training.processes import Preempted
 from nemotron_kit.training.sft_config import SFTConfig
 

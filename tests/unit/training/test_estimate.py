@@ -18,6 +18,7 @@ from nemotron_kit.errors import Note, UserError
 from nemotron_kit.training import PretrainConfig, TrainConfig, model_size
 from nemotron_kit.training.config_blocks import CheckpointConfig, ParallelBlock
 from nemotron_kit.training.cost import disk_notes, step_work, time_notes
+from nemotron_kit.training.cost import preflight as sft_preflight
 from nemotron_kit.training.grpo_config import CheckpointingBlock, DataBlock, GRPOConfig, PolicyBlock
 from nemotron_kit.training.grpo_config import preflight as rl_preflight
 from nemotron_kit.training.memory import (
@@ -34,7 +35,6 @@ from nemotron_kit.training.model import MODEL_FIELDS, UNUSED, model_config
 from nemotron_kit.training.model_size import active_parameters, count_parameters
 from nemotron_kit.training.parallel import Layout
 from nemotron_kit.training.sft_config import SFTConfig, SFTTrainConfig
-from nemotron_kit.training.sft_config import preflight as sft_preflight
 
 CONFIGS = Path(recipe.__file__).parent / "config"
 

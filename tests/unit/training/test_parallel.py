@@ -11,10 +11,10 @@ import torch
 
 from nemotron_kit.errors import UserError
 from nemotron_kit.training import PretrainConfig, TrainConfig, checkpoint, sharded
+from nemotron_kit.training.cost import preflight
 from nemotron_kit.training.loop import build_optimizer
 from nemotron_kit.training.model import load_model, model_config, new_model
 from nemotron_kit.training.parallel import Layout, empty_model, initialise, prepare, tensors, token_nll
-from nemotron_kit.training.pretrain_config import preflight
 
 from ...shards import MODEL
 
