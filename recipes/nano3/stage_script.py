@@ -77,13 +77,13 @@ class BlendInput(ReferencePipeline):
     )
     force: bool = field(default=False, metadata={"help": "Replace what output_dir holds"})
 
-    def shared_settings(self, stage: Path) -> dict[str, Any]:
-        """The fields that a data preparation's own config has under the same names, for its constructor; the blend file
-        as a path that can be opened (see `beside`)."""
-        known = fields(ShardedOutput if isinstance(self, ShardedOutput) else BlendInput)
-        names = {each.name for each in known if _NO_EFFECT not in each.metadata}
-        found = {name: getattr(self, name) for name in names - {"tokenizer_model", "config_name", "num_actors"}}
-        return {**found, "blend_path": beside(stage, self.blend_path), "output_dir": Path(self.output_dir)}
+    def as_input(self, kind: type[Config], stage: Path, **others: Any) -> Config:
+        """This config as `kind`, that of the data preparation itself: fields of the same name have the same value, but
+        for `others`; the blend file is a path that can be opened (see `beside`)."""
+        own = {each.name for each in fields(self)}
+        same = {each.name: getattr(self, each.name) for each in fields(kind) if each.name in own}
+        places = {"blend_path": beside(stage, self.blend_path), "output_dir": Path(self.output_dir)}
+        return kind(**{**same, **places, **others})
 
 
 @dataclass
@@ -112,12 +112,12 @@ class ShardedOutput(BlendInput):
         default=None, metadata={"help": "Ending of the artifact's name (default: the config file's name)"}
     )
 
-    def shared_settings(self, stage: Path) -> dict[str, Any]:
+    def as_input(self, kind: type[Config], stage: Path, **others: Any) -> Config:
         """The same; `num_actors` is `num_workers`. Raises UserError where they differ."""
         actors, workers = self.num_actors, self.num_workers
         if actors is not None and workers is not None and actors != workers:
             raise UserError(f"num_workers={workers} and num_actors={actors} are two names of one setting.")
-        return {**super().shared_settings(stage), "num_workers": actors if workers is None else workers}
+        return super().as_input(kind, stage, num_workers=actors if workers is None else workers, **others)
 
 
 def tokenizer_path(name: str) -> str:

@@ -75,15 +75,13 @@ def settings(cfg: PretrainDataPrepConfig) -> DataPrepConfig:
     """The recipe's flat config as what `run_data_prep` takes; names of the recipe's own files become paths."""
     block = cfg.tokenizer
     model = block.model or cfg.tokenizer_model
-    return DataPrepConfig(
-        **cfg.shared_settings(STAGE),
+    return cfg.as_input(
+        DataPrepConfig,
+        STAGE,
         per_split=PerSplitConfig(valid_shards=cfg.valid_shards, test_shards=cfg.test_shards),
         tokenizer_model=tokenizer_path(model),
         add_bos=cfg.add_bos if block.add_bos is None else block.add_bos,
         add_eos=cfg.add_eos if block.add_eos is None else block.add_eos,
-        text_field=cfg.text_field,
-        min_doc_chars=cfg.min_doc_chars,
-        max_doc_tokens=cfg.max_doc_tokens,
         artifact_name=f"PretrainBlendsArtifact-{config_name(cfg.config_name)}",
     )
 

@@ -99,23 +99,13 @@ def outlook(cfg: SFTDataPrepConfig, tasks: int, cpus: int | None) -> list[str]:
 def settings(cfg: SFTDataPrepConfig) -> SftPrepConfig:
     """The recipe's flat config as what `run_sft_data_prep` takes; names of the recipe's own files become paths."""
     model, template = cfg.tokenizer.model or cfg.tokenizer_model, cfg.chat_template
-    return SftPrepConfig(
-        **cfg.shared_settings(STAGE),
+    return cfg.as_input(
+        SftPrepConfig,
+        STAGE,
         tokenizer_model=tokenizer_path(model),
         chat_template=str(beside(STAGE, Path(template))) if template.endswith(".jinja") else template,
         text_field=cfg.messages_field,
-        tools_field=cfg.tools_field,
-        used_in_filter=cfg.used_in_filter,
-        used_in_field=cfg.used_in_field,
-        pack_size=cfg.pack_size,
-        algorithm=cfg.algorithm,
         seed=cfg.sample_seed if cfg.seed is None else cfg.seed,
-        train_ratio=cfg.train_ratio,
-        valid_ratio=cfg.valid_ratio,
-        test_ratio=cfg.test_ratio,
-        max_doc_tokens=cfg.max_doc_tokens,
-        parquet_row_group_size=cfg.parquet_row_group_size,
-        parquet_compression=cfg.parquet_compression,
         artifact_name=f"SFTDataArtifact-{config_name(cfg.config_name)}",
     )
 

@@ -82,12 +82,10 @@ def outlook(cfg: RLDataPrepConfig, tasks: int, cpus: int | None) -> list[str]:
 
 def settings(cfg: RLDataPrepConfig) -> RLPrepConfig:
     """The recipe's config as what `prepare_rl` takes."""
-    return RLPrepConfig(
-        **cfg.shared_settings(STAGE),
-        train_ratio=cfg.train_ratio,
+    return cfg.as_input(
+        RLPrepConfig,
+        STAGE,
         valid_ratio=cfg.valid_ratio if cfg.val_ratio is None else cfg.val_ratio,
-        test_ratio=cfg.test_ratio,
-        seed=cfg.seed,
         artifact_name=f"SplitJsonlDataArtifact-{cfg.config_name}",
     )
 
