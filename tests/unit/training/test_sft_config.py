@@ -9,8 +9,9 @@ import pytest
 from nemotron_kit.config.schema import contradictions
 from nemotron_kit.errors import UserError
 from nemotron_kit.training import CheckpointConfig, PretrainConfig, TrainConfig
+from nemotron_kit.training.cost import preflight
 from nemotron_kit.training.pretrain_config import OptimizerConfig
-from nemotron_kit.training.sft_config import PeftConfig, SFTConfig, SFTOptimizerConfig, SFTTrainConfig, preflight
+from nemotron_kit.training.sft_config import PeftConfig, SFTConfig, SFTOptimizerConfig, SFTTrainConfig
 
 # The keys that the reference's configs have.
 REFERENCE = {
