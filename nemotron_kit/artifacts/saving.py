@@ -74,8 +74,6 @@ class Artifact(BaseModel):
     tracking: TrackingInfo | None = None
     name: str | None = None
 
-    _name: str | None = PrivateAttr(default=None)
-    _version: int | None = PrivateAttr(default=None)
     _pin: Pin | None = PrivateAttr(default=None)
     _loaded: bool = PrivateAttr(default=False)
     _used_artifacts: list[str] = PrivateAttr(default_factory=list)
@@ -151,7 +149,7 @@ class Artifact(BaseModel):
     @property
     def uri(self) -> str | None:
         """`art://Name:vN` once it is registered, else None."""
-        return None if self._version is None else f"art://{self._name}:v{self._version}"
+        return self._pin.uri if self._pin is not None and self._pin.version is not None else None
 
     @property
     def art_path(self) -> str:
@@ -214,7 +212,6 @@ class Artifact(BaseModel):
         self._pin = Pin(self.name or "", None, None, self.type, str(absolute(self.path)))
         if registry is not None and stored is not None:
             self._pin = registry.commit(self._draft(stored, document, inputs))
-            self._name, self._version = self._pin.name, self._pin.version
         lineage.record_output(self._pin)
         _track(self, stored or self.type, folder, used)
         if registry is not None:  # after everything is written: the version must exist when save() returns
@@ -437,7 +434,7 @@ def _from_path(cls: type[A], path: Path) -> A:
 def _from_record(cls: type[A], record: ArtifactVersion) -> A:
     document = record.document if "type" in record.document else {**record.document, "path": record.path}
     artifact = _build(cls, document, Path(record.root))
-    artifact._pin, artifact._name, artifact._version = record.pin, record.name, record.version
+    artifact._pin = record.pin
     if artifact.tracking is None and record.inputs:  # saved by a version that did not write them into the document
         artifact.tracking = {"used_artifacts": [pin.uri for pin in record.inputs]}  # type: ignore[assignment]
     lineage.record_input(record.pin)

@@ -36,7 +36,7 @@ for number in range(int(count)):
     begun = time.monotonic()
     artifact = Artifact(path=folder, type="T")
     artifact.save(name="Shared")
-    print(json.dumps([artifact._version, text, time.monotonic() - begun]), flush=True)
+    print(json.dumps([artifact._pin.version, text, time.monotonic() - begun]), flush=True)
 """
 
 
