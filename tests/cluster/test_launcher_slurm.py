@@ -57,34 +57,23 @@ def _started(job: Path) -> dict[str, Any]:
     return found
 
 
+OVERRIDES = ["hydra.launcher.profile=C", "+hydra.launcher.env.packager=none"]
+CONFIG = {"defaults": [{"override hydra/launcher": "nemo_run"}], "hydra": {"launcher": {"profile": "C"}}}
+
+
 @pytest.mark.usefixtures("ran")
+@pytest.mark.parametrize(("launcher_name", "overrides"), [("nemo_run", OVERRIDES)])
 class TestLauncher(LauncherTestSuite):
-    @pytest.fixture
-    def launcher_name(self) -> str:
-        return "nemo_run"
-
-    @pytest.fixture
-    def overrides(self) -> list[str]:
-        return ["hydra.launcher.profile=C", "+hydra.launcher.env.packager=none"]
+    pass
 
 
 @pytest.mark.usefixtures("ran")
+@pytest.mark.parametrize(("launcher_name", "overrides"), [("nemo_run", [*OVERRIDES, "hydra.sweeper.max_batch_size=2"])])
 class TestBatches(BatchedSweeperTestSuite):
-    @pytest.fixture
-    def launcher_name(self) -> str:
-        return "nemo_run"
-
-    @pytest.fixture
-    def overrides(self) -> list[str]:
-        return ["hydra.launcher.profile=C", "+hydra.launcher.env.packager=none", "hydra.sweeper.max_batch_size=2"]
+    pass
 
 
 @pytest.mark.usefixtures("ran")
+@pytest.mark.parametrize(("task_launcher_cfg", "extra_flags"), [(CONFIG, ["-m"])])
 class TestPrograms(IntegrationTestSuite):
-    @pytest.fixture
-    def task_launcher_cfg(self) -> dict[str, Any]:
-        return {"defaults": [{"override hydra/launcher": "nemo_run"}], "hydra": {"launcher": {"profile": "C"}}}
-
-    @pytest.fixture
-    def extra_flags(self) -> list[str]:
-        return ["-m"]
+    pass

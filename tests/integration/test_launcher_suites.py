@@ -58,28 +58,28 @@ def test_hydra_finds_the_plugin() -> None:
     assert "NemoRunLauncher" in [plugin.__name__ for plugin in Plugins.instance().discover(Launcher)]
 
 
+@pytest.fixture
+def launcher_name() -> str:
+    return "nemo_run"
+
+
+@pytest.fixture
+def overrides(via: str) -> list[str]:
+    return [f"hydra.launcher.via={via}"]
+
+
 @pytest.mark.usefixtures("ran")
 @needs_cloudpickle
 class TestLauncher(LauncherTestSuite):
-    @pytest.fixture
-    def launcher_name(self) -> str:
-        return "nemo_run"
-
-    @pytest.fixture
-    def overrides(self, via: str) -> list[str]:
-        return [f"hydra.launcher.via={via}"]
+    pass
 
 
 @pytest.mark.usefixtures("ran")
 @needs_cloudpickle
 class TestBatches(BatchedSweeperTestSuite):
     @pytest.fixture
-    def launcher_name(self) -> str:
-        return "nemo_run"
-
-    @pytest.fixture
-    def overrides(self, via: str) -> list[str]:
-        return [f"hydra.launcher.via={via}", "hydra.sweeper.max_batch_size=2"]
+    def overrides(self, overrides: list[str]) -> list[str]:
+        return [*overrides, "hydra.sweeper.max_batch_size=2"]
 
 
 @pytest.mark.usefixtures("ran")
