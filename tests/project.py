@@ -55,6 +55,12 @@ def run(
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
+def files_with(text: str, *folders: Path) -> list[Path]:
+    """The files below these folders that hold a text: none, if it is a secret."""
+    files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    return [path for path in files if text.encode() in path.read_bytes()]
+
+
 def asleep(process: subprocess.Popen[Any]) -> bool:
     """Whether it waits by the clock: it has started, and is between two looks at what it waits for."""
     assert process.poll() is None, f"it has ended with {process.returncode}"
@@ -87,9 +93,11 @@ class Project:
     ) -> subprocess.CompletedProcess[str]:
         return run(*line, code=code, stderr=stderr, cwd=self.folder, env={**self.env, **env})
 
-    def forked(self, *line: str, code: int | None = 0, **env: str) -> subprocess.CompletedProcess[str]:
+    def forked(
+        self, *line: str, code: int | None = 0, timeout: float = 120, **env: str
+    ) -> subprocess.CompletedProcess[str]:
         """The same where the process that the line starts is not judged."""
-        return run(*line, code=code, cwd=self.folder, env={**self.env, **env}, forked=True)
+        return run(*line, code=code, timeout=timeout, cwd=self.folder, env={**self.env, **env}, forked=True)
 
     def runs(self) -> list[Path]:
         """All of them, the newest last."""

@@ -83,6 +83,22 @@ class Sshd(Backend):
         """A path of the second machine, as seen from this one."""
         return self.rootfs / Path(there).relative_to("/")
 
+    def profile(self, root: str) -> dict[str, str]:
+        """A profile's fields: jobs of the second machine's Slurm, launched over ssh, whose records are in `root`."""
+        facts = self.facts
+        return {
+            "executor": "slurm",
+            "account": "research",
+            "partition": facts["partition"],
+            "time": "00:05:00",
+            "tunnel": "ssh",
+            "host": facts["hosts"]["cluster"]["host"],
+            "user": facts["user"],
+            "identity": facts["identity"],
+            "remote_job_dir": root,
+            "python": facts["python"],
+        }
+
     @property
     def password(self) -> str:
         """What nk-password asks for first."""

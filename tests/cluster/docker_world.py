@@ -9,9 +9,6 @@ from typing import Any
 
 import pytest
 
-from .. import warm
-from ..programs import WORK
-from ..project import NEMOTRON
 from .slurm_world import World
 
 ENV = """
@@ -47,8 +44,8 @@ artifacts_root = "REMOTE/registry"
 
 
 def tool(world: World, *words: str, timeout: float = 60, **env: str) -> subprocess.CompletedProcess[str]:
-    """`nemotron WORDS`, in the world's folder."""
-    return warm.run([NEMOTRON, *words], cwd=world.folder, env={**world.environment(), **env}, timeout=timeout)
+    """`nemotron WORDS`, in the world's folder, however that ends."""
+    return world.forked("nemotron", *words, code=None, timeout=timeout, **env)
 
 
 def containers(world: World, run_id: str) -> list[str]:
@@ -63,13 +60,9 @@ def containers(world: World, run_id: str) -> list[str]:
 def world(docker: Any, tmp_path: Path) -> Iterator[World]:
     """An empty world; whatever it left running is removed afterwards."""
     pytest.importorskip("nemo_run", reason="the nemo-run extra is not installed")
-    folder, home = tmp_path / "app", tmp_path / "home"
-    folder.mkdir()
-    home.mkdir(mode=0o700)
-    (folder / "work.py").write_text(WORK)
-    (folder / "env.toml").write_text(ENV.replace("IMAGE", docker.image).replace("REMOTE", str(tmp_path / "remote")))
-    made = World(folder, home, docker)
+    profiles = ENV.replace("IMAGE", docker.image).replace("REMOTE", str(tmp_path / "remote"))
+    made = World(tmp_path, profiles, docker)
     yield made
-    left = [name for run in (home / "runs").glob("2*") for name in containers(made, run.name)]
+    left = [name for run in (made.home / "runs").glob("2*") for name in containers(made, run.name)]
     if left:
         docker.run("docker", "rm", "--force", *left, check=False)

@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +26,9 @@ from nemotron_kit.runs.folder import RunFolder, create_run
 from nemotron_kit.runs.job import TERMINAL, JobFolder
 from nemotron_kit.spec.plan import Plan
 
-from .. import warm
 from ..conftest import until
 from ..programs import WORK
+from ..project import Project
 
 ENV = """
 [C]
@@ -68,33 +67,18 @@ cancel_on_interrupt = true
 """
 
 
-@dataclass
-class World:
-    """`run("speak", "--run", "C")` is `python work.py speak --run C` in `folder`."""
+class World(Project):
+    """A project in `place` with the recipe, these profiles, and the environment of a back end (`slurm`, whichever it
+    is); `run("speak", "--run", "C")` is `python work.py speak --run C`, however that ends."""
 
-    folder: Path
-    home: Path
-    slurm: Any
-    env: dict[str, str] = field(default_factory=dict)
-
-    def start(self, *words: str, **env: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "work.py", *words],
-            cwd=self.folder,
-            env={**self.environment(), **env},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+    def __init__(self, place: Path, profiles: str, slurm: Any, **env: str) -> None:
+        files = {"work.py": WORK, "env.toml": profiles}
+        super().__init__(place / "app", files, place / "home", **slurm.env, **env)
+        self.home.mkdir(mode=0o700)
+        self.slurm = slurm
 
     def run(self, *words: str, timeout: float = 120, **env: str) -> subprocess.CompletedProcess[str]:
-        """The same to its end, forked: of `start` the process itself is judged."""
-        line = [sys.executable, "work.py", *words]
-        return warm.run(line, cwd=self.folder, env={**self.environment(), **env}, timeout=timeout)
-
-    def environment(self) -> dict[str, str]:
-        kept = {name: text for name, text in os.environ.items() if not name.startswith(("WANDB_", "SLURM_", "NEMO"))}
-        return {**kept, **self.slurm.env, "NEMOTRON_HOME": str(self.home), "OMP_NUM_THREADS": "1", **self.env}
+        return self.forked("python", "work.py", *words, code=None, timeout=timeout, **env)
 
     def batch(self, *words: str, profile: str = "C", **env: str) -> JobFolder:
         """Submit; job 0 of the run."""
@@ -204,14 +188,9 @@ def world(slurm: Any, tmp_path: Path) -> Iterator[World]:
 @contextmanager
 def made_world(slurm: Any, place: Path) -> Iterator[World]:
     pytest.importorskip("nemo_run", reason="the nemo-run extra is not installed")
-    folder, home = place / "app", place / "home"
-    folder.mkdir()
-    home.mkdir(mode=0o700)
-    (folder / "work.py").write_text(WORK)
-    (folder / "env.toml").write_text(ENV)
-    made = World(folder, home, slurm)
+    made = World(place, ENV, slurm)
     yield made
-    for run in (home / "runs").glob("2*"):
+    for run in (made.home / "runs").glob("2*"):
         for record in slurm_agent.read_all(run):
             slurm.run("scancel", f"--name={record.name}", check=False)
 

@@ -105,7 +105,9 @@ def test_no_canary_is_found_anywhere(canary_world: World) -> None:
     assert came["in_file"] == _digest("FILE_SECRET") and came["on_line"] == _digest("LINE_API_KEY")
     assert all(came[name] == _digest(name) for name in WANTED) and not set(OTHERS) & set(came)
 
-    process = world.start("use", "-m", "sleep=1,2", "on_line=${secret:SWEPT_PASSWORD}", "--batch", "canaries")
+    process = world.start(
+        "python", "work.py", "use", "-m", "sleep=1,2", "on_line=${secret:SWEPT_PASSWORD}", "--batch", "canaries"
+    )
     seen = _command_lines_while(process)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err

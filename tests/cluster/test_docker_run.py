@@ -15,6 +15,7 @@ from nemotron_kit.launch.queue import load_plan
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.spec.plan import stored_plan
 
+from ..project import files_with
 from .docker_world import containers, tool, world  # noqa: F401
 from .slurm_world import World, interrupt, until
 
@@ -129,7 +130,7 @@ def test_a_repository_is_fetched_and_mounted(world: World, tmp_path: Path) -> No
 
 
 def test_ctrl_c_leaves_the_job_alone_and_attach_goes_on(world: World) -> None:  # noqa: F811
-    process = world.start("speak", "lines=30", "sleep=0.2", "--run", "C")
+    process = world.start("python", "work.py", "speak", "lines=30", "sleep=0.2", "--run", "C")
     assert process.stdout is not None and process.stderr is not None
     assert process.stdout.readline().startswith("line 0")
     assert interrupt(process) <= 2.0
@@ -143,7 +144,7 @@ def test_ctrl_c_leaves_the_job_alone_and_attach_goes_on(world: World) -> None:  
 
 
 def test_ctrl_c_cancels_where_the_profile_says_so(world: World) -> None:  # noqa: F811
-    process = world.start("deaf", "sleep=60", "--run", "undo")
+    process = world.start("python", "work.py", "deaf", "sleep=60", "--run", "undo")
     assert process.stdout is not None
     assert process.stdout.readline().startswith("sleeping")
     interrupt(process)
@@ -226,10 +227,7 @@ def test_a_secret_reaches_the_job_and_no_file(world: World) -> None:  # noqa: F8
         except (FileNotFoundError, ProcessLookupError):
             continue
     assert world.wait(job) == "succeeded"
-    for path in world.home.rglob("*"):
-        if path.is_file():
-            data = path.read_bytes()
-            assert secret.encode() not in data and other.encode() not in data, path
+    assert files_with(secret, world.home) == files_with(other, world.home) == []
     job = world.batch("look", profile="secret", WORK_TOKEN=secret, OTHER_TOKEN=other)
     assert world.wait(job) == "succeeded"
     seen = json.loads((job.path / "seen-0.json").read_text())["environment"]

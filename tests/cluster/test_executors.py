@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from ..executor_contract import ExecutorContract, Target
-from ..programs import WORK
 from .slurm_world import World
 
 SLURM = {"executor": "slurm", "account": "research", "partition": "batch", "time": "00:05:00"}
@@ -27,11 +26,8 @@ def _docker(request: pytest.FixtureRequest, _: Path) -> tuple[dict[str, str], di
 
 
 def _ssh(request: pytest.FixtureRequest, folder: Path) -> tuple[dict[str, str], dict[str, Any]]:
-    facts = request.getfixturevalue("sshd").facts
-    way = {"tunnel": "ssh", "host": facts["hosts"]["cluster"]["host"], "user": facts["user"]}
-    there = {"identity": facts["identity"], "python": facts["python"], "partition": facts["partition"]}
-    root = {"remote_job_dir": f"/home/lab/{folder.name}-{os.getpid()}"}
-    return {"NEMOTRON_SSH_CONFIG": str(facts["config"])}, {**SLURM, **way, **there, **root}
+    sshd = request.getfixturevalue("sshd")
+    return {"NEMOTRON_SSH_CONFIG": str(sshd.config)}, sshd.profile(f"/home/lab/{folder.name}-{os.getpid()}")
 
 
 class TestThere(ExecutorContract):
@@ -39,12 +35,8 @@ class TestThere(ExecutorContract):
     def target(self, request: pytest.FixtureRequest, tmp_path: Path) -> Target:
         pytest.importorskip("nemo_run", reason="the nemo-run extra is not installed")
         env, profile = request.param(request, tmp_path)
-        (tmp_path / "app").mkdir()
-        (tmp_path / "home").mkdir(mode=0o700)
-        (tmp_path / "app" / "work.py").write_text(WORK)
         lines = [f"{key} = {_toml(value)}" for key, value in profile.items()]
-        (tmp_path / "app" / "env.toml").write_text("\n".join(["[C]", *lines]) + "\n")
-        return Target(World(tmp_path / "app", tmp_path / "home", SimpleNamespace(env=env)), "C")
+        return Target(World(tmp_path, "\n".join(["[C]", *lines]) + "\n", SimpleNamespace(env=env)), "C")
 
 
 def _toml(value: object) -> str:

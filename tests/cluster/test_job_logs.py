@@ -5,7 +5,6 @@ tests/integration/test_job_logs.py."""
 from __future__ import annotations
 
 import getpass
-import subprocess
 import sys
 from importlib.util import find_spec
 from typing import Any
@@ -14,6 +13,7 @@ import pytest
 
 from ..log_lines import SAYS, TOKEN, WORDS, check
 from ..programs import WORK
+from ..project import files_with
 from . import docker_world
 from .slurm_world import World, world  # noqa: F401
 
@@ -69,8 +69,7 @@ def test_over_ssh(world: World, sshd: Any) -> None:
     done = with_say(world).run("say", *WORDS, "--run", "say-far", **env)
     assert done.returncode == 0, done.stderr
     check(done.stdout, known="RUN nemotron")
-    for path in (path for path in world.folder.parent.rglob("*") if path.is_file()):
-        assert TOKEN["SAID_TOKEN"].encode() not in path.read_bytes(), path
+    assert files_with(TOKEN["SAID_TOKEN"], world.folder.parent) == []
 
 
 @pytest.mark.skipif(not find_spec("submitit"), reason="hydra-submitit-launcher is not installed")
@@ -83,16 +82,11 @@ def test_under_submitit(world: World) -> None:
         file.write('[cli]\nrecipes = ["./work"]\n')
     (world.folder / "work").mkdir()
     (world.folder / "work.py").rename(world.folder / "work" / "__init__.py")
-    words = [sys.executable, "-m", "nemotron_kit", "-m", "recipe=work", "stage=say", *WORDS, *launcher, *of_slurm]
-    done = subprocess.run(
-        words, cwd=world.folder, env={**world.environment(), "PYTHONPATH": "."}, capture_output=True, text=True,
-        timeout=120, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    line = ["python", "-m", "nemotron_kit", "-m", "recipe=work", "stage=say", *WORDS, *launcher, *of_slurm]
+    world(*line, PYTHONPATH=".")
     job = world.only_run().job(0)
     check((job.path / "logs" / "job.log").read_text(), known="MULTIRUN nemotron")
-    for path in (path for path in world.folder.parent.rglob("*") if path.is_file()):
-        assert TOKEN["SAID_TOKEN"].encode() not in path.read_bytes(), path
+    assert files_with(TOKEN["SAID_TOKEN"], world.folder.parent) == []
 
 
 def test_in_a_container_without_hydra(docker_world_of: World) -> None:

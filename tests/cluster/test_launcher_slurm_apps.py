@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import getpass
 import json
-import os
 import re
 import signal
 import subprocess
@@ -17,9 +16,9 @@ from typing import Any
 import hydra
 import pytest
 
-from .. import warm
 from ..conftest import until
 from ..programs import TOLD_SWEEPER
+from ..project import Project, files_with
 
 pytest.importorskip("nemo_run", reason="the nemo-run extra is not installed")
 
@@ -124,49 +123,35 @@ max_parallel = 2
 """
 
 
-class World:
-    def __init__(self, folder: Path, slurm: Any) -> None:
-        self.folder, self.home, self.slurm = folder / "app", folder / "home", slurm
-        (self.folder / "demo").mkdir(parents=True)
-        self.home.mkdir(mode=0o700)
-        (self.folder / "app.py").write_text(APP)
-        (self.folder / "helper.py").write_text("WORD = 'first'\n")
-        (self.folder / "demo" / "__init__.py").write_text("")
-        (self.folder / "demo" / "__main__.py").write_text(RECIPE)
+class World(Project):
+    def __init__(self, place: Path, slurm: Any) -> None:
         text = ENV.replace("THE_USER", getpass.getuser()).replace("THE_PYTHON", sys.executable)
-        text = text.replace("THE_ROOT", str(folder / "far"))
-        (self.folder / "env.toml").write_text(text.replace("THE_PACKAGES", str(Path(hydra.__file__).parents[1])))
-        (folder / "plugins" / "hydra_plugins").mkdir(parents=True)
-        (folder / "plugins" / "hydra_plugins" / "told.py").write_text(TOLD_SWEEPER)
-        kept = {name: text for name, text in os.environ.items() if not name.startswith(("SLURM_", "NEMO"))}
-        self.env = {**kept, **slurm.env, "NEMOTRON_HOME": str(self.home), "PYTHONPATH": str(folder / "plugins")}
+        text = text.replace("THE_ROOT", str(place / "far"))
+        files = {
+            "app.py": APP,
+            "helper.py": "WORD = 'first'\n",
+            "demo/__init__.py": "",
+            "demo/__main__.py": RECIPE,
+            "env.toml": text.replace("THE_PACKAGES", str(Path(hydra.__file__).parents[1])),
+            "../plugins/hydra_plugins/told.py": TOLD_SWEEPER,
+        }
+        super().__init__(place / "app", files, place / "home", **slurm.env, PYTHONPATH=str(place / "plugins"))
+        self.home.mkdir(mode=0o700)
+        self.slurm = slurm
 
-    def start(self, *words: str, **env: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, *words], cwd=self.folder, env={**self.env, **env}, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-
-    def __call__(self, *words: str, code: int = 0, **env: str) -> str:
-        done = warm.run([sys.executable, *words], cwd=self.folder, env={**self.env, **env}, timeout=200)
-        assert done.returncode == code, f"exit {done.returncode}, expected {code}\n{done.stdout}\n{done.stderr}"
+    def said(self, *words: str, code: int = 0, **env: str) -> str:
+        """What `python WORDS` prints."""
+        done = self.forked("python", *words, code=code, timeout=200, **env)
         return done.stdout + done.stderr
 
     def app(self, *words: str, profile: str = "C", code: int = 0, **env: str) -> str:
-        return self("app.py", "-m", *_launcher(profile), *words, code=code, **env)
-
-    def run(self) -> Path:
-        return sorted(path for path in (self.home / "runs").glob("2*"))[-1]
-
-    def exits(self) -> list[dict[str, Any]]:
-        jobs = sorted((self.run() / "jobs").iterdir(), key=lambda path: int(path.name))
-        return [json.loads((job / "exit.json").read_text()) for job in jobs]
+        return self.said("app.py", "-m", *_launcher(profile), *words, code=code, **env)
 
     def log(self, number: int) -> str:
-        return (self.run() / "jobs" / str(number) / "logs" / "job.log").read_text()
+        return (self.newest / "jobs" / str(number) / "logs" / "job.log").read_text()
 
     def queued(self) -> list[str]:
-        names = [path.stem for path in self.run().glob("slurm/*.json")]
+        names = [path.stem for path in self.newest.glob("slurm/*.json")]
         return [
             name for intent in names for name in self.slurm.run("squeue", "-h", "-o", "%j").split() if intent in name
         ]
@@ -190,7 +175,7 @@ def test_what_comes_back(world: World) -> None:
     assert told[3].endswith(" 137")
     assert [record["state"] for record in world.exits()] == ["succeeded", "failed", "failed", "failed"]
     # One sbatch for all of them; Hydra's job.id is Slurm's, and the user's files have Hydra's own layout.
-    (submission,) = (json.loads(path.read_text()) for path in world.run().glob("slurm/*.json"))
+    (submission,) = (json.loads(path.read_text()) for path in world.newest.glob("slurm/*.json"))
     assert f"id {submission['job']}_1" in world.log(1)
     assert "x: 2" in (world.folder / "out" / "3" / ".hydra" / "config.yaml").read_text()
 
@@ -213,7 +198,7 @@ def test_the_tree_where_it_is(world: World) -> None:
     subprocess.run(["git", "init", "-q", str(root)], check=True)
     world.app("+n=1")
     assert (root / "logs" / "1").read_text() == "payload"
-    assert not (world.run() / "code").exists()
+    assert not (world.newest / "code").exists()
 
 
 def test_what_was_just_edited_runs(world: World) -> None:
@@ -221,7 +206,7 @@ def test_what_was_just_edited_runs(world: World) -> None:
     with (world.folder / "env.toml").open("a") as file:
         file.write('\n[copied]\nextends = "C"\npackager = "worktree"\n')
     (world.folder / "helper.py").write_text("WORD = 'edited'\n")
-    process = world.start("app.py", "-m", *_launcher("copied"), "how=nap")
+    process = world.start("python", "app.py", "-m", *_launcher("copied"), "how=nap")
     until(lambda: list(world.home.glob("runs/2*/slurm/*.json")), every=0.05)
     (world.folder / "helper.py").write_text("raise SystemExit('edited while it waited')\n")
     assert process.wait(120) == 0
@@ -238,7 +223,7 @@ def test_two_nodes(world: World) -> None:
     pytest.importorskip("torch")
     said = world.app("hydra/sweeper=told", "how=return", profile="two")
     assert "RETURNED [1.0, 4.0]" in said
-    logs = "".join(path.read_text() for path in (world.run() / "jobs" / "0" / "logs").glob("rank-*.log"))
+    logs = "".join(path.read_text() for path in (world.newest / "jobs" / "0" / "logs").glob("rank-*.log"))
     assert all(f"rank {rank}" in logs for rank in range(4))
     assert len(list((world.folder / "out").glob("*/.hydra"))) == 1
 
@@ -246,21 +231,19 @@ def test_two_nodes(world: World) -> None:
 def test_a_secret_of_the_environment(world: World) -> None:
     world.app("hydra.job.env_copy=[DEMO_TOKEN]", "how=env", DEMO_TOKEN="canary-77d1")  # noqa: S106
     assert "token ***" in world.log(0)
-    for root in (world.home, world.folder):
-        for path in root.rglob("*"):
-            assert not path.is_file() or b"canary-77d1" not in path.read_bytes(), path
+    assert files_with("canary-77d1", world.home, world.folder) == []
 
 
 @pytest.mark.parametrize("profile", ["C", "undo"])
 def test_interrupted(world: World, profile: str) -> None:
     """Ctrl-C leaves a sweep on a cluster alone, unless its profile says otherwise."""
-    process = world.start("app.py", "-m", *_launcher(profile), "how=sleep", "x=1,2")
+    process = world.start("python", "app.py", "-m", *_launcher(profile), "how=sleep", "x=1,2")
     try:
         logs = "runs/2*/jobs/*/logs/job.log"
         until(lambda: sum("said" in log.read_text() for log in world.home.glob(logs)) == 2, 120)
         process.send_signal(signal.SIGINT)
         said = "".join(process.communicate(timeout=120))  # its jobs would sleep for longer
-        assert f"nemotron runs cancel {world.run().name}" in said or profile == "undo"
+        assert f"nemotron runs cancel {world.newest.name}" in said or profile == "undo"
         if profile == "undo":
             until(lambda: not world.queued(), every=0.5)
         time.sleep(1.0)  # a cancellation would have reached the queue by then
@@ -273,7 +256,7 @@ def test_interrupted(world: World, profile: str) -> None:
 def test_detached(world: World) -> None:
     said = world.app("hydra/sweeper=told", "how=return,value", "hydra.launcher.detach=true")
     assert said.count("RETURNED None") == 2
-    until(lambda: len(list(world.run().glob("jobs/*/exit.json"))) == 2)
+    until(lambda: len(list(world.newest.glob("jobs/*/exit.json"))) == 2)
     assert [record["state"] for record in world.exits()] == ["succeeded", "failed"]
 
 
@@ -291,7 +274,7 @@ def test_an_app_through_ssh(world: World, sshd: Any) -> None:
     assert told[1] == "RAISED ValueError ('bad', 3.0) None"
     assert told[2].endswith(" 137")
     assert not (world.folder / "out" / "0").exists()
-    there = world.folder.parent / "far" / "runs" / world.run().name
+    there = world.folder.parent / "far" / "runs" / world.newest.name
     assert (there / "sweep" / "0" / ".hydra" / "config.yaml").is_file()
     assert (there / "jobs" / "0" / "code" / "helper.py").is_file()
 
@@ -305,30 +288,30 @@ def test_an_app_in_containers(world: World, docker: Any) -> None:
     assert told[1] == "RAISED ValueError ('bad', 3.0) None"
     assert told[2].endswith(" 137")
     assert told[3] == "RETURNED [3.0, 1.0]"
-    assert (world.run() / "sweep" / "0" / ".hydra" / "config.yaml").is_file()
+    assert (world.newest / "sweep" / "0" / ".hydra" / "config.yaml").is_file()
     assert not (world.folder / "out" / "0").exists()
 
 
 @pytest.mark.parametrize("profile", ["C", "far"])
 def test_a_recipe(world: World, sshd: Any, profile: str) -> None:
     words = ["recipe=demo", "stage=score", "n=1,-1,3", *_launcher(profile)[:2]]
-    said = world("-m", "nemotron_kit", "-m", *words, code=1, **sshd.env, NEMOTRON_SSH_CONFIG=str(sshd.config))
+    said = world.said("-m", "nemotron_kit", "-m", *words, code=1, **sshd.env, NEMOTRON_SSH_CONFIG=str(sshd.config))
     assert "1 of 3 jobs did not succeed (job 1)" in said
     assert [record.get("value") for record in world.exits()] == [2.0, None, 6.0]
     # What it wrote by a relative path lies in its copy of the code, and its record says so.
     assert [record["written"]["files"] for record in world.exits()] == [["mine.txt"]] * 3
-    plan = json.loads((world.run() / "plan.json").read_text())
+    plan = json.loads((world.newest / "plan.json").read_text())
     assert (plan["recipe"], plan["executor"], plan["kind"]) == ("demo", "slurm", "sweep")
 
 
 def test_a_recipe_submitted(world: World) -> None:
     """The prompt is back at once, with what can be done next."""
-    said = world("-m", "nemotron_kit", "-m", "recipe=demo", "stage=score", "n=1,2", "--batch", "C")
-    name = world.run().name
+    said = world.said("-m", "nemotron_kit", "-m", "recipe=demo", "stage=score", "n=1,2", "--batch", "C")
+    name = world.newest.name
     assert all(f"  nemotron runs {command} {name}\n" in said for command in ("show", "attach", "cancel"))
     nemotron = "import sys; from nemotron_kit.cli.main import nemotron; sys.exit(nemotron())"
-    assert "[job 1] scored 1" in world("-c", nemotron, "runs", "attach", name)
-    assert re.search(r"^1(?: \*)? +succeeded +2\b", world("-c", nemotron, "runs", "show", name), re.MULTILINE)
+    assert "[job 1] scored 1" in world.said("-c", nemotron, "runs", "attach", name)
+    assert re.search(r"^1(?: \*)? +succeeded +2\b", world.said("-c", nemotron, "runs", "show", name), re.MULTILINE)
 
 
 @pytest.mark.skipif(not find_spec("optuna"), reason="hydra-optuna-sweeper is not installed")
@@ -344,12 +327,12 @@ def test_a_study(world: World) -> None:
     )
     study = ["hydra/sweeper=optuna", "+x=interval(-10,10)", "hydra.sweeper.n_trials=8", "hydra.sweeper.n_jobs=4",
              "hydra.sweeper.sampler.seed=1"]  # fmt: skip
-    world("bowl.py", "-m", *study, "hydra.sweep.dir=basic")
-    world("bowl.py", "-m", *_launcher("C"), *study)
-    assert len(list(world.run().glob("slurm/*.sh"))) == 2
+    world.said("bowl.py", "-m", *study, "hydra.sweep.dir=basic")
+    world.said("bowl.py", "-m", *_launcher("C"), *study)
+    assert len(list(world.newest.glob("slurm/*.sh"))) == 2
     best = [(world.folder / name / "optimization_results.yaml").read_text() for name in ("basic", "out")]
     assert best[0] == best[1]
-    world("bowl.py", "-m", *_launcher("C"), *study, "+hard=true", "hydra.sweeper.max_failure_rate=1")
+    world.said("bowl.py", "-m", *_launcher("C"), *study, "+hard=true", "hydra.sweeper.max_failure_rate=1")
     assert {record["state"] for record in world.exits()} == {"succeeded", "failed"}
 
 
@@ -357,7 +340,7 @@ def test_a_study(world: World) -> None:
 def test_a_recipe_through_submitit(world: World) -> None:
     launcher = ["hydra/launcher=submitit_slurm", "hydra.launcher.partition=batch", "hydra.launcher.timeout_min=5"]
     words = ["recipe=demo", "stage=score", "n=1,2", "hydra.launcher.account=research"]
-    said = world("-m", "nemotron_kit", "-m", *words, *launcher, "hydra.launcher.mem_gb=1")
+    said = world.said("-m", "nemotron_kit", "-m", *words, *launcher, "hydra.launcher.mem_gb=1")
     assert "of 2 jobs 2 succeeded" in said
     assert [record["value"] for record in world.exits()] == [2.0, 4.0]
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +38,12 @@ def room_for(world: World, count: int) -> dict[str, str]:
 
 
 def submissions(world: World) -> list[dict[str, Any]]:
-    return [json.loads(path.read_text()) for path in sorted(world.run().glob("slurm/*.json"))]
+    return [json.loads(path.read_text()) for path in sorted(world.newest.glob("slurm/*.json"))]
 
 
 def nemotron(world: World, *words: str, code: int = 0) -> str:
     program = "import sys; from nemotron_kit.cli.main import nemotron; sys.exit(nemotron())"
-    return world("-c", program, *words, code=code)
+    return world.said("-c", program, *words, code=code)
 
 
 def resume(world: World) -> str:
@@ -53,7 +51,7 @@ def resume(world: World) -> str:
 
 
 def wait(world: World) -> list[str]:
-    until(lambda: len(list(world.run().glob("jobs/*/exit.json"))) == JOBS, 120)
+    until(lambda: len(list(world.newest.glob("jobs/*/exit.json"))) == JOBS, 120)
     return [record["state"] for record in world.exits()]
 
 
@@ -69,7 +67,7 @@ def test_what_does_not_fit_waits_for_resume(world: World) -> None:
     said = world.app(f"x=range({JOBS})", "hydra.launcher.detach=true", **room_for(world, 5))
     given = sum(len(found["jobs"]) for found in submissions(world))
     assert 0 < given < JOBS
-    assert f"{JOBS - given} jobs are still to be submitted: nemotron runs resume {world.run().name}" in said
+    assert f"{JOBS - given} jobs are still to be submitted: nemotron runs resume {world.newest.name}" in said
     shown = nemotron(world, "runs", "show", "latest")
     assert f"{JOBS - given} to be submitted: nemotron runs resume" in shown
     assert "unknown" not in shown
@@ -86,11 +84,7 @@ def test_a_launch_that_is_killed_while_it_submits(world: World, when: str) -> No
     script = f"{kill}; exit 1" if when == "before" else f'out=$("$REAL" "$@"); {kill}; echo "$out"'
     path = fake(world, "sbatch", script)
     line = ["app.py", "-m", "hydra/launcher=nemo_run", "hydra.launcher.profile=C", "hydra.sweep.dir=out"]
-    process = subprocess.run(
-        [sys.executable, *line, f"x=range({JOBS})"], cwd=world.folder, env={**world.env, **path},
-        stdin=subprocess.DEVNULL, capture_output=True, check=False,
-    )  # fmt: skip
-    assert process.returncode == -9
+    world("python", *line, f"x=range({JOBS})", code=-9, **path)
     assert f"{JOBS} jobs submitted" in resume(world)
     assert wait(world) == ["succeeded"] * JOBS
     (only,) = submissions(world)

@@ -92,7 +92,7 @@ class Watch:
         place.mkdir(mode=0o700)  # a home of its own, so that it has a connection of its own
         (place / "runs").symlink_to(self.laptop.home / "runs")
         env = meter.config(place / "ssh-config", self.laptop.sshd.facts["config"], f"nk-{door}")
-        env = {**self.laptop.environment, **self.slurm, **env, **more, "NEMOTRON_HOME": str(place)}
+        env = {**self.laptop.env, **self.slurm, **env, **more, "NEMOTRON_HOME": str(place)}
         follower = Follower([*words, job.run_id], env, place, place / "shown")
         self.meters.append(meter)
         self.followers.append(follower)

@@ -4,10 +4,8 @@ nobody disturbed, step by step."""
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +15,7 @@ from nemotron_kit.remote.agent import slurm as slurm_agent
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import TERMINAL, JobFolder
 
-from .. import warm
-from ..project import NEMOTRON
+from ..project import Project
 from .follower import Follower
 from .slurm_world import log, until
 
@@ -40,31 +37,23 @@ SAVED = "stopped with a checkpoint"
 SPEED = ("tokens_per_second", "elapsed", "_timestamp")
 
 
-@dataclass
-class Lab:
-    """A folder with nano3's tiny data, and the commands in it."""
+class Lab(Project):
+    """A folder with nano3's tiny data."""
 
-    folder: Path
-    slurm: Any
-
-    @property
-    def environment(self) -> dict[str, str]:
-        kept = {name: text for name, text in os.environ.items() if not name.startswith(("WANDB_", "SLURM_", "NEMO"))}
-        home = {"NEMOTRON_HOME": str(self.folder / "home"), "OMP_NUM_THREADS": "1", "PWD": str(self.folder)}
-        return {**kept, **self.slurm.env, **home}
+    def __init__(self, folder: Path, slurm: Any) -> None:
+        super().__init__(folder, {"env.toml": ENV}, **slurm.env)
+        self.slurm = slurm
 
     def nemotron(self, *words: str) -> str:
         """Standard error of `nemotron WORDS`."""
-        done = warm.run([NEMOTRON, *words], cwd=self.folder, env=self.environment, timeout=120)
-        assert done.returncode == 0, done.stderr
-        return done.stderr
+        return self.forked("nemotron", *words).stderr
 
     def pretrain(self, profile: str, *words: str) -> JobFolder:
         more = (f"train.train_iters={STEPS}", "train.eval_interval=50", "logger.log_interval=1")
         said = self.nemotron("nano3", "pretrain", "-c", "tiny", *more, "--batch", profile, *words)
         found = re.search(r"(\S+) is submitted", said)
         assert found, said
-        return RunFolder(self.folder / "home" / "runs" / found[1]).job()
+        return RunFolder(self.home / "runs" / found[1]).job()
 
     def push_out(self, job: JobFolder, word: str = SAVED) -> None:
         """A job that goes first takes the node, and gives it back once this one's log has said `word` once more."""
@@ -82,12 +71,10 @@ class Lab:
 def lab(slurm: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     for module in ("nemo_run", "torch", "transformers"):
         pytest.importorskip(module)
-    folder = tmp_path_factory.mktemp("lab")
-    (folder / "env.toml").write_text(ENV)
-    made = Lab(folder, slurm)
+    made = Lab(tmp_path_factory.mktemp("lab"), slurm)
     made.nemotron("nano3", "data", "prep", "pretrain", "-c", "tiny")
     yield made
-    for run in (folder / "home" / "runs").glob("2*"):
+    for run in (made.home / "runs").glob("2*"):
         for record in slurm_agent.read_all(run):
             slurm.run("scancel", f"--name={record.name}", check=False)
 
@@ -104,7 +91,7 @@ def curve(job: JobFolder) -> list[dict[str, Any]]:
 def test_nano3_goes_on_where_it_was_pushed_out(lab: Lab, tmp_path: Path) -> None:
     job = lab.pretrain("pushed", "--run.exclude", "n2")
     calm = lab.pretrain("calm", "--run.exclude", "n1")
-    watching = Follower(["attach", job.run_id], lab.environment, lab.folder, tmp_path / "shown")
+    watching = Follower(["attach", job.run_id], lab.env, lab.folder, tmp_path / "shown")
     for _ in range(2):
         done = len(rows(job))
         until(lambda more=done + 10: len(rows(job)) >= more, 90, lambda: log(job))

@@ -64,7 +64,7 @@ def test_a_container_after_a_job_of_this_machine(world: World) -> None:  # noqa:
         much.truncate(200_000_000)
     assert f"waits for  {first.run_id} (running)" in tool(world, "runs", "show", second.run_id).stdout
     line = ("nemotron", "runs", "attach", second.run_id)
-    with start(*line, cwd=world.folder, env=world.environment()) as attached:
+    with start(*line, cwd=world.folder, env=world.env) as attached:
         assert attached.stderr.readline().startswith(f"waits for {first.run_id} (running)")
         gate.touch()
         assert attached.communicate(timeout=60)[0].startswith("line 0")

@@ -14,8 +14,7 @@ import pytest
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import JobFolder
 
-from .. import warm
-from ..project import NEMOTRON
+from ..project import run, start
 from .slurm_world import World, until, world  # noqa: F401
 
 LINES = [f"line {n} of rank -" for n in range(12)]
@@ -23,22 +22,13 @@ LINES = [f"line {n} of rank -" for n in range(12)]
 
 def runs(world: World, *words: str, code: int = 0, **env: str) -> str:  # noqa: F811
     """What `nemotron runs WORDS` prints, from a folder that has nothing to do with the launch."""
-    line, environment = [NEMOTRON, "runs", *words], {**world.environment(), **env}
-    done = warm.run(line, cwd=world.home, env=environment, timeout=120)
-    assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
+    done = run("nemotron", "runs", *words, code=code, forked=True, cwd=world.home, env={**world.env, **env})
     assert "Traceback" not in done.stderr
     return done.stdout if code in (0, 1, 3, 4) and done.stdout else done.stderr
 
 
 def begin(world: World, *words: str, **env: str) -> subprocess.Popen[str]:  # noqa: F811
-    return subprocess.Popen(
-        [NEMOTRON, "runs", *words],
-        cwd=world.home,
-        env={**world.environment(), **env},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    return start("nemotron", "runs", *words, cwd=world.home, env={**world.env, **env})
 
 
 def shown(world: World, job: JobFolder, code: int = 0, **env: str) -> dict[str, Any]:  # noqa: F811
@@ -144,7 +134,7 @@ def test_nobody_knows_it_any_more(world: World) -> None:  # noqa: F811
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
 def test_attach_goes_on_where_it_stopped(world: World, stop: signal.Signals) -> None:  # noqa: F811
-    first = world.start("speak", "lines=12", "sleep=0.8", "--run", "C")
+    first = world.start("python", "work.py", "speak", "lines=12", "sleep=0.8", "--run", "C")
     assert first.stdout is not None
     seen = [first.stdout.readline() for _ in range(3)]
     time.sleep(0.4)  # between two lines
@@ -221,7 +211,7 @@ def after(world: World, job: JobFolder) -> JobFolder:  # noqa: F811
 def test_a_job_after_another(world: World) -> None:  # noqa: F811
     first, gate = world.gated()
     second = after(world, first)
-    third = world.start("speak", "--after", second.run_id)  # here: it waits itself
+    third = world.start("python", "work.py", "speak", "--after", second.run_id)  # here: it waits itself
     assert third.stderr is not None
     said = next((line for line in third.stderr if f"waits for {second.run_id}" in line), "")
     gate.touch()

@@ -8,7 +8,6 @@ import re
 import subprocess
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,7 @@ import yaml
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import TERMINAL, JobFolder
 
-from .. import warm
-from ..project import NEMOTRON
+from ..project import NEMOTRON, Project
 from .slurm_world import until
 
 FILES = {
@@ -77,29 +75,22 @@ app.command(
 }
 
 
-@dataclass
-class Laptop:
-    """A project, the commands in it, and the cluster's folder for its jobs."""
+class Laptop(Project):
+    """A project, and the cluster's folder for its jobs."""
 
-    folder: Path
-    home: Path
-    root: str
-    sshd: Any
+    def __init__(self, place: Path, sshd: Any) -> None:
+        self.root, self.sshd = f"/home/lab/{place.name}-{os.getpid()}", sshd
+        lines = ["[cli]", 'recipes = ["far"]', "[here]", 'executor = "local"', "[far]"]
+        lines += [f"{key} = {json.dumps(value)}" for key, value in sshd.profile(self.root).items()]
+        files = {**FILES, "env.toml": "\n".join(lines) + "\n"}
+        super().__init__(place / "project", files, place / "home", NEMOTRON_SSH_CONFIG=str(sshd.config))
 
-    @property
-    def environment(self) -> dict[str, str]:
-        kept = {name: text for name, text in os.environ.items() if not name.startswith(("SLURM_", "NEMO"))}
-        config = {"NEMOTRON_SSH_CONFIG": str(self.sshd.facts["config"])}
-        return {**kept, **config, "PWD": str(self.folder), "NEMOTRON_HOME": str(self.home)}
-
-    def begin(self, *words: str, **env: str) -> subprocess.Popen[str]:
-        pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen([NEMOTRON, *words], cwd=self.folder, env={**self.environment, **env}, **pipes)
+    def begin(self, *words: str) -> subprocess.Popen[str]:
+        return self.start("nemotron", *words)
 
     def run(self, *words: str, code: int = 0, **env: str) -> tuple[str, str]:
         """(standard output, standard error) of a command that exits with `code`."""
-        done = warm.run([NEMOTRON, *words], cwd=self.folder, env={**self.environment, **env}, timeout=120)
-        assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
+        done = self.forked("nemotron", *words, code=code, **env)
         assert "Traceback" not in done.stderr
         return done.stdout, done.stderr
 
@@ -127,33 +118,12 @@ class Laptop:
 @pytest.fixture
 def laptop(sshd: Any, slurm: Any, tmp_path: Path) -> Iterator[Laptop]:
     pytest.importorskip("nemo_run", reason="the nemo-run extra is not installed")
-    folder, home, root = tmp_path / "project", tmp_path / "home", f"/home/lab/{tmp_path.name}-{os.getpid()}"
-    for name, text in FILES.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text)
-    facts = sshd.facts
-    profile = {
-        "executor": "slurm",
-        "account": "research",
-        "partition": facts["partition"],
-        "time": "00:05:00",
-        "tunnel": "ssh",
-        "host": facts["hosts"]["cluster"]["host"],
-        "user": facts["user"],
-        "identity": facts["identity"],
-        "remote_job_dir": root,
-        "python": facts["python"],
-    }
-    lines = ["[cli]", 'recipes = ["far"]', "[here]", 'executor = "local"', "[far]"]
-    (folder / "env.toml").write_text(
-        "\n".join([*lines, *(f"{k} = {json.dumps(v)}" for k, v in profile.items())]) + "\n"
-    )
-    made = Laptop(folder, home, root, sshd)
+    made = Laptop(tmp_path, sshd)
     yield made
-    for job in (path for path in (home / "runs").glob("2*") if RunFolder(path).state() not in TERMINAL):
+    for job in (path for path in (made.home / "runs").glob("2*") if RunFolder(path).state() not in TERMINAL):
         made.begin("runs", "cancel", job.name).wait(60)
-    made.over_there(f"rm -rf {root}")
-    for socket in (home / "ssh").glob("*"):
+    made.over_there(f"rm -rf {made.root}")
+    for socket in (made.home / "ssh").glob("*"):
         if socket.is_socket():
             subprocess.run(["ssh", "-o", f"ControlPath={socket}", "-O", "exit", "x"], capture_output=True, check=False)
 
@@ -209,7 +179,7 @@ def test_a_step_over_there_is_the_left_side_of_a_pipe_here(laptop: Laptop) -> No
         assert there.stdout is not None
         line = [NEMOTRON, "far", "read", "lines=0", *words]
         pipes: Any = {"stdin": there.stdout, "capture_output": True, "text": True, "timeout": 60}
-        done = subprocess.run(line, cwd=laptop.folder, env=laptop.environment, check=False, **pipes)
+        done = subprocess.run(line, cwd=laptop.folder, env=laptop.env, check=False, **pipes)
         assert (done.stdout, done.returncode) == ("data: from there\n", 0), done.stderr
         there.wait(30)
 

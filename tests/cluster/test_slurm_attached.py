@@ -68,7 +68,7 @@ class Terminal:
             process = subprocess.Popen(
                 [NEMOTRON, "runs", "attach", self.job.run_id],
                 cwd=self.world.folder,
-                env=self.world.environment(),
+                env=self.world.env,
                 stdout=out,
                 stderr=subprocess.PIPE,
                 text=True,

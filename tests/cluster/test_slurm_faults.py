@@ -204,7 +204,7 @@ def test_squeue_and_sacct_silent_for_long(world: World) -> None:
     )
     world.fake("squeue", f'[ -e {world.folder}/silent ] && exit 1; exec $REAL "$@"')
     world.fake("scancel", f'touch {world.folder}/cancelled; exec $REAL "$@"')
-    process = world.start("deaf", "sleep=60", "--run", "C", **env)
+    process = world.start("python", "work.py", "deaf", "sleep=60", "--run", "C", env=env)
     assert process.stdout is not None and process.stderr is not None
     assert process.stdout.readline().startswith("sleeping")
     (world.folder / "silent").touch()

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import pytest
 
@@ -12,7 +11,6 @@ from nemotron_kit.artifacts.registry import open_registry
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.ledger import list_runs
 
-from .. import warm
 from ..integration.test_nano3_pipeline import LINE, LINEAGE, STAGES
 from ..integration.test_pipeline import APP
 from .docker_world import tool
@@ -40,9 +38,7 @@ def test_a_chain_of_three(world: World) -> None:
         file.write(PROFILE)
 
     def pipeline(*words: str) -> RunFolder:
-        line = [sys.executable, "trio.py", "pipeline", "--batch", "chain", *words]
-        done = warm.run(line, cwd=world.folder, env=world.environment(), timeout=120)
-        assert done.returncode == 0, done.stderr
+        world.forked("python", "trio.py", "pipeline", "--batch", "chain", *words)
         return RunFolder(world.home / "runs" / list_runs(stage="pipeline", root=world.home / "runs")[0].id)
 
     def ended(run: RunFolder) -> list[str]:

@@ -7,7 +7,6 @@ import json
 import platform
 import re
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 
 from nemotron_kit.runs.folder import RunFolder
 
+from ..project import files_with
 from .slurm_world import World, interrupt, until, world  # noqa: F401
 
 
@@ -79,7 +79,7 @@ def test_batch_returns_at_once_with_the_commands(world: World) -> None:
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_ctrl_c_and_term_leave_the_job_alone(world: World, sent: signal.Signals, code: int) -> None:
-    process = world.start("speak", "lines=15", "sleep=0.2", "--run", "C")
+    process = world.start("python", "work.py", "speak", "lines=15", "sleep=0.2", "--run", "C")
     assert process.stdout is not None and process.stderr is not None
     assert process.stdout.readline().startswith("line 0")
     assert interrupt(process, sent) <= 2.0
@@ -91,7 +91,7 @@ def test_ctrl_c_and_term_leave_the_job_alone(world: World, sent: signal.Signals,
 
 
 def test_ctrl_c_cancels_where_the_profile_says_so(world: World) -> None:
-    process = world.start("deaf", "sleep=60", "--run", "undo")
+    process = world.start("python", "work.py", "deaf", "sleep=60", "--run", "undo")
     assert process.stdout is not None
     assert process.stdout.readline().startswith("sleeping")
     interrupt(process)
@@ -131,10 +131,7 @@ def test_a_secret_reaches_the_job_and_no_file(world: World) -> None:
     secret, other = "tok-5e0f1a2b3c", "tok-not-for-the-job"
     job = world.batch("speak", profile="secret", WORK_TOKEN=secret, OTHER_TOKEN=other)
     assert world.wait(job) == "succeeded"
-    for path in world.home.rglob("*"):
-        if path.is_file():
-            data = path.read_bytes()
-            assert secret.encode() not in data and other.encode() not in data, path
+    assert files_with(secret, world.home) == files_with(other, world.home) == []
     job = world.batch("look", profile="secret", WORK_TOKEN=secret, OTHER_TOKEN=other)
     assert world.wait(job) == "succeeded"
     seen = json.loads((job.path / "seen-0.json").read_text())["environment"]
@@ -185,10 +182,7 @@ def test_data_prep_on_two_nodes_shares_the_shards_and_makes_the_same_bytes(world
     made = {}
     for name, launcher in {"one": [], "four": ["srun", "-A", "research", "-N2", "-n4"]}.items():
         words = [*launcher, sys.executable, "-c", PREP, "blend.json", name, str(tokenizer)]
-        done = subprocess.run(
-            words, cwd=world.folder, env=world.environment(), capture_output=True, text=True, timeout=120
-        )
-        assert done.returncode == 0, done.stderr
+        done = world(*words)
         assert done.stderr.count("data prep: read 1 files") == 1
         made[name] = {
             str(p.relative_to(world.folder / name)): p.read_bytes()

@@ -71,9 +71,8 @@ class Silence:
         return {**found, **found["job_records"][0], "state": found["state"]}
 
     def _begin(self, clock: list[str], words: list[str], kind: str) -> subprocess.Popen[str]:
-        env = {**self.world.environment(), "PATH": self.path, "NK_SACCT": kind}
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return subprocess.Popen([*clock, NEMOTRON, "runs", *words], cwd=self.world.folder, env=env, text=True, **pipes)
+        env = {"PATH": self.path, "NK_SACCT": kind}
+        return self.world.start(*clock, NEMOTRON, "runs", *words, env=env)
 
 
 @pytest.fixture

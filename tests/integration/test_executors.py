@@ -15,7 +15,6 @@ from nemotron_kit.spec.runconfig import EXECUTORS, ProfileError, RunConfig, chec
 
 from ..cluster.slurm_world import World
 from ..executor_contract import ExecutorContract, Target
-from ..programs import WORK
 
 MINE = '''
 import os
@@ -77,17 +76,14 @@ ENV = '[here]\nexecutor = "local"\n[mine]\nexecutor = "mine"\nmem = "1G"\n'
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     """A world where a distribution with an executor is installed."""
-    site, folder = tmp_path / "site", tmp_path / "app"
+    site = tmp_path / "site"
     (site / "mine-1.0.dist-info").mkdir(parents=True)
     (site / "mine-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")
     (site / "mine-1.0.dist-info" / "entry_points.txt").write_text(POINTS)
     (site / "mine.py").write_text(MINE)
-    folder.mkdir()
-    (folder / "work.py").write_text(WORK)
-    (folder / "env.toml").write_text(ENV)
     monkeypatch.syspath_prepend(str(site))
     monkeypatch.delitem(sys.modules, "mine", raising=False)
-    return World(folder, tmp_path / "home", SimpleNamespace(env={}), {"PYTHONPATH": str(site)})
+    return World(tmp_path, ENV, SimpleNamespace(env={}), PYTHONPATH=str(site))
 
 
 class TestHere(ExecutorContract):
@@ -103,9 +99,7 @@ def test_an_executor_of_another_package_is_used_as_ours_are(world: World) -> Non
     assert "note: mem: no effect on a job with executor 'mine'." in done.stderr
     job = world.batch("deaf", "sleep=300", profile="mine")
     assert world.wait(job, "running", timeout=60) == "running"
-    line = [str(Path(sys.executable).with_name("nemotron")), "runs", "cancel", job.run_id]
-    told = subprocess.run(line, env=world.environment(), capture_output=True, text=True, timeout=60, check=False)
-    assert told.returncode == 0 and f"{job.run_id}: cancelled" in told.stdout, told
+    assert f"{job.run_id}: cancelled" in world("nemotron", "runs", "cancel", job.run_id).stdout
     assert job.state().state == "cancelled"
 
 

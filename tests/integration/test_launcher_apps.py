@@ -14,7 +14,7 @@ import pytest
 
 from ..conftest import until
 from ..programs import TOLD_SWEEPER
-from ..project import Project
+from ..project import Project, files_with
 
 APP = """
 import enum, logging, multiprocessing, os, signal, sys, threading, time
@@ -242,9 +242,7 @@ def test_secrets_of_the_environment_are_in_no_file(app: App) -> None:
     words = ["hydra.job.env_copy=[DEMO_TOKEN,PLAIN]", "+hydra.job.env_set.SET=fixed", "how=env"]
     app.sweep("app.py", *words, DEMO_TOKEN=CANARY, PLAIN="seen")
     assert "env *** seen fixed" in app.log(0)
-    for root in (app.home, app.folder):
-        for path in root.rglob("*"):
-            assert not path.is_file() or CANARY.encode() not in path.read_bytes(), path
+    assert files_with(CANARY, app.home, app.folder) == []
     assert all(path.stat().st_mode & 0o077 == 0 for path in (app.newest / "jobs").rglob("*") if path.is_file())
 
 
@@ -268,8 +266,7 @@ def test_a_literal_secret_of_a_config_is_in_no_record(app: App) -> None:
         assert "raw ***" in app.log(number) and "key ***" in app.log(number)
         packet = json.loads((job / "hydra.json").read_text())
         assert b"canary" not in base64.b64decode(packet["config"])
-    for path in [*app.home.rglob("*"), *app.folder.rglob(".hydra/*")]:
-        assert not path.is_file() or b"canary" not in path.read_bytes(), path
+    assert files_with("canary", app.home, *app.folder.rglob(".hydra")) == []
     (job / "answer.json").unlink()
     done = app("python", "-m", "nemotron_kit.worker.hydra_job", str(job), code=None)
     assert "The config has a literal secret, which is in no record: NEMOTRON_2_DB_API_KEY" in done.stderr

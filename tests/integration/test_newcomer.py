@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ..project import Project
+from ..project import Project, files_with
 from ..warm import LAUNCH, programs
 
 RECIPE = """
@@ -223,12 +223,7 @@ def test_a_secrets_value_is_printed_and_kept_nowhere(shell: Shell) -> None:
     for launcher in ("basic", "nemo_run"):
         sweep = f"nemotron mine go -m {word} optim.lr=1 +hydra.job.env_set.PLAIN=canary-plain hydra/launcher={launcher}"
         assert "canary" not in shell.type(sweep, **env).stdout
-    found = [
-        path
-        for path in (shell.folder / "home").rglob("*")
-        if path.is_file() and b"canary" in path.read_bytes() and "artifacts" not in path.parts
-    ]
-    assert not found
+    assert not [path for path in files_with("canary", shell.home) if "artifacts" not in path.parts]
     multirun = list((shell.folder / "home").rglob("multirun.yaml"))
     assert multirun and all(path.stat().st_mode & 0o77 == 0 for path in multirun if b"PLAIN" in path.read_bytes())
 

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import base64
-import hmac
 import json
 import os
 import pty
 import re
 import select
-import struct
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ... import warm
-from ...project import NEMOTRON
+from ...project import NEMOTRON, Project
+from ..backends import Sshd
 
 REPOSITORY = Path(__file__).parents[3]
 FILES = {
@@ -78,37 +74,27 @@ for n in range(4):
 """
 
 
-@pytest.fixture(scope="module")
-def cluster(slurm: Any, sshd: Any) -> dict[str, Any]:
-    """What scripts/cluster says of the second machine, which is Slurm's partition `remote` too."""
-    facts: dict[str, Any] = sshd.facts
-    return facts
+class Laptop(Project):
+    """A project that is launched from, and the second machine, which is Slurm's partition `remote` too."""
 
+    def __init__(self, place: Path, sshd: Sshd) -> None:
+        self.root, self.sshd = f"/home/lab/{place.name}-{os.getpid()}", sshd
+        profile = sshd.profile(self.root)
+        password = {**profile, "host": sshd.facts["hosts"]["password"]["host"]}
+        del password["identity"]
+        lines = ["[cli]", 'recipes = ["far"]']
+        for name, table in (("far", profile), ("second-factor", password)):
+            lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())]
+        files = {**FILES, "far/word.py": 'WORD = "first"\n', "env.toml": "\n".join(lines) + "\n"}
+        super().__init__(place / "project", files, place / "home", NEMOTRON_SSH_CONFIG=str(sshd.config))
+        subprocess.run(["git", "init", "-q", self.folder], check=True)
 
-@dataclass
-class Laptop:
-    """A project that is launched from, and the commands for it."""
-
-    folder: Path
-    home: Path
-    root: str
-    cluster: dict[str, Any]
-
-    def run(self, *words: str, **more: Any) -> subprocess.CompletedProcess[str]:
-        return warm.run([NEMOTRON, *words], cwd=self.folder, env=self.environment, timeout=120, **more)
-
-    @property
-    def environment(self) -> dict[str, str]:
-        return {
-            **os.environ,
-            "PWD": str(self.folder),
-            "NEMOTRON_HOME": str(self.home),
-            "NEMOTRON_SSH_CONFIG": str(self.cluster["config"]),
-        }
+    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """`nemotron WORDS`, however that ends."""
+        return self.forked("nemotron", *words, code=None)
 
     def over_there(self, command: str, text: str = "") -> str:
-        words = ["ssh", "-F", self.cluster["config"], self.cluster["hosts"]["cluster"]["host"], command]
-        return subprocess.run(words, input=text, capture_output=True, text=True, check=True).stdout
+        return self.sshd.ssh("nk-cluster", command, stdin=text)
 
     def seed(self) -> None:
         """Both registries get Data:v0 to v3, with other bytes."""
@@ -120,36 +106,11 @@ class Laptop:
 
 
 @pytest.fixture
-def laptop(tmp_path: Path, cluster: dict[str, Any], end_connections: Callable[[Path], None]) -> Iterator[Laptop]:
-    folder, home = tmp_path / "project", tmp_path / "home"
-    root = f"/home/lab/{tmp_path.name}-{os.getpid()}"
-    for name, text in FILES.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text)
-    (folder / "far/word.py").write_text('WORD = "first"\n')
-    subprocess.run(["git", "init", "-q", folder], check=True)
-    profile = {
-        "executor": "slurm",
-        "account": "research",
-        "partition": cluster["partition"],
-        "time": "00:05:00",
-        "tunnel": "ssh",
-        "host": cluster["hosts"]["cluster"]["host"],
-        "user": cluster["user"],
-        "identity": cluster["identity"],
-        "remote_job_dir": root,
-        "python": cluster["python"],
-    }
-    password = {**profile, "host": cluster["hosts"]["password"]["host"]}
-    del password["identity"]
-    lines = ["[cli]", 'recipes = ["far"]']
-    for name, table in (("far", profile), ("second-factor", password)):
-        lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())]
-    (folder / "env.toml").write_text("\n".join(lines) + "\n")
-    made = Laptop(folder, home, root, cluster)
+def laptop(tmp_path: Path, slurm: Any, sshd: Sshd, end_connections: Callable[[Path], None]) -> Iterator[Laptop]:
+    made = Laptop(tmp_path, sshd)
     yield made
-    made.over_there(f"rm -rf {root}")
-    end_connections(home)
+    made.over_there(f"rm -rf {made.root}")
+    end_connections(made.home)
 
 
 def test_what_was_just_edited_runs_there_on_the_data_that_is_there(laptop: Laptop) -> None:
@@ -161,7 +122,7 @@ def test_what_was_just_edited_runs_there_on_the_data_that_is_there(laptop: Lapto
     assert lines["word"] == "edited"
     assert lines["data"] == "cluster 3"
     assert lines["launch folder there"] == "False"
-    assert lines["host"] in laptop.cluster["nodes"]
+    assert lines["host"] in laptop.sshd.facts["nodes"]
     (run,) = (laptop.home / "runs").iterdir()
     job = f"{laptop.root}/runs/{run.name}/jobs/0"
     assert laptop.over_there(f"cat {job}/code/output/done") == run.name
@@ -290,7 +251,7 @@ def test_a_second_factor_is_asked_for_once_on_the_terminal(laptop: Laptop) -> No
     code, said = on_a_terminal(laptop, ["profiles", "login", "second-factor"], answers(laptop))
     assert code == 0, said
     assert "stays open" in said
-    assert password(laptop) not in said
+    assert laptop.sshd.password not in said
     assert laptop.run("profiles", "check", "second-factor").returncode == 0
     assert "open already" in laptop.run("profiles", "login", "second-factor").stdout
     assert "closed" in laptop.run("profiles", "login", "second-factor", "--close").stdout
@@ -313,17 +274,9 @@ def test_nothing_is_logged_in_to_on_this_machine(laptop: Laptop) -> None:
     assert laptop.run("profiles", "check", "here").returncode == 0
 
 
-def password(laptop: Laptop) -> str:
-    return Path(laptop.cluster["password_file"]).read_text().strip()
-
-
 def answers(laptop: Laptop) -> list[tuple[bytes, str]]:
     """(what is asked, what to say)."""
-    secret = Path(laptop.cluster["totp_file"]).read_text().strip()
-    digest = hmac.digest(base64.b32decode(secret), struct.pack(">Q", int(time.time()) // 30), "sha1")
-    place = digest[-1] & 15
-    number = struct.unpack(">I", digest[place : place + 4])[0] & 0x7FFFFFFF
-    return [(rb"[Pp]assword", password(laptop)), (rb"code", f"{number % 10**6:06d}")]
+    return [(rb"[Pp]assword", laptop.sshd.password), (rb"code", laptop.sshd.one_time_code())]
 
 
 def on_a_terminal(laptop: Laptop, words: list[str], said: list[tuple[bytes, str]]) -> tuple[int, str]:
@@ -332,7 +285,7 @@ def on_a_terminal(laptop: Laptop, words: list[str], said: list[tuple[bytes, str]
     if child == 0:
         os.chdir(laptop.folder)
         command = [NEMOTRON, *words]
-        os.execvpe(command[0], command, laptop.environment)  # noqa: S606
+        os.execvpe(command[0], command, laptop.env)  # noqa: S606
     shown, seen, waiting = b"", 0, list(said)
     end = time.monotonic() + 60
     while time.monotonic() < end:

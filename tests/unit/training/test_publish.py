@@ -21,6 +21,8 @@ from nemotron_kit.artifacts.lineage import forget_inputs, given_inputs
 from nemotron_kit.errors import NemotronError, Unreachable, UserError
 from nemotron_kit.training import publish
 
+from ...project import files_with
+
 TOKEN = "hf_aTokenThatMayWrite"  # noqa: S105 - nobody's
 
 
@@ -213,8 +215,7 @@ def test_an_upload_is_one_commit_of_all_files(
     expected = {path.name: path.read_bytes() for path in model.iterdir() if path.name != "metadata.json"}
     assert hub.files == {**expected, "README.md": CARD.encode()}
     assert hub.tokens == {f"Bearer {TOKEN}"} and hub.large
-    kept = [path for path in tmp_path.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]
-    assert kept == []
+    assert files_with(TOKEN, tmp_path) == []
 
 
 def test_a_repository_that_is_public_gets_no_private_model(hub: Hub) -> None:
