@@ -13,20 +13,9 @@ from typing import Any
 import pytest
 from hydra.test_utils.launcher_common_tests import BatchedSweeperTestSuite, IntegrationTestSuite, LauncherTestSuite
 
+from .slurm_world import ENV
+
 pytest.importorskip("nemo_run", reason="the nemo-run extra is not installed")
-
-ENV = """
-[C]
-executor = "slurm"
-account = "research"
-partition = "batch"
-time = "00:05:00"
-
-[two]
-extends = "C"
-nodes = 2
-nproc_per_node = 2
-"""
 
 
 @pytest.fixture

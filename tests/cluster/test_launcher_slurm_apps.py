@@ -19,6 +19,7 @@ import pytest
 from ..conftest import until
 from ..programs import TOLD_SWEEPER
 from ..project import Project, files_with
+from .slurm_world import ENV as PROFILES
 
 pytest.importorskip("nemo_run", reason="the nemo-run extra is not installed")
 
@@ -85,25 +86,10 @@ if __name__ == "__main__":
     app.run()
 """
 
-ENV = """
+ENV = f"""
 [cli]
 recipes = ["./demo"]
-
-[C]
-executor = "slurm"
-account = "research"
-partition = "batch"
-time = "00:05:00"
-
-[two]
-extends = "C"
-nodes = 2
-nproc_per_node = 2
-
-[undo]
-extends = "C"
-cancel_on_interrupt = true
-
+{PROFILES}
 [far]
 extends = "C"
 tunnel = "ssh"
@@ -117,8 +103,8 @@ executor = "docker"
 container_image = "THE_IMAGE"
 python = "python3"
 mounts = ["THE_PACKAGES:/packages:ro"]
-env_vars = {PYTHONPATH = "/packages"}
-extra = {network = "none"}
+env_vars = {{PYTHONPATH = "/packages"}}
+extra = {{network = "none"}}
 max_parallel = 2
 """
 
