@@ -55,6 +55,13 @@ def run(
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
+def write_files(folder: Path, files: Mapping[str, str]) -> None:
+    """Write these texts to files below a folder, with the folders that they need."""
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+
+
 def files_with(text: str, *folders: Path) -> list[Path]:
     """The files below these folders that hold a text: none, if it is a secret."""
     files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
@@ -76,14 +83,7 @@ class Project:
         self.folder, self.home = folder, home or folder / "home"
         self.env = environment(self.home, **env)
         folder.mkdir(parents=True, exist_ok=True)
-        for name, text in (files or {}).items():
-            self.write(name, text)
-
-    def write(self, name: str, text: str) -> Path:
-        path = self.folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-        return path
+        write_files(folder, files or {})
 
     def start(self, *line: str, env: Mapping[str, str] | None = None, **how: Any) -> subprocess.Popen[str]:
         return start(*line, cwd=self.folder, env={**self.env, **(env or {})}, **how)

@@ -18,6 +18,8 @@ from typing import Any
 
 import yaml
 
+from .project import write_files
+
 # What a task function does → the lines of its body.
 TASKS = {
     "none": "pass",
@@ -308,7 +310,7 @@ class Ended:
 def run_program(folder: Path, name: str, launcher: list[str], env: Mapping[str, str]) -> Ended:
     """Run one of PROGRAMS in a project of its own."""
     program, project = PROGRAMS[name], folder / "project"
-    _write(project, program.files)
+    write_files(project, program.files)
     words = [*_split(program.words), *launcher, *(["hydra.sweep.dir=out"] if "sweep.dir" not in program.words else [])]
     code, said = _run(words, project, folder, {**env, "COPIED": "copied"})
     return Ended(code, _files(project), said)
@@ -327,12 +329,12 @@ def run_tasks(
         "defaults: [schema, opt: slow, _self_]\n"
         "hydra: {job_logging: {formatters: {simple: {format: '%(levelname)s %(name)s %(message)s'}}}}\n"
     )
-    _write(project, {
+    write_files(project, {
         "app.py": APP.replace("TASKS", tasks), "sibling.py": "VALUE = 7\n", "data/d": "payload",
         "conf/config.yaml": config,
         "conf/opt/slow.yaml": "lr: 0.1\n", "conf/opt/fast.yaml": "lr: 0.5\n",
     })  # fmt: skip
-    _write(folder / "plugins", {"hydra_plugins/told.py": SWEEPER})
+    write_files(folder / "plugins", {"hydra_plugins/told.py": SWEEPER})
     told = folder / "told.json"
     own = {"HOWS": json.dumps(names), "TOLD": str(told), "BATCH": "1" if launcher else "0"}
     own["PYTHONPATH"] = str(folder / "plugins")
@@ -355,12 +357,6 @@ def _run(words: list[str], project: Path, folder: Path, env: Mapping[str, str]) 
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=240,
     )  # fmt: skip
     return done.returncode, done.stdout
-
-
-def _write(folder: Path, files: Mapping[str, str]) -> None:
-    for name, text in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text)
 
 
 def _files(project: Path) -> dict[str, Any]:

@@ -408,7 +408,7 @@ def basic_study(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.mark.parametrize("via", VIA)
 def test_optuna_learns_from_the_jobs(app: App, basic_study: str, via: str) -> None:
     """The same study as with Hydra's basic launcher; what fails is a failed trial, and the study goes on."""
-    app.write("bowl.py", BOWL)
+    (app.folder / "bowl.py").write_text(BOWL)
     app.sweep("bowl.py", *STUDY, via=via)
     assert (app.folder / "out" / "optimization_results.yaml").read_text() == basic_study
     done = app.sweep("bowl.py", *STUDY, "+hard=true", "hydra.sweeper.max_failure_rate=1", via=via)

@@ -18,6 +18,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from nemotron_kit.sweep.compose_jobs import SweepComposer, install
 
+from ..project import write_files
+
 FILES = {
     "config.yaml": "defaults: [base, model: small, opt@train.opt: adam, extra: null, _self_]\n"
     "name: ${model.name}-${train.opt.name}\nseed: 1\nlist: [1, 2, {a: b}]\nopen: {}\n",
@@ -60,9 +62,7 @@ WORDS = [
 
 @pytest.fixture
 def hydra(tmp_path: Path) -> Iterator[Hydra]:
-    for name, text in FILES.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text)
+    write_files(tmp_path, FILES)
     GlobalHydra.instance().clear()
     ConfigStore.instance().store("base", Base)
     yield Hydra.create_main_hydra2("app", create_config_search_path(str(tmp_path)))

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from ..project import write_files
+
 RECIPE = """
 from dataclasses import dataclass, field
 from nemotron.kit import App
@@ -147,9 +149,7 @@ def _runs(words: str) -> bool:
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Any:
     root = tmp_path_factory.mktemp("words")
-    for name, text in FILES.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(text)
+    write_files(root, FILES)
     optuna = [_line(OPTUNA, "-m", "--dry-run")] if find_spec("optuna") else []
     lines = [
         *(_line(words, "-m") for words in SWEEPS),

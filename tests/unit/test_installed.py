@@ -12,6 +12,8 @@ import pytest
 
 from nemotron_kit import installed
 
+from ..project import write_files
+
 ENTRY_POINTS = "# text\n[o]\na = b\n[ours]\n one=mod:thing \n\n#[x]\ntwo = m.sub [extra]\n[p]\nc = d\n"
 FILES = {
     "first/Some_Package.Name-1.5.dist-info/METADATA": "Name: Some_Package.Name\nversion:  1.5\n\nVersion: 9\n",
@@ -50,9 +52,7 @@ def test_this_environment() -> None:
 
 @pytest.fixture
 def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    for name, text in FILES.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
+    write_files(tmp_path, FILES)
     monkeypatch.chdir(tmp_path / "second")
     monkeypatch.setattr(sys, "path", [str(tmp_path / "missing"), str(tmp_path / "first"), ""])
     return sys.path

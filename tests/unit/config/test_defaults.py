@@ -19,6 +19,8 @@ from nemotron_kit.train_script import (
     parse_config_and_overrides,
 )
 
+from ...project import write_files
+
 
 @dataclass
 class Optimizer:
@@ -74,9 +76,7 @@ FILES = {
 
 @pytest.fixture
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tree:
-    for name, text in FILES.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
+    write_files(tmp_path, FILES)
     monkeypatch.chdir(tmp_path)
     app = App("demo")
     app.command("train", Config, print, config_dir=tmp_path / "config")

@@ -12,6 +12,8 @@ import pytest
 from nemotron_kit.app import App, Command
 from nemotron_kit.launch.fingerprint import Fingerprint, code_of, named_files
 
+from ...project import write_files
+
 FILES = {
     "mine/__init__.py": "from mine import tree\n",
     "mine/tree.py": "",
@@ -31,9 +33,7 @@ FILES = {
 
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Command]:
-    for name, text in FILES.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
+    write_files(tmp_path, FILES)
     monkeypatch.syspath_prepend(str(tmp_path))
     importlib.invalidate_caches()
     yield App("mine").command("train", "mine.stages.train:Config", "mine.stages.train:main")
@@ -69,9 +69,7 @@ def test_of_the_kit_it_is_the_version_and_the_engines_that_are_used(command: Com
 
 
 def test_files_that_the_config_names_and_what_they_list(tmp_path: Path) -> None:
-    for name in ("rows.jsonl", "texts/a.txt", "out/result.bin"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("x")
+    write_files(tmp_path, dict.fromkeys(("rows.jsonl", "texts/a.txt", "out/result.bin"), "x"))
     (tmp_path / "blend.json").write_text(
         '{"datasets": [{"path": "rows.jsonl"}, {"path": "texts"}, {"path": "hf://a/b"}]}'
     )

@@ -18,6 +18,8 @@ from nemotron_kit.remote.ssh import LocalTransport
 from nemotron_kit.spec.paths import CodeTree, repositories_left_out
 from nemotron_kit.spec.runconfig import RunConfig
 
+from ...project import write_files
+
 
 def git(folder: Path, *words: str) -> None:
     identity = ["-c", "user.name=t", "-c", "user.email=t@t.invalid"]
@@ -170,16 +172,8 @@ def test_too_much_names_the_largest(repository: Path) -> None:
 
 def test_without_git_environments_and_records_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = tmp_path / "plain"
-    for name in (
-        "src/a.py",
-        "env/pyvenv.cfg",
-        "env/lib/b.py",
-        "home/runs/x",
-        "cache/CACHEDIR.TAG",
-        "src/__pycache__/a.pyc",
-    ):
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(name)
+    names = "src/a.py env/pyvenv.cfg env/lib/b.py home/runs/x cache/CACHEDIR.TAG src/__pycache__/a.pyc"
+    write_files(root, dict.fromkeys(names.split(), "x"))
     monkeypatch.setenv("NEMOTRON_HOME", str(root / "home"))
     assert set(contents(take_snapshot(tree(root, in_git=False)).archive)) == {"src/a.py"}
 
@@ -223,9 +217,7 @@ def test_pattern_sends_what_matches(repository: Path) -> None:
 
 
 def test_a_pattern_takes_nothing_out_of_environments(repository: Path) -> None:
-    for name in ("env/pyvenv.cfg", "env/lib/b.py", "pkg/__pycache__/c.py"):
-        (repository / name).parent.mkdir(parents=True, exist_ok=True)
-        (repository / name).write_text(name)
+    write_files(repository, dict.fromkeys(("env/pyvenv.cfg", "env/lib/b.py", "pkg/__pycache__/c.py"), "x"))
     settings = RunConfig(packager_include_pattern=["**/*.py"])
     assert set(contents(take_snapshot(tree(repository, "pattern"), settings).archive)) == {"pkg/train.py"}
 
