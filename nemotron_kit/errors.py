@@ -5,6 +5,7 @@ Paths, names and values in a message may contain any character: `printable` make
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 
 # Colour sequences are removed; other escape sequences and control characters are made visible.
@@ -50,6 +51,15 @@ def causes(error: BaseException) -> Iterator[BaseException]:
         yield current
         seen.append(current)
         current = current.__cause__ or current.__context__
+
+
+def full_trace(error: BaseException) -> str:
+    """The error's traceback if HYDRA_FULL_ERROR=1 asks for it, else ""; it stands above the error."""
+    if os.environ.get("HYDRA_FULL_ERROR") != "1" or not (error.__traceback__ or error.__cause__):
+        return ""
+    import traceback
+
+    return "".join(traceback.format_exception(error))
 
 
 # The exit codes of `nemotron`, and of a job. A job in the launching process may choose another one, 1 to 255.

@@ -12,7 +12,7 @@ import sys
 from nemotron_kit import __version__
 from nemotron_kit.cli import options, tree
 from nemotron_kit.cli.tools import TOOLS
-from nemotron_kit.errors import NemotronError, UserError, printable
+from nemotron_kit.errors import NemotronError, UserError, full_trace, printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -73,8 +73,8 @@ def run_app(app: App, argv: Sequence[str]) -> int:
 
 
 def guarded(action: Callable[[], int]) -> int:
-    """Run a command. A user's mistake gives one error message and an exit code; a traceback only with
-    HYDRA_FULL_ERROR=1."""
+    """Run a command. A user's mistake gives one error message and an exit code; with HYDRA_FULL_ERROR=1 a traceback,
+    too."""
     if None in (sys.stdin, sys.stdout, sys.stderr):
         _open_streams()
     # A character that the locale's encoding lacks is a ? on the terminal, and no UnicodeEncodeError.
@@ -88,25 +88,20 @@ def guarded(action: Callable[[], int]) -> int:
             _set_pwd()
         return action()
     except NemotronError as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
-            raise
-        try:
-            print_error(error)
-            sys.stderr.flush()
-        except OSError:  # if standard error can't be written, the exit code remains
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+        print_error(error)
         return error.exit_code
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)  # noqa: T201
+        from nemotron_kit.cli.output import print_status
+
+        print_status("interrupted")
         return 130
     except BrokenPipeError:
         # `nemotron … | head`: a closed pipe is no error. Python must not report it at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
-            raise
-        return _report_os_error(error)
+        _report_os_error(error)
+        return 1
 
 
 def _set_pwd() -> None:
@@ -117,18 +112,19 @@ def _set_pwd() -> None:
         return
 
 
-def _report_os_error(error: OSError) -> int:
-    """Print one line for an OSError that names a path (a full or read-only disk, a missing folder); returns the exit
-    code, 1."""
+def _report_os_error(error: OSError) -> None:
+    """Print one line for an OSError that names a path (a full or read-only disk, a missing folder)."""
+    what, hint = f"output can't be written: {error.strerror}.", None
     if error.filename is not None:
-        print(f"error: {_sanitized(os.fsdecode(error.filename))}: {error.strerror}.", file=sys.stderr)  # noqa: T201
-        print("HYDRA_FULL_ERROR=1 shows where it happened.", file=sys.stderr)  # noqa: T201
+        what = f"{os.fsdecode(error.filename)}: {error.strerror}."
+        hint = "HYDRA_FULL_ERROR=1 shows where it happened."
     elif isinstance(error, FileNotFoundError):
-        print("error: the working folder does not exist any more.", file=sys.stderr)  # noqa: T201
+        what = "the working folder does not exist any more."
     else:  # what we printed could not be written
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        print(f"error: output can't be written: {error.strerror}.", file=sys.stderr)  # noqa: T201
-    return 1
+    failure = NemotronError(what, hint=hint)
+    failure.__cause__ = error
+    print_error(failure)
 
 
 def _open_streams() -> None:
@@ -160,13 +156,16 @@ def _readable(argv: Sequence[str] | None) -> list[str]:
 
 
 def print_error(error: NemotronError) -> None:
-    """`error: what was wrong`, and below it what would be right."""
+    """`error: what was wrong`, and below it what would be right. If standard error can't be written, the exit code
+    remains."""
     from nemotron_kit.cli.output import colour
 
     label = "\x1b[1;31merror:\x1b[0m" if colour(sys.stderr) else "error:"
-    print(f"{label} {_sanitized(error.message)}", file=sys.stderr)  # noqa: T201
-    if error.hint:
-        print(_sanitized(error.hint), file=sys.stderr)  # noqa: T201
+    text = f"{_sanitized(full_trace(error))}{label} {_sanitized(str(error))}"
+    try:
+        print(text, file=sys.stderr, flush=True)  # noqa: T201
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 def _sanitized(text: str) -> str:

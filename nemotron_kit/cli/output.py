@@ -209,7 +209,9 @@ def ask(question: str) -> str:
 
 def print_status(text: str) -> None:
     """Print text on standard error, control characters made visible: standard output belongs to the job."""
-    print(printable(text), file=sys.stderr)  # noqa: T201
+    from nemotron_kit.worker.streams import print_notice  # which a help page has no use for
+
+    print_notice(text)
 
 
 def print_csv(rows: Iterable[Sequence[object]]) -> None:

@@ -77,8 +77,7 @@ def report_sweep(run: RunFolder, as_json: bool) -> int:
     if over and not as_json:
         _print_results(run)
     more = f" · nemotron runs show {run.id}" if over else ""
-    with unless_gone(sys.stderr):
-        print_status(f"{run.id}: of {states.total()} jobs {counts}{more}")
+    print_status(f"{run.id}: of {states.total()} jobs {counts}{more}")
     if not over:
         print_commands(run.id, "show", "attach", "cancel")
     if as_json:

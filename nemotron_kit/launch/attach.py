@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from nemotron_kit import files
 from nemotron_kit.artifacts.pipe import is_step_output
-from nemotron_kit.errors import NemotronError, Unreachable, printable
+from nemotron_kit.errors import NemotronError, Unreachable
 from nemotron_kit.executors.base import Executor, Observation
 from nemotron_kit.launch.status import StatusSnapshot, Watch, effective_state, record
 from nemotron_kit.polling import Pace
@@ -26,7 +26,7 @@ from nemotron_kit.runs.logs import TerminalSanitizer, encodable
 from nemotron_kit.runs.progress import MetricsTail, Progress, job_progress, metrics_tail
 from nemotron_kit.spec.plan import Plan, stored_plan
 from nemotron_kit.worker.process import INTERRUPTED, Outcome
-from nemotron_kit.worker.streams import unless_gone
+from nemotron_kit.worker.streams import print_notice, unless_gone
 
 _NAME = "attached.json"
 
@@ -161,8 +161,7 @@ class ProgressBar:
     def report(self, text: str) -> None:
         """Print a line on stderr."""
         self.erase()
-        with unless_gone(sys.stderr):
-            print(printable(text), file=sys.stderr)  # noqa: T201
+        print_notice(text)
 
     def update(self, observed: Mapping[int, Observation]) -> None:
         """Draw the progress of the jobs, which are in these states."""

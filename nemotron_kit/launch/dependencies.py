@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.app import Command
 from nemotron_kit.artifacts.reference import parse_override
-from nemotron_kit.errors import Cancelled, NemotronError, Problem, printable
+from nemotron_kit.errors import Cancelled, NemotronError, Problem
 from nemotron_kit.executors.base import Executor, executor_for
 from nemotron_kit.launch.status import (
     ENDED,
@@ -28,6 +27,7 @@ from nemotron_kit.runs.job import DAMAGED, JobFolder
 from nemotron_kit.runs.ledger import open_run
 from nemotron_kit.runs.process_facts import process_facts
 from nemotron_kit.spec.plan import Plan, is_local, stored_plan
+from nemotron_kit.worker.streams import print_notice
 
 if TYPE_CHECKING:
     from nemotron_kit.artifacts.reference import Reference
@@ -152,7 +152,7 @@ def wait_for(job: JobFolder | None, run_ids: Sequence[str]) -> None:
             return
         if not notified:
             reason = ", ".join(f"{each.run.id} ({each.state})" for each in waits)
-            sys.stderr.write(printable(f"waits for {reason}\n"))
+            print_notice(f"waits for {reason}")
             if job is not None:
                 job.transition("pending", process=process_facts(), reason=reason)
             notified = True

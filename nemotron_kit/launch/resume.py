@@ -5,7 +5,6 @@ The record is continued: the earlier attempt's end joins its history, and config
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 
 from nemotron_kit.errors import Unreachable, UserError
@@ -21,6 +20,7 @@ from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import STARTER, TERMINAL, JobFolder, JobState
 from nemotron_kit.spec.plan import Plan, is_local, stored_plan
 from nemotron_kit.worker.process import Outcome
+from nemotron_kit.worker.streams import print_notice
 
 _LOCK = "resume"
 
@@ -50,7 +50,7 @@ def resume(run: RunFolder, job: JobFolder) -> Outcome:
         # What the earlier attempts logged counts as printed.
         logs = {path.stem: path.stat().st_size for path in (job.path / "logs").glob("*.log")}
         offsets.keep({job.number: {**offsets.of(job.number), **logs}})
-        sys.stderr.write(f"{job.reference}: another attempt\n")
+        print_notice(f"{job.reference}: another attempt")
         if state.terminal:
             _reset(job, plan)
         plan = replace(plan, attempt=attempts(job))

@@ -20,7 +20,7 @@ from hydra.core.utils import JobReturn, JobStatus
 
 from nemotron_kit import files
 from nemotron_kit.config.secrets import masked_overrides
-from nemotron_kit.errors import NemotronError, UserError, printable
+from nemotron_kit.errors import NemotronError, UserError, full_trace
 from nemotron_kit.executors.base import executor_class
 from nemotron_kit.home import new_run_id
 from nemotron_kit.launch import queue
@@ -41,6 +41,7 @@ from nemotron_kit.sweep.sweep_job import Composed, Settings, SweepJob, overrides
 from nemotron_kit.worker.payload import name_of
 from nemotron_kit.worker.process import Terminated, term_raises
 from nemotron_kit.worker.result import JobFailed, TaskResult, read_task_result
+from nemotron_kit.worker.streams import print_notice
 
 # The fields of a plan that are specific to one job.
 _ONE_JOBS = frozenset(
@@ -343,9 +344,9 @@ def hydra_errors(task: Callable[..., Any]) -> Iterator[None]:
     except NemotronError as error:
         if isinstance(task, RecipeTask):
             raise
-        if error.exit_code == NemotronError.exit_code or os.environ.get("HYDRA_FULL_ERROR") == "1":
+        if error.exit_code == NemotronError.exit_code:
             raise CompactHydraException(str(error)) from error
-        sys.stderr.write(f"error: {printable(str(error))}\n")
+        print_notice(f"{full_trace(error)}error: {error}")
         sys.exit(error.exit_code)
 
 

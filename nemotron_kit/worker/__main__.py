@@ -18,7 +18,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from nemotron_kit.errors import NemotronError
+from nemotron_kit.errors import NemotronError, full_trace
 from nemotron_kit.files import read_regular
 from nemotron_kit.masking import mask
 from nemotron_kit.runs.folder import open_job
@@ -42,9 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             folder = folder.parent.parent / "jobs" / str(jobs[int(os.environ["SLURM_ARRAY_TASK_ID"])])
         return _run(folder, as_rank)
     except NemotronError as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
-            raise
-        print(f"error: {mask(str(error))}", file=sys.stderr)  # noqa: T201
+        print(mask(f"{full_trace(error)}error: {error}"), file=sys.stderr)  # noqa: T201
         return error.exit_code
 
 

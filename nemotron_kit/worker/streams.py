@@ -20,6 +20,7 @@ from fcntl import ioctl
 from pathlib import Path
 from typing import Any, TextIO, cast
 
+from nemotron_kit.errors import printable
 from nemotron_kit.masking import mask, noted_secrets
 
 _OUT, _ERR = 1, 2
@@ -229,6 +230,13 @@ def unless_gone(stream: TextIO) -> Iterator[None]:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, stream.fileno())
             os.close(nowhere)
+
+
+def print_notice(text: str) -> None:
+    """Print a line on standard error, control characters made visible. Where nobody can read it (`2>&1 | head -1`, a
+    full disk, a closed terminal), what it is about goes on."""
+    with unless_gone(sys.stderr):
+        print(printable(text), file=sys.stderr)  # noqa: T201
 
 
 class Tee:

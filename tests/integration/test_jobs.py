@@ -264,7 +264,7 @@ def test_a_dry_run_leaves_no_file(shell: Project) -> None:
 
 
 def test_a_traceback_only_when_asked_for(shell: Project) -> None:
-    assert "Traceback" in shell("nemotron", "demo", "data", "write", "n=x", code=1, HYDRA_FULL_ERROR="1").stderr
+    assert "Traceback" in shell("nemotron", "demo", "data", "write", "n=x", code=2, HYDRA_FULL_ERROR="1").stderr
 
 
 def test_a_broken_recipe_hides_no_other(shell: Project) -> None:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 
-from nemotron_kit.cli.output import clean, write_lines
+from nemotron_kit.cli.output import clean, print_status, write_lines
 from nemotron_kit.cli.runs.list import chosen_jobs, open_jobs
 from nemotron_kit.cli.runs.show_logs import report_end
 from nemotron_kit.cli.toolargs import ToolParser
@@ -47,7 +47,7 @@ def wait(argv: list[str]) -> int:
             break
         lost = next((s.lost for s in snapshots.values() if s.lost), None)
         if lost and not reported:
-            sys.stderr.write(f"unreachable, still trying: {clean(lost)}\n")
+            print_status(f"unreachable, still trying: {clean(lost)}")
         reported = lost is not None
         pace.wait()
     for each in waits:
@@ -93,7 +93,7 @@ def _cancel_stages(run: RunFolder, grace: int) -> int:
     """Cancel the unfinished stages of a pipeline, the last first, so that none starts because another ends."""
     records = run.stages()
     for damage in (record[DAMAGE] for record in records if DAMAGE in record):
-        sys.stderr.write(f"note: the stage's run is not known: {clean(damage)}\n")
+        print_status(f"note: the stage's run is not known: {clean(damage)}")
     stages = [each for record in records if (each := run.stage_run(record)) is not None]
     unfinished = [each for each in reversed(stages) if each.summary().state not in (*TERMINAL, DAMAGED)]
     if not unfinished:

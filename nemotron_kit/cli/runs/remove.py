@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 from nemotron_kit.artifacts.reference import Pin, Reference
 from nemotron_kit.artifacts.registry import LocalRegistry, open_registry
 from nemotron_kit.artifacts.store import ArtifactVersion
-from nemotron_kit.cli.output import clean, print_json, print_table, write_lines
+from nemotron_kit.cli.output import clean, print_json, print_status, print_table, write_lines
 from nemotron_kit.cli.runs.list import matching
 from nemotron_kit.cli.runs.show import written_by
 from nemotron_kit.cli.toolargs import ToolParser
@@ -361,7 +360,7 @@ def artifacts_in(run: RunFolder, registry: LocalRegistry | None = None) -> list[
         try:
             saved = job.artifacts()["outputs"]
         except DamagedRecord as error:
-            sys.stderr.write(f"note: {clean(error.message)}\n")
+            print_status(f"note: {clean(error.message)}")
             continue
         for pin in saved:
             if not isinstance(pin, dict) or pin.get("version") is None or not lies_in(pin.get("path"), folder):

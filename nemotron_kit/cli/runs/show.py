@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import json
 import os
-import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -13,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nemotron_kit.cli.output import clean, print_facts, print_json
+from nemotron_kit.cli.output import clean, print_facts, print_json, print_status
 from nemotron_kit.cli.runs.list import as_json, chosen_jobs, duration, iso, labels_of
 from nemotron_kit.cli.runs.results import (
     ResultCache,
@@ -58,7 +57,7 @@ class RunView:
                 try:
                     mirror(self.plan, [job for job in jobs if not is_mirrored(job)])
                 except NemotronError as error:
-                    sys.stderr.write(f"note: its records on the target could not be read: {clean(error.message)}\n")
+                    print_status(f"note: its records on the target could not be read: {clean(error.message)}")
         self.states = {job.number: self._job_state(job) for job in jobs}
         whole = not self._is_remote and len(jobs) == len(run.jobs())
         self.summary = run.summary(list(self.states.values()) if whole else None)

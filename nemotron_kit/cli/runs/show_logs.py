@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any
 
-from nemotron_kit.cli.output import clean
+from nemotron_kit.cli.output import clean, print_status
 from nemotron_kit.cli.runs.list import chosen_jobs
 from nemotron_kit.cli.runs.show import distinct_overrides
 from nemotron_kit.cli.toolargs import ToolParser
@@ -92,7 +92,7 @@ class RemoteLog:
                 lost = False
             except Unreachable as error:
                 if not lost:
-                    sys.stderr.write(f"unreachable, still trying: {clean(error.message)}\n")
+                    print_status(f"unreachable, still trying: {clean(error.message)}")
                 lost = True
             if over and not lost:
                 return
@@ -269,7 +269,7 @@ def _wait_for_submission(run: RunFolder, jobs: list[JobFolder]) -> None:
     announced, pace = False, Pace(0.2, 1.2, 5.0)
     while (state := jobs[0].state()).state == "pending" and state.facts.get("reason") and SweepQueue(run).waiting:
         if not announced:
-            sys.stderr.write(f"waits for {clean(state.facts['reason'])}\n")
+            print_status(f"waits for {clean(state.facts['reason'])}")
         announced = True
         pace.wait()
 
@@ -283,20 +283,20 @@ def _submitted(run: RunFolder, jobs: list[JobFolder]) -> list[JobFolder]:
         hint = f"nemotron runs resume {run.id}" if waiting else f"nemotron runs show {run.id}"
         raise UserError(f"{run.id}: no job has been submitted yet.", hint=hint)
     if len(submitted) < len(jobs):
-        sys.stderr.write(f"{len(jobs) - len(submitted)} jobs wait to be submitted: nemotron runs resume {run.id}\n")
+        print_status(f"{len(jobs) - len(submitted)} jobs wait to be submitted: nemotron runs resume {run.id}")
     return submitted
 
 
 def report_end(run: RunFolder, outcome: Outcome, started: float | None = None) -> int:
     """Print how the run ended, on standard error; returns the exit code."""
     if outcome.state == "detached":
-        sys.stderr.write(f"Detached from {run.id}, which keeps running.\n  nemotron runs attach {run.id}\n")
-        sys.stderr.write(f"  nemotron runs cancel {run.id}\n")
+        commands = [f"  nemotron runs {command} {run.id}" for command in ("attach", "cancel")]
+        print_status("\n".join([f"Detached from {run.id}, which keeps running.", *commands]))
         return outcome.code
     summary = run.summary()
     started = started or summary.started
     took = (summary.finished or time.time()) - started if started else None
     how = outcome.state + (f" in {took:.1f} s" if took is not None and outcome.state == "succeeded" else "")
     why = f": {outcome.error}" if outcome.error and outcome.state != "succeeded" else ""
-    sys.stderr.write(f"{run.id}: {clean(how + why)} · nemotron runs show {run.id}\n")
+    print_status(f"{run.id}: {clean(how + why)} · nemotron runs show {run.id}")
     return outcome.code
