@@ -19,6 +19,9 @@ from nemotron_kit.data_prep.config import show_size
 from nemotron_kit.errors import UserError
 
 _CHUNK = 1 << 16  # bytes of a compressed file at a time
+# The zstandard package decompresses all of its input, without a bound. A block of 128 KiB has at least 4 bytes (RFC
+# 8878, 3.1.1), so this much of a file holds at most 32 MiB.
+_ZSTD_CHUNK = 1024
 _PIECE = 1 << 20  # bytes of its content at a time
 # Text shrinks to a tenth, very repetitive text to a hundredth. What grows more than this, beyond a few megabytes, is
 # made to fill a disk or a week.
@@ -66,7 +69,7 @@ def content(path: str, compression: str) -> Iterator[bytes]:
     taken = given = 0
     with sources.open_binary(path) as file:
         try:
-            for read, out in _zstd(file, path) if compression == "zst" else _members(file, _ENGINES[compression], path):
+            for read, out in _members(file, _ENGINES[compression], path):
                 taken, given = taken + read, given + len(out)
                 if given > EXPANDED and given > MAX_EXPANSION * taken:
                     raise UserError(
@@ -113,11 +116,11 @@ def _lines(chunks: Iterable[bytes], most: int) -> Iterator[bytes]:
 
 
 def _members(file: BinaryIO, engine: Callable[[], Any], path: str) -> Iterator[tuple[int, bytes]]:
-    """(bytes taken, content) of each step through a gzip, bzip2 or xz file."""
+    """(bytes taken, content) of each step through a compressed file."""
     current: Any = None
     begun = False
     padding = 0
-    while data := file.read(_CHUNK):
+    while data := file.read(_ZSTD_CHUNK if engine is _Zstd else _CHUNK):
         taken = len(data)
         if begun and current is None:
             data, padding = _unpadded(data, padding, path)
@@ -132,7 +135,7 @@ def _members(file: BinaryIO, engine: Callable[[], Any], path: str) -> Iterator[t
                 data, padding = _unpadded(current.unused_data, 0, path)
                 current = None
     if current is not None:
-        raise _cut_short(path)
+        raise UserError(f"{path}: cut short: its compressed data has no end.", hint="Fetch the file again.")
 
 
 class _Gzip:
@@ -178,45 +181,24 @@ class _Bzip2:
         return getattr(self._engine, name)
 
 
-_ENGINES: dict[str, Callable[[], Any]] = {"gz": _Gzip, "bz2": _Bzip2, "xz": lzma.LZMADecompressor}
+class _Zstd:
+    """zstandard's engine with the interface of bz2's and lzma's, but for the bound (see _ZSTD_CHUNK)."""
+
+    needs_input = True
+
+    def __init__(self) -> None:
+        import zstandard
+
+        self._engine = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
+
+    def decompress(self, data: bytes, most: int) -> bytes:
+        return self._engine.decompress(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
 
 
-def _zstd(file: BinaryIO, path: str) -> Iterator[tuple[int, bytes]]:
-    """(bytes taken, content) of each block: by RFC 8878, 3.1.1, a frame is a header, blocks of at most 128 KiB of
-    content, and a checksum. Blocks are passed on one by one, since the library decompresses all of its input, without a
-    bound."""
-    import zstandard
-
-    begun = False
-    padding = 0
-    while magic := _exactly(file, 4, path, may_end=True):
-        if begun and magic == b"\0\0\0\0":
-            _, padding = _unpadded(magic, padding, path)
-            continue
-        begun = True
-        if 0x184D2A50 <= int.from_bytes(magic, "little") <= 0x184D2A5F:  # a frame to be skipped
-            size = int.from_bytes(_exactly(file, 4, path), "little")
-            while size:
-                size -= len(_exactly(file, min(size, _PIECE), path))
-            continue
-        if magic != zstandard.FRAME_HEADER:
-            raise UserError(f"{path}: not a valid .zst file: unknown frame {magic.hex()}.")
-        descriptor = _exactly(file, 1, path)
-        flags = descriptor[0]
-        single, checksum = flags >> 5 & 1, flags >> 2 & 1
-        left = (1 - single) + (0, 1, 2, 4)[flags & 3] + (single, 2, 4, 8)[flags >> 6]
-        engine = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
-        head = magic + descriptor + _exactly(file, left, path)
-        yield len(head), engine.decompress(head)
-        last = False
-        while not last:
-            block = _exactly(file, 3, path)
-            header = int.from_bytes(block, "little")
-            last = bool(header & 1)
-            block += _exactly(file, 1 if header >> 1 & 3 == 1 else header >> 3, path)
-            if last and checksum:
-                block += _exactly(file, 4, path)
-            yield len(block), engine.decompress(block)
+_ENGINES: dict[str, Callable[[], Any]] = {"gz": _Gzip, "bz2": _Bzip2, "xz": lzma.LZMADecompressor, "zst": _Zstd}
 
 
 def _unpadded(data: bytes, padding: int, path: str) -> tuple[bytes, int]:
@@ -226,14 +208,3 @@ def _unpadded(data: bytes, padding: int, path: str) -> tuple[bytes, int]:
     if padding > _PIECE:
         raise UserError(f"{path}: more than {_PIECE >> 20} MiB of zeros follow its compressed data.")
     return rest, padding
-
-
-def _exactly(file: BinaryIO, count: int, path: str, *, may_end: bool = False) -> bytes:
-    data = file.read(count)
-    if len(data) < count and not (may_end and not data.strip(b"\0")):
-        raise _cut_short(path)
-    return data if len(data) == count else b""
-
-
-def _cut_short(path: str) -> UserError:
-    return UserError(f"{path}: cut short: its compressed data has no end.", hint="Fetch the file again.")

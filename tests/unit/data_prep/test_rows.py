@@ -219,7 +219,7 @@ def test_what_is_wrong_in_parquet(tmp_path: Path) -> None:
         read(path)
 
 
-def test_zstd_frames_are_read_block_by_block_as_the_library_does(tmp_path: Path) -> None:
+def test_zstd_frames_are_read_as_the_library_does(tmp_path: Path) -> None:
     path, content = tmp_path / "a.jsonl.zst", jsonl([{"text": f"{n} " * (n % 97)} for n in range(6000)])
     kinds = [
         {"write_checksum": True},
