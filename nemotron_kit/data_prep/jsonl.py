@@ -7,7 +7,6 @@ arbitrary callable, so files of an earlier run are never reused.
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -98,23 +97,9 @@ def write_jsonl(
     for folder in {lines.file.final.parent for lines in made}:
         fsync_dir(folder)
     with write_errors(output / BLEND_FILE):
-        write_json(output / BLEND_FILE, blend_lists(made), mode=0o666)
+        shards = ((one.split, one.dataset.name, one.dataset.weight, one.rows, str(one.file.final)) for one in made)
+        write_json(output / BLEND_FILE, megatron_blend(shards), mode=0o666)
     return made
-
-
-def blend_lists(made: list[WrittenLines]) -> dict[str, list[str] | None]:
-    """blend.json of these shards: a dataset's weight is spread over those of a split by their records."""
-    rows: Counter[tuple[str, str]] = Counter()
-    for lines in made:
-        rows[lines.split, lines.dataset.name] += lines.rows
-    return megatron_blend(
-        (
-            lines.split,
-            lines.dataset.weight * lines.rows / rows[lines.split, lines.dataset.name],
-            str(lines.file.final),
-        )
-        for lines in made
-    )
 
 
 def _check(config: PipelineConfig, form: JsonlOutputConfig, held_out: tuple[int, int]) -> None:

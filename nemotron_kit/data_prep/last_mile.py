@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from nemotron_kit.data_prep.config import (
     PipelineConfig,
     SftPrepConfig,
 )
-from nemotron_kit.data_prep.prepare import BLEND_FILE, REPORT_FILE, PreparedData, blend_lists, prepare
+from nemotron_kit.data_prep.prepare import BLEND_FILE, REPORT_FILE, prepare
 from nemotron_kit.data_prep.shard_plan import ALL
 from nemotron_kit.data_prep.stored import working_folder
 from nemotron_kit.errors import UserError
@@ -80,24 +80,64 @@ def last_mile_process(blend: DataBlend, config: PipelineConfig) -> PipelineResul
     V / (N + V + T) of them. Raises UserError for bad input.
     """
     form = config.output.format
+    held_out = DataPrepConfig(per_split=config.per_split).held_out
+    is_per_split = ALL not in blend.splits or held_out != (0, 0)
+    if isinstance(form, JsonlOutputConfig):
+        began = time.monotonic()
+        written = jsonl.write_jsonl(blend, config, form, held_out, SHARD_SIZE)
+        output = expand_user(config.output.dir).absolute()
+        run_hash = sha256_of([lines.file.sha256 for lines in written])
+        splits = _splits(output, output, run_hash, [(lines.split, 0, lines.rows) for lines in written])
+        return PipelineResult(output, output / BLEND_FILE, splits, is_per_split, time.monotonic() - began)
     if isinstance(form, BinIdxOutputConfig):
         if form.dtype not in (None, "int32", "int64", "uint16"):
             raise UserError(f"BinIdxOutputConfig.dtype={form.dtype!r}: it is int32, int64 or uint16.")
         settings = _settings(form, config, "binidx")
         flat = DataPrepConfig(**{**settings, "add_eos": settings["add_eos"] is not False})
         made = prepare(flat, blend, number_type=form.dtype)
-        held_out = flat.held_out != (0, 0)
-        return _result(made, flat.output_dir, _shard_splits(made), is_per_split=ALL not in blend.splits or held_out)
-    if isinstance(form, ChatSftOutputConfig | PackedOutputConfig):
+        folder = output = flat.output_dir
+        records = made.records
+        shards = [(s.split, records[n].tokens, records[n].documents) for n, s in enumerate(made.plan.shards)]
+    elif isinstance(form, ChatSftOutputConfig | PackedOutputConfig):
         flat = _packed_settings(form, config)
         made = prepare(flat, blend, outputs=sft_prep.OUTPUTS)
-        return _result(made, flat.output_dir, _packed_splits(made, flat.output_dir), is_per_split=flat.train_ratio < 1)
-    if isinstance(form, JsonlOutputConfig):
-        return _lines(blend, config, form)
-    raise UserError(
-        f"OutputConfig.format: {form!r} is none of the output configs.",
-        hint="Use BinIdxOutputConfig, JsonlOutputConfig, PackedOutputConfig or ChatSftOutputConfig.",
+        output, folder = flat.output_dir, flat.output_dir / "splits"
+        files = json.loads((output / REPORT_FILE).read_text(encoding="utf-8"))["files"]
+        shards = [(file["split"], file["tokens"], file["sequences"]) for file in files]
+    else:
+        raise UserError(
+            f"OutputConfig.format: {form!r} is none of the output configs.",
+            hint="Use BinIdxOutputConfig, JsonlOutputConfig, PackedOutputConfig or ChatSftOutputConfig.",
+        )
+    return PipelineResult(
+        output_dir=output,
+        blend_path=output / BLEND_FILE,
+        splits=_splits(output, folder, made.plan.digest, shards),
+        is_per_split=is_per_split,
+        elapsed_sec=made.elapsed,
+        from_cache=made.kept == made.mine,
     )
+
+
+def _splits(
+    output: Path, folder: Path, run_hash: str, shards: Sequence[tuple[str, int, int]]
+) -> dict[str, SplitResult]:
+    """The results of the splits that have shards; `shards` are (split, tokens, sequences) of each."""
+    data_paths = json.loads((output / BLEND_FILE).read_text(encoding="utf-8"))
+    splits = {}
+    for split in SPLITS:
+        if mine := [shard for shard in shards if shard[0] == split]:
+            _, tokens, sequences = zip(*mine, strict=True)
+            splits[split] = SplitResult(
+                name=split,
+                run_hash=run_hash,
+                output_dir=folder / split,
+                data_paths=data_paths[split] or [],
+                num_shards=len(mine),
+                total_tokens=sum(tokens),
+                total_sequences=sum(sequences),
+            )
+    return splits
 
 
 def tokenize(blend: DataBlend, config: PipelineConfig) -> PipelineResult:
@@ -170,66 +210,3 @@ def _packed_settings(form: ChatSftOutputConfig | PackedOutputConfig, config: Pip
         used_in_filter=form.used_in_filter,
         used_in_field=form.used_in_field,
     )
-
-
-def _result(made: PreparedData, output: Path, splits: dict[str, SplitResult], *, is_per_split: bool) -> PipelineResult:
-    return PipelineResult(
-        output_dir=output,
-        blend_path=output / BLEND_FILE,
-        splits=splits,
-        is_per_split=is_per_split,
-        elapsed_sec=made.elapsed,
-        from_cache=made.kept == made.mine,
-    )
-
-
-def _splits(
-    folder: Path, run_hash: str, lists: Mapping[str, list[str] | None], counts: Mapping[str, tuple[int, int, int]]
-) -> dict[str, SplitResult]:
-    """The results of the splits in `counts`, which has (shards, tokens, sequences) of each; `lists` is blend.json."""
-    return {
-        split: SplitResult(split, run_hash, folder / split, lists[split] or [], *counts[split])
-        for split in SPLITS
-        if split in counts
-    }
-
-
-def _shard_splits(made: PreparedData) -> dict[str, SplitResult]:
-    output = made.artifact.path
-    counts = {}
-    for split in SPLITS:
-        records = [made.records[n] for n, shard in enumerate(made.plan.shards) if shard.split == split]
-        if records:
-            tokens, documents = sum(r.tokens for r in records), sum(r.documents for r in records)
-            counts[split] = len(records), tokens, documents
-    return _splits(output, made.plan.digest, blend_lists(made.plan, made.records, output), counts)
-
-
-def _lines(blend: DataBlend, config: PipelineConfig, form: JsonlOutputConfig) -> PipelineResult:
-    began = time.monotonic()
-    held_out = DataPrepConfig(per_split=config.per_split).held_out
-    made = jsonl.write_jsonl(blend, config, form, held_out, SHARD_SIZE)
-    output = expand_user(config.output.dir).absolute()
-    counts = {}
-    for split in SPLITS:
-        rows = [lines.rows for lines in made if lines.split == split]
-        if rows:
-            counts[split] = len(rows), 0, sum(rows)
-    return PipelineResult(
-        output_dir=output,
-        blend_path=output / BLEND_FILE,
-        splits=_splits(output, sha256_of([lines.file.sha256 for lines in made]), jsonl.blend_lists(made), counts),
-        is_per_split=ALL not in blend.splits or held_out != (0, 0),
-        elapsed_sec=time.monotonic() - began,
-    )
-
-
-def _packed_splits(made: PreparedData, output: Path) -> dict[str, SplitResult]:
-    lists = json.loads((output / BLEND_FILE).read_text(encoding="utf-8"))
-    report = json.loads((output / REPORT_FILE).read_text(encoding="utf-8"))["splits"]
-    counts = {
-        split: (len(pairs) // 2, report[split]["tokens"], report[split]["sequences"])
-        for split, pairs in lists.items()
-        if pairs
-    }
-    return _splits(output / "splits", made.plan.digest, lists, counts)

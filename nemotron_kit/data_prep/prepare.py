@@ -119,35 +119,21 @@ def print_bad_rows(dataset: Mapping[str, Any], count: int, print_line: PrintLine
 BLEND_FILE = "blend.json"
 
 
-def megatron_blend(weighted: Iterable[tuple[str, float, str]]) -> dict[str, list[str] | None]:
-    """blend.json for (split, weight, path) of each shard: per split weight, path, weight, path, …; null for none."""
-    blend: dict[str, list[str]] = {split: [] for split in SPLITS}
-    for split, weight, path in weighted:
-        blend[split] += [f"{weight:.12g}", path]
-    return {split: pairs or None for split, pairs in blend.items()}
+def megatron_blend(shards: Iterable[tuple[str, str, float, int, str]]) -> dict[str, list[str] | None]:
+    """blend.json for (split, dataset, the dataset's weight, tokens or records, path) of each shard: per split weight,
+    path, weight, path, …; null for none.
 
-
-def blend_lists(plan: ShardPlan, records: dict[int, ShardRecord], output: Path) -> dict[str, list[str] | None]:
-    """blend.json of .bin/.idx shards.
-
-    A source's weight is divided among its shards by their tokens, so that it does not depend on their number. Shards
-    without documents are left out: Megatron's reader fails on them.
+    A dataset's weight is divided among its shards of a split by what they hold, so that it does not depend on their
+    number. Empty shards are left out: Megatron's reader fails on them.
     """
-    per_source: Counter[tuple[str, int]] = Counter()
-    for number, shard in enumerate(plan.shards):
-        per_source[shard.split, shard.source] += records[number].tokens
-    weighted = []
-    for number, shard in enumerate(plan.shards):
-        if tokens := records[number].tokens:
-            weight = plan.sources[shard.source].weight * tokens / per_source[shard.split, shard.source]
-            weighted.append((shard.split, weight, place(output, shard.name)))
-    blend = megatron_blend(weighted)
-    if not blend["train"]:
-        raise UserError(
-            "No document is left for training: every row is empty, bad or shorter than min_doc_chars.",
-            hint=f"Read were {', '.join(source.uri for source in plan.sources)}.",
-        )
-    return blend
+    held = [shard for shard in shards if shard[3]]
+    per_dataset: Counter[tuple[str, str]] = Counter()
+    for split, dataset, _, size, _ in held:
+        per_dataset[split, dataset] += size
+    blend: dict[str, list[str]] = {split: [] for split in SPLITS}
+    for split, dataset, weight, size, path in held:
+        blend[split] += [f"{weight * size / per_dataset[split, dataset]:.12g}", path]
+    return {split: pairs or None for split, pairs in blend.items()}
 
 
 def make_artifact(
@@ -430,7 +416,16 @@ def _numbers_here(plan: ShardPlan, ranks: RankLayout | None) -> range:
 def _write_outputs(plan: ShardPlan, records: dict[int, ShardRecord], output: Path) -> None:
     from nemotron_kit.data_prep.indexed import write_errors  # numpy
 
-    blend = blend_lists(plan, records, output)
+    sources = [plan.sources[shard.source] for shard in plan.shards]
+    blend = megatron_blend(
+        (shard.split, source.name, source.weight, records[number].tokens, place(output, shard.name))
+        for number, (shard, source) in enumerate(zip(plan.shards, sources, strict=True))
+    )
+    if not blend["train"]:
+        raise UserError(
+            "No document is left for training: every row is empty, bad or shorter than min_doc_chars.",
+            hint=f"Read were {', '.join(source.uri for source in plan.sources)}.",
+        )
     with write_errors(output / BLEND_FILE):
         write_text(output / REPORT_FILE, json.dumps(report(plan, records), indent=2) + "\n", mode=0o666)
         write_json(output / BLEND_FILE, blend, mode=0o666)

@@ -131,16 +131,13 @@ def write_outputs(plan: ShardPlan, records: Records, output: Path) -> None:
         dataset = plan.sources[plan.shards[rows.shard].source].name
         found.append({"split": rows.split, "file": rows.name, "dataset": dataset, **counts})
     write_text(output / REPORT_FILE, json.dumps(report(plan, records, found), indent=2) + "\n", mode=0o666)
-    # A file's weight is its part of the tokens. They are proportional to the datasets' weights already, so reading all
-    # files and reading by weight give the same mix.
-    tokens: Counter[str] = Counter()
-    for file in found:
-        tokens[file["split"]] += file["tokens"]
-    weighted = []
+    # A file's weight is its part of the split's tokens, as if all were one dataset's. They are proportional to the
+    # datasets' weights already, so reading all files and reading by weight give the same mix.
+    shards = []
     for file in found:
         prefix = output / "splits" / file["split"] / file["file"].removesuffix(".parquet")
-        weighted.append((file["split"], file["tokens"] / tokens[file["split"]], str(prefix)))
-    write_json(output / BLEND_FILE, megatron_blend(weighted), mode=0o666)
+        shards.append((file["split"], "", 1.0, file["tokens"], str(prefix)))
+    write_json(output / BLEND_FILE, megatron_blend(shards), mode=0o666)
 
 
 def _linked(source: Path, target: Path) -> None:
