@@ -368,9 +368,7 @@ class HeldOutSamples:
         self.seq_length = seq_length
         self.shards = [TokenShard(source.prefix) for source in sources]
         self._ends = np.cumsum([window_count(shard, seq_length) for shard in self.shards])
-        total = int(self._ends[-1])
-        kept = total if limit is None else min(limit, total)
-        self._chosen = (np.arange(kept) * total) // max(kept, 1)
+        self._chosen = evenly(int(self._ends[-1]), limit)
 
     def __len__(self) -> int:
         return len(self._chosen)
@@ -380,6 +378,12 @@ class HeldOutSamples:
         source = int(np.searchsorted(self._ends, window, side="right"))
         start = (window - (int(self._ends[source - 1]) if source else 0)) * self.seq_length
         return self.shards[source].tokens[start : start + self.seq_length + 1]
+
+
+def evenly(count: int, limit: int | None) -> NDArray[np.int64]:
+    """The numbers, from 0, of at most `limit` of `count` things, evenly spaced; of all for None."""
+    kept = count if limit is None else min(limit, count)
+    return (np.arange(kept) * count) // max(kept, 1)
 
 
 def window_count(shard: TokenShard, seq_length: int) -> int:

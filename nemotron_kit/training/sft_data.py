@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from nemotron_kit.errors import UserError
 from nemotron_kit.files import sha256_of
 from nemotron_kit.training.content import fingerprint
-from nemotron_kit.training.data import key, permute
+from nemotron_kit.training.data import evenly, key, permute
 
 if TYPE_CHECKING:
     import torch
@@ -125,8 +125,7 @@ class PackedRows:
 
     def in_order(self, limit: int | None = None) -> Iterator[Row]:
         """The rows in the files' order; at most `limit`, evenly spaced."""
-        kept = self.count if limit is None else min(limit, self.count)
-        wanted = iter(((np.arange(kept) * self.count) // max(kept, 1)).tolist())
+        wanted = iter(evenly(self.count, limit).tolist())
         following, before = next(wanted, None), 0
         for group in self._groups:
             if following is None:
