@@ -18,6 +18,7 @@ from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.files import aside, fsync_dir, read_checksummed, render_checksummed, write_text
 from nemotron_kit.training import processes, sharded
 from nemotron_kit.training.checkpoint import export_model, remove, save_config, sync_and_hash
+from nemotron_kit.training.model import vocabulary
 from nemotron_kit.training.parallel import is_on_ranks
 
 # In a model's folder: the run that made it.
@@ -220,10 +221,7 @@ def tokenizer_folder(*places: Path | None) -> Path | None:
 
 def token_ids(tokenizer: Path) -> dict[str, int]:
     """The token → id mapping of the tokenizer.json in a folder."""
-    read = _json(tokenizer / "tokenizer.json")
-    vocab = (read.get("model") or {}).get("vocab") or {}
-    ids = dict(vocab) if isinstance(vocab, Mapping) else {str(entry[0]): number for number, entry in enumerate(vocab)}
-    return {**ids, **{str(token["content"]): int(token["id"]) for token in read.get("added_tokens") or []}}
+    return vocabulary(_json(tokenizer / "tokenizer.json"))
 
 
 def _token(value: Any) -> str | None:

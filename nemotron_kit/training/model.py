@@ -383,7 +383,7 @@ def with_data_settings(model: Mapping[str, Any], data: Path) -> dict[str, Any]:
     known = {**(metadata.get("metadata") or {}), **metadata}
     found = model.get("vocab_size") or known.get("vocab_size")
     for name in ("tokenizer/tokenizer.json", "tokenizer.json"):
-        found = found or _tokenizer_size(_read_json(data / name))
+        found = found or max(vocabulary(_read_json(data / name)).values(), default=-1) + 1
     if not found:
         raise UserError(
             f"{data}: neither metadata.json nor a tokenizer gives the vocabulary size.",
@@ -394,11 +394,11 @@ def with_data_settings(model: Mapping[str, Any], data: Path) -> dict[str, Any]:
     return {**ends, **model, "vocab_size": int(found)}
 
 
-def _tokenizer_size(tokenizer: dict[str, Any]) -> int:
+def vocabulary(tokenizer: Mapping[str, Any]) -> dict[str, int]:
+    """Token → id of a tokenizer.json."""
     vocab = (tokenizer.get("model") or {}).get("vocab") or {}
-    ids = list(vocab.values()) if isinstance(vocab, dict) else list(range(len(vocab)))
-    ids += [token["id"] for token in tokenizer.get("added_tokens") or []]
-    return max(ids, default=-1) + 1
+    ids = dict(vocab) if isinstance(vocab, Mapping) else {str(entry[0]): number for number, entry in enumerate(vocab)}
+    return {**ids, **{str(token["content"]): int(token["id"]) for token in tokenizer.get("added_tokens") or []}}
 
 
 def _read_json(path: Path) -> dict[str, Any]:
