@@ -124,11 +124,7 @@ def max_over_ranks(number: int) -> int:
 
 def any_rank(flag: bool) -> bool:
     """Whether `flag` is set on any rank: all ranks agree on the answer."""
-    if not _joined():
-        return flag
-    import torch
-
-    return bool(sum_over_ranks(torch.tensor([int(flag)], device=device())).item())
+    return bool(max_over_ranks(int(flag)))
 
 
 def on_all_ranks(work: Callable[[], Any]) -> list[Any]:

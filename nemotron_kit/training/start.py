@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from nemotron_kit.errors import UserError
 from nemotron_kit.files import sha256_of
@@ -38,28 +38,16 @@ from nemotron_kit.training.processes import StopRequest
 if TYPE_CHECKING:
     from transformers import NemotronHForCausalLM
 
-    from nemotron_kit.training.config_blocks import CheckpointConfig, SchedulerConfig
+    from nemotron_kit.training.config_blocks import CheckpointConfig
     from nemotron_kit.training.data import BlendSamples
+    from nemotron_kit.training.grpo_config import GRPOConfig
+    from nemotron_kit.training.sft_config import SFTConfig
+
+    Resumable = PretrainConfig | SFTConfig | GRPOConfig
 
 
 T = TypeVar("T")
 _STEPS = ("train.train_iters", "grpo.max_num_steps")
-
-
-class Resumable(Protocol):
-    """The parts of a run's config that determine its starting point."""
-
-    @property
-    def checkpoint(self) -> CheckpointConfig:
-        """Where to look for checkpoints and weights."""
-
-    @property
-    def scheduler(self) -> SchedulerConfig:
-        """The learning rate's course."""
-
-    @property
-    def peak_lr(self) -> float:
-        """Its highest value."""
 
 
 class SettingDifference(NamedTuple):
