@@ -13,7 +13,7 @@ import warnings
 import weakref
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,8 @@ class TrainingOutcome:
     token) and the number of tokens trained on.
 
     `changes`: settings that differed from the checkpoint's where the run was resumed ({step, name, there, here}).
+    `before`, `after`: of RL, the held-out rewards (by name) before the first step and after the last; empty if they
+    were not measured.
     """
 
     path: Path
@@ -56,6 +58,8 @@ class TrainingOutcome:
     valid_loss: float | None
     tokens: int
     changes: tuple[dict[str, Any], ...] = ()
+    before: Mapping[str, float] = field(default_factory=dict)
+    after: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -224,8 +228,7 @@ def _finish(config: PretrainConfig, run: TrainingRun, folder: Path) -> TrainingO
         "held-out loss, nats a token": progress.valid_loss,
     }
     given = {"data": tokenizer, "pretrained weights": config.checkpoint.pretrained_checkpoint}
-    path, changes = export_run(run, folder, "Nemotron-H, pretrained", given, facts, tokenizer)
-    return TrainingOutcome(path, step, progress.loss, progress.valid_loss, progress.tokens, changes)
+    return export_run(run, folder, "Nemotron-H, pretrained", given, facts, tokenizer)
 
 
 def export_run(
@@ -236,15 +239,15 @@ def export_run(
     facts: Mapping[str, Any],
     tokenizer: Path,
     chat: ChatTokens | None = None,
-) -> tuple[Path, tuple[dict[str, Any], ...]]:
+) -> TrainingOutcome:
     """Export the model of a run that is done, below `folder`, with its record and a card (see `model_card`) and the
-    tokenizer in a folder. Returns (where it is, the changes of settings that its steps were made with)."""
-    step = loop.progress.step
+    tokenizer in a folder."""
+    progress, step = loop.progress, loop.progress.step
     path, same = model_folder(folder, step), portable(loop.identity)
-    changes = [change for change in loop.progress.changes if change["step"] < step]
+    changes = [change for change in progress.changes if change["step"] < step]
     record = {"step": step, "identity": same, "changes": changes}
     export(loop.model, path, tokenizer, record, card=model_card(title, given, facts, same), chat=chat)
-    return path, tuple(changes)
+    return TrainingOutcome(path, step, progress.loss, progress.valid_loss, progress.tokens, tuple(changes))
 
 
 # What mallopt takes is an int.

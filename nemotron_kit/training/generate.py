@@ -95,13 +95,7 @@ class TextGenerator:
         self._check(prompts)
         with sampling.answering(self.model):
             generated = sampling.generate(self.model, prompts, self.stops, max_new_tokens, pad=self._pad())
-        answers = []
-        for ids in (list(each.ids) for each in generated):
-            end = next((at for at, token in enumerate(ids) if token in self.stops), None)
-            kept = ids if end is None else ids[:end]
-            text = self.tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-            answers.append(Answer(text, end is not None, len(kept)))
-        return answers
+        return [Answer(each.text(self.tokenizer), each.ended, len(each.ids) - each.ended) for each in generated]
 
     def stream(self, prompt: Sequence[int], how: Sampling) -> Generator[str, None, bool]:
         """Yield one answer piece by piece; returns whether the model ended its turn. Closing the generator stops the

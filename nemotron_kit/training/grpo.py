@@ -17,6 +17,7 @@ from nemotron_kit.files import sha256_of
 from nemotron_kit.training import checkpoint, processes, sharded
 from nemotron_kit.training.checkpoint import TrainingProgress
 from nemotron_kit.training.engine import (
+    TrainingOutcome,
     export_run,
     keep_freed_memory,
     load_libraries,
@@ -53,21 +54,7 @@ if TYPE_CHECKING:
 _VALIDATION = -1
 
 
-@dataclass(frozen=True)
-class RLOutcome:
-    """A finished run: the model's folder, its last step, the last training loss, and the held-out rewards (by name)
-    before the first step and after the last; empty if they were not measured."""
-
-    path: Path
-    step: int
-    loss: float | None
-    before: Mapping[str, float]
-    after: Mapping[str, float]
-    tokens: int
-    changes: tuple[dict[str, Any], ...] = ()
-
-
-def grpo(config: GRPOConfig) -> RLOutcome:
+def grpo(config: GRPOConfig) -> TrainingOutcome:
     """Train as `config` specifies, resuming from a checkpoint if there is one, and return where the model is.
 
     Runs in every process that torchrun starts; only rank 0 writes. Raises UserError if config, data or model are
@@ -219,7 +206,7 @@ class _Run:
         )
         return _Work(self, model, loop)
 
-    def go(self, stop: StopRequest) -> RLOutcome:
+    def go(self, stop: StopRequest) -> TrainingOutcome:
         """Train, validate and export the model; what it raises is what `grpo` does."""
         work = self.begin(stop)
         model, loop, config = work.model, work.loop, self.config
@@ -269,7 +256,7 @@ class _Run:
             )
         return notes
 
-    def _finish(self, loop: StepLoop) -> RLOutcome:
+    def _finish(self, loop: StepLoop) -> TrainingOutcome:
         progress = loop.progress
         tokenizer = Path(self.config.tokenizer) if self.config.tokenizer else self.base
         given = {"base model": self.base, "prompts": self.config.data.train_jsonl_fpath}
@@ -281,9 +268,8 @@ class _Run:
             **{name: round(value, 4) for name, value in progress.held_out.items()},
         }
         title, chat = "Nemotron-H, trained by rewards", ChatTokens.of(tokenizer)
-        path, changes = export_run(loop, self.folder, title, given, facts, tokenizer, chat)
-        before, after = progress.before, progress.held_out
-        return RLOutcome(path, progress.step, progress.loss, before, after, progress.tokens, changes)
+        outcome = export_run(loop, self.folder, title, given, facts, tokenizer, chat)
+        return replace(outcome, before=progress.before, after=progress.held_out)
 
 
 def _comparison(before: Mapping[str, float], after: Mapping[str, float], prompts: int) -> str:
@@ -404,12 +390,7 @@ class _Work:
     def _score(self, prompts: Prompts, number: int, answer: Completion) -> float:
         row = prompts.rows[number]
         agent, reasons = agent_of(row), opens_reasoning(self.run.tokenizer, prompts.ids[number])
-        return reward(self.run.verifiers[agent], self._text(answer), row, agent, reasons=reasons)
-
-    def _text(self, answer: Completion) -> str:
-        ids = answer.ids[:-1] if answer.ended else answer.ids
-        # Special tokens stay: a turn that goes on in another one is not the answer.
-        return str(self.run.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        return reward(self.run.verifiers[agent], answer.text(self.run.tokenizer), row, agent, reasons=reasons)
 
     def _learn(self, rollout: _Rollout, totals: tuple[float, float]) -> dict[str, Any]:
         """Add the gradients of the rollout's part of the loss; returns its metrics."""
@@ -514,7 +495,8 @@ class _Work:
                     if greedy and shown < self.config.logger.num_val_samples_to_print:
                         shown += 1
                         asked = self.run.tokenizer.decode(prompts.ids[row], skip_special_tokens=False)
-                        self.loop.reporter.print(f"{asked!r} → {self._text(answer)!r}: reward {value:g}")
+                        text = answer.text(self.run.tokenizer)
+                        self.loop.reporter.print(f"{asked!r} → {text!r}: reward {value:g}")
         totals = processes.sum_over_ranks(torch.cat([sums.flatten(), lengths]).to(self.model.device)).tolist()
         count = len(prompts.rows)
         of_agent = [sum(agent_of(row) == agent for row in prompts.rows) for agent in agents]

@@ -34,6 +34,12 @@ class Completion:
     ended: bool
     entropy: float = 0.0
 
+    def text(self, tokenizer: Any) -> str:
+        """Its text, without the token that ends the turn. Other special tokens stay: a turn that goes on in another one
+        is not the answer."""
+        ids = self.ids[:-1] if self.ended else self.ids
+        return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
 
 def end_ids(model: Any, tokenizer: Any, more: Sequence[int] | None = None, *, required: bool = True) -> frozenset[int]:
     """The ids of the tokens that end an answer: `more`, those in the model's and its tokenizer's settings, and for a

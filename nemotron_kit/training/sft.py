@@ -227,8 +227,7 @@ class _Run:
         }
         tokenizer = self.tokenizer or self.rows.folder
         title = "Nemotron-H, fine-tuned to chat"
-        path, changes = export_run(loop, self.folder, title, given, facts, tokenizer, chat)
-        return TrainingOutcome(path, progress.step, progress.loss, progress.valid_loss, progress.tokens, changes)
+        return export_run(loop, self.folder, title, given, facts, tokenizer, chat)
 
 
 class SFTWork:
