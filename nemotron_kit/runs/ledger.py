@@ -137,7 +137,7 @@ def list_runs(
     first = first_id_since(since) if since is not None else ""
     ids = [run_id for run_id in everything if run_id[: len(first)] >= first]
     if tags:
-        ids = [run_id for run_id in ids if set(tags) <= set(_labels(root, run_id)["tags"])]
+        ids = [run_id for run_id in ids if set(tags) <= set(labels_of(run_id, root)["tags"])]
     if not (recipe or stage or states) and limit is not None and limit <= _FEW:
         return list(update([RunFolder(root / run_id).summary() for run_id in ids[:limit]]))
     below = f"{stage.strip('/')}/" if stage else ""
@@ -154,10 +154,10 @@ def list_runs(
     return list(islice((run for run in known if run.state in states), limit))
 
 
-def _labels(root: Path, run_id: str) -> dict[str, Any]:
-    """The labels of a run; none where they can't be read."""
+def labels_of(run_id: str, root: Path | None = None) -> dict[str, Any]:
+    """A run's name, tags and note; empty if their record is damaged."""
     try:
-        return RunFolder(root / run_id).labels()
+        return RunFolder((root or runs_root()) / run_id).labels()
     except DamagedRecord:
         return {"name": None, "tags": [], "note": None}
 
@@ -185,7 +185,7 @@ def open_run(reference: str, root: Path | None = None) -> RunFolder:
         return last
     matching = [run_id for run_id in ids if reference and run_id.startswith(reference)]
     matching = matching or [run_id for run_id in ids if len(reference) == 6 and run_id.endswith(f"-{reference}")]
-    matching = matching or [run_id for run_id in ids if reference and _labels(root, run_id)["name"] == reference]
+    matching = matching or [run_id for run_id in ids if reference and labels_of(run_id, root)["name"] == reference]
     if len(matching) == 1:
         return RunFolder(root / matching[0])
     if matching:

@@ -75,63 +75,21 @@ def make_app(token: str, *, cookie: str = "nemotron-ui", once: str = "") -> Star
         yield
         reader.close()
 
-    def page(path: str, make: Callable[[Request], WebPage]) -> Route:
-        async def shown(request: Request) -> Response:
-            def whole() -> bytes:
-                return encoded(render(make(request), Links(), theme=request.cookies.get("theme", "")))
-
-            body = await run_in_threadpool(whole)
-            # The page asks again every few seconds: what has not changed is not sent.
-            tag = f'"{hashlib.blake2b(body, digest_size=12).hexdigest()}"'
-            headers = {"etag": tag, "cache-control": "no-store"}
-            if request.headers.get("if-none-match") == tag:
-                return Response(status_code=304, headers=headers)
-            return Response(body, media_type="text/html", headers=headers)
-
-        return Route(path, shown)
-
-    def job_of(request: Request) -> str:
-        return f"{request.path_params['run']}/{request.path_params['number']}"
-
-    async def log(request: Request) -> Response:
-        offset = request.query_params.get("from", "")
-
-        def read() -> dict[str, object]:
-            found, jobs = chosen_jobs(job_of(request))
-            its = (jobs or found.jobs())[0]
-            part = read_log(found, its, request.path_params["name"], int(offset) if offset.isdecimal() else None)
-            return {**part, "over": its.state().terminal}
-
-        return JSONResponse(await run_in_threadpool(read), headers={"cache-control": "no-store"})
-
-    async def static(request: Request) -> Response:
-        found = _FILES.get(request.path_params["file"])
-        if found is None:
-            return Response("No such file.\n", 404, media_type="text/plain")
-        return FileResponse(found(), headers={"cache-control": "private, max-age=3600"})
-
-    async def failed(request: Request, error: Exception) -> Response:
-        assert isinstance(error, NemotronError)  # noqa: S101 — what it is registered for
-        status = 404 if isinstance(error, UserError) else 500
-        title = "Not found" if status == 404 else "It can't be shown"
-        shown = WebPage("error.html", title, {"message": error.message, "hint": error.hint})
-        return Response(render(shown, Links(), theme=request.cookies.get("theme", "")), status, media_type="text/html")
-
     routes = [
-        page("/", lambda request: runs_of.runs(request.query_params)),
-        page("/runs/{run}", lambda request: runs_of.run(request.path_params["run"], request.query_params)),
-        page("/runs/{run}/{number:int}", lambda request: runs_of.run(job_of(request), request.query_params)),
-        Route("/runs/{run}/{number:int}/log/{name}", log),
-        page("/compare", lambda request: several.compare(request.query_params.getlist("run"))),
-        page("/diff", lambda request: several.diff(request.query_params.getlist("run"))),
-        page("/artifacts", lambda _: registry.artifacts()),
-        page("/artifacts/{name}", lambda request: registry.artifact_name(request.path_params["name"])),
-        page(
+        _page("/", lambda request: runs_of.runs(request.query_params)),
+        _page("/runs/{run}", lambda request: runs_of.run(request.path_params["run"], request.query_params)),
+        _page("/runs/{run}/{number:int}", lambda request: runs_of.run(_job_of(request), request.query_params)),
+        Route("/runs/{run}/{number:int}/log/{name}", _log),
+        _page("/compare", lambda request: several.compare(request.query_params.getlist("run"))),
+        _page("/diff", lambda request: several.diff(request.query_params.getlist("run"))),
+        _page("/artifacts", lambda _: registry.artifacts()),
+        _page("/artifacts/{name}", lambda request: registry.artifact_name(request.path_params["name"])),
+        _page(
             "/artifacts/{name}/{version:int}",
             lambda request: registry.artifact(request.path_params["name"], request.path_params["version"]),
         ),
-        page("/lineage", lambda _: registry.lineage()),
-        Route("/static/{file}", static),
+        _page("/lineage", lambda _: registry.lineage()),
+        Route("/static/{file}", _static),
     ]
     return Starlette(
         routes=routes,
@@ -139,9 +97,59 @@ def make_app(token: str, *, cookie: str = "nemotron-ui", once: str = "") -> Star
             Middleware(Guard, token=token, cookie=cookie, once=once),
             Middleware(GZipMiddleware, minimum_size=2048, compresslevel=4),
         ],
-        exception_handlers={NemotronError: failed},
+        exception_handlers={NemotronError: _failed},
         lifespan=lifespan,
     )
+
+
+def _page(path: str, make: Callable[[Request], WebPage]) -> Route:
+    """The route of a page. `make` may read many records, so it is called in another thread."""
+
+    async def shown(request: Request) -> Response:
+        body = await run_in_threadpool(lambda: encoded(_rendered(request, make(request))))
+        # The page asks again every few seconds: what has not changed is not sent.
+        tag = f'"{hashlib.blake2b(body, digest_size=12).hexdigest()}"'
+        headers = {"etag": tag, "cache-control": "no-store"}
+        if request.headers.get("if-none-match") == tag:
+            return Response(status_code=304, headers=headers)
+        return Response(body, media_type="text/html", headers=headers)
+
+    return Route(path, shown)
+
+
+def _rendered(request: Request, page: WebPage) -> str:
+    return render(page, Links(), theme=request.cookies.get("theme", ""))
+
+
+def _job_of(request: Request) -> str:
+    return f"{request.path_params['run']}/{request.path_params['number']}"
+
+
+async def _log(request: Request) -> Response:
+    offset = request.query_params.get("from", "")
+
+    def read() -> dict[str, object]:
+        found, jobs = chosen_jobs(_job_of(request))
+        its = (jobs or found.jobs())[0]
+        part = read_log(found, its, request.path_params["name"], int(offset) if offset.isdecimal() else None)
+        return {**part, "over": its.state().terminal}
+
+    return JSONResponse(await run_in_threadpool(read), headers={"cache-control": "no-store"})
+
+
+async def _static(request: Request) -> Response:
+    found = _FILES.get(request.path_params["file"])
+    if found is None:
+        return Response("No such file.\n", 404, media_type="text/plain")
+    return FileResponse(found(), headers={"cache-control": "private, max-age=3600"})
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    assert isinstance(error, NemotronError)  # noqa: S101 — what it is registered for
+    status = 404 if isinstance(error, UserError) else 500
+    title = "Not found" if status == 404 else "It can't be shown"
+    shown = WebPage("error.html", title, {"message": error.message, "hint": error.hint})
+    return Response(_rendered(request, shown), status, media_type="text/html")
 
 
 class Guard:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
-from nemotron_kit.cli.runs.diff import Facts, facts
-from nemotron_kit.cli.runs.list import chosen_jobs, labels_of
+from nemotron_kit.cli.runs.diff import differences, facts
+from nemotron_kit.cli.runs.list import chosen_jobs
 from nemotron_kit.cli.runs.results import sweep_table
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.files import finite
@@ -15,6 +16,7 @@ from nemotron_kit.masking import masked
 from nemotron_kit.remote.snapshot import git
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import TERMINAL, JobFolder
+from nemotron_kit.runs.ledger import labels_of
 from nemotron_kit.ui.page import Links, WebPage, as_text, curve_figures
 from nemotron_kit.ui.reading import RecordReader, plan_of
 
@@ -91,9 +93,16 @@ class ComparingPages:
             value = {} if result.value is None else {"returned": finite(result.value)}
             measured = {name: f"{metric.last:.6g}" for name, metric in result.metrics.items()}
             every.append({**facts(run, job), "results": {"state": result.state, **value, **measured}})
+        sections = []
+        for section, keys in differences(*every).items():
+            rows = []
+            for key, sides in keys.items():
+                values = [sides.get(side, _ABSENT) for side in ascii_lowercase[: len(every)]]
+                rows.append((key, [value if isinstance(value, str) else as_text(value) for value in values]))
+            sections.append((section, rows))
         data = {
             "names": [(name, self.links.run(name)) for name, *_ in chosen],
-            "sections": masked(_differing(every)),
+            "sections": masked(sections),
             "code": _code_diff(chosen[0][1], chosen[1][1]) if len(chosen) == 2 else None,
             "overlay": self.links.compare([name for name, *_ in chosen]),
         }
@@ -104,21 +113,6 @@ def _label(name: str, run: RunFolder, job: JobFolder) -> str | None:
     """The run's name, with the job's number for one of several; None for a run that has no name."""
     label = labels_of(run.id)["name"]
     return f"{label}/{job.number}" if label and "/" in name else label
-
-
-def _differing(every: Sequence[Facts]) -> list[tuple[str, list[tuple[str, list[str]]]]]:
-    """(section, (key, one value for each run) …) of what is not the same in all."""
-    found = []
-    for section in every[0]:
-        keys = dict.fromkeys(key for each in every for key in each[section])
-        rows = []
-        for key in keys:
-            values = [each[section].get(key, _ABSENT) for each in every]
-            if any(value != values[0] for value in values):
-                rows.append((key, [value if isinstance(value, str) else as_text(value) for value in values]))
-        if rows:
-            found.append((section, rows))
-    return found
 
 
 def _code_diff(a: RunFolder, b: RunFolder) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -129,11 +128,6 @@ def curve_figures(reader: RecordReader, jobs: Sequence[tuple[str, JobFolder]]) -
     names = dict.fromkeys(metric for _, measured in found for metric in measured if metric != TIMESTAMP)
     ordered = sorted(names, key=lambda name: "loss" not in name.lower())[:_METRICS]
     return [curves(metric, [(name, measured) for name, measured in found if metric in measured]) for metric in ordered]
-
-
-def clock(seconds: float | None) -> str:
-    """A time as the pages show it."""
-    return "" if seconds is None else datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M:%S")
 
 
 def as_text(value: Any) -> str:

@@ -16,7 +16,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from nemotron_kit.cli.runs.list import labels_of
 from nemotron_kit.cli.runs.results import JobResult, job_result, results_of_jobs
 from nemotron_kit.cli.runs.show_logs import LocalLog, RemoteLog
 from nemotron_kit.errors import NemotronError, UserError, printable
@@ -34,6 +33,7 @@ from nemotron_kit.launch.status import (
 from nemotron_kit.masking import mask
 from nemotron_kit.runs.folder import LABELS, RunFolder, RunSummary
 from nemotron_kit.runs.job import DAMAGED, TERMINAL, DamagedRecord, JobFolder, JobState
+from nemotron_kit.runs.ledger import labels_of
 from nemotron_kit.runs.logs import TerminalSanitizer
 from nemotron_kit.runs.metrics import METRICS_FILE, series
 from nemotron_kit.runs.progress import Progress, progress_of

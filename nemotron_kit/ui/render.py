@@ -13,10 +13,10 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from nemotron_kit.cli.runs.list import clock
 from nemotron_kit.errors import NemotronError, printable
 from nemotron_kit.masking import mask
-from nemotron_kit.runs.progress import short_span
-from nemotron_kit.ui.page import Links, WebPage, clock
+from nemotron_kit.ui.page import Links, WebPage
 
 _HERE = Path(__file__).parent
 STATIC = _HERE / "static"
@@ -109,13 +109,9 @@ def _templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters |= {
-        "number": lambda value: "" if value is None else f"{value:.5g}",
-        "age": lambda seconds, now: "" if seconds is None else short_span(max(0.0, now - seconds)),
-        "figure": lambda figure: Markup(figure.to_json()),  # noqa: S704 — JSON without < > &
-        "clock": clock,
-        "size": _size,
-    }
+    found.filters["number"] = lambda value: "" if value is None else f"{value:.5g}"
+    found.filters["figure"] = lambda figure: Markup(figure.to_json())  # noqa: S704 — JSON without < > &
+    found.filters |= {"clock": clock, "size": _size}
     return found
 
 

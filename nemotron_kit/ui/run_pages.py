@@ -11,20 +11,20 @@ from itertools import islice
 from typing import Any
 from urllib.parse import urlencode
 
-from nemotron_kit.cli.runs.list import chosen_jobs, duration, labels_of
+from nemotron_kit.cli.runs.list import chosen_jobs, clock, duration
 from nemotron_kit.cli.runs.results import VALUE, JobResult, sweep_table
-from nemotron_kit.cli.runs.show import distinct_overrides
+from nemotron_kit.cli.runs.show import artifacts_of, distinct_overrides, where_at
 from nemotron_kit.cli.toolargs import span
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.files import read_regular
 from nemotron_kit.home import first_id_since, runs_root
 from nemotron_kit.runs.folder import DAMAGE, RunFolder, RunSummary
 from nemotron_kit.runs.job import DAMAGED, STATES, DamagedRecord, JobFolder
-from nemotron_kit.runs.ledger import RunIndex, run_ids
+from nemotron_kit.runs.ledger import RunIndex, labels_of, run_ids
 from nemotron_kit.runs.progress import short_span
 from nemotron_kit.spec.plan import is_local
 from nemotron_kit.ui.figures import Figure, parallel
-from nemotron_kit.ui.page import Links, WebPage, as_text, clock, curve_figures, pin_link
+from nemotron_kit.ui.page import Links, WebPage, as_text, curve_figures, pin_link
 from nemotron_kit.ui.reading import RecordReader, is_over, log_names_of, plan_of, read_log
 
 PER_PAGE = 100
@@ -217,12 +217,12 @@ class RunPages:
                 except NemotronError as error:
                     log["text"] = error.message
         history = [
-            {"at": clock(entry["at"]), "state": entry["state"], "where": _where(entry)} for entry in job.history()
+            {"at": clock(entry["at"]), "state": entry["state"], "where": where_at(entry)} for entry in job.history()
         ]
         if state.finished:
             history.append({"at": clock(state.finished), "state": state.state, "where": state.error or ""})
         config, config_file = _config(job)
-        inputs, outputs, damage = self._artifacts(run, job)
+        artifacts = artifacts_of(job, plan_of(run))
         return {
             "number": job.number,
             "job_state": state.state,
@@ -231,9 +231,9 @@ class RunPages:
             "overrides": result.overrides,
             "returned": None if result.value is None else as_text(result.value),
             "measured": result.metrics,
-            "inputs": inputs,
-            "outputs": outputs,
-            "damage": damage,
+            "inputs": [(slot, pin_link(self.links, pin)) for slot, pin in artifacts["inputs"].items()],
+            "outputs": [pin_link(self.links, pin) for pin in artifacts["outputs"]],
+            "damage": artifacts.get("error"),
             "history": history,
             "logs": logs,
             "following": not state.terminal,
@@ -241,16 +241,6 @@ class RunPages:
             "config_file": config_file,
             "compare": self._earlier(run),
         }
-
-    def _artifacts(self, run: RunFolder, job: JobFolder) -> tuple[list[Any], list[Any], str | None]:
-        try:
-            found, damage = job.artifacts(), None
-        except DamagedRecord as error:
-            found, damage = {"inputs": {}, "outputs": []}, error.message
-        plan = plan_of(run)
-        planned = {slot: pin.to_dict() if pin else None for slot, pin in plan.inputs.items()} if plan else {}
-        inputs = [(slot, pin_link(self.links, pin)) for slot, pin in {**planned, **found["inputs"]}.items()]
-        return inputs, [pin_link(self.links, pin) for pin in found["outputs"]], damage
 
     def _earlier(self, run: RunFolder) -> tuple[str, str] | None:
         """(the run of the same stage before this one, the URL of their difference)."""
@@ -342,13 +332,6 @@ class RunPages:
         stages += [{"stage": str(name).replace("/", " "), "state": "not started"} for name in names]
         data = {**self._head(run, summary), "facts": list(self._facts(run, summary)), "stages": stages}
         return WebPage("pipeline.html", run.id, data, live=not is_over(summary), anchor=f"run-{run.id}")
-
-
-def _where(entry: Mapping[str, Any]) -> str:
-    process, scheduler = entry.get("process"), entry.get("scheduler")
-    if isinstance(scheduler, Mapping):
-        return " ".join(str(scheduler[key]) for key in ("kind", "job", "node") if scheduler.get(key))
-    return f"{process.get('host')}, pid {process.get('pid')}" if isinstance(process, Mapping) else ""
 
 
 def _config(job: JobFolder) -> tuple[str, str]:

@@ -26,7 +26,7 @@ from nemotron_kit.errors import UserError
 from nemotron_kit.home import runs_root
 from nemotron_kit.runs.folder import DAMAGE, RunFolder, RunSummary
 from nemotron_kit.runs.job import DAMAGED, STATES, TERMINAL, DamagedRecord, JobFolder
-from nemotron_kit.runs.ledger import list_runs, open_run, run_ids
+from nemotron_kit.runs.ledger import labels_of, list_runs, open_run, run_ids
 from nemotron_kit.runs.progress import Progress, progress_of, short_span
 from nemotron_kit.spec.plan import Labels, is_local
 
@@ -287,6 +287,11 @@ def iso(seconds: float | None) -> str | None:
     return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat()
 
 
+def clock(seconds: float | None) -> str:
+    """A time on this machine's clock; "" for None."""
+    return "" if seconds is None else datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M:%S")
+
+
 def duration(started: float | None, finished: float | None, state: str) -> float | None:
     """Seconds from `started` to `finished`, or to now if the state is running; None if either is not known."""
     if started is None or (finished is None and state != "running"):
@@ -312,14 +317,6 @@ def name_of(run: RunSummary) -> str:
     """A run's name and tags, as the text of a cell."""
     labels = labels_of(run.id)
     return " ".join([labels["name"] or "", *(f"#{tag}" for tag in labels["tags"])]).strip()
-
-
-def labels_of(run_id: str) -> dict[str, Any]:
-    """A run's name, tags and note; empty if their record is damaged."""
-    try:
-        return RunFolder(runs_root() / run_id).labels()
-    except DamagedRecord:
-        return {"name": None, "tags": [], "note": None}
 
 
 def tag(argv: list[str]) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 
 from nemotron_kit.cli.output import clean, print_csv, print_table, write_lines
 from nemotron_kit.cli.request import near
-from nemotron_kit.cli.runs.list import age_of, duration, iso, labels_of, name_of
+from nemotron_kit.cli.runs.list import age_of, duration, iso, name_of
 from nemotron_kit.cli.runs.results import (
     MAIN,
     VALUE,
@@ -27,7 +27,7 @@ from nemotron_kit.cli.runs.results import (
 from nemotron_kit.errors import UserError, listed
 from nemotron_kit.home import runs_root
 from nemotron_kit.runs.folder import RunFolder, RunSummary
-from nemotron_kit.runs.ledger import run_ids
+from nemotron_kit.runs.ledger import labels_of, run_ids
 from nemotron_kit.spec.plan import stored_plan
 
 STEP = "step"

@@ -8,12 +8,11 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.cli.output import clean, print_facts, print_json, print_status
-from nemotron_kit.cli.runs.list import as_json, chosen_jobs, duration, iso, labels_of
+from nemotron_kit.cli.runs.list import as_json, chosen_jobs, clock, duration, iso
 from nemotron_kit.cli.runs.results import (
     ResultCache,
     SweepTable,
@@ -32,6 +31,7 @@ from nemotron_kit.launch.status import effective_state, is_mirrored, mirror, ref
 from nemotron_kit.remote.agent.code import registered_folders, written_since
 from nemotron_kit.runs.folder import DAMAGE, RunFolder, RunSummary
 from nemotron_kit.runs.job import DAMAGED, EXIT_CODES, DamagedRecord, JobFolder, JobState
+from nemotron_kit.runs.ledger import labels_of
 from nemotron_kit.runs.metrics import measured_by_rank, series
 from nemotron_kit.runs.progress import short_span
 from nemotron_kit.spec.plan import Plan, is_local, stored_plan
@@ -114,6 +114,7 @@ def written_by(job: JobFolder) -> dict[str, Any]:
 _FILES = 20
 _METRICS = 40
 _MAX_JOBS = 20
+_NO_TIME = "?" * 19
 
 Fact = tuple[str, object]
 
@@ -184,7 +185,7 @@ def _stage_row(run: RunFolder, record: Mapping[str, Any]) -> dict[str, Any]:
         **({"why": skipped} if skipped else {}),
         "error": state.error,
         "duration_s": duration(state.started, state.finished, state.state),
-        "outputs": _artifacts(job)["outputs"] if job else [],
+        "outputs": artifacts_of(job)["outputs"] if job else [],
     }
 
 
@@ -240,7 +241,7 @@ def _job_json(job: JobFolder, view: RunView) -> dict[str, Any]:
         "finished_at": iso(state.finished),
         "duration_s": duration(state.started, state.finished, state.state),
         "history": [{**entry, "at": iso(entry["at"])} for entry in job.history()],
-        "artifacts": _artifacts(job),
+        "artifacts": artifacts_of(job),
         "metrics": job.metrics(_METRICS),
         **({"ranks": ranks} if ranks else {}),
         "written": written_by(job),
@@ -259,7 +260,7 @@ def _facts(view: RunView) -> Iterator[Fact]:
     if lost is not None and view.state == "unreachable":
         yield "why", lost.error
         known = lost.facts.get("known")
-        yield "last known", f"{known}, {_clock(lost.facts.get('known_at'))}" if known else "nothing"
+        yield "last known", f"{known}, {clock(lost.facts.get('known_at')) or _NO_TIME}" if known else "nothing"
     elif view.summary.error:
         yield "why", view.summary.error
     if len(view.jobs) == 1:
@@ -307,16 +308,14 @@ def distinct_overrides(jobs: Sequence[JobFolder]) -> list[str]:
 
 
 def _job_facts(job: JobFolder, view: RunView) -> Iterator[Fact]:
-    state, planned = view.states[job.number], view.plan.inputs if view.plan else {}
+    state = view.states[job.number]
     if state.code is not None:
         yield "exit code", state.code
     took = duration(state.started, state.finished, state.state)
     if took is not None:
         yield "took", short_span(took)
-    artifacts = _artifacts(job)
-    pins = {slot: pin.to_dict() if pin else None for slot, pin in planned.items()}
-    inputs = {**pins, **_mapping(artifacts.get("inputs"))}
-    for slot, pin in inputs.items():
+    artifacts = artifacts_of(job, view.plan)
+    for slot, pin in artifacts["inputs"].items():
         yield "inputs", f"{slot} = {_pin(pin)}"
     for pin in artifacts.get("outputs", []):
         yield "outputs", _pin(pin)
@@ -328,12 +327,13 @@ def _job_facts(job: JobFolder, view: RunView) -> Iterator[Fact]:
     if versions := versions_of(job):
         yield "versions", ", ".join(f"{name} {version}" for name, version in versions.items())
     for entry in job.history():
-        yield "history", _moment(entry)
+        where = where_at(entry)
+        yield "history", f"{clock(entry['at']) or _NO_TIME}  {entry['state']}{f'  {where}' if where else ''}"
     if state.finished is not None:
         code = f", exit code {state.code}" if state.code is not None else ""
         skipped = state.facts.get("skipped") if state.state == "succeeded" else None
         detail = state.error or (f"skipped, {skipped}" if skipped else None)
-        yield "history", f"{_clock(state.finished)}  {state.state}{code}{f': {detail}' if detail else ''}"
+        yield "history", f"{clock(state.finished)}  {state.state}{code}{f': {detail}' if detail else ''}"
     result = job_result(job, state)
     if result.value is not None:
         yield "returned", json.dumps(finite(result.value), ensure_ascii=False)
@@ -349,11 +349,15 @@ def _job_facts(job: JobFolder, view: RunView) -> Iterator[Fact]:
     yield "next", f"nemotron runs logs {job.run_id}" + (f" --job {job.number}" if job.number else "")
 
 
-def _artifacts(job: JobFolder) -> dict[str, Any]:
+def artifacts_of(job: JobFolder, plan: Plan | None = None) -> dict[str, Any]:
+    """What a job's record of artifacts says, with `error` if it is damaged; with a plan, also the inputs that are only
+    planned."""
     try:
-        return job.artifacts()
+        found = job.artifacts()
     except DamagedRecord as error:
-        return {"inputs": {}, "outputs": [], "error": error.message}
+        found = {"inputs": {}, "outputs": [], "error": error.message}
+    planned = {slot: pin.to_dict() if pin else None for slot, pin in plan.inputs.items()} if plan else {}
+    return {**found, "inputs": {**planned, **found["inputs"]}}
 
 
 def _mapping(value: object) -> dict[str, Any]:
@@ -368,17 +372,12 @@ def _pin(pin: object) -> str:
     return f"{pin.get('name')}:v{pin['version']}  {pin.get('path')}  sha256 {str(pin.get('digest'))[:12]}"
 
 
-def _moment(entry: Mapping[str, Any]) -> str:
+def where_at(entry: Mapping[str, Any]) -> str:
+    """Where a job was when this entry of its history was written: the scheduler's job, or the process."""
+    if scheduler := _mapping(entry.get("scheduler")):
+        return " ".join(str(scheduler[key]) for key in ("kind", "job", "node") if scheduler.get(key))
     process = _mapping(entry.get("process"))
-    scheduler = _mapping(entry.get("scheduler"))
-    where = f"  {process.get('host')}, pid {process.get('pid')}" if process else ""
-    if scheduler:
-        where = "  " + " ".join(str(scheduler[key]) for key in ("kind", "job", "node") if scheduler.get(key))
-    return f"{_clock(entry['at'])}  {entry['state']}{where}"
-
-
-def _clock(seconds: float | None) -> str:
-    return "?" * 19 if seconds is None else datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M:%S")
+    return f"{process.get('host')}, pid {process.get('pid')}" if process else ""
 
 
 def versions_of(job: JobFolder) -> dict[str, Any]:
