@@ -47,6 +47,7 @@ from nemotron_kit.spec.runconfig import env_dict
 from nemotron_kit.worker import ray_command, torchrun_command, worker_command
 
 if TYPE_CHECKING:
+    from nemotron_kit.artifacts.reference import Pin
     from nemotron_kit.spec.runconfig import RunConfig
 
 
@@ -181,45 +182,59 @@ def how_it_starts(
 COMPOSED_FILE = "composed.yaml"
 
 
-def job_files(
-    resolved: ResolvedJob, command: Command, resources: Resources, inputs: Inputs, environment: Mapping[str, str]
-) -> dict[str, str]:
-    """Name in the job's folder → text, of the files that every executor's job has. job.json is everything that the
-    worker needs besides the config."""
-    paths, frozen, settings = resolved.paths, resolved.config, resolved.settings
-    cls = command.config_cls
+def what_to_run(command: Command, resolved: ResolvedJob, resources: Resources) -> dict[str, Any]:
+    """The entries of job.json by which the worker finds a recipe's command."""
+    cls, paths = command.config_cls, resolved.paths
     if not isinstance(cls, str):
         module = cls.__module__
         if module == "__main__":
             main = sys.modules["__main__"]
             module = main.__spec__.name if main.__spec__ else str(getattr(main, "__file__", ""))
         cls = f"{module}:{cls.__qualname__}"
-    spec = {
-        "kit": __version__,
+    return {
         "command": command.full_name,
         "handler": paths.move_name(command.handler_name),
         "config_cls": paths.move_name(cls),
         "script": paths.script(command.job_script, command.handler_name),
+        **({"ray": True, "ray_working_dir": resolved.settings.ray_working_dir} if resources.ray else {}),
+    }
+
+
+def job_files(
+    resolved: ResolvedJob,
+    pins: Mapping[str, Pin | None],
+    resources: Resources,
+    environment: Mapping[str, str],
+    secrets: Sequence[str],
+    run: Mapping[str, Any],
+    cwd: str | None = None,
+) -> dict[str, str]:
+    """Name in the job's folder → text, of the files that every job has. job.json is everything that the worker needs
+    besides the config: `run` are its entries on what to run, `secrets` names of variables; the job starts in `cwd`, if
+    not in the folder that its paths say."""
+    paths, settings = resolved.paths, resolved.settings
+    spec = {
+        "kit": __version__,
+        **run,
         "nproc_per_node": resources.processes,
         "executor": settings.executor,
         "torchrun": resources.torchrun,
-        **({"ray": True, "ray_working_dir": settings.ray_working_dir} if resources.ray else {}),
         "retries": settings.retries or 0,
         "max_segments": settings.max_segments,
         "code": paths.code,
-        "cwd": paths.cwd,
+        "cwd": cwd or paths.cwd,
         "sys_path": import_path(paths),
-        "secrets": list(settings.secrets or ()),
+        "secrets": list(secrets),
         "expand": references(settings),
         "environment": dict(environment),
     }
-    pins = {slot: pin.to_dict() for slot, pin in inputs.pins.items() if pin}
+    inputs = {slot: pin.to_dict() for slot, pin in pins.items() if pin}
     return {
-        "config.yaml": to_yaml(frozen),
+        "config.yaml": to_yaml(resolved.config),
         "job.json": json.dumps(spec, indent=2) + "\n",
-        "artifacts.json": json.dumps({"inputs": pins, "outputs": []}, indent=2) + "\n",
+        "artifacts.json": json.dumps({"inputs": inputs, "outputs": []}, indent=2) + "\n",
         **({"env.toml": registry_table(paths)} if paths.names_registry else {}),
-        **({COMPOSED_FILE: to_yaml(resolved.composed)} if resolved.composed != frozen else {}),
+        **({COMPOSED_FILE: to_yaml(resolved.composed)} if resolved.composed != resolved.config else {}),
     }
 
 
@@ -474,6 +489,8 @@ def build_plan(
     captured = dict(resolved.captured)
     if paths.code and "PWD" in captured:  # the job has a copy of the code
         captured["PWD"] = paths.environment["PWD"]
+    secrets = tuple(settings.secrets or ())
+    run = what_to_run(command, resolved, resources)
     return Plan(
         labels=labels,
         run_id=run_id,
@@ -494,9 +511,9 @@ def build_plan(
         references=inputs.references,
         launch_command=tuple(command_line),
         environment=environment,
-        secrets=tuple(settings.secrets or ()),
+        secrets=secrets,
         captured=captured,
-        files={**job_files(resolved, command, resources, inputs, environment), **added.files},
+        files={**job_files(resolved, inputs.pins, resources, environment, secrets, run), **added.files},
         problems=tuple(problems),
         notes=tuple(notes),
         job=job,

@@ -9,7 +9,7 @@ import pickle
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -17,8 +17,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from nemotron_kit import __version__
-from nemotron_kit.config.freeze import to_yaml
 from nemotron_kit.config.secrets import masked_overrides
 from nemotron_kit.errors import UserError, error_text
 from nemotron_kit.executors.base import PlanContext, executor_for
@@ -29,10 +27,9 @@ from nemotron_kit.launch.placing import (
     import_path,
     left_out,
     local_registry,
-    registry_table,
     with_repositories,
 )
-from nemotron_kit.launch.plan import job_environment, references
+from nemotron_kit.launch.plan import job_environment, job_files
 from nemotron_kit.masking import is_secret_name, masked_by_name
 from nemotron_kit.remote.ssh import transport_for
 from nemotron_kit.spec.paths import NONE, RemotePaths, with_folder
@@ -333,8 +330,8 @@ class ProgramPlanner:
                 hydra.sweep.dir, hydra.runtime.cwd = f"{paths.run}/sweep", paths.cwd
         packed = self.payloads.build(config, hydra, paths.move, import_path(paths))
         readable = masked_by_name(plain(OmegaConf.to_container(config, resolve=False, enum_to_str=True)))
-        pins = pin_slots(readable, ResolvedJob(readable, self.run, paths), self.run_id, transport_for)
-        recorded = {slot: pin.to_dict() for slot, pin in pins.items()}
+        resolved = ResolvedJob(readable, self.run, paths, readable)
+        pins = pin_slots(readable, resolved, self.run_id, transport_for)
         secrets = tuple(dict.fromkeys([*secrets, *packed.literals]))
         added = self.executor.plan(
             PlanContext(
@@ -350,7 +347,9 @@ class ProgramPlanner:
                 single=False,
             )
         )
-        spec = self._spec(paths, paths.cwd if is_remote else str(Path.cwd()), environment, secrets)
+        # Hydra's folders, and the app's relative paths, are in the folder of the launch.
+        cwd = paths.cwd if is_remote else str(Path.cwd())
+        run = {"command": self.payloads.function, "handler": "", "config_cls": "", "script": None, "module": MODULE}
         plan = Plan(
             run_id=self.run_id,
             recipe=label,
@@ -373,12 +372,9 @@ class ProgramPlanner:
             secrets=secrets,
             captured={},
             files={
-                "config.yaml": to_yaml(readable),
-                "job.json": json.dumps(spec, indent=2) + "\n",
-                "artifacts.json": json.dumps({"inputs": recorded, "outputs": []}, indent=2) + "\n",
+                **job_files(resolved, pins, self.resources, environment, secrets, run, cwd),
                 ".hydra/overrides.yaml": json.dumps(masked_overrides(overrides), indent=2, ensure_ascii=False) + "\n",
                 payload.FILE: packed.to_text(),
-                **({"env.toml": registry_table(paths)} if paths.names_registry else {}),
             },
             problems=tuple(added.problems),
             notes=(*self._notes, *added.notes, *left_out(paths)),
@@ -390,30 +386,6 @@ class ProgramPlanner:
             **added.fields,
         )
         return SweepJob(plan, tuple(overrides))
-
-    def _spec(
-        self, paths: RemotePaths, cwd: str, environment: Mapping[str, str], secrets: Sequence[str]
-    ) -> dict[str, Any]:
-        return {
-            "kit": __version__,
-            "command": self.payloads.function,
-            "handler": "",
-            "config_cls": "",
-            "script": None,
-            "module": MODULE,
-            "nproc_per_node": self.resources.processes,
-            "executor": self.run.executor,
-            "torchrun": self.resources.torchrun,
-            "retries": self.run.retries or 0,
-            "max_segments": self.run.max_segments,
-            "code": paths.code,
-            # Hydra's folders, and the app's relative paths, are in the folder of the launch.
-            "cwd": cwd,
-            "sys_path": import_path(paths),
-            "secrets": list(secrets),
-            "environment": dict(environment),
-            "expand": references(self.run),
-        }
 
     def _environment(self, hydra: Any, paths: RemotePaths) -> tuple[dict[str, str], tuple[str, ...]]:
         """The job's variables, and the names of those whose values must not be written to any file."""

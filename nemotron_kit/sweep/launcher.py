@@ -36,7 +36,7 @@ from nemotron_kit.sweep.compose_jobs import install
 from nemotron_kit.sweep.hydra_app import ProgramPlanner, drop_copied, interpreter_options
 from nemotron_kit.sweep.local_scheduler import LocalSchedulerClient
 from nemotron_kit.sweep.objective import check_program, check_returned, learns, objective_facts, value_for
-from nemotron_kit.sweep.recipe_task import RecipePlanner, RecipeTask
+from nemotron_kit.sweep.recipe_task import RecipeTask
 from nemotron_kit.sweep.sweep_job import Composed, Settings, SweepJob, overrides_of, starter_kind
 from nemotron_kit.worker.payload import name_of
 from nemotron_kit.worker.process import Terminated, term_raises
@@ -432,17 +432,17 @@ class Sweep:
             self._jobs.close()
 
     def _sweep_jobs(self, job_overrides: Sequence[Sequence[str]], first: int) -> Iterator[SweepJob]:
-        planner: RecipePlanner | ProgramPlanner
+        plan_job: Callable[[Any, Any, int], SweepJob]
         if isinstance(self.task, RecipeTask):
-            planner = RecipePlanner(self.task, self.settings)
+            plan_job = partial(self.task.plan_job, settings=self.settings)
         else:
             from hydra_plugins.nemotron_kit_launcher.nemo_run import SingleRunCheck
 
             callbacks = copy(self.context.callbacks)
             callbacks.callbacks = [each for each in callbacks.callbacks if not isinstance(each, SingleRunCheck)]
-            planner = ProgramPlanner(self.task, callbacks, self.settings, self.jobs.run.id, self._earlier)
+            plan_job = ProgramPlanner(self.task, callbacks, self.settings, self.jobs.run.id, self._earlier).plan_job
         for number, overrides in enumerate(job_overrides, first):
-            yield planner.plan_job(*self._composed(overrides, number), number)
+            yield plan_job(*self._composed(overrides, number), number)
 
     def _composed(self, overrides: Sequence[str], number: int) -> Composed:
         """The job's config and its node hydra, separately."""

@@ -41,7 +41,7 @@ class RecipeTask:
     """The task function of a sweep over a recipe: one job, called by the launcher configured in Hydra.
 
     Hydra's basic launcher calls it in this process, submitit's pickles it and calls it in another;
-    `hydra/launcher=nemo_run` calls only its `plan`.
+    `hydra/launcher=nemo_run` calls only its `plan_job`.
     """
 
     def __init__(
@@ -164,6 +164,18 @@ class RecipeTask:
             return plan
         return self._after.apply(plan, composed.command, lambda: self._build(composed, number))
 
+    def plan_job(self, config: Any, hydra: Any, number: int, settings: Settings) -> SweepJob:
+        """The SweepJob of one composed job; `hydra` is the config's node hydra."""
+        from omegaconf import open_dict
+
+        with open_dict(config):
+            set_run(config.run, settings)
+        composed = from_hydra(tree_in_use(), config, hydra)
+        plan = replace(self.plan(composed, number), objective=objective_of(hydra, composed.command))
+        if settings.max_parallel:
+            plan = replace(plan, settings=replace(plan.settings, max_parallel=settings.max_parallel))
+        return sweep_job_of(plan, composed, composed.overrides)
+
     def _build(self, composed: Composed, number: int) -> Plan:
         app = tree_in_use().apps[composed.command.recipe]
         return build_plan(
@@ -204,25 +216,6 @@ def refuse_several_tasks(launcher: Mapping[str, Any]) -> None:
             hint="A job of several processes: hydra/launcher=nemo_run hydra.launcher.profile=NAME, with nodes and "
             "nproc_per_node in the profile.",
         )
-
-
-class RecipePlanner:
-    """Makes the SweepJobs of one launch over a recipe."""
-
-    def __init__(self, task: RecipeTask, settings: Settings) -> None:
-        self.task, self.settings = task, settings
-
-    def plan_job(self, config: Any, hydra: Any, number: int) -> SweepJob:
-        """The SweepJob of one composed job; `hydra` is the config's node hydra."""
-        from omegaconf import open_dict
-
-        with open_dict(config):
-            set_run(config.run, self.settings)
-        composed = from_hydra(tree_in_use(), config, hydra)
-        plan = replace(self.task.plan(composed, number), objective=objective_of(hydra, composed.command))
-        if self.settings.max_parallel:
-            plan = replace(plan, settings=replace(plan.settings, max_parallel=self.settings.max_parallel))
-        return sweep_job_of(plan, composed, composed.overrides)
 
 
 def set_run(run: Any, settings: Settings) -> None:
