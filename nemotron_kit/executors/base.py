@@ -16,7 +16,7 @@ from nemotron_kit import remote
 from nemotron_kit.artifacts.manifest import folder_of
 from nemotron_kit.artifacts.registry import artifact_settings
 from nemotron_kit.envfile import read_env_file
-from nemotron_kit.errors import Problem, UserError, nearest, sentence
+from nemotron_kit.errors import Problem, Unreachable, UserError, nearest, sentence
 from nemotron_kit.lazy import Value
 from nemotron_kit.runs.job import JobFolder, JobState
 from nemotron_kit.spec.paths import RemotePaths, sent_paths
@@ -250,8 +250,12 @@ class Executor(ABC):
         nothing could be learnt. Raises Unreachable if the back end does not answer."""
 
     def observe(self, run: RunFolder, jobs: Sequence[JobFolder]) -> dict[int, Observation]:
-        """Job number → its current state. Raises Unreachable if the back end does not answer."""
-        return self.observe_many([(run, jobs)])[run.id]
+        """Job number → its current state. Raises Unreachable if nothing could be learnt of any of them."""
+        observations = self.observe_many([(run, jobs)])[run.id]
+        lost = [each.error for each in observations.values() if each.state == "unreachable"]
+        if lost and len(lost) == len(observations):
+            raise Unreachable(str(lost[0]))
+        return observations
 
     @abstractmethod
     def cancel(self, run: RunFolder, jobs: Sequence[JobFolder]) -> None:

@@ -316,18 +316,12 @@ class ProgramPlanner:
 
     def plan_job(self, config: Any, hydra: Any, number: int) -> SweepJob:
         """The SweepJob of one composed job; `hydra` is the config's node hydra."""
-        from omegaconf import OmegaConf, open_dict, read_write
+        from omegaconf import OmegaConf
 
-        paths = self.executor.paths(self.run_id, number, registry=self.registry)
-        # In a container, and on another machine, there is no launch folder.
-        is_remote = paths.is_remote or bool(self.run.container_image)
-        paths = paths if is_remote else _shared_code(paths)
         label, overrides = str(hydra.job.name), overrides_of(hydra)
+        paths, cwd = self._placed(hydra, number)
         environment, secrets = self._environment(hydra, paths)
         drop_copied(hydra)
-        if is_remote:  # which lacks the launch folder: Hydra's sweep folder is in the run's
-            with read_write(hydra), open_dict(hydra):
-                hydra.sweep.dir, hydra.runtime.cwd = f"{paths.run}/sweep", paths.cwd
         packed = self.payloads.build(config, hydra, paths.move, import_path(paths))
         readable = masked_by_name(plain(OmegaConf.to_container(config, resolve=False, enum_to_str=True)))
         resolved = ResolvedJob(readable, self.run, paths, readable)
@@ -347,8 +341,6 @@ class ProgramPlanner:
                 single=False,
             )
         )
-        # Hydra's folders, and the app's relative paths, are in the folder of the launch.
-        cwd = paths.cwd if is_remote else str(Path.cwd())
         run = {"command": self.payloads.function, "handler": "", "config_cls": "", "script": None, "module": MODULE}
         plan = Plan(
             run_id=self.run_id,
@@ -387,6 +379,23 @@ class ProgramPlanner:
         )
         return SweepJob(plan, tuple(overrides))
 
+    def _placed(self, hydra: Any, number: int) -> tuple[RemotePaths, str]:
+        """(the paths of a job's files, the folder that it starts in). That is the folder of the launch, where the app's
+        relative paths and Hydra's folders are; in a container, and on another machine, there is none, and Hydra's sweep
+        folder is in the run's."""
+        from omegaconf import open_dict, read_write
+
+        paths = self.executor.paths(self.run_id, number, registry=self.registry)
+        if paths.is_remote or self.run.container_image:
+            with read_write(hydra), open_dict(hydra):
+                hydra.sweep.dir, hydra.runtime.cwd = f"{paths.run}/sweep", paths.cwd
+            return paths, paths.cwd
+        if paths.code:  # the jobs share one copy, into which they write nothing
+            code = f"{paths.run}/code"
+            moves = tuple((here, code + there[len(paths.code) :]) for here, there in paths.moves)
+            paths = replace(paths, code=code, moves=moves)
+        return paths, str(Path.cwd())
+
     def _environment(self, hydra: Any, paths: RemotePaths) -> tuple[dict[str, str], tuple[str, ...]]:
         """The job's variables, and the names of those whose values must not be written to any file."""
         copied = {name: str(hydra.job.env_set[name]) for name in hydra.job.env_copy}
@@ -395,16 +404,6 @@ class ProgramPlanner:
         variables |= {name: text for name, text in copied.items() if name not in secret}
         variables["NEMOTRON_EXECUTOR"] = self.run.executor
         return variables, tuple(dict.fromkeys([*(self.run.secrets or ()), *secret]))
-
-
-def _shared_code(paths: RemotePaths) -> RemotePaths:
-    """The sweep's jobs on this machine's file system share one copy of the code: they start in the launch folder, and
-    so write nothing into the copy."""
-    if paths.is_remote or not paths.code:
-        return paths
-    code = f"{paths.run}/code"
-    moves = tuple((here, code + there[len(paths.code) :]) for here, there in paths.moves)
-    return replace(paths, code=code, moves=moves)
 
 
 def drop_copied(hydra: Any) -> None:

@@ -251,7 +251,7 @@ def run_scheduled(job: JobFolder, spec: JobSpec, node: Node) -> Outcome:
             if spec.code is not None and not Path(spec.code).is_dir():
                 # The launch's code becomes this job's own copy, unless another node or an earlier attempt has made it.
                 sent = json.loads(files.read_regular(job.path.parent.parent / CODE))
-                unpack_code(root=sent["target_root"], digest=sent["digest"], folders=[spec.code])
+                unpack_code(sent["target_root"], sent["digest"], Path(spec.code))
             os.chdir(spec.cwd)
             note_secrets(spec.secrets)
             read_config(job.path)  # which notes its secrets

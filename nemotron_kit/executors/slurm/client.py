@@ -210,13 +210,6 @@ class Slurm(Executor):
         limits, _ = self.transport.call("slurm_limits", count=True)
         return max(0, int(limits["max_job_count"] * 0.95) - int(limits["queued"]))
 
-    def observe(self, run: RunFolder, jobs: Sequence[JobFolder]) -> dict[int, Observation]:
-        observations = self.observe_many([(run, jobs)])[run.id]
-        lost = [o.error for o in observations.values() if o.state == "unreachable"]
-        if lost and len(lost) == len(observations):
-            raise Unreachable(str(lost[0]))
-        return observations
-
     def observe_many(self, runs: Sequence[tuple[RunFolder, Sequence[JobFolder]]]) -> dict[str, dict[int, Observation]]:
         """Run id → job number → its current state, in at most one squeue and one sacct. A job of which Slurm reports
         nothing is `unreachable`. Raises Unreachable if the target does not answer."""

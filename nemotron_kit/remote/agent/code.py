@@ -12,7 +12,7 @@ import stat
 import subprocess
 import tarfile
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -167,13 +167,12 @@ def put_code(root: str, digest: str, payload: bytes = b"") -> None:
     files.write_bytes(path, payload)
 
 
-def unpack_code(root: str, digest: str, folders: Sequence[str]) -> None:
-    """Unpack the archive into each of `folders` that does not exist yet; each appears atomically."""
+def unpack_code(root: str, digest: str, folder: Path) -> None:
+    """Unpack the archive into `folder`, which appears atomically, unless it exists."""
     data = archive_path(root, digest).read_bytes()
     if hashlib.sha256(data).hexdigest() != digest:
         raise NemotronError(f"{archive_path(root, digest)} was changed since it arrived.", hint="Remove it, try again.")
-    for folder in folders:
-        unpack(data, Path(folder))
+    unpack(data, folder)
 
 
 def unpack(data: bytes, folder: Path) -> None:

@@ -190,14 +190,10 @@ def log_offset(*, job: str, name: str, lines: int) -> int:
     return last_lines(Path(job) / "logs" / f"{name}.log", lines)
 
 
-def saved_in(*, folder: str, registry: str) -> list[str]:
-    """The versions of the target's registry whose files are below `folder`, as `Name:v3`."""
-    return versions_in(LocalRegistry(registry), Path(folder))
-
-
 def versions_in(registry: LocalRegistry, folder: Path) -> list[str]:
-    """The versions of a registry whose files are below `folder`, the folder of a run. A damaged record is judged by the
-    readable rest of its text and by what the run's jobs recorded as saved: it counts if it names the run at all."""
+    """The versions of a registry whose files are below `folder`, the folder of a run, as `Name:v3`. A damaged record is
+    judged by the readable rest of its text and by what the run's jobs recorded as saved: it counts if it names the run
+    at all."""
     resolved, found, saved = folder.resolve(), [], set()
     for job in RunFolder(folder).jobs():
         with contextlib.suppress(DamagedRecord):
@@ -247,7 +243,6 @@ OPS: dict[str, str] = {
     "code_of": "nemotron_kit.remote.agent.code:code_of",
     "has_code": "nemotron_kit.remote.agent.code:has_code",
     "put_code": "nemotron_kit.remote.agent.code:put_code",
-    "unpack_code": "nemotron_kit.remote.agent.code:unpack_code",
     "commit_of": "nemotron_kit.remote.agent.code:commit_of",
     "fetch_repository": "nemotron_kit.remote.agent.code:fetch_repository",
     "clean": "nemotron_kit.remote.agent.code:clean",
@@ -258,7 +253,6 @@ OPS: dict[str, str] = {
     "begin_again": "nemotron_kit.remote.agent.operations:begin_again",
     "job_records": "nemotron_kit.remote.agent.operations:job_records",
     "metrics_tails": "nemotron_kit.remote.agent.operations:metrics_tails",
-    "saved_in": "nemotron_kit.remote.agent.operations:saved_in",
     "remove_run": "nemotron_kit.remote.agent.operations:remove_run",
     "slurm_submit": "nemotron_kit.remote.agent.slurm:submit",
     "slurm_observe": "nemotron_kit.remote.agent.slurm_status:observe",

@@ -13,7 +13,7 @@ from nemotron_kit import files
 from nemotron_kit.cli.runs.show import written_by
 from nemotron_kit.errors import NemotronError
 from nemotron_kit.home import new_run_id
-from nemotron_kit.remote.agent.code import registered_folders, unpack, written_since
+from nemotron_kit.remote.agent.code import registered_folders, unpack, unpack_code, written_since
 from nemotron_kit.remote.agent.operations import CODE
 from nemotron_kit.remote.snapshot import provide_code
 from nemotron_kit.remote.ssh import LocalTransport
@@ -81,7 +81,7 @@ def test_an_archive_that_was_changed_is_refused(tmp_path: Path) -> None:
     assert here.call("has_code", root=root, digest=digest) == (True, b"")
     (tmp_path / "code" / f"{digest}.tar.gz").write_bytes(packed(("a", FILE, b"y")))
     with pytest.raises(NemotronError, match="was changed"):
-        here.call("unpack_code", root=root, digest=digest, folders=[str(tmp_path / "out")])
+        unpack_code(root, digest, tmp_path / "out")
 
 
 @pytest.mark.parametrize("digest", ["../x", "x" * 64, ""])

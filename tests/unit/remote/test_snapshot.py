@@ -272,7 +272,8 @@ def test_each_job_has_its_own_copy(repository: Path, tmp_path: Path) -> None:
 
     def unpacked(folders: list[Path]) -> None:
         send_snapshot(LocalTransport(), snapshot, str(root))
-        unpack_code(root=str(root), digest=snapshot.digest, folders=list(map(str, folders)))
+        for folder in folders:
+            unpack_code(str(root), snapshot.digest, folder)
 
     unpacked(jobs[:2])
     (jobs[0] / "output").mkdir()
