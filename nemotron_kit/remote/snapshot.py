@@ -132,8 +132,8 @@ def choose(tree: CodeTree, settings: RunConfig, leave_out: Collection[str] = ())
     """Paths of files and links relative to the tree's root, sorted. Its packager decides:
 
     `worktree`: tracked and new files that git does not ignore; without git all files except environments, caches and
-    records. `git`, `hybrid`: tracked files, and those that match the settings' patterns. `pattern`: the latter alone.
-    In the folders of `leave_out` only files tracked by git count as code.
+    records. `git`: tracked files. `pattern`: those that match the settings' patterns. `hybrid`: both. In the folders of
+    `leave_out` only files tracked by git count as code.
     """
     root, submodules = Path(tree.root), settings.include_submodules is not False
     patterns = settings.packager_include_pattern or ()
@@ -149,7 +149,8 @@ def choose(tree: CodeTree, settings: RunConfig, leave_out: Collection[str] = ())
         names = work_tree(root, new=True, submodules=submodules) if tree.git else _walk(root, "")
         found = {name for name in names if name in tracked or not f"{root / name}/".startswith(folders)}
     else:
-        found = {*work_tree(root, new=False, submodules=submodules), *_matching(root, patterns)}
+        found = set(work_tree(root, new=False, submodules=submodules))
+        found.update(_matching(root, patterns) if tree.packager == "hybrid" else ())
     paths = [(name, root / name) for name in sorted(found)]
     # Deleted files may still be tracked; sockets, pipes and a submodule's folder are no files.
     return [name for name, path in paths if path.suffix != ".pyc" and (path.is_symlink() or path.is_file())]

@@ -216,6 +216,13 @@ def test_pattern_sends_what_matches(repository: Path) -> None:
             take_snapshot(tree(repository, "pattern"), RunConfig(packager_include_pattern=[pattern]))
 
 
+def test_patterns_add_ignored_files_with_hybrid_and_have_no_effect_with_git(repository: Path) -> None:
+    (repository / "weights.bin").write_text("x")
+    settings = RunConfig(packager_include_pattern=["*.bin"])
+    sent = {kind: set(take_snapshot(tree(repository, kind), settings).files) for kind in ("git", "hybrid")}
+    assert sent["hybrid"] - sent["git"] == {"weights.bin"} and sent["git"] == {".gitignore", "pkg/train.py"}
+
+
 def test_a_pattern_takes_nothing_out_of_environments(repository: Path) -> None:
     write_files(repository, dict.fromkeys(("env/pyvenv.cfg", "env/lib/b.py", "pkg/__pycache__/c.py"), "x"))
     settings = RunConfig(packager_include_pattern=["**/*.py"])
