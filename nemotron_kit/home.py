@@ -60,18 +60,21 @@ def check_text(path: Path, what: str, hint: str) -> None:
 
 
 def check_home() -> None:
-    """Raise UserError if HOME is set, but is no absolute path: `~/.nemotron` would then be `/.nemotron`."""
+    """Raise UserError if there is no `~`."""
     if user_folder() is None:
+        named = os.environ.get("HOME")
+        why = "not set, and the system has no entry for this user" if named is None else f"{named!r}, no folder's path"
         raise UserError(
-            f"HOME is {os.environ['HOME']!r}, no folder's path, so there is no ~ to keep runs and artifacts in.",
+            f"HOME is {why}, so there is no ~ to keep runs and artifacts in.",
             hint="Set HOME, or name a folder for them: export NEMOTRON_HOME=/path/to/nemotron",
         )
 
 
 def user_folder() -> Path | None:
-    """The user's home folder; None if HOME is set, but is no absolute path."""
-    named = os.environ.get("HOME")
-    return None if named is not None and not os.path.isabs(named) else Path("~").expanduser()  # noqa: PTH117
+    """The user's home folder; None if HOME is no absolute path (`~/.nemotron` would be `/.nemotron`), or is not set and
+    the user is not in the system's table, as in a container that runs under any number."""
+    folder = os.path.expanduser("~")  # noqa: PTH111 — Path raises an exception
+    return Path(folder) if os.path.isabs(folder) else None  # noqa: PTH117
 
 
 # An environment variable: the job's metrics are also written to TensorBoard's event files.

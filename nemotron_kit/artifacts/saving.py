@@ -34,7 +34,7 @@ from nemotron_kit.artifacts.registry import get_config, open_registry
 from nemotron_kit.artifacts.store import ArtifactVersion, Draft
 from nemotron_kit.errors import DamagedRecordError, UserError
 from nemotron_kit.files import plain
-from nemotron_kit.home import expand_user
+from nemotron_kit.home import expand_user, user_folder
 from nemotron_kit.masking import MASK, mask, masked_by_name, secret_in
 
 logger = logging.getLogger(__name__)
@@ -317,7 +317,7 @@ def _check_folder(artifact: Artifact, folder: Path, *, owned: bool) -> None:
             f"{folder / METADATA} is not an artifact's file, and save() would overwrite it.",
             hint="Rename it, or put the artifact's files into a separate folder.",
         )
-    shared = {Path("/"), Path.home(), Path(tempfile.gettempdir())}
+    shared = {Path("/"), user_folder(), Path(tempfile.gettempdir())}
     if owned and artifact.path.is_file() and (folder in shared or (folder / ".git").exists()):
         raise UserError(
             f"{artifact.path} can't be registered in its folder: all files of {folder} would belong to it.",

@@ -399,7 +399,7 @@ def _has_key() -> bool:
     import netrc
 
     try:
-        file = netrc.netrc(os.environ.get("NETRC") or str(Path("~/.netrc").expanduser()))
+        file = netrc.netrc(os.environ.get("NETRC") or os.path.expanduser("~/.netrc"))  # noqa: PTH111
     except (OSError, netrc.NetrcParseError):
         return False
     return file.authenticators(_server().hostname or "") is not None

@@ -288,7 +288,7 @@ def weights_and_biases() -> Iterator[Diagnosis]:
 
 def _in_netrc() -> bool:
     host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").partition("://")[2].partition("/")[0]
-    file = os.environ.get("NETRC") or str(Path("~/.netrc").expanduser())
+    file = os.environ.get("NETRC") or os.path.expanduser("~/.netrc")  # noqa: PTH111
     try:
         return netrc.netrc(file).authenticators(host.partition(":")[0]) is not None
     except (OSError, UnicodeDecodeError, netrc.NetrcParseError):

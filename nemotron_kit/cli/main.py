@@ -84,8 +84,7 @@ def guarded(action: Callable[[], int]) -> int:
     ):
         replace(errors="replace")
     try:
-        if "PWD" not in os.environ:
-            _set_pwd()
+        _set_pwd()
         return action()
     except NemotronError as error:
         print_error(error)
@@ -105,9 +104,13 @@ def guarded(action: Callable[[], int]) -> int:
 
 
 def _set_pwd() -> None:
-    """Set PWD, to which configs refer, where no shell has: a program that cron or a container starts may have none."""
+    """Set PWD, to which configs refer, to the working folder. A shell has, perhaps with a link in it; but a program
+    that cron or a container starts may have none, and one that another program starts in a folder (subprocess's `cwd`)
+    has that program's."""
     try:
-        os.environ["PWD"] = os.getcwd()  # noqa: PTH109 — help needs no pathlib
+        named, here = os.environ.get("PWD", ""), os.getcwd()  # noqa: PTH109 — help needs no pathlib
+        if not (os.path.isabs(named) and os.path.realpath(named) == os.path.realpath(here)):  # noqa: PTH117
+            os.environ["PWD"] = here
     except OSError:  # the folder was deleted; whatever needs it reports that
         return
 

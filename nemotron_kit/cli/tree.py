@@ -40,7 +40,7 @@ def home() -> str:
 
 
 def _has_home() -> bool:
-    return "HOME" not in os.environ or os.path.isabs(os.environ["HOME"])
+    return os.path.isabs(os.path.expanduser("~"))
 
 
 def find_env_file() -> str | None:

@@ -106,7 +106,7 @@ def _unreachable(blend: DataBlend, connect: bool, smaller: str, tokenizer: str |
         if tokenizer is None:
             return []
         # Only the folder in the hub's cache on this machine is checked: importing the hub's library takes long.
-        home = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()
+        home = Path(os.path.expanduser(os.environ.get("HF_HOME") or "~/.cache/huggingface"))  # noqa: PTH111
         cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
         name = tokenizer.removeprefix(HUB).partition("@")[0].replace("/", "--")
         if any((cache / f"models--{name}").glob("snapshots/*/tokenizer.json")):

@@ -27,7 +27,7 @@ from nemotron_kit.config.secrets import refuse_secrets
 from nemotron_kit.envfile import EnvFile, read_env_file
 from nemotron_kit.errors import Problem, UserError
 from nemotron_kit.executors.base import executor_for
-from nemotron_kit.home import nemotron_home
+from nemotron_kit.home import nemotron_home, user_folder
 from nemotron_kit.lazy import Value
 from nemotron_kit.spec.paths import (
     REMOTE_FOLDER,
@@ -177,7 +177,8 @@ def resolve_job(
             unshipped = check_paths(at_target, paths, settings)
             at_target = absolutized(at_target, command.load_config_cls(), paths.environment["PWD"])
             at_target = {**moved(at_target, paths), "run": frozen["run"]}
-            home = str(Path.home()) if settings.tunnel != "ssh" else None
+            here = user_folder()
+            home = str(here) if here and settings.tunnel != "ssh" else None
             if home is None and named.startswith("~/"):
                 home = paths.root.removesuffix(named[1:])
             captured = launch_environment(config)

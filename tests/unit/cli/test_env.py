@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nemotron_kit import envfile, home
+from nemotron_kit import Artifact, envfile, home
 from nemotron_kit.artifacts.registry import artifact_settings
 from nemotron_kit.cli import tree
 from nemotron_kit.cli.main import nemotron
@@ -71,10 +71,42 @@ def test_the_same_home(project: Path, monkeypatch: pytest.MonkeyPatch, value: st
 def test_a_program_that_no_shell_has_started_has_a_working_folder(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    other = project / "other"
+    other.mkdir()
     monkeypatch.setenv("PWD", "")
+    for name, wanted in (("", Path.cwd()), (str(other), Path.cwd()), ("..", Path.cwd()), (str(project / "link"), None)):
+        (project / "link").unlink(missing_ok=True)
+        (project / "link").symlink_to(Path.cwd())
+        os.environ["PWD"] = name
+        assert nemotron(["--version"]) == 0
+        assert os.environ["PWD"] == str(wanted or project / "link")
     monkeypatch.delenv("PWD")
     assert nemotron(["nano3", "pretrain", "-c", "tiny", "--dry-run"]) == 0
     assert "not found" not in capsys.readouterr().err and os.environ["PWD"] == str(Path.cwd())
+
+
+def test_a_user_whom_the_system_does_not_know(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a container that runs under any number, without HOME, each command ended with a traceback, help among them."""
+
+    def unknown(number: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {number}")
+
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    monkeypatch.delenv("HOME", raising=False)
+    assert nemotron(["nano3", "pretrain", "--help"]) == 0
+    assert nemotron(["nano3", "data", "prep", "pretrain", "-c", "tiny", "--dry-run"]) == 0
+    folder = project / "made"
+    folder.mkdir()
+    (folder / "text").write_text("x")
+    Artifact(path=folder).save(name="Made")
+    assert (folder / "metadata.json").is_file()
+    capsys.readouterr()
+    monkeypatch.delenv("NEMOTRON_HOME", raising=False)
+    assert nemotron(["runs"]) == 2
+    said = capsys.readouterr().err
+    assert "HOME is not set, and the system has no entry" in said and "export NEMOTRON_HOME=" in said
 
 
 @pytest.mark.parametrize("below", ["file/home", "file"])
