@@ -19,10 +19,59 @@ class ProfileError(UserError, ValueError):
     """A profile, or a value given for one, is wrong."""
 
 
+# Executor → its class. Those of other packages are entry points in the group ENTRY_POINTS.
+EXECUTORS = {
+    "local": "nemotron_kit.executors.local:Local",
+    "docker": "nemotron_kit.executors.docker:Docker",
+    "slurm": "nemotron_kit.executors.slurm.client:Slurm",
+    "skypilot": "nemotron_kit.executors.cloud:SkyPilot",
+    "dgxcloud": "nemotron_kit.executors.cloud:DGXCloud",
+    "lepton": "nemotron_kit.executors.cloud:Lepton",
+    "kubeflow": "nemotron_kit.executors.cloud:Kubeflow",
+}
+ENTRY_POINTS = "nemotron_kit.executors"
+
+
+def installed_executors() -> dict[str, str]:
+    """The executors of other installed packages: name → "module:Class". They can't replace one of EXECUTORS."""
+    return {name: target for name, target in installed.entry_points(ENTRY_POINTS) if name not in EXECUTORS}
+
+
+# A slug, as every name that a scheduler gets.
+_SLUG = r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+# Never what ssh could take for an option.
+_HOST, _USER = r"[A-Za-z0-9_\[:][^\s]*", r"[A-Za-z0-9_][^\s@]*"
+# Never what `module load` or `conda activate` could take for an option.
+_WORD = r"[^\s-]\S*"
+_GPU_MEMORY = r"[1-9][0-9]{0,4}(\.[0-9]{1,2})? ?(G|GB|GiB)"
+_AMOUNT = 'Write a number with K, M, G or T, as in "64G".'
+
+
 # `_field` calls dataclasses.field:
 # ruff: noqa: RUF009
-def _field(help_text: str, default: Any = None) -> Any:
-    return field(default=default, metadata={"help": help_text})
+def _field(
+    help_text: str,
+    default: Any = None,
+    *,
+    flag: str | None = None,
+    choices: tuple[str, ...] = (),
+    pattern: str | None = None,
+    called: str | None = None,
+    hint: str | None = None,
+    least: int = 0,
+    most: int | None = None,
+    script: bool = False,
+    commas: bool = False,
+) -> Any:
+    """A field of RunConfig, with all that its values must be besides its type.
+
+    A text is what sbatch takes for --`flag`, one of `choices`, and matches `pattern`: a message calls it `called` and
+    says in `hint` how to write one. `script`: it is code of a shell, which may be empty or have several lines. A number
+    is `least` to `most`: 0 nodes are a mistake, 0 GPUs are not. `commas`: a list may be written `a,b`.
+    """
+    texts = {"flag": flag, "choices": choices, "pattern": pattern, "called": called, "hint": hint, "script": script}
+    rules = {"help": help_text, **texts, "least": least, "most": most, "commas": commas}
+    return field(default=default, metadata=rules)
 
 
 @dataclass
@@ -32,66 +81,110 @@ class RunConfig:
     `load_run_profile` gives one with its `extends` resolved (`extends` itself is None then).
     """
 
-    executor: str = _field("what runs the job", "local")
+    executor: str = _field("what runs the job", "local", choices=tuple(EXECUTORS))
     # what runs
-    nproc_per_node: int | None = _field("processes on each node; more than one are started by torchrun")
-    nodes: int | None = _field("machines that the job takes")
+    nproc_per_node: int | None = _field(
+        "processes on each node; more than one are started by torchrun", least=1, most=MOST_PROCESSES
+    )
+    nodes: int | None = _field("machines that the job takes", least=1)
     python: str | None = _field("the Python that runs the job, in its container if there is one")
     workdir: str | None = _field("the job's working folder; by default the copy of the code")
-    modules: list[str] | None = _field("environment modules that the batch script loads, in this order")
-    conda: str | None = _field("conda environment that the batch script activates; its Python runs the job")
-    startup_commands: list[str] | None = _field("shell commands before the job; one that fails ends the job")
-    setup: str | None = _field("shell text before the job, after startup_commands")
+    modules: list[str] | None = _field(
+        "environment modules that the batch script loads, in this order",
+        pattern=_WORD,
+        called="module's name",
+        commas=True,
+    )
+    conda: str | None = _field(
+        "conda environment that the batch script activates; its Python runs the job",
+        pattern=_WORD,
+        called="conda environment's name or folder",
+    )
+    startup_commands: list[str] | None = _field(
+        "shell commands before the job; one that fails ends the job", script=True
+    )
+    setup: str | None = _field("shell text before the job, after startup_commands", script=True)
     env_vars: list[str] | None = _field("variables of the job: NAME=VALUE; VALUE may use those of its machine, $PATH")
-    secrets: list[str] | None = _field("environment variables to pass to the job; their values are stored nowhere")
+    secrets: list[str] | None = _field(
+        "environment variables to pass to the job; their values are stored nowhere", commas=True
+    )
     # code
-    packager: str | None = _field("the code to send: worktree, git (the commit), pattern (files), hybrid (both), none")
+    packager: str | None = _field(
+        "the code to send: worktree, git (the commit), pattern (files), hybrid (both), none",
+        choices=("worktree", "git", "pattern", "hybrid", "none"),
+    )
     packager_include_pattern: list[str] | None = _field("files for packager pattern or hybrid: src/**/*.py")
     subpath: str | None = _field("the folder of the repository that is sent; by default all of it")
     include_submodules: bool | None = _field("send git submodules, too (default: true)")
     allow_dirty: bool | None = _field("packager git: launch with uncommitted changes, which are not sent")
     # container
     container_image: str | None = _field("image to run the job in: a registry's, or a .sqsh or .sif file")
-    container_runtime: str | None = _field("what runs containers on Slurm (default: pyxis)")
-    mounts: list[str] | None = _field("folders of the container: /THERE:/INSIDE[:ro], or /FOLDER (Apptainer)")
+    container_runtime: str | None = _field(
+        "what runs containers on Slurm (default: pyxis)", choices=("pyxis", "apptainer")
+    )
+    mounts: list[str] | None = _field(
+        "folders of the container: /THERE:/INSIDE[:ro], or /FOLDER (Apptainer)", commas=True
+    )
     runtime: str | None = _field("docker run --runtime, such as nvidia")
     ipc_mode: str | None = _field("docker run --ipc")
     shm_size: str | None = _field("docker run --shm-size")
     # Slurm
-    account: str | None = _field("sbatch --account")
-    partition: str | None = _field("sbatch --partition")
-    run_partition: str | None = _field("the partition for --run, instead of `partition`")
-    batch_partition: str | None = _field("the partition for --batch, instead of `partition`")
-    time: str = _field("time limit of a job, as sbatch --time takes it", "04:00:00")
-    job_name: str = _field("part of the name that squeue prints", "nemo-run")
-    ntasks_per_node: int | None = _field("processes on each node; nproc_per_node takes precedence")
-    gpus_per_node: int | None = _field("GPUs on each node; as many processes unless nproc_per_node is set")
-    gpu_memory: str | None = _field("the memory of one GPU, as its vendor counts: 80GB; to refuse what does not fit")
-    mem: str | None = _field("sbatch --mem")
+    account: str | None = _field("sbatch --account", flag="account")
+    partition: str | None = _field("sbatch --partition", flag="partition")
+    run_partition: str | None = _field("the partition for --run, instead of `partition`", flag="partition")
+    batch_partition: str | None = _field("the partition for --batch, instead of `partition`", flag="partition")
+    time: str = _field(
+        "time limit of a job, as sbatch --time takes it",
+        "04:00:00",
+        flag="time",
+        hint='Write hours, minutes and seconds, "04:00:00", with days "1-12:00:00", or minutes, "90".',
+    )
+    job_name: str = _field("part of the name that squeue prints", "nemo-run", pattern=_SLUG)
+    ntasks_per_node: int | None = _field(
+        "processes on each node; nproc_per_node takes precedence", least=1, most=MOST_PROCESSES
+    )
+    gpus_per_node: int | None = _field(
+        "GPUs on each node; as many processes unless nproc_per_node is set", most=MOST_PROCESSES
+    )
+    gpu_memory: str | None = _field(
+        "the memory of one GPU, as its vendor counts: 80GB; to refuse what does not fit",
+        pattern=_GPU_MEMORY,
+        called="GPU's memory",
+        hint='Write it as the vendor does, "80GB".',
+    )
+    mem: str | None = _field("sbatch --mem", flag="mem", hint=_AMOUNT)
     exclusive: bool | None = _field("sbatch --exclusive: no other jobs on the nodes")
-    cpus_per_task: int | None = _field("CPUs of each process")
-    cpus_per_gpu: int | None = _field("sbatch --cpus-per-gpu")
+    cpus_per_task: int | None = _field("CPUs of each process", least=1)
+    cpus_per_gpu: int | None = _field("sbatch --cpus-per-gpu", least=1)
     gpus_per_task: int | None = _field("GPUs of each process")
-    mem_per_gpu: str | None = _field("sbatch --mem-per-gpu")
-    mem_per_cpu: str | None = _field("sbatch --mem-per-cpu")
-    qos: str | None = _field("sbatch --qos")
-    constraint: str | None = _field("sbatch --constraint: features that the nodes must have")
-    exclude: str | None = _field("sbatch --exclude: nodes that the job must not get")
-    nodelist: str | None = _field("sbatch --nodelist: nodes that the job must get")
-    reservation: str | None = _field("sbatch --reservation")
-    segment: int | None = _field("sbatch --segment: nodes of one NVLink domain, in block topology")
-    gres: str | None = _field("sbatch --gres; its GPUs count as gpus_per_node if that is not set")
-    array: str | None = _field("not supported: a sweep (-m key=1,2,3) makes the array")
-    comment: str | None = _field("sbatch --comment")
-    mail_user: str | None = _field("sbatch --mail-user")
-    mail_type: str | None = _field("sbatch --mail-type")
+    mem_per_gpu: str | None = _field("sbatch --mem-per-gpu", flag="mem-per-gpu", hint=_AMOUNT)
+    mem_per_cpu: str | None = _field("sbatch --mem-per-cpu", flag="mem-per-cpu", hint=_AMOUNT)
+    qos: str | None = _field("sbatch --qos", flag="qos")
+    constraint: str | None = _field("sbatch --constraint: features that the nodes must have", flag="constraint")
+    exclude: str | None = _field("sbatch --exclude: nodes that the job must not get", flag="exclude")
+    nodelist: str | None = _field("sbatch --nodelist: nodes that the job must get", flag="nodelist")
+    reservation: str | None = _field("sbatch --reservation", flag="reservation")
+    segment: int | None = _field("sbatch --segment: nodes of one NVLink domain, in block topology", least=1)
+    gres: str | None = _field("sbatch --gres; its GPUs count as gpus_per_node if that is not set", flag="gres")
+    array: str | None = _field("not supported: a sweep (-m key=1,2,3) makes the array", flag="array")
+    comment: str | None = _field("sbatch --comment", flag="comment")
+    mail_user: str | None = _field("sbatch --mail-user", flag="mail-user")
+    mail_type: str | None = _field(
+        "sbatch --mail-type",
+        flag="mail-type",
+        hint='Write one or more of BEGIN, END, FAIL, REQUEUE, TIME_LIMIT, ALL, as in "END,FAIL".',
+    )
     signal_lead: int | None = _field(
-        "seconds before its limit at which a signal has the job save (default: 300 at most)"
+        "seconds before its limit at which a signal has the job save (default: 300 at most)",
+        least=1,
+        most=65535,  # sbatch's limit
     )
     # the target: connection and folders
-    tunnel: str = _field("how the cluster is reached: its commands are on this machine, or ssh", "local")
-    host: str | None = _field("the login node, for tunnel ssh")
-    user: str | None = _field("the user there")
+    tunnel: str = _field(
+        "how the cluster is reached: its commands are on this machine, or ssh", "local", choices=("local", "ssh")
+    )
+    host: str | None = _field("the login node, for tunnel ssh", pattern=_HOST)
+    user: str | None = _field("the user there", pattern=_USER)
     identity: str | None = _field("the private key for it")
     remote_job_dir: str | None = _field("the folder for jobs, where the jobs run (default: ~/.nemotron there)")
     artifacts_root: str | None = _field("the folder of the artifact registry, where the jobs run")
@@ -103,21 +196,25 @@ class RunConfig:
     app_id: str | None = _field("DGX Cloud's application id")
     app_secret: str | None = _field("DGX Cloud's application secret, as ${secret:NAME}")
     project_name: str | None = _field("DGX Cloud's project")
-    pvcs: list[Any] | None = _field("volume claims of DGX Cloud: CLAIM:/PATH, or tables")
+    pvcs: list[Any] | None = _field("volume claims of DGX Cloud: CLAIM:/PATH, or tables", commas=True)
     resource_shape: str | None = _field("Lepton's machine type")
     node_group: str | None = _field("Lepton's node group")
     nemo_run_dir: str | None = _field("the folder for jobs on a cloud's volume")
     # Ray
     ray_working_dir: str | None = _field("the folder in which a Ray job's program starts (default: workdir)")
-    ray_mode: str | None = _field("job: the job has a Ray cluster of its own (default); cluster is not supported")
+    ray_mode: str | None = _field(
+        "job: the job has a Ray cluster of its own (default); cluster is not supported", choices=("job", "cluster")
+    )
     # the launch
     dry_run: bool | None = _field("make every launch with this profile a dry-run")
     detach: bool | None = _field("make --run return at once, like --batch")
     cancel_on_interrupt: bool | None = _field("Ctrl-C on an attached launch cancels its jobs (default: it detaches)")
     retries: int | None = _field("how often in all a failed job is started again: its processes in place, or the job")
-    max_segments: int | None = _field("how often a time limit may end a job that saves and is queued again (no limit)")
-    chain: int | None = _field("jobs of one name, one after another, where requeue is not allowed")
-    max_parallel: int | None = _field("jobs of a sweep at a time")
+    max_segments: int | None = _field(
+        "how often a time limit may end a job that saves and is queued again (no limit)", least=1
+    )
+    chain: int | None = _field("jobs of one name, one after another, where requeue is not allowed", least=1)
+    max_parallel: int | None = _field("jobs of a sweep at a time", least=1)
     extends: str | None = _field("the profile whose fields this one has by default")
     extra: dict[str, Any] | None = _field(
         "other arguments; Slurm: additional_parameters, srun_args, apptainer_args, container_env"
@@ -126,6 +223,8 @@ class RunConfig:
 
 FIELDS = tuple(field.name for field in fields(RunConfig))
 DEFAULTS = {field.name: field.default for field in fields(RunConfig)}
+# Field → what `_field` says of it.
+RULES = {field.name: field.metadata for field in fields(RunConfig)}
 ALIASES = {"container": "container_image"}
 
 
@@ -197,7 +296,7 @@ _FLAG_PATTERNS = {
     "mail-type": r"(?i:{0}(,{0})*)".format(
         "(NONE|BEGIN|END|FAIL|REQUEUE|ALL|INVALID_DEPEND|STAGE_OUT|TIME_LIMIT(_90|_80|_50)?|ARRAY_TASKS)"
     ),
-    "job-name": r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._-]{0,63}",
+    "job-name": _SLUG,
     "mem": _MEMORY,
     "mem-per-cpu": _MEMORY,
     "mem-per-gpu": _MEMORY,
@@ -268,69 +367,6 @@ def check_srun_arguments(srun_args: Sequence[object], config: RunConfig) -> None
                 )
 
 
-# Executor → its class. Those of other packages are entry points in the group ENTRY_POINTS.
-EXECUTORS = {
-    "local": "nemotron_kit.executors.local:Local",
-    "docker": "nemotron_kit.executors.docker:Docker",
-    "slurm": "nemotron_kit.executors.slurm.client:Slurm",
-    "skypilot": "nemotron_kit.executors.cloud:SkyPilot",
-    "dgxcloud": "nemotron_kit.executors.cloud:DGXCloud",
-    "lepton": "nemotron_kit.executors.cloud:Lepton",
-    "kubeflow": "nemotron_kit.executors.cloud:Kubeflow",
-}
-ENTRY_POINTS = "nemotron_kit.executors"
-
-
-def installed_executors() -> dict[str, str]:
-    """The executors of other installed packages: name → "module:Class". They can't replace one of EXECUTORS."""
-    return {name: target for name, target in installed.entry_points(ENTRY_POINTS) if name not in EXECUTORS}
-
-
-CHOICES = {
-    "executor": tuple(EXECUTORS),
-    "tunnel": ("local", "ssh"),
-    "packager": ("worktree", "git", "pattern", "hybrid", "none"),
-    "ray_mode": ("job", "cluster"),
-    "container_runtime": ("pyxis", "apptainer"),
-}
-_PATTERNS = {
-    # A slug, as every name that a scheduler gets.
-    "job_name": r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z",
-    # Never what ssh could take for an option.
-    "host": r"[A-Za-z0-9_\[:][^\s]*\Z",
-    "user": r"[A-Za-z0-9_][^\s@]*\Z",
-    "gpu_memory": r"[1-9][0-9]{0,4}(\.[0-9]{1,2})? ?(G|GB|GiB)\Z",
-    # Never what `module load` or `conda activate` could take for an option.
-    **dict.fromkeys(("modules", "conda"), r"[^\s-]\S*\Z"),
-}
-# Field → the flag of sbatch that it becomes.
-_SBATCH = {
-    **{name: name for name in ("account", "partition", "time", "mem", "qos", "constraint", "exclude", "gres", "array")},
-    **{name: name for name in ("nodelist", "reservation", "comment")},
-    **dict.fromkeys(("run_partition", "batch_partition"), "partition"),
-    "mail_user": "mail-user",
-    "mail_type": "mail-type",
-    "mem_per_gpu": "mem-per-gpu",
-    "mem_per_cpu": "mem-per-cpu",
-}
-_FORMAT_HINTS = {
-    "time": 'Write hours, minutes and seconds, "04:00:00", with days "1-12:00:00", or minutes, "90".',
-    "gpu_memory": 'Write it as the vendor does, "80GB".',
-    "mail_type": 'Write one or more of BEGIN, END, FAIL, REQUEUE, TIME_LIMIT, ALL, as in "END,FAIL".',
-    **dict.fromkeys(("mem", "mem_per_gpu", "mem_per_cpu"), 'Write a number with K, M, G or T, as in "64G".'),
-}
-# 0 nodes is a mistake; 0 GPUs or retries is not.
-_AT_LEAST_ONE = frozenset(
-    {"nproc_per_node", "nodes", "ntasks_per_node", "cpus_per_task", "cpus_per_gpu", "max_segments", "max_parallel"}
-    | {"segment", "signal_lead", "chain"}
-)
-_AT_MOST = {
-    **dict.fromkeys(("nproc_per_node", "ntasks_per_node", "gpus_per_node"), MOST_PROCESSES),
-    "signal_lead": 65535,  # sbatch's limit
-}
-_SHELL = frozenset({"setup", "startup_commands"})
-_COMMA_LISTS = frozenset({"mounts", "secrets", "pvcs", "modules"})
-_KIND_NAMES = {"gpu_memory": "GPU's memory", "modules": "module's name", "conda": "conda environment's name or folder"}
 _EXPECTED = {
     "str": "text",
     "int": "a whole number",
@@ -372,11 +408,11 @@ def check_value(name: str, value: Any, where: str) -> Any:
         items = enumerate(value)
         return [_clean_text(name, each, f"{where}[{n}]") if isinstance(each, str) else each for n, each in items]
     if kind == "int":
-        least = 1 if name in _AT_LEAST_ONE else 0
+        least, most = RULES[name]["least"], RULES[name]["most"]
         if value < least:
             raise ProfileError(f"{where}: must be at least {least}, got {value}.")
-        if value > _AT_MOST.get(name, value):
-            raise ProfileError(f"{where}: must be at most {_AT_MOST[name]}, got {value}.")
+        if most is not None and value > most:
+            raise ProfileError(f"{where}: must be at most {most}, got {value}.")
     return value
 
 
@@ -405,7 +441,7 @@ def _from_text(name: str, text: str) -> Any:
     if kind == "bool":
         return _BOOLEANS.get(text.lower(), text)
     if kind.startswith("list") and text[:1] not in ("[", "{"):
-        return [part.strip() for part in text.split(",")] if name in _COMMA_LISTS else [text]
+        return [part.strip() for part in text.split(",")] if RULES[name]["commas"] else [text]
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -425,25 +461,22 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
 
 
 def _clean_text(name: str, value: str, where: str) -> str:
-    if name in CHOICES and value not in CHOICES[name]:
-        choices = [*CHOICES[name], *(installed_executors() if name == "executor" else ())]
+    rules = RULES[name]
+    if rules["choices"] and value not in rules["choices"]:
+        choices = [*rules["choices"], *(installed_executors() if name == "executor" else ())]
         if value not in choices:
             found = nearest(value, choices)
             hint = sentence(found) if found.startswith("did") else None
             raise ProfileError(f"{where}: {value!r} is none of {', '.join(choices)}.", hint=hint)
     # A newline would end a line of a batch script and begin a command.
-    if "\x00" in value or (name not in _SHELL and re.search(_CONTROL, value)):
+    if "\x00" in value or (not rules["script"] and re.search(_CONTROL, value)):
         raise ProfileError(f"{where}: {value!r} holds a control character.")
-    if not value and name not in _SHELL:
+    if not value and not rules["script"]:
         raise ProfileError(f"{where}: is empty.", hint="Leave the key out where nothing is meant.")
-    if name in _SBATCH and not flag_fits(_SBATCH[name], value):
-        raise ProfileError(
-            f"{where}: {value!r} is no value that sbatch --{_SBATCH[name]} takes.", hint=_FORMAT_HINTS.get(name)
-        )
-    if name in _PATTERNS and not re.match(_PATTERNS[name], value):
-        raise ProfileError(
-            f"{where}: {value!r} can't be a {_KIND_NAMES.get(name, name)}.", hint=_FORMAT_HINTS.get(name)
-        )
+    if rules["flag"] and not flag_fits(rules["flag"], value):
+        raise ProfileError(f"{where}: {value!r} is no value that sbatch --{rules['flag']} takes.", hint=rules["hint"])
+    if rules["pattern"] and not re.fullmatch(rules["pattern"], value):
+        raise ProfileError(f"{where}: {value!r} can't be a {rules['called'] or name}.", hint=rules["hint"])
     return value
 
 

@@ -139,7 +139,7 @@ def _env_toml() -> str:
     rows = []
     for field in dataclasses.fields(runconfig.RunConfig):
         kind = str(field.type).removesuffix(" | None")
-        choices = runconfig.CHOICES.get(field.name)
+        choices = field.metadata["choices"]
         users = [name for name in reads if field.name in reads[name]]
         all_read = field.name in EVERYWHERE or len(users) == len(reads) or not users
         meaning = _plain(field.metadata["help"])

@@ -12,13 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nemotron_kit.spec.resources import effective_settings, gpu_of
-from nemotron_kit.spec.runconfig import _SBATCH, CHOICES, FIELDS, ProfileError, RunConfig, check_value, with_overrides
+from nemotron_kit.spec.runconfig import FIELDS, RULES, ProfileError, RunConfig, check_value, with_overrides
 
 PATTERNED = ("job_name", "gpu_memory", "host", "user", "conda")
 TYPES = {field.name: str(field.type) for field in dataclasses.fields(RunConfig)}
 INTS = [name for name, kind in TYPES.items() if kind.startswith("int")]
 TEXTS = [
-    name for name, kind in TYPES.items() if kind.startswith("str") and name not in (*CHOICES, *PATTERNED, "extends")
+    name
+    for name, kind in TYPES.items()
+    if kind.startswith("str") and not RULES[name]["choices"] and name not in (*PATTERNED, "extends")
 ]
 BOOLS = [name for name, kind in TYPES.items() if kind.startswith("bool")]
 PRINTABLE = st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1, max_size=40)
@@ -136,7 +138,7 @@ def test_numbers_come_through_as_text_and_as_numbers(name: str, value: int) -> N
 
 
 # What becomes a flag of sbatch's must be one that it takes; every other text comes through as it is.
-FREE_TEXTS = [name for name in TEXTS if name not in _SBATCH]
+FREE_TEXTS = [name for name in TEXTS if not RULES[name]["flag"]]
 
 
 @given(st.sampled_from(FREE_TEXTS), PRINTABLE.filter(lambda text: text != "null"))
