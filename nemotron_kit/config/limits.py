@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,34 +31,41 @@ def check_yaml_limits(path: Path, text: str) -> None:
     indented = f"\n{'  ' * (MAX_DEPTH + 1)}" in f"\n{text}"
     if "*" not in text and nested <= MAX_DEPTH and not indented:
         return
+    with suppress(yaml.YAMLError):
+        try:
+            _check_events(path, yaml.parse(text, Loader=with_libyaml(yaml.SafeLoader)))
+        except yaml.YAMLError:  # as the loaders do: the other parser may read it; what neither can, they refuse
+            _check_events(path, yaml.parse(text, Loader=yaml.SafeLoader))
+
+
+def _check_events(path: Path, events: Iterable[Any]) -> None:
+    import yaml
+
     containers: list[tuple[str | None, int]] = [(None, 0)]  # (anchor, values so far) of each that is open
     sizes: dict[str, int] = {}  # anchor → values, of those that are closed
-    try:
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            anchor, values, wrong = getattr(event, "anchor", None), 0, None
-            if isinstance(event, yaml.AliasEvent):
-                if any(anchor == each for each, _ in containers):
-                    wrong = f"the alias *{anchor} is inside of the value that it refers to"
-                anchor, values = None, sizes.get(anchor or "", 1)
-            elif isinstance(event, yaml.ScalarEvent):
-                values = 1
-            elif isinstance(event, yaml.CollectionStartEvent):
-                containers.append((anchor, 1))
-                anchor = None
-                if len(containers) > MAX_DEPTH + 1:
-                    wrong = f"nested deeper than {MAX_DEPTH} levels"
-            elif isinstance(event, yaml.CollectionEndEvent):
-                anchor, values = containers.pop()
-            if anchor:
-                sizes[anchor] = values
-            outer, before = containers[-1]
-            containers[-1] = (outer, before + values)
-            if wrong is None and before + values > MAX_NODES:
-                wrong = f"its aliases unfold to more than {MAX_NODES} values"
-            if wrong:
-                raise UserError(f"{path}:{event.start_mark.line + 1 if event.start_mark else 1}: {wrong}.")
-    except yaml.YAMLError:
-        return  # the loader raises it, with its location
+    for event in events:
+        anchor, values, wrong = getattr(event, "anchor", None), 0, None
+        if isinstance(event, yaml.AliasEvent):
+            if any(anchor == each for each, _ in containers):
+                wrong = f"the alias *{anchor} is inside of the value that it refers to"
+            anchor, values = None, sizes.get(anchor or "", 1)
+        elif isinstance(event, yaml.ScalarEvent):
+            values = 1
+        elif isinstance(event, yaml.CollectionStartEvent):
+            containers.append((anchor, 1))
+            anchor = None
+            if len(containers) > MAX_DEPTH + 1:
+                wrong = f"nested deeper than {MAX_DEPTH} levels"
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, values = containers.pop()
+        if anchor:
+            sizes[anchor] = values
+        outer, before = containers[-1]
+        containers[-1] = (outer, before + values)
+        if wrong is None and before + values > MAX_NODES:
+            wrong = f"its aliases unfold to more than {MAX_NODES} values"
+        if wrong:
+            raise UserError(f"{path}:{event.start_mark.line + 1 if event.start_mark else 1}: {wrong}.")
 
 
 @contextmanager
@@ -112,9 +119,8 @@ def bounded_interpolations(*, total: int | None = None) -> AbstractContextManage
 def faster_omegaconf() -> Iterator[None]:
     """Within the block OmegaConf, and so Hydra, parses YAML with libyaml, caches parsed interpolations, and does not
     copy the whole ConfigStore with each repository of sources; a plugin's settings become a config on first use, an
-    override like `stage=pretrain` needs no parser, a defaults list without interpolations no map for them, a merge
-    resolves no text that only contains an interpolation, and a value is made without a change of its flags, which only
-    one that is read-only needs. Includes `hydra_reading_fixes`."""
+    override like `stage=pretrain` needs no parser, a defaults list without interpolations no map for them, and a merge
+    resolves no text that only contains an interpolation. Includes `hydra_reading_fixes`."""
     import omegaconf
     from hydra._internal import defaults_list
     from hydra.core.config_store import ConfigStore
@@ -124,8 +130,6 @@ def faster_omegaconf() -> Iterator[None]:
     utils, base, node = vars(omegaconf)["_utils"], vars(omegaconf)["base"], vars(omegaconf)["Node"]
     parse_rule, choices_of = OverridesParser.parse_rule, vars(defaults_list)["_create_interpolation_map"]
     dereference, parse = node._maybe_dereference_node, _cached(base.parse)
-    value_node: Any = vars(omegaconf)["ValueNode"]
-    make_value = value_node.__init__
     loader = with_libyaml(yaml_loader())
 
     def parse_override(self: Any, text: str, name: str) -> Any:
@@ -140,13 +144,6 @@ def faster_omegaconf() -> Iterator[None]:
             return self  # an interpolation among other characters never leads to a block
         return dereference(self, throw_on_resolution_failure, memo)
 
-    def made_value(self: Any, parent: Any, value: Any, metadata: Any) -> None:
-        if metadata.flags.get("readonly") or (parent is not None and parent._get_flag("readonly")):
-            make_value(self, parent, value, metadata)
-        else:
-            node.__init__(self, parent=parent, metadata=metadata)
-            self._set_value(value)
-
     def choices_in(overrides: Any, defaults: Any, self_added: Any) -> Any:
         named = any(each.is_interpolation() for each in defaults)
         return choices_of(overrides, defaults, self_added) if named else None
@@ -159,7 +156,6 @@ def faster_omegaconf() -> Iterator[None]:
             (utils, "parse", parse),
             (base, "parse", parse),
             (node, "_maybe_dereference_node", block_of),
-            (value_node, "__init__", made_value),
             (ConfigStore, "__deepcopy__", lambda self, memo: self),  # what is loaded from it is a copy already
             (ConfigStore, "store", _storing(ConfigStore.store)),
             (OverridesParser, "parse_rule", parse_override),
