@@ -87,10 +87,14 @@ def is_trusted(path: Path, command: Command) -> bool:
     return inside and untrusted_reason(path) is None
 
 
-def check_file(path: Path, values: Mapping[str, Any], command: Command, package: str = "") -> None:
+def check_file(
+    path: Path, values: Mapping[str, Any], command: Command, package: str = "", *, name: str | None = None
+) -> None:
     """Raise UserError for keys that a config file from an untrusted place may not set. `package` is the dotted key
-    below which Hydra puts its content."""
+    below which Hydra puts its content. `name`: it is a config of the command, whose targets `check_targets` checks."""
     if is_trusted(path, command):
+        if name is not None:
+            forget_file(command, name)
         return
     _check_package(path, package, "the file's package")
     for entry in values.get("defaults") or ():
@@ -108,13 +112,7 @@ def check_file(path: Path, values: Mapping[str, Any], command: Command, package:
             raise _refused(path, key, "it decides what is started, and where")
         if key.rpartition(".")[2] == TARGET and not permitted(str(value), allowed_targets(command)):
             raise _refused(path, key, f"{value!r} would be imported and called")
-
-
-def note_file(path: Path, command: Command, name: str) -> None:
-    """Record whether the config that the command has under this name is from an untrusted place."""
-    if is_trusted(path, command):
-        forget_file(command, name)
-    else:
+    if name is not None:
         _foreign.add((command.path, name))
 
 

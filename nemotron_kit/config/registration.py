@@ -182,8 +182,7 @@ def _register_file(
         _store(f"{group}/{name}", {})
         return
     result.files[name] = path
-    foreign.check_file(path, found.values, command)
-    foreign.note_file(path, command, name)
+    foreign.check_file(path, found.values, command, name=name)
     try:
         _store(f"{group}/{name}", keep_text_spelling(found.values, found.spelled, partial(means_text_of, command)))
     except OmegaConfBaseException as error:
