@@ -201,6 +201,8 @@ def stage_prefix(command: Command) -> str:
 
 def may_be(produced: str, name: str) -> bool:
     """Whether the artifact called `name` may have been saved by a command that saves `produced` (`Data-{config}`)."""
+    if _CONFIG not in produced:
+        return produced == name
     return re.fullmatch(re.escape(produced).replace(re.escape(_CONFIG), ".+"), name) is not None
 
 

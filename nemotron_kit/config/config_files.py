@@ -322,11 +322,12 @@ def group_choices(command: Command, commands: Iterable[Command]) -> dict[str, li
     root, groups = command.config_folder, dict[str, list[str]]()
     if root is None or not root.is_dir():
         return groups
-    others = set()
+    others = set[Path | None]()
     for each in commands:
         # Another command's package may be missing, or raise anything when it is imported.
         with contextlib.suppress(Exception, SystemExit):
-            others |= {folder.resolve() for folder in [each.config_folder] if folder is not None}
+            others.add(each.config_folder)
+    taken = {folder.resolve() for folder in others if folder is not None}
     for folder in sorted(root.iterdir()):
         name = folder.name
         # A group's name is a key in Hydra's grammar.
@@ -334,7 +335,7 @@ def group_choices(command: Command, commands: Iterable[Command]) -> dict[str, li
             folder.is_dir()
             and name.isidentifier()
             and name not in (*TAKEN, "hydra", "run")
-            and folder.resolve() not in others
+            and folder.resolve() not in taken
         ):
             for group, option, _ in group_files(name, folder):
                 parts = [*group.split("/"), option]

@@ -361,7 +361,9 @@ def _value(value: Any, annotation: Any, where: str, extras: abc.Container[str] |
     return _scalar(value, annotation, where)
 
 
-_PRIMITIVE = (int, float, bool, str, bytes)
+# The types of values, and those of which a config may have a union.
+UNITABLE = (int, float, bool, str, bytes)
+PRIMITIVES = (*UNITABLE, Path)
 
 
 def _union(value: Any, annotation: Any, where: str, extras: abc.Container[str] | None) -> Any:
@@ -373,7 +375,7 @@ def _union(value: Any, annotation: Any, where: str, extras: abc.Container[str] |
     members = tuple(m for m in members if m is not type(None))
     exact = [m for m in members if type(value) is m]
     # As in a composition, where a number becomes a text only if nothing but a text is expected.
-    numbers = len(members) > 1 and not isinstance(value, str) and all(m in _PRIMITIVE for m in members)
+    numbers = len(members) > 1 and not isinstance(value, str) and all(m in UNITABLE for m in members)
     blocks = [m for m in members if dataclasses.is_dataclass(m)] if isinstance(value, abc.Mapping) else []
     for member in (*exact, *(m for m in members if not (numbers and m is str))):
         try:
@@ -407,12 +409,9 @@ def _sequence(
 
 def _scalar(value: Any, annotation: Any, where: str) -> Any:
     """One value, by OmegaConf's conversions, so that a script and a composed config agree."""
-    from omegaconf import BooleanNode, BytesNode, EnumNode, FloatNode, IntegerNode, PathNode, StringNode
+    from omegaconf import EnumNode
     from omegaconf.errors import ValidationError
 
-    nodes: dict[Any, Any] = {
-        int: IntegerNode, float: FloatNode, bool: BooleanNode, str: StringNode, bytes: BytesNode, Path: PathNode,
-    }  # fmt: skip
     if value is None or isinstance(value, abc.Mapping | list):
         raise _Mismatch(where, value, type_name(annotation))
     is_enum = isinstance(annotation, type) and issubclass(annotation, enum.Enum)
@@ -421,8 +420,8 @@ def _scalar(value: Any, annotation: Any, where: str) -> Any:
     try:
         if is_enum:
             return EnumNode(annotation, value=value)._value()
-        if annotation in nodes:
-            return nodes[annotation](value=value)._value()
+        if annotation in PRIMITIVES:
+            return _nodes()[annotation](value=value)._value()
         if isinstance(annotation, type) and isinstance(value, annotation):
             return value
         if isinstance(annotation, type) and issubclass(annotation, Path):
@@ -430,3 +429,12 @@ def _scalar(value: Any, annotation: Any, where: str) -> Any:
     except (ValidationError, TypeError, ValueError):
         raise _Mismatch(where, value, type_name(annotation)) from None
     raise _Mismatch(where, value, type_name(annotation))
+
+
+@cache
+def _nodes() -> dict[type, Any]:
+    """OmegaConf's node for values of a type."""
+    import omegaconf as oc
+
+    kinds = (oc.IntegerNode, oc.FloatNode, oc.BooleanNode, oc.StringNode, oc.BytesNode, oc.PathNode)
+    return dict(zip(PRIMITIVES, kinds, strict=True))

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 from nemotron_kit.app import SINGLE_VALUE_CLASHES, Command
 from nemotron_kit.config.convert import (
     MAPPINGS,
+    PRIMITIVES,
     SEQUENCES,
+    UNITABLE,
     RecordedDefaults,
     input_fields,
     members_of,
@@ -30,7 +32,6 @@ from nemotron_kit.files import plain
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-PRIMITIVES = (int, float, bool, str, bytes, Path)
 # OmegaConf reads only the fields of a dataclass; generating methods and a docstring would double the time.
 _BARE: dict[str, Any] = {
     "repr": False,
@@ -305,7 +306,7 @@ def _annotation(annotation: Any, where: str) -> Any:
         if float in members and int not in members and len(members) > 1:
             members.append(int)  # in Python a whole number is a float as well; the job gets 5.0 for 5
         is_one = len(members) == 1 and members != [Any]
-        if not is_one and not all(each in (int, float, bool, str, bytes) for each in members):
+        if not is_one and not all(each in UNITABLE for each in members):
             return Any
         union: Any = Union[tuple(members)]  # noqa: UP007
         return union | None if type(None) in args else union

@@ -17,9 +17,7 @@ from nemotron_kit.masking import MASK, is_harmless, is_literal, is_secret_name, 
 _OVERRIDE = re.compile(r"^(?:\+\+|\+)?([A-Za-z_][\w./@-]*)=(.*)$", re.DOTALL)
 _NAME = r"[\w.-]+"
 # `api_key: abc` within braces; not the `secret:NAME` of a reference.
-_INSIDE = re.compile(
-    r"""(?<![\w.-])(?<!\$\{)(['"]?)([A-Za-z_][\w.-]*)\1(\s*:\s*)("[^"]*"|'[^']*'|\$\{[^}]*\}|[^,}\]]*)"""
-)
+_INSIDE = r"""(?<![\w.-])(?<!\$\{)(['"]?)([A-Za-z_][\w.-]*)\1(\s*:\s*)("[^"]*"|'[^']*'|\$\{[^}]*\}|[^,}\]]*)"""
 # Variables that Hydra sets for a sweep's jobs: their values may be secret.
 _ENV_SET = re.compile(r"^(\+{0,2}hydra\.job\.env_set(?:\.[^=]*)?=)(?!\$\{).*$", re.DOTALL)
 
@@ -92,7 +90,7 @@ def masked_overrides(overrides: Iterable[str]) -> list[str]:
         if match and is_secret_name(match[1]) and is_literal(match[2]):
             override = f"{override[: match.start(2)]}{MASK}"
         elif "{" in override:
-            override = _INSIDE.sub(masked_inside, override)
+            override = re.sub(_INSIDE, masked_inside, override)
         masked.append(mask(override))
     return masked
 
