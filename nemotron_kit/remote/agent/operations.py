@@ -27,7 +27,7 @@ from nemotron_kit.remote.agent.slurm_commands import user_name
 from nemotron_kit.runs.folder import RunFolder
 from nemotron_kit.runs.job import DamagedRecord, JobFolder
 from nemotron_kit.runs.ledger import remove_unreferenced
-from nemotron_kit.runs.logs import last_lines
+from nemotron_kit.runs.logs import last_lines, log_names
 from nemotron_kit.runs.metrics import condensed
 from nemotron_kit.runs.progress import metrics_tail
 
@@ -105,7 +105,7 @@ class Piece(NamedTuple):
 
 def names(*, job: str) -> list[str]:
     """The names of a job folder's logs: `job`, `rank-0`, …"""
-    return sorted(path.stem for path in (Path(job) / "logs").glob("*.log"))
+    return log_names(JobFolder(Path(job)))
 
 
 def read(
