@@ -17,6 +17,7 @@ from functools import cached_property, partial
 from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus
+from hydra_plugins.nemotron_kit_launcher.nemo_run import SingleRunCheck
 
 from nemotron_kit import files
 from nemotron_kit.config.secrets import masked_overrides
@@ -436,8 +437,6 @@ class Sweep:
         if isinstance(self.task, RecipeTask):
             plan_job = partial(self.task.plan_job, settings=self.settings)
         else:
-            from hydra_plugins.nemotron_kit_launcher.nemo_run import SingleRunCheck
-
             callbacks = copy(self.context.callbacks)
             callbacks.callbacks = [each for each in callbacks.callbacks if not isinstance(each, SingleRunCheck)]
             plan_job = ProgramPlanner(self.task, callbacks, self.settings, self.jobs.run.id, self._earlier).plan_job
@@ -446,7 +445,6 @@ class Sweep:
 
     def _composed(self, overrides: Sequence[str], number: int) -> Composed:
         """The job's config and its node hydra, separately."""
-        from hydra_plugins.nemotron_kit_launcher.nemo_run import SingleRunCheck
         from omegaconf import flag_override, open_dict
 
         config = self.context.config_loader.load_sweep_config(self.config, list(overrides))
@@ -462,8 +460,6 @@ class Sweep:
 
 def begin_sweep(config: Any, context: Any, task: Callable[..., Any], settings: Mapping[str, Any]) -> Sweep:
     """The sweep that Hydra's plugin runs its batches by. `settings` are the fields of `hydra.launcher`."""
-    from hydra_plugins.nemotron_kit_launcher.nemo_run import SingleRunCheck
-
     install(context.config_loader)
     # Neither the sweep's record nor a job on a machine without this package has a use for it.
     SingleRunCheck.remove(config.hydra)
