@@ -225,7 +225,7 @@ def tail_objects(path: Path, count: int) -> list[dict[str, Any]]:
 
 
 _STATE_FILE = r"(\d{6,})-.+\.json\Z"
-_LOG_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z"
+LOG_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z"
 _ARTIFACTS = {"inputs": {None: dict}, "outputs": [dict]}
 _SPEC: dict[str, Any] = {
     **dict.fromkeys(("command", "handler", "config_cls", "script", "module", "cwd", "executor"), str),
@@ -423,7 +423,7 @@ class JobFolder(Value):
     def log_path(self, name: str = "job") -> Path:
         """The path of `logs/<name>.log`: "job" is the whole job's log, "rank-3" that of one rank. Creates the folder,
         not the file."""
-        if not re.match(_LOG_NAME, name) or ".." in name:
+        if not re.match(LOG_NAME, name) or ".." in name:
             raise ValueError(f"log name {name!r}: use letters, digits, '.', '_' and '-'.")
         folder = self.path / "logs"
         folder.mkdir(mode=0o700, exist_ok=True)

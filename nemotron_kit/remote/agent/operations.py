@@ -25,7 +25,7 @@ from nemotron_kit.files import open_regular
 from nemotron_kit.home import is_run_id
 from nemotron_kit.remote.agent.slurm_commands import user_name
 from nemotron_kit.runs.folder import RunFolder
-from nemotron_kit.runs.job import DamagedRecord, JobFolder
+from nemotron_kit.runs.job import LOG_NAME, DamagedRecord, JobFolder
 from nemotron_kit.runs.ledger import remove_unreferenced
 from nemotron_kit.runs.logs import last_lines, log_names
 from nemotron_kit.runs.metrics import condensed
@@ -92,9 +92,6 @@ def _run_folder(folder: str) -> Path:
     return run
 
 
-LOG_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
-
-
 class Piece(NamedTuple):
     """Bytes of a log from `offset` on. `offset` is 0 for a log that was truncated, whatever was requested."""
 
@@ -123,7 +120,7 @@ def read(
     for name in names(job=job):
         room = limit - len(data)
         unasked = name.startswith(tuple(skip)) or (only and name not in offsets)
-        if not LOG_NAME.match(name) or room <= 0 or unasked:
+        if not re.match(LOG_NAME, name) or room <= 0 or unasked:
             continue
         with open_regular(Path(job) / "logs" / f"{name}.log") as file:
             size = file.seek(0, 2)
@@ -185,7 +182,7 @@ def begin_again(*, jobs: Sequence[str]) -> None:
 
 def log_offset(*, job: str, name: str, lines: int) -> int:
     """The offset at which the last `lines` lines of the log called `name` begin; 0 when there is none."""
-    if not LOG_NAME.match(name):
+    if not re.match(LOG_NAME, name):
         raise NemotronError(f"{name!r} is no name of a log.")
     return last_lines(Path(job) / "logs" / f"{name}.log", lines)
 

@@ -243,8 +243,8 @@ def cancel(*, folder: str, jobs: list[int]) -> dict[str, Any]:
     for number in jobs:
         job = JobFolder(run / "jobs" / str(number))
         try:
-            over = is_final_end(read_object(job.path / "exit.json"))
-        except (FileNotFoundError, DamagedRecord):
+            over = is_final_end(job.exit_record() or {})
+        except DamagedRecord:
             over = False
         if job.path.is_dir() and not over:
             job.request_cancel()
