@@ -48,7 +48,8 @@ LARGER = "Set max_doc_size higher if this is meant, or on_bad_row=skip to leave 
 
 @dataclass
 class RowCounts:
-    """Counts the rows of one shard (read, empty, bad), and applies `on_bad_row` to each bad row.
+    """Counts the rows of one shard (read, empty, shorter than min_doc_chars, bad, cut to max_doc_tokens), and applies
+    `on_bad_row` to each bad row.
 
     `refuse` raises the error for a bad row, or with `skip` counts it; `bad_rows` holds the first messages.
     """
@@ -58,7 +59,9 @@ class RowCounts:
     limit: int | None = DEFAULT_MAX_BAD_ROWS
     rows: int = 0
     empty: int = 0
+    short: int = 0
     bad: int = 0
+    cut: int = 0
     bad_rows: list[str] = field(default_factory=list)
 
     def refuse(self, make: Callable[..., UserError], *words: Any) -> None:

@@ -23,7 +23,6 @@ from nemotron_kit.data_prep.packing import Ids, Mask, PackedWriter
 from nemotron_kit.data_prep.parquet import without_nulls
 from nemotron_kit.data_prep.shard import (
     BATCH,
-    DocumentCounts,
     SavedRecord,
     Tick,
     document_tokens,
@@ -91,7 +90,9 @@ class PackedRecord(SavedRecord):
 
 
 @dataclass
-class _Counts(DocumentCounts):
+class _Counts(RowCounts):
+    """And the documents or conversations that were used, and those left out, by reason."""
+
     documents: int = 0
     filtered: dict[str, int] = field(default_factory=dict)
 
@@ -109,8 +110,8 @@ def make_packed_shard(plan: ShardPlan, number: int, folder: Path, *, tick: Tick 
     the record that marks them as complete. The bytes depend on the plan only. Raises UserError for bad input."""
     chat = plan.packing
     shard = plan.shards[number].name
-    rows = RowCounts(plan.max_doc_size, plan.on_bad_row == SKIP, plan.max_bad_rows)
-    counts = _Counts(filtered=dict.fromkeys(DOCUMENT_FILTERS if chat.template is None else FILTERS, 0))
+    counts = _Counts(plan.max_doc_size, plan.on_bad_row == SKIP, plan.max_bad_rows)
+    counts.filtered = dict.fromkeys(DOCUMENT_FILTERS if chat.template is None else FILTERS, 0)
     tokenizer = load_tokenizer(folder, plan.tokens.sha256)
     pending: deque[list[_Conversation]] = deque()
     characters = 0
@@ -129,10 +130,10 @@ def make_packed_shard(plan: ShardPlan, number: int, folder: Path, *, tick: Tick 
             for split in SPLITS
         }
         if chat.template is None:
-            conversations = _documents(plan, number, rows, counts)
+            conversations = _documents(plan, number, counts)
         else:
             form = _form(folder, plan.tokens.sha256, chat.template)
-            conversations = _conversations(plan, number, form, rows, counts)
+            conversations = _conversations(plan, number, form, counts)
         batches = _batches(conversations, pending)
         for read, encodings in encoded(batches, tokenizer.encode_batch_fast):
             ids = [encoding.ids for encoding in encodings]
@@ -152,42 +153,40 @@ def make_packed_shard(plan: ShardPlan, number: int, folder: Path, *, tick: Tick 
         sequences=sum(part.sequences for part in parts.values()),
         tokens=sum(part.tokens for part in parts.values()),
         characters=characters,
-        rows=rows.rows,
-        bad=rows.bad,
+        rows=counts.rows,
+        bad=counts.bad,
         cut=counts.cut,
         filtered=counts.filtered,
         splits=parts,
-        bad_rows=tuple(rows.bad_rows),
+        bad_rows=tuple(counts.bad_rows),
     )
     with write_errors(folder / shard):
         record.save(record_path(folder / shard))
     return record
 
 
-def _conversations(
-    plan: ShardPlan, number: int, form: ChatFormat, rows: RowCounts, counts: _Counts
-) -> Iterator[_Conversation]:
+def _conversations(plan: ShardPlan, number: int, form: ChatFormat, counts: _Counts) -> Iterator[_Conversation]:
     """The conversations of a shard with at least one trained token, each with its split."""
     chat = plan.packing
     source = plan.sources[plan.shards[number].source]
     others = (chat.tools_field, chat.used_in_field)
     for piece in plan.shards[number].pieces:
-        for record, place in readers.records(source, piece, rows, others):
+        for record, place in readers.records(source, piece, counts, others):
             try:
                 messages = from_json(record.get(source.text_field), "messages")
                 tools = from_json(record.get(chat.tools_field), "tools")
                 why = _filtered(record, messages, tools, chat)
                 if why is None:
                     identity = _identity(messages)
-                    if len(identity) > rows.max_size:  # a line is bounded as it is read, a Parquet's row is not
-                        raise rows.too_large("messages")
+                    if len(identity) > counts.max_size:  # a line is bounded as it is read, a Parquet's row is not
+                        raise counts.too_large("messages")
                     sequences = form.sequences(messages, tools)
                     why = None if sequences else NO_ANSWER
             except UserError as error:
-                rows.refuse(place, error)
+                counts.refuse(place, error)
                 continue
             except RecursionError:
-                rows.refuse(place, UserError("its values are nested too deeply."))
+                counts.refuse(place, UserError("its values are nested too deeply."))
                 continue
             if why is None:
                 yield _Conversation(_split(identity, chat), sequences)
@@ -195,16 +194,16 @@ def _conversations(
                 counts.filtered[why] += 1
 
 
-def _documents(plan: ShardPlan, number: int, rows: RowCounts, counts: _Counts) -> Iterator[_Conversation]:
+def _documents(plan: ShardPlan, number: int, counts: _Counts) -> Iterator[_Conversation]:
     """The documents of a shard that are long enough, each with its split."""
     source = plan.sources[plan.shards[number].source]
     for piece in plan.shards[number].pieces:
-        for text in readers.texts(source, piece, rows):
+        for text in readers.texts(source, piece, counts):
             if len(text) < (plan.min_doc_chars or 0):
                 counts.filtered[TOO_SHORT] += 1
             else:
                 yield _Conversation(_split(_identity(text), plan.packing), [[Chunk((text,), counts=True)]])
-        counts.filtered[EMPTY] = rows.empty
+        counts.filtered[EMPTY] = counts.empty
 
 
 def _fitted(plan: ShardPlan, tokens: Ids, mask: Mask, counts: _Counts) -> Iterator[tuple[Ids, Mask]]:

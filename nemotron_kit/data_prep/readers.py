@@ -365,15 +365,26 @@ def _cut(stream: BinaryIO, at: int, size: int) -> int:
 
 
 @contextmanager
-def _read_errors(path: str) -> Iterator[None]:
-    """Turn whatever a store's library raises (our own errors aside) into a NemotronError that names the file."""
+def _reading(file: SourceFile) -> Iterator[tuple[str, str]]:
+    """The (kind, compression) of a file that is read in the block. Whatever a store's library raises (our own errors
+    aside) becomes a NemotronError that names the file. Raises UserError for a local file whose size is not the plan's:
+    byte ranges would be of other text."""
+    kind = kind_of(file.path) or ""
     try:
-        yield
+        if not sources.is_remote(file.path):
+            size = os.stat(file.path).st_size  # noqa: PTH116 — fast, for very many files
+            if size != file.size:
+                raise UserError(
+                    f"{file.path}: it has {size:,} bytes, and had {file.size:,} when the plan was made.",
+                    hint="Make the plan again with --force.",
+                )
+        yield kind, compression_of(kind)
     except NemotronError:
         raise
     except Exception as error:
         raise NemotronError(
-            f"{path}: reading failed: {type(error).__name__}: {error}.", hint="Run it again: finished shards are kept."
+            f"{file.path}: reading failed: {type(error).__name__}: {error}.",
+            hint="Run it again: finished shards are kept.",
         ) from error
 
 
@@ -381,17 +392,15 @@ def texts(source: PlannedSource, piece: FilePart, rows: RowCounts) -> Iterator[s
     """Every text of a piece, never empty, in a deterministic order; `rows` counts the rows, and decides about invalid
     ones."""
     file = source.files[piece.file]
-    kind = kind_of(file.path) or ""
-    with _read_errors(file.path):
-        _check_size(file)
+    with _reading(file) as (kind, compression):
         if kind == "parquet":
             yield from parquet.parquet_texts(file, piece, source.text_field, rows)
         elif kind.startswith("text"):
-            yield from plaintext_texts(file, piece, compression_of(kind), rows)
+            yield from plaintext_texts(file, piece, compression, rows)
         elif kind.startswith("csv"):
-            yield from csv_texts(file, piece, compression_of(kind), source.text_field, rows)
+            yield from csv_texts(file, piece, compression, source.text_field, rows)
         else:
-            yield from jsonlines_texts(file, piece, compression_of(kind), source.text_field, rows)
+            yield from jsonlines_texts(file, piece, compression, source.text_field, rows)
 
 
 def records(
@@ -400,28 +409,14 @@ def records(
     """(record, its place) of each row of a piece, of JSON lines or Parquet. A Parquet's record has the source's field
     and those of `others` that are there; what is null in it is left out. A line with that field twice is refused."""
     file = source.files[piece.file]
-    kind = kind_of(file.path) or ""
-    with _read_errors(file.path):
-        _check_size(file)
+    with _reading(file) as (kind, compression):
         if kind == "parquet":
             yield from parquet.parquet_records(file, piece, source.text_field, others, rows)
         elif kind.startswith(("text", "csv")):
             hint = "Records are read from JSON lines and Parquet."
             raise UserError(f"{file.path}: holds no records such as messages.", hint=hint)
         else:
-            yield from _values(file, piece, compression_of(kind), source.text_field, rows, _whole)
-
-
-def _check_size(file: SourceFile) -> None:
-    """Raise UserError if a local file's size is not the plan's: byte ranges would be of other text."""
-    if sources.is_remote(file.path):
-        return
-    size = os.stat(file.path).st_size  # noqa: PTH116 — fast, for very many files
-    if size != file.size:
-        raise UserError(
-            f"{file.path}: it has {size:,} bytes, and had {file.size:,} when the plan was made.",
-            hint="Make the plan again with --force.",
-        )
+            yield from _values(file, piece, compression, source.text_field, rows, _whole)
 
 
 def count_rows(file: SourceFile, limit: int, max_size: int = DEFAULT_MAX_DOC_SIZE) -> int:
@@ -429,9 +424,7 @@ def count_rows(file: SourceFile, limit: int, max_size: int = DEFAULT_MAX_DOC_SIZ
 
     Raises NemotronError for a file that can't be read.
     """
-    kind = kind_of(file.path) or ""
-    compression = compression_of(kind)
-    with _read_errors(file.path):
+    with _reading(file) as (kind, compression):
         rows: Iterable[Any]
         if kind == "parquet":
             return parquet.count_parquet_rows(file, limit)

@@ -106,12 +106,11 @@ def make_shard(plan: ShardPlan, number: int, folder: Path, *, tick: Tick | None 
     source = plan.sources[shard.source]
     rows = RowCounts(plan.max_doc_size, plan.on_bad_row == SKIP, plan.max_bad_rows)
     texts = chain.from_iterable(readers.texts(source, piece, rows) for piece in shard.pieces)
-    counts = DocumentCounts()
     characters = 0
     with ShardWriter(prefix, plan.tokens.dtype) as writer:
-        batches = _batches(texts, plan.min_doc_chars or 0, counts)
+        batches = _batches(texts, plan.min_doc_chars or 0, rows)
         for read, encodings in encoded(batches, load_tokenizer(folder, plan.tokens.sha256).encode_batch_fast):
-            documents = [document_tokens(plan, encoding.ids, counts) for encoding in encodings]
+            documents = [document_tokens(plan, encoding.ids, rows) for encoding in encodings]
             writer.add(list(chain.from_iterable(documents)), [len(ids) for ids in documents])
             characters += read
             if tick:
@@ -126,9 +125,9 @@ def make_shard(plan: ShardPlan, number: int, folder: Path, *, tick: Tick | None 
             size_and_hash(idx_file),
             rows=rows.rows,
             empty=rows.empty,
-            short=counts.short,
+            short=rows.short,
             bad=rows.bad,
-            cut=counts.cut,
+            cut=rows.cut,
             bad_rows=tuple(rows.bad_rows),
         )
     with write_errors(prefix):
@@ -141,15 +140,7 @@ def record_path(prefix: Path) -> Path:
     return prefix.with_name(f"{prefix.name}.json")
 
 
-@dataclass
-class DocumentCounts:
-    """Documents shorter than min_doc_chars, and those that were cut to max_doc_tokens."""
-
-    short: int = 0
-    cut: int = 0
-
-
-def _batches(texts: Iterable[str], least: int, counts: DocumentCounts) -> Iterator[tuple[int, list[str]]]:
+def _batches(texts: Iterable[str], least: int, rows: RowCounts) -> Iterator[tuple[int, list[str]]]:
     batch: list[str] = []
     size = 0
     for text in texts:
@@ -157,7 +148,7 @@ def _batches(texts: Iterable[str], least: int, counts: DocumentCounts) -> Iterat
             batch.append(text)
             size += len(text)
         else:
-            counts.short += 1
+            rows.short += 1
         if size >= BATCH:
             yield size, batch
             batch, size = [], 0
@@ -181,14 +172,14 @@ def encoded(batches: Iterable[tuple[int, list[str]]], encode: Any) -> Iterator[t
             yield done, future.result()
 
 
-def document_tokens(plan: ShardPlan, ids: list[int], counts: DocumentCounts) -> list[int]:
+def document_tokens(plan: ShardPlan, ids: list[int], rows: RowCounts) -> list[int]:
     """A document's tokens with BOS and EOS, cut to max_doc_tokens in all; the EOS is kept."""
     bos, eos = plan.tokens.bos, plan.tokens.eos
     if bos is not None:
         ids.insert(0, bos)
     if plan.max_doc_tokens is not None:
         room = plan.max_doc_tokens - (eos is not None)
-        counts.cut += len(ids) > room
+        rows.cut += len(ids) > room
         del ids[room:]
     if eos is not None:
         ids.append(eos)
