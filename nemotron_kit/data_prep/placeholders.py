@@ -60,7 +60,7 @@ def _parquet_rows(path: str, columns: list[str] | None = None) -> Iterator[dict[
         try:
             for batch in pq.ParquetFile(stream).iter_batches(256, columns=columns, use_threads=False):
                 yield from batch.to_pylist()
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: not a Parquet file that can be read: {error}") from error
 
 

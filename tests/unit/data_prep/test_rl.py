@@ -51,6 +51,15 @@ def prepared(folder: Path, path: str, **settings: Any) -> Any:
     return prepare_rl(RLPrepConfig(blend_path=blend(folder, path, **more), output_dir=folder / "out", **settings))
 
 
+def test_a_parquet_text_that_is_not_utf8_names_the_file(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"text": pa.array([b"\xff"]).view(pa.string())}), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"a\.parquet: not a Parquet file that can be read: .*can't decode byte 0xff"):
+        prepared(tmp_path, "a.parquet")
+
+
 @pytest.mark.parametrize(
     ("question", "template", "expected"),
     [
