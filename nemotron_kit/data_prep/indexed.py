@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import secrets
 import struct
 from array import array
 from collections.abc import Iterator, Sequence
@@ -23,9 +22,8 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from nemotron_kit.data_prep.shard_plan import TEMPORARY
 from nemotron_kit.errors import NemotronError
-from nemotron_kit.files import fsync_dir
+from nemotron_kit.files import aside, fsync_dir
 
 MAGIC = b"MMIDIDX\x00\x00"
 CODES = {"int32": 4, "int64": 5, "uint16": 8}
@@ -102,7 +100,7 @@ class HashedFile:
 
     def __init__(self, final: Path) -> None:
         self.final, self.size = final, 0
-        self.path = final.with_name(f".{final.name}.{os.getpid()}.{secrets.token_hex(4)}{TEMPORARY}")
+        self.path = aside(final)
         self._digest = hashlib.sha256()
         with write_errors(final):
             self._file = self.path.open("xb", buffering=1 << 20)

@@ -115,7 +115,7 @@ def last_mile_process(blend: DataBlend, config: PipelineConfig) -> PipelineResul
         splits=_splits(output, folder, made.plan.digest, shards),
         is_per_split=is_per_split,
         elapsed_sec=made.elapsed,
-        from_cache=made.kept == made.mine,
+        from_cache=made.from_cache,
     )
 
 

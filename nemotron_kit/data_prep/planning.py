@@ -498,7 +498,8 @@ def _train_shards(sources: Sequence[PlannedSource], config: DataPrepConfig, deal
         return _checked_count(config.num_shards, f"num_shards={config.num_shards}")
     if config.shard_size is None and (deal == FIRST_DEAL or config.sample is not None):
         return DEFAULT_SHARDS
-    total = sum(_size(source, rows_count=False) for source in sources)
+    files = (file if file.rows is None else replace(file, rows=None) for source in sources for file in source.files)
+    total = sum(map(text_size, files))
     if config.shard_size is None:
         return max(DEFAULT_SHARDS, math.ceil(total / DEFAULT_SHARD_SIZE) - held_out)
     count = max(1, math.ceil(total / parse_size(config.shard_size)) - held_out)
@@ -511,19 +512,13 @@ def _checked_count(count: int, setting: str) -> int:
     return count
 
 
-def _size(source: PlannedSource, *, rows_count: bool = True) -> float:
-    return sum(
-        text_size(file if rows_count or file.rows is None else replace(file, rows=None)) for file in source.files
-    )
-
-
 def _cut_shards(
     sources: Sequence[tuple[int, PlannedSource]], counts: dict[str, int], deal: int
 ) -> tuple[PlannedShard, ...]:
     """Each split gets the same part of every source: `counts[split]` shards out of the sum."""
     splits = [split for split in (*SPLITS, ALL) if counts.get(split)]
     total = sum(counts.values())
-    sizes = [_size(source) for _, source in sources]
+    sizes = [sum(map(text_size, source.files)) for _, source in sources]
     per_source = {split: apportion(counts[split], sizes) for split in splits}
     main = next(split for split in splits if split not in ("valid", "test") or len(splits) == 1)
     shards: dict[str, list[PlannedShard]] = {split: [] for split in splits}

@@ -238,14 +238,13 @@ class Outputs:
 
 @dataclass(frozen=True)
 class PreparedData:
-    """A finished data preparation; of the `mine` shards assigned to this process, `kept` existed already."""
+    """A finished data preparation. `from_cache`: every shard that this process was to make existed already."""
 
     plan: ShardPlan
     records: dict[int, Any]
     artifact: Any
     elapsed: float
-    kept: int
-    mine: int
+    from_cache: bool = False
 
 
 def prepare(
@@ -278,7 +277,7 @@ def prepare(
     leads = ranks is None or ranks.leads
     with RankSync(output, ranks) if ranks else nullcontext() as sync:
         plan = _shared_plan(sync, plan_here) if sync else plan_here()
-        records, kept = _make(plan, config, output, outputs, sync)
+        records, from_cache = _make(plan, config, output, outputs, sync)
         if leads:
             outputs.write(plan, records, output)
         if sync and leads:
@@ -286,8 +285,7 @@ def prepare(
     artifact = outputs.artifact(plan, records, output, time.monotonic() - began)
     if leads:
         _saved(artifact, config, plan, records, output)
-    mine = len(_numbers_here(plan, ranks))
-    return PreparedData(plan, records, artifact, time.monotonic() - began, kept, mine)
+    return PreparedData(plan, records, artifact, time.monotonic() - began, from_cache)
 
 
 def _one_step(
@@ -302,7 +300,7 @@ def _one_step(
         size = show_size(sum(source.size for source in plan.sources))
         count = sum(source.file_count for source in plan.sources)
         print_line(f"data prep: {len(plan.shards)} shards of {count:,} files ({size}) are planned")
-        return PreparedData(plan, {}, None, time.monotonic() - began, 0, 0)
+        return PreparedData(plan, {}, None, time.monotonic() - began)
     index = PlanIndex.load(output)
     if index is None:
         raise UserError(f"{output} holds no {PLAN_FILE}.", hint=f"step={PLAN} makes it, before the other steps.")
@@ -312,8 +310,8 @@ def _one_step(
         have = ", ".join(f"{name}={getattr(plan, name)}" for name in changed)
         print_line(f"data prep: {have}, as the plan has it: step={PLAN} with another value changes that")
     if config.step == SHARDS:
-        records, kept = _make(plan, config, output, outputs, part=index.part)
-        return PreparedData(plan, records, None, time.monotonic() - began, kept, len(records))
+        records, from_cache = _make(plan, config, output, outputs, part=index.part)
+        return PreparedData(plan, records, None, time.monotonic() - began, from_cache)
     known = all_records(plan, output, {})
     check_all(plan, known)
     _require_files(plan, known, output)
@@ -323,7 +321,7 @@ def _one_step(
     elapsed = max(0.0, time.time() - (output / PLAN_FILE).stat().st_mtime)
     artifact = outputs.artifact(plan, known, output, elapsed)
     _saved(artifact, config, plan, known, output)
-    return PreparedData(plan, known, artifact, elapsed, len(known), 0)
+    return PreparedData(plan, known, artifact, elapsed)
 
 
 def _require_files(plan: ShardPlan, records: Mapping[int, SavedRecord], output: Path) -> None:
@@ -378,8 +376,9 @@ def _make(
     outputs: Outputs,
     sync: RankSync | None = None,
     part: Callable[[Sequence[int]], ShardPlan] | None = None,
-) -> tuple[dict[int, SavedRecord], int]:
-    """Every shard's record, and how many existed already: made here, and by the other ranks. With `part` (see
+) -> tuple[dict[int, SavedRecord], bool]:
+    """Every shard's record, of those made here and by the other ranks; and whether all of those to be made here existed
+    already. With `part` (see
     `run_shards`) only those of the config's task."""
     from nemotron_kit.data_prep.pool import all_records, check_all, run_shards
 
@@ -405,7 +404,7 @@ def _make(
         check_all(plan, records)
     if part is None and (ranks is None or ranks.leads):
         outputs.summary(plan, records, progress.print)
-    return records, progress.kept
+    return records, progress.kept == len(mine)
 
 
 def _numbers_here(plan: ShardPlan, ranks: RankLayout | None) -> range:

@@ -28,7 +28,7 @@ from nemotron_kit.data_prep.prepare import (
 )
 from nemotron_kit.data_prep.shard_plan import ShardPlan, part_name
 from nemotron_kit.errors import UserError
-from nemotron_kit.files import write_json, write_text
+from nemotron_kit.files import aside, write_json, write_text
 
 if TYPE_CHECKING:
     from nemotron_kit.data_prep.packed import PackedRecord
@@ -144,13 +144,12 @@ def _linked(source: Path, target: Path) -> None:
     """Make `target` a hard link to the file `source`, or a copy on a file system without hard links."""
     if target.exists() and target.samefile(source):
         return
-    aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    aside.unlink(missing_ok=True)
+    temporary = aside(target)
     try:
-        os.link(source, aside)
+        os.link(source, temporary)
     except OSError:
-        shutil.copyfile(source, aside)
-    aside.replace(target)
+        shutil.copyfile(source, temporary)
+    temporary.replace(target)
 
 
 def _first_rows(plan: ShardPlan, source: Path, target: Path, count: int) -> dict[str, int]:
