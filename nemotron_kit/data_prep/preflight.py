@@ -179,7 +179,10 @@ def _estimate(config: DataPrepConfig, blend: DataBlend) -> float:
 
 
 def array_outlook(config: DataPrepConfig, tasks: int, cpus: int | None) -> list[str]:
-    """A line for each task: its shards, the bytes of files that it reads, and hours on `cpus` CPUs (None: one)."""
+    """A line for each task: its shards, the bytes of files that it reads, and hours on `cpus` CPUs (None: one). No line
+    for invalid settings: `preflight` has a sentence for each."""
+    if setting_problems(config):
+        return []
     try:
         blend = DataBlend.load(config.blend_path)
         sources = _listed(blend, config.text_field)

@@ -6,13 +6,14 @@ import json
 import socket
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from nemotron_kit.data_prep import DataPrepConfig
 from nemotron_kit.data_prep import preflight as preflight_room
-from nemotron_kit.data_prep.preflight import preflight
+from nemotron_kit.data_prep.preflight import array_outlook, preflight
 
 Config = Callable[..., DataPrepConfig]
 
@@ -35,6 +36,17 @@ def test_all_well(write_jsonl: Callable[..., Path], make_config: Config) -> None
     config = make_config([(write_jsonl("a.jsonl", ["a"]), 1.0)])
     assert preflight(config, connect=True) == []
     assert not config.output_dir.exists()
+
+
+def test_the_outlook_of_an_array_has_a_line_for_each_task_and_none_for_invalid_settings(
+    write_jsonl: Callable[..., Path], make_config: Config
+) -> None:
+    config = make_config([(write_jsonl("a.jsonl", ["a" * 90] * 20), 1.0)])
+    first, *tasks, last = array_outlook(config, 3, None)
+    assert first == "4 shards of 1 files (2.1 kB), as they lie here now"
+    assert [line.partition(",")[0] for line in tasks] == ["task 0: 2 shards", "task 1: 1 shards", "task 2: 1 shards"]
+    assert last.startswith("in all 2.1 kB read; the slowest task: about 0.0 min (2.5 MB/s of text a CPU")
+    assert array_outlook(replace(config, num_shards=0), 3, None) == []
 
 
 def test_an_unreachable_hub_is_told_with_the_estimate_and_the_way_out(make_config: Config) -> None:
