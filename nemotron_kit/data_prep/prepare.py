@@ -377,9 +377,8 @@ def _make(
     sync: RankSync | None = None,
     part: Callable[[Sequence[int]], ShardPlan] | None = None,
 ) -> tuple[dict[int, SavedRecord], bool]:
-    """Every shard's record, of those made here and by the other ranks; and whether all of those to be made here existed
-    already. With `part` (see
-    `run_shards`) only those of the config's task."""
+    """Every shard's record, of those made here and by the other ranks, and whether all of those to be made here existed
+    already. With `part` (see `run_shards`) only those of the config's task."""
     from nemotron_kit.data_prep.pool import all_records, check_all, run_shards
 
     ranks = sync.ranks if sync else None
