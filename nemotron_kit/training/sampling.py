@@ -109,25 +109,18 @@ def generate(
         # The mask goes along in every step: what is padded is no part of a prompt.
         out = model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=1)
         cache = out.past_key_values
-        if at >= most or (shared and bool(done.all())):  # the others' passes
-            if not processes.any_rank(at + 1 < most and not bool(done.all())):
-                break
-            ids = ids[:, :1]
-            mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
-            continue
-        logits = out.logits[:, -1].float()
-        if numbers is None:
-            chosen = logits.argmax(dim=-1)
-        else:
-            chosen, spread = drawn(logits / temperature, numbers[:, at])
-            entropy += spread.masked_fill(done, 0.0)
-        chosen = chosen.masked_fill(done, pad)
-        written.append(chosen)
-        done = done | torch.isin(chosen, ending) | (at >= last)
-        if shared:
-            if not processes.any_rank(at + 1 < most and not bool(done.all())):
-                break
-        elif bool(done.all()):
+        if at < most and not (shared and bool(done.all())):  # else it is the others' pass
+            logits = out.logits[:, -1].float()
+            if numbers is None:
+                chosen = logits.argmax(dim=-1)
+            else:
+                chosen, spread = drawn(logits / temperature, numbers[:, at])
+                entropy += spread.masked_fill(done, 0.0)
+            chosen = chosen.masked_fill(done, pad)
+            written.append(chosen)
+            done = done | torch.isin(chosen, ending) | (at >= last)
+        unfinished = at + 1 < most and not bool(done.all())
+        if not (processes.any_rank(unfinished) if shared else unfinished):
             break
         ids = chosen.unsqueeze(1)
         mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
