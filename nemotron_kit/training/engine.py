@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.errors import UserError, listed
 from nemotron_kit.files import sha256_of
@@ -35,11 +35,18 @@ from nemotron_kit.training.export import (
 from nemotron_kit.training.loop import Loop, build_optimizer, preempted, use_bf16
 from nemotron_kit.training.model import ExpertBalance, model_config, with_data_settings
 from nemotron_kit.training.parallel import Layout, held_bytes, is_on_ranks, prepare, tensors
-from nemotron_kit.training.pretrain_config import PretrainConfig
+from nemotron_kit.training.pretrain_config import PretrainConfig, TrainConfig
 from nemotron_kit.training.pretrain_loop import TrainingRun, build_schedule, build_trainer, trainer_arguments
 from nemotron_kit.training.processes import HangWatch, StopRequest
 from nemotron_kit.training.reporter import Reporter, metrics_path
 from nemotron_kit.training.start import StartingPoint, find_start, identity, on_ranks, portable, start_model
+
+if TYPE_CHECKING:
+    import torch
+
+    from nemotron_kit.training.config_blocks import ParallelBlock
+    from nemotron_kit.training.sft_config import SFTOptimizerConfig
+    from nemotron_kit.training.start import Resumable
 
 
 @dataclass(frozen=True)
@@ -118,9 +125,8 @@ def _start(config: PretrainConfig, data: TrainingData, folder: Path) -> Starting
     registered = registered_as(config.blend_path.parent)
     contents = shard_contents([shard.prefix for shard in shards], config.verify_data, registered)
     precision = "bf16" if use_bf16(config.train.precision) else "fp32"
-    start = find_start(config, identity(config, data.model, data.train, contents.digests, precision))
-    if start.step < config.train.train_iters:
-        require_place(model_folder(folder, config.train.train_iters), portable(start.identity))
+    same = identity(config, data.model, data.train, contents.digests, precision)
+    start = begin_at(config, same, folder, config.train.train_iters)
     valid_on = None
     if (held_out := data.held_out) is not None:
         digests = [contents.digests[shard.prefix] for shard in held_out.shards]
@@ -152,12 +158,7 @@ def _train(
     train = config.train
     args = trainer_arguments(train, folder, max(1, train.train_iters - progress.step))
     model: Any = start_model(start, data.model, train.seed, train.layout, bf16=use_bf16(train.precision))
-    if not is_on_ranks(model):
-        model = model.to(args.device)
-    prepare(model, activation_checkpointing=train.activation_checkpointing, compile_blocks=train.compile)
-    optimizer = build_optimizer(train, model)
-    if start.optimizer is not None:
-        sharded.load_optimizer(optimizer, model, start.optimizer)
+    optimizer = make_ready(model, train, train, start)
     reporter = Reporter(metrics_path(config.logger, folder), progress.step, train.train_iters)
     for line in opening_lines(start, train.layout, model):
         reporter.print(line)
@@ -181,6 +182,29 @@ def _train(
     finally:
         reporter.close()
     return _finish(config, run, folder)
+
+
+def begin_at(config: Resumable, identity: dict[str, Any], folder: Path, steps: int) -> StartingPoint:
+    """The starting point of a run of `steps` steps whose models go to `folder`. Raises UserError for a checkpoint of
+    another run (see `find_start`), or where its model would replace another run's."""
+    start = find_start(config, identity)
+    if start.step < steps:
+        require_place(model_folder(folder, steps), portable(start.identity))
+    return start
+
+
+def make_ready(
+    model: Any, train: ParallelBlock, optimizer: TrainConfig | SFTOptimizerConfig, start: StartingPoint
+) -> torch.optim.AdamW:
+    """Prepare the model for training on this process's device, in place, as its `train` block says. Returns its
+    optimizer, in the state that the run goes on from."""
+    if not is_on_ranks(model):
+        model.to(processes.device())
+    prepare(model, activation_checkpointing=train.activation_checkpointing, compile_blocks=train.compile)
+    made = build_optimizer(optimizer, model)
+    if start.optimizer is not None:
+        sharded.load_optimizer(made, model, start.optimizer)
+    return made
 
 
 def opening_lines(

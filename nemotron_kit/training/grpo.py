@@ -14,28 +14,24 @@ from typing import TYPE_CHECKING, Any
 from nemotron_kit.artifacts.manifest import sha256_files
 from nemotron_kit.errors import UserError
 from nemotron_kit.files import sha256_of
-from nemotron_kit.training import checkpoint, processes, sharded
+from nemotron_kit.training import checkpoint, processes
 from nemotron_kit.training.checkpoint import TrainingProgress
 from nemotron_kit.training.engine import (
     TrainingOutcome,
+    begin_at,
     export_run,
     keep_freed_memory,
     load_libraries,
+    make_ready,
     opening_lines,
     passive_cpu_waits,
     quiet,
 )
-from nemotron_kit.training.export import (
-    ChatTokens,
-    model_folder,
-    output_folder,
-    prepare_output,
-    require_place,
-)
+from nemotron_kit.training.export import ChatTokens, output_folder, prepare_output
 from nemotron_kit.training.grpo_checks import METRICS, renamed
 from nemotron_kit.training.grpo_config import GRPOConfig, settings_identity
 from nemotron_kit.training.grpo_loss import advantages, token_losses
-from nemotron_kit.training.loop import LoopSettings, build_optimizer, use_bf16
+from nemotron_kit.training.loop import LoopSettings, use_bf16
 from nemotron_kit.training.model import load_model, require_model
 from nemotron_kit.training.parallel import equal_passes, is_on_ranks, prepare
 from nemotron_kit.training.pretrain_config import TrainConfig
@@ -44,7 +40,7 @@ from nemotron_kit.training.prompts import PromptOrder, Prompts, agent_of, encode
 from nemotron_kit.training.reporter import Reporter, metrics_path
 from nemotron_kit.training.rewards import check_rows, find_verifiers, reward
 from nemotron_kit.training.sampling import Completion, answering, end_ids, generate, probabilities
-from nemotron_kit.training.start import StartingPoint, find_start, given_weights, on_ranks, portable
+from nemotron_kit.training.start import StartingPoint, find_start, given_weights, on_ranks
 from nemotron_kit.training.step_loop import StepLoop
 
 if TYPE_CHECKING:
@@ -147,10 +143,7 @@ class _Run:
             rows = Path(data.validation_jsonl_fpath)
             content = sha256_files([rows], rows.stat().st_size)[0]
             valid_on = sha256_of([content, grpo.max_val_samples, grpo.num_val_generations_per_prompt])
-        start = replace(find_start(config, same), valid_on=valid_on)
-        if start.step < self.steps:
-            require_place(model_folder(self.folder, self.steps), portable(start.identity))
-        return start
+        return replace(begin_at(config, same, self.folder, self.steps), valid_on=valid_on)
 
     def load(self, folder: Path) -> Any:
         """The model in a folder, in the run's layout."""
@@ -176,10 +169,7 @@ class _Run:
         if self.valid is None or processes.any_rank(changed):
             progress.forget_held_out()
         progress.valid_on = start.valid_on
-        prepare(model, activation_checkpointing=config.train.activation_checkpointing)
-        optimizer = build_optimizer(self._optimizer_settings(), model)
-        if start.optimizer is not None:
-            sharded.load_optimizer(optimizer, model, start.optimizer)
+        optimizer = make_ready(model, config.train, self._optimizer_settings(), start)
         reporter = Reporter(metrics_path(config.metrics, self.folder), progress.step, self.steps)
         settings = LoopSettings(
             self.steps,

@@ -10,35 +10,29 @@ from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.errors import UserError
 from nemotron_kit.files import sha256_of
-from nemotron_kit.training import lora, processes, sharded
+from nemotron_kit.training import lora, processes
 from nemotron_kit.training.checkpoint import TrainingProgress
 from nemotron_kit.training.content import weights_digest
 from nemotron_kit.training.engine import (
     TrainingOutcome,
+    begin_at,
     export_run,
     keep_freed_memory,
     load_libraries,
+    make_ready,
     opening_lines,
     passive_cpu_waits,
     quiet,
 )
-from nemotron_kit.training.export import (
-    ChatTokens,
-    model_folder,
-    output_folder,
-    prepare_output,
-    require_place,
-    token_ids,
-    tokenizer_folder,
-)
-from nemotron_kit.training.loop import LoopSettings, build_optimizer, use_bf16
+from nemotron_kit.training.export import ChatTokens, output_folder, prepare_output, token_ids, tokenizer_folder
+from nemotron_kit.training.loop import LoopSettings, use_bf16
 from nemotron_kit.training.model import ExpertBalance, load_model, require_model
-from nemotron_kit.training.parallel import equal_passes, head_nll, is_on_ranks, prepare, within
+from nemotron_kit.training.parallel import equal_passes, head_nll, within
 from nemotron_kit.training.processes import StopRequest
 from nemotron_kit.training.reporter import Reporter, metrics_path
 from nemotron_kit.training.sft_config import SFTConfig, settings_identity
 from nemotron_kit.training.sft_data import Batch, PackedRows, Row, batches, packed_batches
-from nemotron_kit.training.start import StartingPoint, find_start, given_weights, on_ranks, portable
+from nemotron_kit.training.start import StartingPoint, find_start, given_weights, on_ranks
 from nemotron_kit.training.step_loop import StepLoop
 
 if TYPE_CHECKING:
@@ -101,9 +95,7 @@ class _Run:
         if self.config.lora:
             same["peft"]["base"] = weights_digest(Path(str(self.base)))
         same |= given_weights(self.config.checkpoint)
-        start = find_start(self.config, same)
-        if start.step < self.config.train.train_iters:
-            require_place(model_folder(self.folder, self.config.train.train_iters), portable(start.identity))
+        start = begin_at(self.config, same, self.folder, self.config.train.train_iters)
         held_out = self.held_out
         valid_on = sha256_of([held_out.digest(), self.config.train.eval_iters]) if held_out is not None else None
         return replace(start, valid_on=valid_on)
@@ -145,15 +137,10 @@ class _Run:
         if self.held_out is None:
             progress.forget_held_out()
         model: Any = self.model()
-        if not is_on_ranks(model):
-            model = model.to(processes.device())
         for rows in filter(None, (self.rows, self.held_out)):
             rows.vocab_size = model.config.vocab_size
         train = config.train
-        prepare(model, activation_checkpointing=train.activation_checkpointing, compile_blocks=train.compile)
-        optimizer = build_optimizer(config.optimizer, model)
-        if start.optimizer is not None:
-            sharded.load_optimizer(optimizer, model, start.optimizer)
+        optimizer = make_ready(model, train, config.optimizer, start)
         reporter = Reporter(metrics_path(config.logger, self.folder), progress.step, train.train_iters)
         # Frozen weights are frozen: with adapters, no expert's bias moves either.
         balance = ExpertBalance(model, 0.0 if config.lora else config.train.moe_router_bias_update_rate)
