@@ -43,6 +43,7 @@ from nemotron_kit.training.start import StartingPoint, find_start, identity, on_
 
 if TYPE_CHECKING:
     import torch
+    from transformers import TrainingArguments
 
     from nemotron_kit.training.config_blocks import ParallelBlock
     from nemotron_kit.training.sft_config import SFTOptimizerConfig
@@ -69,16 +70,6 @@ class TrainingOutcome:
     after: Mapping[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class TrainingData:
-    """The data of a run: `train`, the endless blend, and `held_out`, the validation windows (None without a valid
-    split). `model` is the config's model block, completed with the settings that the data determines."""
-
-    train: BlendSamples
-    held_out: HeldOutSamples | None
-    model: dict[str, Any]
-
-
 def pretrain(config: PretrainConfig) -> TrainingOutcome:
     """Train as `config` specifies, resuming from a checkpoint if there is one, and return where the model is.
 
@@ -89,53 +80,122 @@ def pretrain(config: PretrainConfig) -> TrainingOutcome:
     config.check()
     config = config.with_optimizer()
     config.train.check_split(processes.world_size())
-    data = open_data(config)
-    load_libraries()
-    folder = output_folder(config.checkpoint.save, "pretrain")
-    model_config(data.model)  # refused before anything is written
-    start = _start(config, data, folder)
-    if processes.rank() == 0:
-        prepare_output(folder)
-    return on_ranks(start, config.train.hang_minutes, lambda stop: _train(config, data, start, folder, stop))
+    run = _Run(config)
+    return on_ranks(run.start, config.train.hang_minutes, run.go)
 
 
-def open_data(config: PretrainConfig) -> TrainingData:
-    """Open and check every shard of the blend. Raises UserError for data that is missing, damaged or too small."""
-    path = config.blend_path
-    blend = read_blend(path)
-    if "train" not in blend:
-        raise UserError(f"{path}: there is no train split.")
-    limit = config.train.eval_iters
-    windows = limit * config.train.global_batch_size if limit else None
-    held_out = HeldOutSamples(blend["valid"], config.seq_length, windows) if "valid" in blend else None
-    if held_out is not None and len(held_out) == 0:
-        raise UserError(
-            f"{path}: no shard of the valid split holds {config.seq_length + 1} tokens.",
-            hint="Prepare more held-out data, set a smaller dataset.seq_length, or leave the split out of the file.",
+class _Run:
+    """One run: its data and starting point, then the loop, then the export of the model."""
+
+    def __init__(self, config: PretrainConfig) -> None:
+        """Open and check every shard of the blend, and find the starting point, before anything is written. Raises
+        UserError for data that is missing, damaged or too small."""
+        self.config, path = config, config.blend_path
+        blend = read_blend(path)
+        if "train" not in blend:
+            raise UserError(f"{path}: there is no train split.")
+        limit = config.train.eval_iters
+        windows = limit * config.train.global_batch_size if limit else None
+        self.held_out = HeldOutSamples(blend["valid"], config.seq_length, windows) if "valid" in blend else None
+        if self.held_out is not None and len(self.held_out) == 0:
+            raise UserError(
+                f"{path}: no shard of the valid split holds {config.seq_length + 1} tokens.",
+                hint="Prepare more held-out data, set a smaller dataset.seq_length, or leave the split out of the "
+                "file.",
+            )
+        self.samples = BlendSamples(blend["train"], config.seq_length, config.data_seed)
+        self.model = with_data_settings(config.model, path.parent)
+        load_libraries()
+        self.folder = output_folder(config.checkpoint.save, "pretrain")
+        model_config(self.model)  # refused before anything is written
+        self.start = self._start()
+        if processes.rank() == 0:
+            prepare_output(self.folder)
+
+    def _start(self) -> StartingPoint:
+        """The starting point of the run. Only rank 0 reads large files and refuses a checkpoint of another run."""
+        config, samples, held_out = self.config, self.samples, self.held_out
+        if processes.rank() != 0:
+            return find_start(config, {})
+        shards = [*samples.shards, *(held_out.shards if held_out else ())]
+        registered = registered_as(config.blend_path.parent)
+        contents = shard_contents([shard.prefix for shard in shards], config.verify_data, registered)
+        precision = "bf16" if use_bf16(config.train.precision) else "fp32"
+        same = identity(config, self.model, samples, contents.digests, precision)
+        start = begin_at(config, same, self.folder, config.train.train_iters)
+        valid_on = None
+        if held_out is not None:
+            digests = [contents.digests[shard.prefix] for shard in held_out.shards]
+            valid_on = sha256_of([digests, held_out.seq_length, len(held_out)])
+            # Each token is checked: an evaluation at the end of the training must not be the first to read them.
+            for first in range(0, len(held_out), 64):
+                collate(held_out, range(first, min(first + 64, len(held_out))), self.model["vocab_size"])
+        notes = (contents.summary, *_too_short(samples), *start.notes)
+        return replace(start, notes=notes, valid_on=valid_on)
+
+    def go(self, stop: StopRequest) -> TrainingOutcome:
+        """Train, evaluate and export the model; what it raises is what `pretrain` does."""
+        quiet()
+        keep_freed_memory()
+        config, start, train = self.config, self.start, self.config.train
+        progress = start.progress or TrainingProgress()
+        if self.held_out is None:
+            progress.forget_held_out()
+        args = trainer_arguments(train, self.folder, max(1, train.train_iters - progress.step))
+        model: Any = start_model(start, self.model, train.seed, train.layout, bf16=use_bf16(train.precision))
+        optimizer = make_ready(model, train, train, start)
+        reporter = Reporter(metrics_path(config.logger, self.folder), progress.step, train.train_iters)
+        loop = TrainingRun(
+            config,
+            model,
+            optimizer,
+            held_out=self.held_out,
+            valid_on=start.valid_on,
+            progress=progress,
+            identity=start.identity,
+            reporter=reporter,
+            stop=stop,
+            balance=ExpertBalance(model, train.moe_router_bias_update_rate),
         )
-    train = BlendSamples(blend["train"], config.seq_length, config.data_seed)
-    return TrainingData(train, held_out, with_data_settings(config.model, path.parent))
+        try:
+            for line in opening_lines(start, train.layout, model):
+                reporter.print(line)
+            if progress.step < train.train_iters:
+                self._train(loop, args)
+            elif self.held_out and processes.any_rank(processes.rank() == 0 and start.valid_on != progress.valid_on):
+                loop.evaluate(loop.held_out_values)  # the loss that is known is that of other held-out data
+        finally:
+            reporter.close()
+        loop.saves.finish()
+        if loop.stopped and progress.step < train.train_iters:
+            raise preempted(loop.stopped, progress.step, train.train_iters, config.checkpoint.save)
+        tokenizer = config.blend_path.parent
+        facts = {
+            "steps": progress.step,
+            "tokens": progress.tokens,
+            "training loss, nats a token": progress.loss,
+            "held-out loss, nats a token": progress.valid_loss,
+        }
+        given = {"data": tokenizer, "pretrained weights": config.checkpoint.pretrained_checkpoint}
+        return export_run(loop, self.folder, "Nemotron-H, pretrained", given, facts, tokenizer)
 
-
-def _start(config: PretrainConfig, data: TrainingData, folder: Path) -> StartingPoint:
-    """The starting point of the run. Only rank 0 reads large files and refuses a checkpoint of another run."""
-    if processes.rank() != 0:
-        return find_start(config, {})
-    shards = [*data.train.shards, *(data.held_out.shards if data.held_out else ())]
-    registered = registered_as(config.blend_path.parent)
-    contents = shard_contents([shard.prefix for shard in shards], config.verify_data, registered)
-    precision = "bf16" if use_bf16(config.train.precision) else "fp32"
-    same = identity(config, data.model, data.train, contents.digests, precision)
-    start = begin_at(config, same, folder, config.train.train_iters)
-    valid_on = None
-    if (held_out := data.held_out) is not None:
-        digests = [contents.digests[shard.prefix] for shard in held_out.shards]
-        valid_on = sha256_of([digests, held_out.seq_length, len(held_out)])
-        # Each token is checked: an evaluation at the end of the training must not be the first to read them.
-        for first in range(0, len(held_out), 64):
-            collate(held_out, range(first, min(first + 64, len(held_out))), data.model["vocab_size"])
-    notes = (contents.summary, *_too_short(data.train), *start.notes)
-    return replace(start, notes=notes, valid_on=valid_on)
+    def _train(self, loop: TrainingRun, args: TrainingArguments) -> None:
+        train = self.config.train
+        batches = BatchSampler(
+            self.samples,
+            first_step=loop.first_step,
+            last_step=train.train_iters,
+            global_batch_size=train.global_batch_size,
+            micro_batch_size=train.micro_batch_size,
+            vocab_size=self.model["vocab_size"],
+            rank=processes.rank(),
+            world_size=processes.world_size(),
+            first_sample=loop.first_sample,
+        )
+        schedule = build_schedule(train, self.config.scheduler, loop.optimizer, loop.progress.step)
+        trainer = build_trainer(loop.model, args, (loop.optimizer, schedule), batches, loop, train.tokens_per_chunk)
+        with HangWatch(train.hang_minutes) as loop.watch:
+            trainer.train()
 
 
 def _too_short(samples: BlendSamples) -> list[str]:
@@ -145,43 +205,6 @@ def _too_short(samples: BlendSamples) -> list[str]:
         return []
     tokens = samples.seq_length + 1
     return [f"Not trained on, as it is shorter than {tokens} tokens, whatever its weight: {listed(names, 3)}."]
-
-
-def _train(
-    config: PretrainConfig, data: TrainingData, start: StartingPoint, folder: Path, stop: StopRequest
-) -> TrainingOutcome:
-    quiet()
-    keep_freed_memory()
-    progress = start.progress or TrainingProgress()
-    if data.held_out is None:
-        progress.forget_held_out()
-    train = config.train
-    args = trainer_arguments(train, folder, max(1, train.train_iters - progress.step))
-    model: Any = start_model(start, data.model, train.seed, train.layout, bf16=use_bf16(train.precision))
-    optimizer = make_ready(model, train, train, start)
-    reporter = Reporter(metrics_path(config.logger, folder), progress.step, train.train_iters)
-    for line in opening_lines(start, train.layout, model):
-        reporter.print(line)
-    run = TrainingRun(
-        config,
-        model,
-        optimizer,
-        held_out=data.held_out,
-        valid_on=start.valid_on,
-        progress=progress,
-        identity=start.identity,
-        reporter=reporter,
-        stop=stop,
-        balance=ExpertBalance(model, train.moe_router_bias_update_rate),
-    )
-    try:
-        if progress.step < train.train_iters:
-            _loop(config, data, run, args)
-        elif data.held_out and processes.any_rank(processes.rank() == 0 and start.valid_on != progress.valid_on):
-            run.evaluate(run.held_out_values)  # the loss that is known is that of other held-out data
-    finally:
-        reporter.close()
-    return _finish(config, run, folder)
 
 
 def begin_at(config: Resumable, identity: dict[str, Any], folder: Path, steps: int) -> StartingPoint:
@@ -218,41 +241,6 @@ def opening_lines(
         held = held_bytes(model)
         lines.append(f"Sharded over {layout.ranks} processes ({layout}): {held:,} of {size:,} bytes of weights here.")
     return lines
-
-
-def _loop(config: PretrainConfig, data: TrainingData, run: TrainingRun, args: Any) -> None:
-    batches = BatchSampler(
-        data.train,
-        first_step=run.first_step,
-        last_step=config.train.train_iters,
-        global_batch_size=config.train.global_batch_size,
-        micro_batch_size=config.train.micro_batch_size,
-        vocab_size=data.model["vocab_size"],
-        rank=processes.rank(),
-        world_size=processes.world_size(),
-        first_sample=run.first_sample,
-    )
-    schedule = build_schedule(config.train, config.scheduler, run.optimizer, run.progress.step)
-    chunk = config.train.tokens_per_chunk
-    trainer = build_trainer(run.model, args, (run.optimizer, schedule), batches, run, chunk)
-    with HangWatch(config.train.hang_minutes) as run.watch:
-        trainer.train()
-
-
-def _finish(config: PretrainConfig, run: TrainingRun, folder: Path) -> TrainingOutcome:
-    run.saves.finish()
-    step = run.progress.step
-    if run.stopped and step < config.train.train_iters:
-        raise preempted(run.stopped, step, config.train.train_iters, config.checkpoint.save)
-    progress, tokenizer = run.progress, config.blend_path.parent
-    facts = {
-        "steps": step,
-        "tokens": progress.tokens,
-        "training loss, nats a token": progress.loss,
-        "held-out loss, nats a token": progress.valid_loss,
-    }
-    given = {"data": tokenizer, "pretrained weights": config.checkpoint.pretrained_checkpoint}
-    return export_run(run, folder, "Nemotron-H, pretrained", given, facts, tokenizer)
 
 
 def export_run(
