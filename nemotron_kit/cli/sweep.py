@@ -26,13 +26,12 @@ from nemotron_kit.config.compose import (
     compose,
     expand_choice,
     prepare,
-    search_path,
     stages_of,
 )
 from nemotron_kit.config.config_files import config_files
 from nemotron_kit.config.freeze import environment
 from nemotron_kit.config.limits import bounded_interpolations, hydra_reading_fixes
-from nemotron_kit.config.registration import broken_choice, conf_dir, register_recipes
+from nemotron_kit.config.registration import broken_choice, conf_dir, main_hydra, register_recipes
 from nemotron_kit.config.resolvers import multiplying, set_run_dir
 from nemotron_kit.config.secrets import masked_overrides
 from nemotron_kit.config.wording import translated, unreadable
@@ -401,14 +400,10 @@ def _dry_sweep(
 def _sweep_jobs(overrides: list[str], typed: list[str], request: Job) -> tuple[Any, list[list[str]], list[str]]:
     """(Hydra's node as the sweep composes it, the overrides of each job, notes on them)."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-    from hydra._internal.hydra import Hydra
-    from hydra.core.global_hydra import GlobalHydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.types import RunMode
 
-    GlobalHydra.instance().clear()
-    hydra = Hydra.create_main_hydra2("nemotron", search_path(request.flag("--config-dir")))
-    try:
+    with main_hydra(request.flag("--config-dir")) as hydra:
         node = hydra.compose_config("config", overrides, RunMode.MULTIRUN, with_log_configuration=False).hydra
         params = [f"{key}={value}" for key, value in (node.sweeper.get("params") or {}).items()]
         # Overrides of the sweep only; a single job's composition has no sweeper params.
@@ -419,8 +414,6 @@ def _sweep_jobs(overrides: list[str], typed: list[str], request: Job) -> tuple[A
         if node.sweeper._target_.endswith(".BasicSweeper"):
             jobs = BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
             return node, [list(job) for job in jobs], []
-    finally:
-        GlobalHydra.instance().clear()
     swept = [override.input_line for override in parsed if override.is_sweep_override()]
     sweeper = node.runtime.choices["hydra/sweeper"]
     note = f"hydra/sweeper={sweeper} chooses values as jobs end: for {', '.join(swept)} this plan has the config's."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -18,7 +17,7 @@ from nemotron_kit.config.limits import faster_omegaconf
 from nemotron_kit.config.registration import (
     RegisteredCommand,
     add_file,
-    conf_dir,
+    main_hydra,
     means_text_of,
     register,
     register_empty,
@@ -74,22 +73,11 @@ def compose(tree: Tree, overrides: Sequence[str], env: EnvFile, config_dir: str 
 
 def compose_prepared(prepared: PreparedCommand, config_dir: str | None = None) -> Composed:
     """The job of a prepared command line. Raises UserError, as `compose` does."""
-    from hydra._internal.hydra import Hydra
-    from hydra.core.global_hydra import GlobalHydra
     from hydra.types import RunMode
     from omegaconf import flag_override, read_write
 
-    GlobalHydra.instance().clear()
-    with faster_omegaconf():
-        where = search_path(config_dir)
-        with translated(prepared):
-            loaded = Hydra.create_main_hydra2(task_name="nemotron", config_search_path=where)
-            try:
-                config: Any = loaded.compose_config(
-                    "config", prepared.overrides, run_mode=RunMode.RUN, with_log_configuration=False
-                )
-            finally:
-                GlobalHydra.instance().clear()
+    with faster_omegaconf(), main_hydra(config_dir) as loaded, translated(prepared):
+        config = loaded.compose_config("config", prepared.overrides, RunMode.RUN, with_log_configuration=False)
     # As @hydra.main does before it calls the task (there, off a copy).
     hydra = config._get_node("hydra")
     with flag_override(config, ["readonly", "struct"], [False, False]):
@@ -100,18 +88,6 @@ def compose_prepared(prepared: PreparedCommand, config_dir: str | None = None) -
     name, registered = str(hydra.runtime.choices.get("config")), prepared.registered
     file = registered.files.get(name)
     return Composed(prepared.command, config, hydra, prepared.typed, name, file, registered.notes, prepared.env)
-
-
-def search_path(config_dir: str | None) -> Any:
-    """Hydra's search path for the primary config, with `config_dir` in front. Raises UserError if that is no folder."""
-    from hydra._internal.utils import create_config_search_path
-
-    path = create_config_search_path(str(conf_dir()))
-    if config_dir:
-        if not os.path.isdir(config_dir):  # noqa: PTH112 — pathlib's raises for a name that is too long
-            raise UserError(f"--config-dir {config_dir}: no such folder.")
-        path.prepend(provider="command-line", path=f"file://{Path(config_dir).absolute()}")
-    return path
 
 
 def from_hydra(tree: Tree, config: DictConfig, hydra: DictConfig) -> Composed:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemotron_kit.config.compose import PreparedCommand, search_path
+from nemotron_kit.config.compose import PreparedCommand
 from nemotron_kit.config.config_files import key_location
 from nemotron_kit.config.limits import faster_omegaconf
+from nemotron_kit.config.registration import main_hydra
 from nemotron_kit.config.wording import translated
 
 _ABSENT = object()
@@ -95,32 +96,23 @@ _CHOICES = ("recipe=", "stage=", "config=", "run.profile=", "run.mode=")
 
 
 def _layers(prepared: PreparedCommand, config_dir: str | None) -> list[_Layer]:
-    from hydra._internal.hydra import Hydra
-    from hydra.core.global_hydra import GlobalHydra
     from hydra.types import RunMode
     from omegaconf import OmegaConf
 
-    GlobalHydra.instance().clear()
     command, registered = prepared.command, prepared.registered
     job, schema = f"job/{command.recipe}/", f"schema/{command.recipe}/"
-    with faster_omegaconf(), translated(prepared):
-        hydra = Hydra.create_main_hydra2(task_name="nemotron", config_search_path=search_path(config_dir))
-        try:
-            loader: Any = hydra.config_loader
-            defaults = loader.compute_defaults_list("config", prepared.overrides, RunMode.RUN).defaults
-            repository = loader.repository
-            layers = []
-            for default in defaults:
-                path = str(default.config_path)
-                if path.startswith(("hydra/", "recipe/", "stage/", "config/")) or path == "config":
-                    continue
-                found = repository.load_config(config_path=path)
-                values: Any = OmegaConf.to_container(found.config, resolve=False, enum_to_str=True)
-                is_job = path.startswith(job)
-                file = registered.files.get(path.rpartition("/")[2]) if is_job else registered.groups.get(path)
-                package = tuple(part for part in str(default.package or "").split(".") if part)
-                source = command.load_config_cls().__qualname__ if path.startswith(schema) else path
-                layers.append(_Layer(source, file, package, values, path.startswith(schema)))
-        finally:
-            GlobalHydra.instance().clear()
+    layers = []
+    with faster_omegaconf(), main_hydra(config_dir) as hydra, translated(prepared):
+        loader = hydra.config_loader
+        for default in loader.compute_defaults_list("config", prepared.overrides, RunMode.RUN).defaults:
+            path = str(default.config_path)
+            if path.startswith(("hydra/", "recipe/", "stage/", "config/")) or path == "config":
+                continue
+            found = loader.repository.load_config(config_path=path)
+            values: Any = OmegaConf.to_container(found.config, resolve=False, enum_to_str=True)
+            is_job = path.startswith(job)
+            file = registered.files.get(path.rpartition("/")[2]) if is_job else registered.groups.get(path)
+            package = tuple(part for part in str(default.package or "").split(".") if part)
+            source = command.load_config_cls().__qualname__ if path.startswith(schema) else path
+            layers.append(_Layer(source, file, package, values, path.startswith(schema)))
     return layers

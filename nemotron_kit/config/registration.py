@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -54,6 +56,26 @@ class RegisteredCommand:
 def conf_dir() -> Path:
     """Hydra's config tree, the package `nemotron_kit.conf`: in a checkout a link to its conf/."""
     return Path(__file__).resolve().parents[1] / "conf"
+
+
+@contextmanager
+def main_hydra(config_dir: str | None = None) -> Iterator[Any]:
+    """Within the block, Hydra as `@hydra.main` makes it, over our config tree and `config_dir` in front of it. Raises
+    UserError if that is no folder."""
+    from hydra._internal.hydra import Hydra
+    from hydra._internal.utils import create_config_search_path
+    from hydra.core.global_hydra import GlobalHydra
+
+    path = create_config_search_path(str(conf_dir()))
+    if config_dir:
+        if not os.path.isdir(config_dir):  # noqa: PTH112 — pathlib's raises for a name that is too long
+            raise UserError(f"--config-dir {config_dir}: no such folder.")
+        path.prepend(provider="command-line", path=f"file://{Path(config_dir).absolute()}")
+    GlobalHydra.instance().clear()
+    try:
+        yield Hydra.create_main_hydra2("nemotron", path)
+    finally:
+        GlobalHydra.instance().clear()
 
 
 def register_recipes(apps: Iterable[App] | None = None, env: EnvFile | None = None) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from nemotron_kit.artifacts.pipe import announce_step
 from nemotron_kit.config.config_files import ENDINGS, TAKEN, Spelled, find_config_file, read_job_file
-from nemotron_kit.config.registration import conf_dir, register_group
+from nemotron_kit.config.registration import main_hydra, register_group
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.quoting import hydra_quoted, hydra_unquoted
 
@@ -124,10 +124,7 @@ GROUP = "script_file"
 def compose_file(path: Path, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], list[str], Spelled]:
     """(the mapping that a file and what its defaults list names compose to, interpolations unresolved; the overrides
     that chose an option of its groups, as in `optimizer=sgd`; how the file and its siblings write what may be text)."""
-    from hydra._internal.hydra import Hydra
-    from hydra._internal.utils import create_config_search_path
     from hydra.core.config_store import ConfigStore
-    from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
     from hydra.types import RunMode
     from omegaconf import OmegaConf
@@ -145,16 +142,13 @@ def compose_file(path: Path, overrides: Sequence[str] = ()) -> tuple[dict[str, A
     choices = [*chosen, *(override if override.startswith("+") else f"+{override}" for override in added)]
     primary = {"defaults": [{f"{GROUP}@_global_": path.stem}]}
     ConfigStore.instance().store(name="script_file_primary", node=primary)
-    GlobalHydra.instance().clear()
     try:
-        hydra = Hydra.create_main_hydra2("script", create_config_search_path(str(conf_dir())))
-        config = hydra.compose_config("script_file_primary", choices, RunMode.RUN, with_log_configuration=False)
+        with main_hydra() as hydra:
+            config = hydra.compose_config("script_file_primary", choices, RunMode.RUN, with_log_configuration=False)
     except RecursionError as error:
         raise UserError(f"{path}: its defaults lists form a circle.") from error
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(f"{path}: {str(error).splitlines()[0]}") from error
-    finally:
-        GlobalHydra.instance().clear()
     values: Any = OmegaConf.to_container(config, resolve=False)
     return {key: value for key, value in values.items() if key != "hydra"}, [*chosen, *added], spelled
 
