@@ -16,6 +16,11 @@ from nemotron_kit.errors import UserError, nearest, sentence
 from nemotron_kit.home import expand_user
 from nemotron_kit.lazy import Value
 from nemotron_kit.spec.runconfig import (
+    FITS,
+    FLAG,
+    SIZE,
+    TEXT,
+    TEXTS,
     ProfileError,
     RunConfig,
     check_value,
@@ -86,7 +91,6 @@ def _parts(dotted: str) -> Key:
     return tuple(parts)
 
 
-TEXT, TEXTS, FLAG, SIZE = "text", "a list of texts", "true or false", "bytes, as a number or text"
 # The reserved tables: key → what its value must be, and what it means.
 KEYS: dict[str, dict[str, tuple[str, str]]] = {
     "wandb": {
@@ -125,7 +129,7 @@ def reserved_table(env: EnvFile, name: str) -> dict[str, Any]:
             found = nearest(key, KEYS[name])
             raise UserError(f"{Lines(env).where(name, key)}: no such key.", hint=sentence(found))
         expected, _ = KEYS[name][key]
-        if not _fits(value, expected):
+        if not FITS[expected](value):
             raise UserError(
                 f"{Lines(env).where(name, key)}: expected {expected}, got {value!r} ({type(value).__name__})."
             )
@@ -150,7 +154,7 @@ def check_run_wandb(table: Any) -> None:
             raise UserError(f"run.wandb.{key}: no such setting.", hint=sentence(nearest(key, KEYS["wandb"])))
         expected, _ = KEYS["wandb"][key]
         number = expected == TEXT and isinstance(value, int | float) and not isinstance(value, bool)
-        if value is not None and not number and not _fits(value, expected):
+        if value is not None and not number and not FITS[expected](value):
             raise UserError(f"run.wandb.{key}: expected {expected}, got {value!r} ({type(value).__name__}).")
 
 
@@ -171,16 +175,6 @@ def load_wandb_config(config_path: str | Path | None = None) -> WandbConfig | No
     from nemotron_kit.artifacts.wandb import WandbConfig
 
     return WandbConfig(**table)
-
-
-def _fits(value: Any, expected: str) -> bool:
-    if expected == TEXT:
-        return isinstance(value, str)
-    if expected == FLAG:
-        return isinstance(value, bool)
-    if expected == SIZE:
-        return isinstance(value, int | str) and not isinstance(value, bool)
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
 class NoEnvFile(UserError, FileNotFoundError):

@@ -367,13 +367,23 @@ def check_srun_arguments(srun_args: Sequence[object], config: RunConfig) -> None
                 )
 
 
-_EXPECTED = {
-    "str": "text",
-    "int": "a whole number",
-    "bool": "true or false",
-    "list[str]": "a list of texts",
-    "list[Any]": "a list of texts or tables",
-    "dict[str, Any]": "a table",
+TEXT, TEXTS, FLAG, SIZE = "text", "a list of texts", "true or false", "bytes, as a number or text"
+_INT, _TABLES, _TABLE = "a whole number", "a list of texts or tables", "a table"
+# What a value in env.toml must be, as messages have it → whether one is.
+FITS: dict[str, Callable[[Any], bool]] = {
+    TEXT: lambda value: isinstance(value, str),
+    _INT: lambda value: isinstance(value, int) and not isinstance(value, bool),
+    SIZE: lambda value: isinstance(value, int | str) and not isinstance(value, bool),
+    FLAG: lambda value: isinstance(value, bool),
+    TEXTS: lambda value: isinstance(value, list) and all(isinstance(item, str) for item in value),
+    _TABLES: lambda value: isinstance(value, list) and all(isinstance(item, str | dict) for item in value),
+    _TABLE: lambda value: isinstance(value, dict) and all(isinstance(key, str) for key in value),
+}
+# A field's type → what its value must be.
+_EXPECTED = {"str": TEXT, "int": _INT, "bool": FLAG} | {
+    "list[str]": TEXTS,
+    "list[Any]": _TABLES,
+    "dict[str, Any]": _TABLE,
 }
 _KINDS = {field.name: str(field.type).removesuffix(" | None") for field in fields(RunConfig)}
 # What a record of settings holds, as runs.job.misshapen takes it.
@@ -393,7 +403,7 @@ def check_value(name: str, value: Any, where: str) -> Any:
     kind = _KINDS[name]
     if name == "packager_include_pattern" and isinstance(value, str):
         value = [value]
-    if not _CHECKS[kind](value):
+    if not FITS[_EXPECTED[kind]](value):
         shown = repr(value) if len(repr(value)) <= 80 else f"{repr(value)[:77]}..."
         if name == "app_secret":
             shown = "a value"
@@ -448,16 +458,6 @@ def _from_text(name: str, text: str) -> Any:
         inner = text[1:-1]
         bare = text.startswith("[") and text.endswith("]") and not set(inner) & set("\"'[]{}")
         return [part.strip() for part in inner.split(",")] if bare and inner.strip() else text
-
-
-_CHECKS: dict[str, Callable[[Any], bool]] = {
-    "str": lambda value: isinstance(value, str),
-    "int": lambda value: isinstance(value, int) and not isinstance(value, bool),
-    "bool": lambda value: isinstance(value, bool),
-    "list[str]": lambda value: isinstance(value, list) and all(isinstance(item, str) for item in value),
-    "list[Any]": lambda value: isinstance(value, list) and all(isinstance(item, str | dict) for item in value),
-    "dict[str, Any]": lambda value: isinstance(value, dict) and all(isinstance(key, str) for key in value),
-}
 
 
 def _clean_text(name: str, value: str, where: str) -> str:
