@@ -30,11 +30,11 @@ LEAST_NOTED = 4
 # not `total_tokens`, `tokenizer_model`, `use_cls_token`, `eos_token`.
 _SECRET = re.compile(
     r"(?:^|[._-])(?:(?:api|access|secret|private)[_-]?key|secret|app_secret|passw(?:or)?d|passphrase|credentials?"
-    r"|(?:proxy-)?authorization|(?:hf|hub|auth|access|api|bearer|github|gitlab|wandb|ngc|refresh)[_-]?token|pat)$",
+    r"|(?:proxy-)?authorization|(?:hf|hub|auth|access|api|bearer|github|gitlab|wandb|ngc|refresh)[_-]?token|pat)$"
+    # A key that is `token` alone, and a variable by its capital letters.
+    r"|(?:^|\.)token$|(?-i:_TOKEN)$",
     re.IGNORECASE,
 )
-_BARE_TOKEN = re.compile(r"(?:^|\.)token$", re.IGNORECASE)
-_ENV_TOKEN = re.compile(r"_TOKEN$")
 
 # Keys that often hold something else in a config file: a special token, a pattern. Those are judged by their value.
 _WEAK = r"(?i)(?:^|[._-])(?:token|pat)$"
@@ -68,7 +68,7 @@ _known: tuple[Mapping[Any, Any], int, tuple[str, ...]] | None = None
 @cache
 def is_secret_name(name: str) -> bool:
     """Whether the name of a config key or environment variable marks it as a secret."""
-    return bool(_SECRET.search(name) or _BARE_TOKEN.search(name) or _ENV_TOKEN.search(name))
+    return _SECRET.search(name) is not None
 
 
 def note_secrets(names: Iterable[str]) -> None:
