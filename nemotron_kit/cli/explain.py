@@ -42,6 +42,7 @@ from nemotron_kit.launch.plan import build_plan
 from nemotron_kit.masking import MASK, is_secret_name, mask
 from nemotron_kit.spec.profiles import read_profile
 from nemotron_kit.spec.runconfig import RunConfig
+from nemotron_kit.worker.hydra import plain
 
 _EXAMPLE = "For instance: nemotron explain train.lr nano3 pretrain -c tiny"
 _MISSING = "(not set)"
@@ -196,6 +197,8 @@ def _explained(found: _Composition, field: str) -> Explained:
 
 
 def _masked(field: str, value: Any) -> Any:
+    """The value as JSON has it (a path as a text), with secrets masked."""
+    value = plain(value)
     if isinstance(value, str):
         return MASK if is_secret_name(field.rpartition(".")[2]) and "${" not in value else mask(value)
     return value
@@ -227,9 +230,7 @@ def _print(explained: Sequence[Explained]) -> None:
 
 
 def _text(value: Any) -> str:
-    return (
-        printable(str(value)) if isinstance(value, str | Path) else json.dumps(value, ensure_ascii=False, default=str)
-    )
+    return printable(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _compare(names: Sequence[str], found: Sequence[_Composition], asked: Sequence[str], *, as_json: bool) -> int:

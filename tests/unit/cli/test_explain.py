@@ -25,6 +25,7 @@ class Config:
     steps: int = 10
     folder: str = "out"
     api_key: str = "${secret:EXPLAIN_KEY}"
+    where: Path = Path("data")
 
 def work(cfg: Config) -> None: ...
 
@@ -91,7 +92,8 @@ def test_every_layer_that_sets_a_field(recipe, capsys):
 
 
 def test_an_interpolation_a_profile_and_a_secret(recipe, capsys):
-    folder, key = explained(capsys, "folder", "api_key", "explained", "work")
+    folder, key, where = explained(capsys, "folder", "api_key", "where", "explained", "work")
+    assert where["value"] == where["layers"][0]["value"] == "data"  # a path is a text in JSON
     assert (folder["raw"], folder["value"]) == ("${oc.env:EXPLAIN_WHERE}/${steps}", "/data/20")
     assert key["value"] == "${secret:EXPLAIN_KEY}" and "not-to-be-shown" not in json.dumps(key)
     (processes,) = explained(
