@@ -90,7 +90,7 @@ def after_tool(name: str, arguments: Sequence[str], current: str, index: Index) 
         return
     entry = command.commands.get(bare[1]) if len(bare) > 1 else None
     last, its = arguments[-1], (entry or command).options
-    if last in its and its[last].value:
+    if last in its and its[last].metavar:
         if last == "--state":
             yield from ((state, "") for state in STATES)
         elif last == "--recipe":

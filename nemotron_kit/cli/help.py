@@ -72,9 +72,9 @@ class Page:
         return "\n\n".join(self.parts) + "\n"
 
 
-def table(rows: Rows, columns: int, paint: Paint, indent: str = "  ") -> list[str]:
+def table(rows: Rows, columns: int, paint: Paint) -> list[str]:
     """Names on the left, descriptions on the right; a long name has its own line."""
-    rows = list(rows)
+    rows, indent = list(rows), "  "
     left = min(max((cells(name) for name, _ in rows), default=0), columns * 2 // 5)
     lines = []
     for name, text in rows:
@@ -88,12 +88,12 @@ def table(rows: Rows, columns: int, paint: Paint, indent: str = "  ") -> list[st
     return lines
 
 
-def show(index: Index, path: tuple[str, ...], *, asked: bool = True, root: tuple[str, ...] = (), prog: str = "") -> int:
+def show(index: Index, path: tuple[str, ...], *, asked: bool = True, root: tuple[str, ...] = ()) -> int:
     """Print the page of the node at `path`; returns the exit code. For a group in place of a command that is 2, and the
     page goes to standard error."""
     stream = sys.stdout if asked else sys.stderr
     page = Page(width(stream), Paint(colour(stream)))
-    draw(page, index, path, root, prog or tree.program(root))
+    draw(page, index, path, root, tree.program(root))
     if not asked:
         stream.write("Which command?\n\n")
     encoding = stream.encoding or "utf-8"

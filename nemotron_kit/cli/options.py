@@ -27,45 +27,59 @@ LAUNCHER = {
 }
 
 
-class Option:
-    """One option. `name` has underscores; `takes` is NOTHING, VALUE, or MAYBE (a value out of `choices`, or none)."""
+# Kinds of an option's value: a span of time, and a text of an option that may be given again.
+SPAN, SEVERAL = "span", "several"
 
-    __slots__ = ("choices", "help", "metavar", "name", "short", "takes")
+
+class Option:
+    """One option. `spelled` has its short form, if there is one, its long form and, unless it is a switch, what its
+    value is called: "-n --tail N"; a value in brackets may be left out. It is a text, or by `kind` a SPAN, a text of
+    SEVERAL, one of a tuple of texts, or a whole number from `kind` on; `default` is one as typed.
+
+    `name` has underscores, `flag` is the long form as typed (--dry-run); `takes` is NOTHING, VALUE or MAYBE."""
+
+    __slots__ = ("choices", "default", "flag", "help", "kind", "metavar", "name", "short", "takes")
 
     def __init__(
-        self, name: str, short: str, takes: str, metavar: str, help_text: str, choices: tuple[str, ...] = ()
+        self, spelled: str, help_text: str = "", kind: str | int | tuple[str, ...] = "", default: str | None = None
     ) -> None:
-        self.name, self.short, self.takes = name, short, takes
-        self.metavar, self.help, self.choices = metavar, help_text, choices
+        *forms, value = spelled.split()
+        if value[0] == "-":
+            forms, value = [*forms, value], ""
+        self.flag, self.short = forms[-1], forms[0] if len(forms) > 1 else ""
+        self.name = self.flag[2:].replace("-", "_")
+        self.metavar, self.help = value.strip("[]"), help_text
+        self.takes = MAYBE if value[:1] == "[" else VALUE if value else NOTHING
+        self.kind, self.choices, self.default = kind, kind if isinstance(kind, tuple) else (), default
 
-    @property
-    def flag(self) -> str:
-        """The long form as typed: `--dry-run`."""
-        return "--" + self.name.replace("_", "-")
+    def respelled(self, short: str) -> Option:
+        """The same option with another short form, or with none."""
+        value = f"[{self.metavar}]" if self.takes == MAYBE else self.metavar
+        return Option(f"{short} {self.flag} {value}", self.help, self.kind, self.default)
 
 
 _OURS = (
-    Option("run", "-r", VALUE, "PROFILE", "run the job on a profile of env.toml, wait for it and print its log"),
-    Option("batch", "-b", VALUE, "PROFILE", "submit the job to a profile and return at once"),
-    Option("after", "", VALUE, "RUN", "start when that run has succeeded (may be given again)"),
-    Option("name", "", VALUE, "NAME", "a name for the run, in addition to its id"),
-    Option("tag", "", VALUE, "TAG", "a tag, by which nemotron runs can list the run (may be given again)"),
-    Option("note", "", VALUE, "TEXT", "a note on the run, printed by nemotron runs show"),
-    Option("dry_run", "-d", NOTHING, "", "print the plan and its problems; start and write nothing"),
-    Option("json", "", NOTHING, "", "print the run's end as JSON (with --dry-run: the whole plan)"),
+    Option("-r --run PROFILE", "run the job on a profile of env.toml, wait for it and print its log"),
+    Option("-b --batch PROFILE", "submit the job to a profile and return at once"),
+    Option("--after RUN", "start when that run has succeeded (may be given again)"),
+    Option("--name NAME", "a name for the run, in addition to its id"),
+    Option("--tag TAG", "a tag, by which nemotron runs can list the run (may be given again)"),
+    Option("--note TEXT", "a note on the run, printed by nemotron runs show"),
+    Option("-d --dry-run", "print the plan and its problems; start and write nothing"),
+    Option("--json", "print the run's end as JSON (with --dry-run: the whole plan)"),
 )
 # If a command has a field with one of these names, `--NAME` sets the field.
 LABELS = ("name", "tag", "note")
-_CONFIG = Option("config", "-c", VALUE, "NAME|PATH", "the config file, by name or by path")
-_HELP = Option("help", "-h", NOTHING, "", "show this help")
+_CONFIG = Option("-c --config NAME|PATH", "the config file, by name or by path")
+_HELP = Option("-h --help", "show this help")
 _HYDRA = (
-    Option("multirun", "-m", NOTHING, "", "sweep: one job for each value of `key=a,b`"),
-    Option("cfg", "", VALUE, "|".join(CFG), "print the composed config instead of running", CFG),
-    Option("resolve", "", NOTHING, "", "with --cfg: resolve interpolations"),
-    Option("package", "", VALUE, "KEY", "with --cfg: only this part of the config"),
-    Option("info", "", MAYBE, "TOPIC", "print Hydra's information: " + ", ".join(INFO), INFO),
-    Option("config_dir", "", VALUE, "DIR", "an additional folder of configs"),
-    Option("hydra_help", "", NOTHING, "", "print Hydra's help"),
+    Option("-m --multirun", "sweep: one job for each value of `key=a,b`"),
+    Option(f"--cfg {'|'.join(CFG)}", "print the composed config instead of running", CFG),
+    Option("--resolve", "with --cfg: resolve interpolations"),
+    Option("--package KEY", "with --cfg: only this part of the config"),
+    Option("--info [TOPIC]", "print Hydra's information: " + ", ".join(INFO), INFO),
+    Option("--config-dir DIR", "an additional folder of configs"),
+    Option("--hydra-help", "print Hydra's help"),
 )
 # Hydra's short options: valid in `python -m nemotron_kit`; in `nemotron` a command's fields may use them.
 _HYDRA_SHORT = {"cfg": "-c", "package": "-p", "info": "-i", "config_dir": "-cd", "multirun": "-m"}
@@ -102,10 +116,10 @@ class Table:
 NEMOTRON = Table((_CONFIG, *_OURS, *_HYDRA, _HELP), fields=True)
 HYDRA = Table(
     (
-        *(Option(o.name, "-b" if o.name == "batch" else "", o.takes, o.metavar, o.help) for o in _OURS),
-        *(Option(o.name, _HYDRA_SHORT.get(o.name, ""), o.takes, o.metavar, o.help, o.choices) for o in _HYDRA),
-        Option("run_here", "-r", NOTHING, "", "Hydra's --run: the default"),
-        Option("version", "", NOTHING, "", "print the version"),
+        *(option.respelled("-b" if option.name == "batch" else "") for option in _OURS),
+        *(option.respelled(_HYDRA_SHORT.get(option.name, "")) for option in _HYDRA),
+        Option("-r --run-here", "Hydra's --run: the default"),
+        Option("--version", "print the version"),
         _HELP,
     ),
     fields=False,
@@ -137,21 +151,24 @@ def split(token: str) -> tuple[str, str | None]:
     return name, value if equals else None
 
 
+_DOTTED = Option("--dotted VALUE")
+
+
 def known(token: str, table: Table = NEMOTRON) -> Option | None:
     """The option of `table` that `token` (`--config=x`, `-c`, `-cx`) names; None for a field's option or an unknown
-    one."""
+    one; all options with a dot are one."""
     name, _ = split(token)
     if token.startswith("--"):
         prefix, dot, _ = name[2:].partition(".")
         if dot and prefix in PREFIXES:
-            return Option(key(name), "", VALUE, *PREFIXES[prefix])
+            return _DOTTED
         return table.long.get(key(name))
     return table.short.get(name) or table.short.get(name[:2])
 
 
-def takes_next(token: str, table: Table = NEMOTRON) -> bool | None:
+def takes_next(token: str) -> bool | None:
     """Whether the argument after `token` is its value; None if that is not known (a field's option, `--info`)."""
-    option = known(token, table)
+    option = known(token)
     if option is None or option.takes == MAYBE:
         return None
     joined = "=" in token or (not token.startswith("--") and token != option.short)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, NoReturn
 
+from nemotron_kit.cli.options import SEVERAL
 from nemotron_kit.cli.output import write_page
 from nemotron_kit.cli.request import near
 from nemotron_kit.cli.tools import (
@@ -25,7 +26,6 @@ from nemotron_kit.cli.tools import (
     RUN_NAME,
     RUN_NOTE,
     RUN_TAGS,
-    SEVERAL,
     TOOLS,
     VERSIONS,
     HelpPrinted,
@@ -70,8 +70,8 @@ class ToolParser(argparse.ArgumentParser):
         for name, nargs, metavar, text in _POSITIONALS[entry.takes]:
             self.add_argument(name, nargs=nargs, metavar=metavar, help=text)
         for option in entry.options.values():
-            kind: dict[str, Any] = {"help": option.help, "metavar": option.value, "default": option.default}
-            if not option.value:
+            kind: dict[str, Any] = {"help": option.help, "metavar": option.metavar, "default": option.default}
+            if not option.metavar:
                 kind = {"help": option.help, "action": "store_true"}
             elif option.kind == SEVERAL:
                 kind |= {"action": "append", "default": []}
@@ -79,7 +79,7 @@ class ToolParser(argparse.ArgumentParser):
                 kind |= {"choices": option.kind, "metavar": None}
             elif option.kind != "":
                 kind["type"] = at_least(option.kind) if isinstance(option.kind, int) else span
-            self.add_argument(*option.names, **kind)
+            self.add_argument(*filter(None, (option.short, option.flag)), **kind)
 
     def error(self, message: str) -> NoReturn:
         """Raise UserError with argparse's message, where argparse itself would print it and exit."""

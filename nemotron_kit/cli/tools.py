@@ -4,6 +4,7 @@ index, which accepts no recipe with such a name. Nothing heavy is imported.
 
 from __future__ import annotations
 
+from nemotron_kit.cli.options import SEVERAL, SPAN, Option
 from nemotron_kit.errors import UserError, nearest, sentence
 
 TYPE_CHECKING = False
@@ -16,24 +17,6 @@ PROFILE, ARTIFACT, FIELDS, NEW, VERSIONS = "profile", "artifact", "fields", "new
 FOLDERS = "folders"
 ID = "a run's id, the start of one, its last six digits, its name, or latest (the last launch)"
 JOB_ID = f"{ID}; ID/N is its job N"
-# Kinds of an option's value: a span of time, and a text of an option that may be given again.
-SPAN, SEVERAL = "span", "several"
-
-
-class ToolOption:
-    """An option of such a command. `spelled` has its names and, unless it is a switch, what its value is called: "-n
-    --tail N". The value is a text, or by `kind` a SPAN, a text of SEVERAL, one of a tuple of texts, or a whole number
-    from `kind` on; `default` is a value as typed."""
-
-    __slots__ = ("default", "help", "kind", "names", "value")
-
-    def __init__(
-        self, spelled: str, help_text: str = "", kind: str | int | tuple[str, ...] = "", default: str | None = None
-    ) -> None:
-        *self.names, last = spelled.split()
-        self.value = "" if last[0] == "-" else last
-        self.names += [] if self.value else [last]
-        self.help, self.kind, self.default = help_text, kind, default
 
 
 class ToolCommand:
@@ -50,7 +33,7 @@ class ToolCommand:
         self,
         function: str,
         summary: str,
-        *options: ToolOption,
+        *options: Option,
         takes: str = "",
         usage: str = "",
         description: str = "",
@@ -59,7 +42,7 @@ class ToolCommand:
         choices: tuple[str, ...] = (),
     ) -> None:
         self.function, self.summary, self.takes, self.choices = function, summary, takes, choices
-        self.options = {option.names[-1]: option for option in options}
+        self.options = {option.flag: option for option in options}
         self.usage, self.description = usage, description or f"{summary[:1].upper()}{summary[1:]}."
         self.page, self.commands = page, commands or {}
 
@@ -68,29 +51,29 @@ class HelpPrinted(Exception):
     """The help page of a subcommand has been printed: there is nothing else to do."""
 
 
-_JSON, _FOR_PROGRAMS = ToolOption("--json", "print JSON"), ToolOption("--json", "for programs")
+_JSON, _FOR_PROGRAMS = Option("--json", "print JSON"), Option("--json", "for programs")
 _NAMED = (
-    ToolOption("--recipe NAME", "only runs of this recipe"),
-    ToolOption("--stage STAGE", "only runs of this stage, or of those below it: data/prep"),
-    ToolOption("--state STATE,…", "only runs in one of these states", SEVERAL),
+    Option("--recipe NAME", "only runs of this recipe"),
+    Option("--stage STAGE", "only runs of this stage, or of those below it: data/prep"),
+    Option("--state STATE,…", "only runs in one of these states", SEVERAL),
 )
-_TAGGED = ToolOption("--tag TAG", "only runs with this tag (may be given again: with all of them)", SEVERAL)
+_TAGGED = Option("--tag TAG", "only runs with this tag (may be given again: with all of them)", SEVERAL)
 _FILTERS = (
     *_NAMED,
-    ToolOption("--since SPAN", "only runs of the last 90s, 30m, 2h, 3d, 1w, or since a date", SPAN),
+    Option("--since SPAN", "only runs of the last 90s, 30m, 2h, 3d, 1w, or since a date", SPAN),
     _TAGGED,
-    ToolOption("--limit N", "at most N runs (20; 0 for all)", 0),
+    Option("--limit N", "at most N runs (20; 0 for all)", 0),
 )
-_ONE_JOB = ToolOption("--job N", "only this job of a run with several", 0)
+_ONE_JOB = Option("--job N", "only this job of a run with several", 0)
 _RUNS = {
     "show": ToolCommand(
         "nemotron_kit.cli.runs.show:show",
         "the plan, inputs, outputs, states, metrics and folder of a run",
-        ToolOption("--job JOB", "only this job of a run with several", 0),
+        Option("--job JOB", "only this job of a run with several", 0),
         _JSON,
-        ToolOption("--sort METRIC", "sort a sweep's jobs, best first, by this metric or by value"),
-        ToolOption("--top N", "only the best N jobs of a sweep (20)", 1),
-        ToolOption("--csv", "print a sweep's table as CSV, with every job and metric"),
+        Option("--sort METRIC", "sort a sweep's jobs, best first, by this metric or by value"),
+        Option("--top N", "only the best N jobs of a sweep (20)", 1),
+        Option("--csv", "print a sweep's table as CSV, with every job and metric"),
         takes=JOB,
         usage="ID[/N] [--sort METRIC] [--top N] [--csv|--json]",
         description="""\
@@ -104,24 +87,24 @@ highest is. --sort METRIC:min and METRIC:max say it.""",
         "nemotron_kit.cli.runs.show_logs:attach",
         "follow its logs, from where the last attach stopped, until it ends",
         _ONE_JOB,
-        ToolOption("--all", "from the first line, not from where the last attach stopped"),
+        Option("--all", "from the first line, not from where the last attach stopped"),
         takes=JOB,
         usage="ID[/N] [--all]",
     ),
     "logs": ToolCommand(
         "nemotron_kit.cli.runs.show_logs:logs",
         "print its log, or each job's log; -f follows until it ends",
-        ToolOption("-f --follow", "follow the log until the job ends"),
-        ToolOption("-n --tail N", "only the last N lines of each log", 0),
+        Option("-f --follow", "follow the log until the job ends"),
+        Option("-n --tail N", "only the last N lines of each log", 0),
         _ONE_JOB,
-        ToolOption("--rank N", "the log of this rank", 0),
+        Option("--rank N", "the log of this rank", 0),
         takes=JOB,
         usage="ID[/N] [-f] [-n N] [--rank N]",
     ),
     "wait": ToolCommand(
         "nemotron_kit.cli.runs.control:wait",
         "wait until all have ended; the exit code is theirs",
-        ToolOption(
+        Option(
             "--patience S", "give up (exit code 3) when a run's state could not be read for S seconds (600)", 0, "600"
         ),
         takes=JOBS,
@@ -130,8 +113,8 @@ highest is. --sort METRIC:min and METRIC:max say it.""",
     "cancel": ToolCommand(
         "nemotron_kit.cli.runs.control:cancel",
         "stop it: SIGTERM, then SIGKILL",
-        ToolOption("--job N", "only this job of the run", 0),
-        ToolOption("--grace S", "seconds between SIGTERM and SIGKILL", 0, "10"),
+        Option("--job N", "only this job of the run", 0),
+        Option("--grace S", "seconds between SIGTERM and SIGKILL", 0, "10"),
         takes=JOB,
         usage="ID[/N] [--grace S]",
         description="""\
@@ -154,8 +137,8 @@ process has ended, waits again. To continue a pipeline, repeat its command; for 
     "shell": ToolCommand(
         "nemotron_kit.cli.runs.control:shell",
         "open a shell where it runs, or run COMMAND there",
-        ToolOption("--job N", "the job of a run with several (0)", 0),
-        ToolOption("--node NAME", "the node of a job on several"),
+        Option("--job N", "the job of a run with several (0)", 0),
+        Option("--node NAME", "the node of a job on several"),
         takes=JOB,
         usage="ID[/N] [--node NAME] [-- COMMAND]",
         description="Opens a shell on the machine and in the container of a run, or runs the command after -- there.",
@@ -163,9 +146,9 @@ process has ended, waits again. To continue a pipeline, repeat its command; for 
     "rerun": ToolCommand(  # its function reads its arguments, and has its page
         "nemotron_kit.cli.runs.rerun:rerun",
         "launch it again with the same config and artifacts, and these overrides",
-        ToolOption("--run PROFILE"),
-        ToolOption("--batch PROFILE"),
-        ToolOption("--dry-run"),
+        Option("--run PROFILE"),
+        Option("--batch PROFILE"),
+        Option("--dry-run"),
         takes=JOB,
         usage="ID[/N] [KEY=VALUE …]",
     ),
@@ -182,9 +165,9 @@ differs, else 0.""",
     "plot": ToolCommand(
         "nemotron_kit.cli.runs.plot:plot",
         "draw the curves of a metric in the terminal",
-        ToolOption("--metric NAME", "the metric (by default the first loss, else the first metric)"),
-        ToolOption("--x AXIS", "the horizontal axis (step)", ("step", "time", "tokens"), "step"),
-        ToolOption("--height N", "lines, at most 200 (20)", 5, "20"),
+        Option("--metric NAME", "the metric (by default the first loss, else the first metric)"),
+        Option("--x AXIS", "the horizontal axis (step)", ("step", "time", "tokens"), "step"),
+        Option("--height N", "lines, at most 200 (20)", 5, "20"),
         takes=JOBS,
         usage="ID[/N] … [--metric NAME] [--x step|time|tokens]",
         description="""\
@@ -195,7 +178,7 @@ first row; --x tokens the metric tokens.""",
     "tag": ToolCommand(
         "nemotron_kit.cli.runs.list:tag",
         "add tags, by which it can be listed",
-        ToolOption("--remove TAG", "remove this tag (may be given again)", SEVERAL),
+        Option("--remove TAG", "remove this tag (may be given again)", SEVERAL),
         takes=RUN_TAGS,
         usage="ID TAG … [--remove TAG]",
     ),
@@ -206,18 +189,18 @@ first row; --x tokens the metric tokens.""",
     "rm": ToolCommand(
         "nemotron_kit.cli.runs.remove:remove",
         "delete the folders of runs that have ended",
-        ToolOption("--older-than SPAN", "runs launched longer ago than: 12h, 30d", SPAN),
+        Option("--older-than SPAN", "runs launched longer ago than: 12h, 30d", SPAN),
         *_NAMED,
         _TAGGED,
-        ToolOption("--keep N", "keep the newest N of the runs that match", 0),
-        ToolOption("--with-artifacts", "also remove the artifacts in these folders"),
-        ToolOption("--dry-run", "print what would be removed and what would be kept"),
-        ToolOption(
+        Option("--keep N", "keep the newest N of the runs that match", 0),
+        Option("--with-artifacts", "also remove the artifacts in these folders"),
+        Option("--dry-run", "print what would be removed and what would be kept"),
+        Option(
             "--force",
             "also runs that never started, of unknown state, whose files others need, or whose jobs wrote files into "
             "their copy of the code",
         ),
-        ToolOption("--here", "remove only the records on this machine, not the folders on the target"),
+        Option("--here", "remove only the records on this machine, not the folders on the target"),
         _JSON,
         takes=ANY_JOBS,
         usage="ID … | --older-than 30d [--state S] [--keep N] [--dry-run]",
@@ -229,7 +212,7 @@ Deletes the folders of runs that have ended: those that are named, or all that m
     "du": ToolCommand(
         "nemotron_kit.cli.runs.remove:usage",
         "print the disk space of each run, the largest first",
-        ToolOption("--limit N", "at most N runs (20, as JSON all; 0 for all)", 0),
+        Option("--limit N", "at most N runs (20, as JSON all; 0 for all)", 0),
         _JSON,
         usage="[--limit N] [--json]",
     ),
@@ -248,15 +231,15 @@ _PROFILES = {
     "show": ToolCommand(
         "nemotron_kit.cli.profile_commands:show",
         "print a resolved profile, and where each value comes from",
-        ToolOption("--all", "also the fields that are not set"),
-        ToolOption("--json"),
+        Option("--all", "also the fields that are not set"),
+        Option("--json"),
         takes=PROFILE,
         usage="NAME [--all] [--json]",
     ),
     "check": ToolCommand(
         "nemotron_kit.cli.profile_commands:check",
         "connect to its target and check whether a launch would work",
-        ToolOption("--node", "run modules, conda, setup and the image's Python on a node, too (Slurm)"),
+        Option("--node", "run modules, conda, setup and the image's Python on a node, too (Slurm)"),
         _FOR_PROGRAMS,
         takes=PROFILE,
         usage="NAME [--node] [--json]",
@@ -264,15 +247,15 @@ _PROFILES = {
     "login": ToolCommand(
         "nemotron_kit.cli.profile_commands:login",
         "open its ssh connection on this terminal (passwords, second factors)",
-        ToolOption("--close", "end the connection instead"),
+        Option("--close", "end the connection instead"),
         takes=PROFILE,
         usage="NAME [--close]",
     ),
     "clean": ToolCommand(
         "nemotron_kit.cli.profile_commands:clean_target",
         "remove files of past launches from its target that no run needs",
-        ToolOption("--unused SPAN", "unused for so long: 12h, 30d (default)", SPAN, "30d"),
-        ToolOption("--dry-run", "only print what would be removed"),
+        Option("--unused SPAN", "unused for so long: 12h, 30d (default)", SPAN, "30d"),
+        Option("--dry-run", "only print what would be removed"),
         _FOR_PROGRAMS,
         takes=PROFILE,
         usage="NAME [--unused 30d] [--dry-run] [--json]",
@@ -286,9 +269,9 @@ _ARTIFACTS = {
     "rm": ToolCommand(
         "nemotron_kit.cli.artifacts:remove",
         "remove versions from the registry",
-        ToolOption("--files", "delete the files that were registered, too"),
-        ToolOption("--dry-run", "print what would be removed"),
-        ToolOption("--force", "also one that others were made from, that a run read, or an alias names"),
+        Option("--files", "delete the files that were registered, too"),
+        Option("--dry-run", "print what would be removed"),
+        Option("--force", "also one that others were made from, that a run read, or an alias names"),
         takes=VERSIONS,
         usage="NAME:vN … [--files] [--dry-run] [--force]",
         description="""\
@@ -302,10 +285,10 @@ too, are never deleted.""",
     "gc": ToolCommand(
         "nemotron_kit.cli.cleanup:collect",
         "remove leftovers, versions whose files are gone, and failed runs that nothing refers to",
-        ToolOption("--dry-run", "print what would be removed"),
-        ToolOption("--yes", "do not ask"),
-        ToolOption("--older-than SPAN", "which failed runs: 12h, 30d (30d)", SPAN, "30d"),
-        ToolOption("--unmounted", "also versions whose whole file system may be missing at the moment"),
+        Option("--dry-run", "print what would be removed"),
+        Option("--yes", "do not ask"),
+        Option("--older-than SPAN", "which failed runs: 12h, 30d (30d)", SPAN, "30d"),
+        Option("--unmounted", "also versions whose whole file system may be missing at the moment"),
         _FOR_PROGRAMS,
         usage="[--dry-run|--yes] [--older-than 30d] [--unmounted] [--json]",
         description="""\
@@ -319,7 +302,7 @@ are not used again. Lists everything first and asks; without a terminal, --yes i
     "relocate": ToolCommand(
         "nemotron_kit.cli.cleanup:relocate",
         "record the new folder of files that were moved",
-        ToolOption("--dry-run", "compare the files, and print what would be changed"),
+        Option("--dry-run", "compare the files, and print what would be changed"),
         _FOR_PROGRAMS,
         takes=FOLDERS,
         usage="OLD NEW [--dry-run] [--json]",
@@ -446,10 +429,10 @@ TOOLS = {
         "nemotron_kit.cli.runs.list:list_all",
         "list runs; print one, or its logs",
         *_FILTERS,
-        ToolOption("--columns C,…", "print these columns: metrics, value, step, keys of overrides (train.lr)", SEVERAL),
-        ToolOption("--sort METRIC", "best first, by the metric's last value (of a sweep, its best job's)"),
-        ToolOption("--top N", "only the best N", 1),
-        ToolOption("--csv", "print all runs with every metric as CSV"),
+        Option("--columns C,…", "print these columns: metrics, value, step, keys of overrides (train.lr)", SEVERAL),
+        Option("--sort METRIC", "best first, by the metric's last value (of a sweep, its best job's)"),
+        Option("--top N", "only the best N", 1),
+        Option("--csv", "print all runs with every metric as CSV"),
         _JSON,
         page=_RUNS_PAGE,
         commands=_RUNS,
@@ -464,8 +447,8 @@ TOOLS = {
     "artifacts": ToolCommand(
         "nemotron_kit.cli.artifacts:show",
         "list artifacts, versions and lineage",
-        ToolOption("--alias ALIAS", "point this alias at the version: nemotron artifacts Name:v3 --alias production"),
-        ToolOption("--verify", "read all of the version's files and compare them with the registered checksums"),
+        Option("--alias ALIAS", "point this alias at the version: nemotron artifacts Name:v3 --alias production"),
+        Option("--verify", "read all of the version's files and compare them with the registered checksums"),
         _JSON,
         takes=ARTIFACT,
         page=_ARTIFACTS_PAGE,
@@ -474,10 +457,10 @@ TOOLS = {
     "ui": ToolCommand(
         "nemotron_kit.ui.command:main",
         "show runs, sweeps and artifacts in the browser",
-        ToolOption("--port N", "the port to listen on (8321, or the next free one)", 1),
-        ToolOption("--no-browser", "print the address only"),
-        ToolOption("--export FILE", "write the pages of these runs to one HTML file"),
-        ToolOption("--json", "print the address as JSON, and open no browser"),
+        Option("--port N", "the port to listen on (8321, or the next free one)", 1),
+        Option("--no-browser", "print the address only"),
+        Option("--export FILE", "write the pages of these runs to one HTML file"),
+        Option("--json", "print the address as JSON, and open no browser"),
         takes=ANY_JOBS,
         page=_UI_PAGE,
     ),
@@ -490,15 +473,15 @@ TOOLS = {
     "init": ToolCommand(
         "nemotron_kit.cli.init:init",
         "write a new recipe, or a profile",
-        ToolOption("--profile NAME", "write the profile NAME; KEY is any field of a profile"),
-        ToolOption("--no-check", "don't run `nemotron profiles check` on it"),
+        Option("--profile NAME", "write the profile NAME; KEY is any field of a profile"),
+        Option("--no-check", "don't run `nemotron profiles check` on it"),
         takes=NEW,
         page=_INIT_PAGE,
     ),
     "explain": ToolCommand(
         "nemotron_kit.cli.explain:explain",
         "print where the values of a command line's config come from",
-        ToolOption("--json", "print JSON (give it before the recipe)"),
+        Option("--json", "print JSON (give it before the recipe)"),
         takes=FIELDS,
         page=_EXPLAIN_PAGE,
     ),
@@ -568,7 +551,7 @@ def run(name: str, argv: Sequence[str]) -> int:
         from nemotron_kit.cli.output import write_page
 
         commands = [(f"{name} {entry.usage}", entry.summary) for name, entry in command.commands.items()]
-        options = [(f"{name} {option.value}".rstrip(), option.help) for name, option in command.options.items()]
+        options = [(f"{name} {option.metavar}".rstrip(), option.help) for name, option in command.options.items()]
         page = command.page
         for mark, rows in (("{commands}", commands), ("{options}", options)):
             width = max((len(name) for name, _ in rows), default=0)
