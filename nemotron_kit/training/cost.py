@@ -135,11 +135,33 @@ class Workload(Value):
         if place and not unknown(place):
             found += disk_notes(self.model, place, self.checkpoint.kept, job, adapters=self.adapters)
         tokens = train.train_iters * train.global_batch_size * self.seq_length
-        model, adapters = self.model, self.adapters
-        return [
-            *found,
-            *time_notes(model, self.seq_length, tokens, processes, train, place, gpu, job, adapters=adapters),
-        ]
+        return [*found, *self.time_notes(tokens, processes, gpu, job)]
+
+    def time_notes(self, tokens: int, processes: int, gpu: GpuFacts | None, job: JobFacts | None) -> list[Note]:
+        """A Note on the hours that training on so many `tokens` takes, if these are many: by the tokens a second of an
+        earlier run that was as fast, else by the peak of the job's GPUs; nothing where neither is known. It warns where
+        the job's time limit is shorter, and nothing goes on after it."""
+        train = self.train
+        recomputes = train.activation_checkpointing
+        work = step_work(self.model, self.seq_length, checkpointing=recomputes, adapters=self.adapters)
+        if work * tokens < _SMALL_WORK:
+            return []
+        measured = job.earlier_rate(SAME_SPEED) if job is not None else None
+        if measured is not None:
+            rate, run = measured
+            why = f"at the {rate:,.0f} tokens/s of {run}"
+        elif gpu is not None and gpu.flops and train.precision != "fp32":
+            rate = processes * gpu.flops * UTILIZATION / work
+            why = (
+                f"of {work / 1e9:,.1f} GFLOP, if {processes:,} GPUs reach {UTILIZATION:.0%} of their peak "
+                f"({gpu.flops / 1e12:,.0f} TFLOPS in bf16), which is assumed, not measured: {rate:,.0f} tokens/s"
+            )
+        else:
+            return []
+        seconds = tokens / rate
+        sizes = ((1e12, " T"), (1e9, " B"), (1e6, " M"))
+        count = next((f"{tokens / size:,.1f}{unit}" for size, unit in sizes if tokens >= size), f"{tokens:,.0f}")
+        return [_against_limit(seconds, f"{_hours(seconds)} for {count} tokens {why}.", self.checkpoint.save, job)]
 
     def problems(self) -> list[str]:
         """A sentence with the estimate if this machine's memory is too small."""
@@ -201,42 +223,6 @@ def step_work(model: Mapping[str, Any], seq_length: int, *, checkpointing: bool 
     forward = weights + attention
     backward = weights * (1 if adapters else 2) + 2 * attention
     return int(forward * (1 + checkpointing) + backward)
-
-
-def time_notes(
-    model: Mapping[str, Any],
-    seq_length: int,
-    tokens: int,
-    processes: int,
-    train: TrainBlock,
-    place: str | None,
-    gpu: GpuFacts | None,
-    job: JobFacts | None,
-    *,
-    adapters: bool = False,
-) -> list[Note]:
-    """A Note on the hours that training on so many `tokens` takes, if these are many: by the tokens a second of an
-    earlier run that was as fast, else by the peak of the job's GPUs; nothing where neither is known. It warns where
-    the job's time limit is shorter, and nothing goes on after it."""
-    work = step_work(model, seq_length, checkpointing=train.activation_checkpointing, adapters=adapters)
-    if work * tokens < _SMALL_WORK:
-        return []
-    measured = job.earlier_rate(SAME_SPEED) if job is not None else None
-    if measured is not None:
-        rate, run = measured
-        why = f"at the {rate:,.0f} tokens/s of {run}"
-    elif gpu is not None and gpu.flops and train.precision != "fp32":
-        rate = processes * gpu.flops * UTILIZATION / work
-        why = (
-            f"of {work / 1e9:,.1f} GFLOP, if {processes:,} GPUs reach {UTILIZATION:.0%} of their peak "
-            f"({gpu.flops / 1e12:,.0f} TFLOPS in bf16), which is assumed, not measured: {rate:,.0f} tokens/s"
-        )
-    else:
-        return []
-    seconds = tokens / rate
-    sizes = ((1e12, " T"), (1e9, " B"), (1e6, " M"))
-    count = next((f"{tokens / size:,.1f}{unit}" for size, unit in sizes if tokens >= size), f"{tokens:,.0f}")
-    return [_against_limit(seconds, f"{_hours(seconds)} for {count} tokens {why}.", place, job)]
 
 
 def steps_notes(model: Mapping[str, Any], steps: int, place: str | None, job: JobFacts | None) -> list[Note]:

@@ -17,7 +17,7 @@ from transformers import NemotronHForCausalLM
 from nemotron_kit.errors import Note, UserError
 from nemotron_kit.training import PretrainConfig, TrainConfig, model_size
 from nemotron_kit.training.config_blocks import CheckpointConfig, ParallelBlock
-from nemotron_kit.training.cost import disk_notes, step_work, time_notes
+from nemotron_kit.training.cost import Workload, disk_notes, step_work
 from nemotron_kit.training.cost import preflight as sft_preflight
 from nemotron_kit.training.grpo_config import CheckpointingBlock, DataBlock, GRPOConfig, PolicyBlock
 from nemotron_kit.training.grpo_config import preflight as rl_preflight
@@ -347,6 +347,20 @@ def test_fine_tuning_and_rl_are_told_of_their_disk_and_hours(tmp_path: Path) -> 
     hours = rl_notes(job._replace(rate=1 / 90))[-1]
     assert re.search(r"^Warning: training takes about 5.0 hours for 200 steps \(the most\) at the 90.0 s a step", hours)
     assert "hours" not in rl_notes(job._replace(rate=1.0))[-1], "minutes are not worth a word"
+
+
+def time_notes(
+    model: dict[str, Any],
+    seq_length: int,
+    tokens: int,
+    processes: int,
+    train: TrainConfig,
+    place: Any,
+    gpu: Any,
+    job: Any,
+) -> list[Note]:
+    work = Workload("It", model, seq_length, train, CheckpointConfig(save=place), "")
+    return work.time_notes(tokens, processes, gpu, job)
 
 
 @pytest.mark.parametrize(
