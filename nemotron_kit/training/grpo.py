@@ -83,12 +83,12 @@ class _Run:
         self.config, self.began = config, began
         self.base = Path(str(config.policy.model_name))
         require_model(self.base)
-        folder = Path(config.tokenizer) if config.tokenizer else self.base
+        self.tokenizer_folder = Path(config.tokenizer) if config.tokenizer else self.base
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            self.tokenizer = AutoTokenizer.from_pretrained(self.tokenizer_folder, local_files_only=True)
         except (OSError, ValueError) as error:
             raise UserError(
-                f"{folder}: no tokenizer can be read: {' '.join(str(error).split())}",
+                f"{self.tokenizer_folder}: no tokenizer can be read: {' '.join(str(error).split())}",
                 hint="policy.tokenizer names a folder; null is the model's own.",
             ) from error
         longest = config.policy.max_total_sequence_length
@@ -135,8 +135,7 @@ class _Run:
         same = settings_identity(config, "bf16" if use_bf16(config.precision) else "fp32")
         rows = Path(str(data.train_jsonl_fpath))
         same["data"]["content"] = sha256_files([rows], rows.stat().st_size)[0]
-        tokenizer = Path(config.tokenizer) if config.tokenizer else self.base
-        same["policy"]["tokenizer"] = sha256_files([tokenizer / "tokenizer.json"], 0)[0]
+        same["policy"]["tokenizer"] = sha256_files([self.tokenizer_folder / "tokenizer.json"], 0)[0]
         same |= given_weights(config.checkpoint)
         valid_on = None
         if data.validation_jsonl_fpath is not None:  # what a validation measures on
@@ -248,7 +247,6 @@ class _Run:
 
     def _finish(self, loop: StepLoop) -> TrainingOutcome:
         progress = loop.progress
-        tokenizer = Path(self.config.tokenizer) if self.config.tokenizer else self.base
         given = {"base model": self.base, "prompts": self.config.data.train_jsonl_fpath}
         facts = {
             "judged by": ", ".join(self.train.agents),
@@ -257,8 +255,8 @@ class _Run:
             **{f"{name}, before": round(value, 4) for name, value in progress.before.items()},
             **{name: round(value, 4) for name, value in progress.held_out.items()},
         }
-        title, chat = "Nemotron-H, trained by rewards", ChatTokens.of(tokenizer)
-        outcome = export_run(loop, self.folder, title, given, facts, tokenizer, chat)
+        title, chat = "Nemotron-H, trained by rewards", ChatTokens.of(self.tokenizer_folder)
+        outcome = export_run(loop, self.folder, title, given, facts, self.tokenizer_folder, chat)
         return replace(outcome, before=progress.before, after=progress.held_out)
 
 

@@ -455,15 +455,13 @@ def preflight(
     del connect
     if config.on_nemo_rl:
         return list(nemo_rl.problems(config, here=here, processes=processes))
-    problems = config.problems()
-    processes = processes or max(1, config.train.layout.ranks) if not problems else 1
-    try:
-        if not problems:
-            config.check_split(processes)
-    except UserError as error:
-        problems = [" ".join(str(error).split("\n"))]
-    if problems:
+    if problems := config.problems():
         return problems
+    processes = processes or max(1, config.train.layout.ranks)
+    try:
+        config.check_split(processes)
+    except UserError as error:
+        return [" ".join(str(error).split("\n"))]
     named: dict[str, None] = {}
     for path in (config.data.train_jsonl_fpath, config.data.validation_jsonl_fpath) if here else ():
         if path is not None and not unknown(path):  # a rows file that does not exist yet names no verifier
