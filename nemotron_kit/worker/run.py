@@ -71,7 +71,7 @@ def run_job(
                     collect_again()
                     wait_for(job, spec.after)
                 job.transition("running", pgid=os.getpgid(0), versions=installed_versions())
-                with environment(spec.environment, spec.expand):
+                with environment({**_others_ranks(), **spec.environment}, spec.expand):
                     capture = {"shown": shown, "until_exit": until_exit, "if_left": if_left}
                     outcome = _run(job, spec, handler, config_cls, **capture)
         except Cancelled as error:
@@ -86,6 +86,14 @@ def run_job(
             what = os.fsdecode(error.filename) if error.filename is not None else str(job.path)
             outcome = Outcome(1, "failed", f"{what}: {error.strerror}")
         return _put_on_record(job, outcome)
+
+
+def _others_ranks() -> dict[str, None]:
+    """The variables, to be unset, by which torchrun, or Kubeflow (PET_…), tells a process that it is one of several, or
+    torchrun that it is. A launch in a shell or pod that has them is no rank of that job: it would wait for the
+    others."""
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "TORCHELASTIC_RUN_ID")
+    return {name: None for name in os.environ if name in names or name.startswith("PET_")}
 
 
 # The packages whose versions a result may depend on; the recipe's own code is in the plan.

@@ -49,6 +49,18 @@ def ends(job: JobFolder, code: Any = 0) -> tuple[int, str, str]:
     return outcome.code, outcome.state, job.state().state
 
 
+def test_a_job_is_no_rank_of_the_job_whose_shell_launched_it(job: JobFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waited for the other ranks, torchrun (PET_NNODES) for the other nodes. A profile's own variables count."""
+    left = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "3", "PET_NNODES": "3", "TORCHELASTIC_RUN_ID": "x"}
+    for name, text in left.items():
+        monkeypatch.setenv(name, text)
+    (job.path / "job.json").write_text(json.dumps({**SPEC, "environment": {"PET_RDZV_BACKEND": "c10d"}}))
+    assert ends(job, lambda: int(any(name in os.environ for name in left) or "PET_RDZV_BACKEND" not in os.environ)) == (
+        0, "succeeded", "succeeded",
+    )  # fmt: skip
+    assert left.items() <= os.environ.items()
+
+
 @pytest.mark.parametrize("value", ["\udcff", {"\udcff": [Path("\udcff/x")]}])
 def test_what_is_not_utf_8_is_on_record(job: JobFolder, value: Any) -> None:
     """As the names of files may be that a job lists."""
