@@ -89,3 +89,17 @@ def write_packed_data(place: Path) -> Path:
     write_tokenizer(folder / "tokenizer")
     (folder / "tokenizer/chat_template.jinja").write_text(TEMPLATE)
     return folder
+
+
+def write_questions(folder: Path, **counts: int) -> dict[str, str]:
+    """Write the rows of RL, so many for each split, for the judge `odd`; split → file."""
+    for split, count in counts.items():
+        rows = [
+            {
+                "responses_create_params": {"input": [{"role": "user", "content": f"{split} {'x' * n}?"}]},
+                "agent_ref": {"type": "responses_api_agents", "name": "odd"},
+            }
+            for n in range(count)
+        ]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return {split: str(folder / f"{split}.jsonl") for split in counts}

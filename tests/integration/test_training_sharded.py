@@ -43,7 +43,7 @@ from nemotron_kit.training.grpo_config import GRPOConfig
 from nemotron_kit.training.sft import sft
 from nemotron_kit.training.sft_config import SFTConfig, SFTOptimizerConfig, SFTTrainConfig
 
-from ..packed import write_packed_data
+from ..packed import write_packed_data, write_questions
 from ..shards import MODEL, write_chat_model, write_tiny_data
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -59,8 +59,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory, base_model: Path) -> dict[str
     """All runs: "name on processes" → what it came to."""
     place = tmp_path_factory.mktemp("sharded")
     chat = {"stage": "sft", "data": str(write_packed_data(place)), "base": str(base_model)}
-
-    asked = {"stage": "rl", "base": str(write_chat_model(place / "chat")), "rows": write_questions(place)}
+    rows = write_questions(place, train=12, val=5)
+    asked = {"stage": "rl", "base": str(write_chat_model(place / "chat")), "rows": rows}
+    # What judges an answer: how many letters it has.
+    (place / "odd_words.py").write_text("def likes_odd(answer, row):\n    return float(len(answer) % 2)\n")
 
     def load(name: str, **more: Any) -> dict[str, Any]:
         return {"load": str(place / name), **more}
@@ -190,21 +192,6 @@ def test_checkpoints_are_each_ranks_own_files_without_a_pickle(runs: dict[str, A
     for path in kept:
         checkpoint.read(path, verify=True)
         assert len(list(path.glob("shards/*.safetensors"))) == 2
-
-
-def write_questions(place: Path) -> dict[str, str]:
-    """Rows to ask, and what judges them: how many letters an answer has."""
-    (place / "odd_words.py").write_text("def likes_odd(answer, row):\n    return float(len(answer) % 2)\n")
-    for split, count in (("train", 12), ("val", 5)):
-        rows = [
-            {
-                "responses_create_params": {"input": [{"role": "user", "content": f"{split} {'x' * n}?"}]},
-                "agent_ref": {"type": "responses_api_agents", "name": "odd"},
-            }
-            for n in range(count)
-        ]
-        (place / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return {split: str(place / f"{split}.jsonl") for split in ("train", "val")}
 
 
 def questions(run: dict[str, Any], save: Path) -> GRPOConfig:

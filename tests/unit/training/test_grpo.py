@@ -29,6 +29,8 @@ from nemotron_kit.training.processes import Preempted, StopRequest
 from nemotron_kit.training.prompts import PromptOrder
 from nemotron_kit.training.sampling import Completion, answering, drawn, generate, probabilities, uniform
 
+from ...packed import write_questions
+
 TOKENIZER = Path(__file__).parents[3] / "recipes" / "nano3" / "tokenizers" / "tiny"
 BLOCK = {
     "hybrid_override_pattern": "M*E", "vocab_size": 4096, "hidden_size": 16, "num_attention_heads": 2,
@@ -60,15 +62,7 @@ def sft(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def config(sft: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> GRPOConfig:
     monkeypatch.delenv("NEMO_RUN_DIR", raising=False)
-    for split, count in (("train", 12), ("val", 3)):
-        rows = [
-            {
-                "responses_create_params": {"input": [{"role": "user", "content": f"{split} {'x' * n}?"}]},
-                "agent_ref": {"type": "responses_api_agents", "name": "odd"},
-            }
-            for n in range(count)
-        ]
-        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    rows = write_questions(tmp_path, train=12, val=3)
     made = GRPOConfig()
     made.grpo.num_prompts_per_step, made.grpo.num_generations_per_prompt = 4, 3
     made.grpo.max_num_steps, made.grpo.num_val_generations_per_prompt, made.grpo.val_period = 2, 1, None
@@ -77,8 +71,7 @@ def config(sft: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> GRPOCo
     made.policy.train_micro_batch_size, made.policy.generation_batch_size = 4, 5
     made.policy.generation.max_new_tokens = 4
     made.policy.optimizer.kwargs = {"lr": 1e-2}
-    made.data.train_jsonl_fpath = str(tmp_path / "train.jsonl")
-    made.data.validation_jsonl_fpath = str(tmp_path / "val.jsonl")
+    made.data.train_jsonl_fpath, made.data.validation_jsonl_fpath = rows["train"], rows["val"]
     made.env.verifiers = {"odd": {"_target_": f"{__name__}.likes_odd"}}
     made.checkpointing.checkpoint_dir = str(tmp_path / "out")
     made.checkpointing.save_period = 1
