@@ -20,7 +20,7 @@ import yaml
 from nemotron_kit.polling import until
 
 from ..project import environment, run, start
-from ..shards import MODEL, write_shard
+from ..shards import MODEL, write_tiny_data
 from ..warm import programs, run_warm
 
 SCRIPT = Path(__file__).parents[2] / "recipes/nano3/stage0_pretrain/train.py"
@@ -30,24 +30,8 @@ MODULE = "nemotron.recipes.nano3.stage0_pretrain.train"
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A working folder with prepared data and a config.yaml."""
-    random = np.random.default_rng(0)
-
-    def documents(count: int) -> list[list[int]]:
-        return [[int(n) for n in (np.arange(90) + start) % 64] for start in random.integers(0, 64, count)]
-
-    blend = {
-        "train": [
-            "2",
-            write_shard(tmp_path / "data/a", documents(30)),
-            "1",
-            write_shard(tmp_path / "data/b", documents(20)),
-        ],
-        "valid": ["1", write_shard(tmp_path / "data/v", documents(6))],
-    }
-    (tmp_path / "data/blend.json").write_text(json.dumps(blend))
-    (tmp_path / "data/metadata.json").write_text(json.dumps({"metadata": {"vocab_size": 64}}))
     config = {
-        "recipe": {"per_split_data_args_path": str(tmp_path / "data/blend.json")},
+        "recipe": {"per_split_data_args_path": str(write_tiny_data(tmp_path))},
         "model": MODEL,
         "dataset": {"seq_length": 32},
         "train": {"train_iters": 6, "global_batch_size": 4, "micro_batch_size": 2, "lr": 0.01},
@@ -104,7 +88,7 @@ def test_a_run_leaves_a_model_that_plain_transformers_loads(folder: Path) -> Non
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(path).eval()
-    stream = np.fromfile(folder / "data/v.bin", np.uint16).astype(np.int64)
+    stream = np.fromfile(folder / "data/valid/a.bin", np.uint16).astype(np.int64)
     windows = torch.from_numpy(np.stack([stream[n : n + 33] for n in range(0, len(stream) - 32, 32)]))
     with torch.no_grad():
         loss = torch.nn.functional.cross_entropy(
@@ -243,10 +227,10 @@ def test_a_mistake_is_one_line_and_exit_code_2(folder: Path, words: list[str], e
 
 
 def test_a_damaged_shard_is_never_read(folder: Path) -> None:
-    path = folder / "data/b.bin"
+    path = folder / "data/train/b.bin"
     path.write_bytes(path.read_bytes()[:-2])
     run = train(folder)
-    assert run.returncode == 2 and re.search(r"b\.bin: 3,598 bytes, but its index says 3,600", run.stderr)
+    assert run.returncode == 2 and re.search(r"b\.bin: 3,198 bytes, but its index says 3,200", run.stderr)
 
 
 def test_another_model_in_the_folder_is_refused(folder: Path) -> None:
