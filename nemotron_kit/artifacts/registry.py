@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,7 +42,7 @@ from nemotron_kit.artifacts.store import (
     Draft,
     Store,
 )
-from nemotron_kit.envfile import EnvFile, read_env_file
+from nemotron_kit.envfile import EnvFile, Lines, read_env_file, reserved_table
 from nemotron_kit.errors import DamagedRecordError, UserError, listed, nearest, sentence
 from nemotron_kit.files import DAY_S, canonical
 from nemotron_kit.home import expand_user, moved, nemotron_home
@@ -348,8 +348,6 @@ def _short(value: Any) -> str:
 
 
 _FORCE = "--force removes it nevertheless."
-BACKENDS = ("file", "wandb")
-_KEYS = ("backend", "root", "mode", "hash_limit")
 _SIZE = r"(?i)([0-9]+)\s*([kMGT]?i?)B?\Z"
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
@@ -373,25 +371,17 @@ def open_registry(root: str | Path | None = None, *, env: EnvFile | None = None)
 
 def artifact_settings(env: EnvFile) -> dict[str, Any]:
     """`[artifacts]` of env.toml, checked: backend, root (a Path), mode, hash_limit (bytes or None)."""
-    table = env.table("artifacts")
-    where = f"{env.path}: [artifacts]"
-    for key in table:
-        if key not in _KEYS:
-            raise UserError(f"{where} has no key {key!r}.", hint=sentence(nearest(key, _KEYS)))
-    root = table.get("root")
-    if not isinstance(root, str | None) or root == "":
-        raise UserError(f"{where} root is {root!r}, not a folder's path.")
-    settings = {
-        "backend": _choice(table, "backend", BACKENDS, where),
-        "root": env.folder / local_root(root) if root else nemotron_home() / "artifacts",
-        "mode": _choice(table, "mode", tuple(MODES), where),
-    }
-    limit = table.get("hash_limit")
+    settings = {"backend": "file", "mode": "private", "hash_limit": None, **reserved_table(env, "artifacts")}
+    if (root := settings.get("root")) == "":
+        raise UserError(f"{Lines(env).where('artifacts', 'root')}: it is '', not a folder's path.")
+    settings["root"] = env.folder / local_root(root) if root else nemotron_home() / "artifacts"
+    limit = settings["hash_limit"]
     if isinstance(limit, str) and (match := re.match(_SIZE, limit)):
         unit = match[2].lower()
         limit = int(match[1]) * int((1024 if unit.endswith("i") else 1000) ** _POWERS[unit.rstrip("i")])
-    if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 0):
-        raise UserError(f"{where} hash_limit is {limit!r}.", hint='Give bytes, as a number or as in "50GB".')
+    if isinstance(limit, str) or (limit is not None and limit < 0):
+        where = Lines(env).where("artifacts", "hash_limit")
+        raise UserError(f"{where}: it is {limit!r}.", hint='Give bytes, as a number or as in "50GB".')
     return {**settings, "hash_limit": limit}
 
 
@@ -405,13 +395,6 @@ def local_root(root: str | Path) -> Path:
             hint="Give a folder that all nodes share: [artifacts] root in env.toml, or init(root=…).",
         )
     return expand_user(text)
-
-
-def _choice(table: Mapping[str, Any], key: str, known: tuple[str, ...], where: str) -> str:
-    value = table.get(key, known[0])
-    if value not in known:
-        raise UserError(f"{where} {key} is {value!r}.", hint=sentence(nearest(str(value), known)))
-    return str(value)
 
 
 # The reference implementation calls plain folders "fsspec".

@@ -19,8 +19,8 @@ from nemotron_kit.artifacts.datasets import InputDatasetInfo, to_wandb_uri
 from nemotron_kit.artifacts.manifest import folder_of, read_document
 from nemotron_kit.artifacts.reference import Pin
 from nemotron_kit.artifacts.registry import get_config, init
-from nemotron_kit.envfile import read_env_file
-from nemotron_kit.errors import NemotronError, UserError, nearest, sentence
+from nemotron_kit.envfile import Lines, read_env_file, reserved_table
+from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.masking import masked
 
 if TYPE_CHECKING:
@@ -222,7 +222,6 @@ def bounded(work: Callable[[], Any], complaint: str, *, seconds: float | None = 
 # No postponed annotations here: WandbConfig is also used as an OmegaConf schema.
 
 
-_KEYS = ("project", "entity", "run_name", "name", "tags", "notes", "enabled")
 _INIT_S = 15.0
 _PROBE_S = 2.0
 
@@ -246,26 +245,17 @@ class WandbConfig:
 def wandb_config_from_env_file() -> WandbConfig | None:
     """The [wandb] table of env.toml; None if there is no such table, or if it has `enabled = false`."""
     env = read_env_file()
-    table = env.table("wandb")
-    if table.get("enabled", bool(table)) is False:
+    given = env.table("wandb")
+    if given.get("enabled", bool(given)) is False:
         return None
-    where = f"{env.path}: [wandb]"
-    for key in table:
-        if key not in _KEYS:
-            raise UserError(f"{where} has no key {key!r}.", hint=sentence(nearest(key, _KEYS)))
-    tags = table.get("tags", [])
-    texts = {"project": table.get("project"), "entity": table.get("entity"), "notes": table.get("notes")}
-    texts["run_name"] = table.get("run_name", table.get("name"))
-    if not isinstance(table.get("enabled", True), bool):
-        raise UserError(f"{where} enabled is {table['enabled']!r}, not true or false.")
-    for key, value in texts.items():
-        if not isinstance(value, str | None):
-            raise UserError(f"{where} {key} is {value!r}, not a text.")
-    if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
-        raise UserError(f"{where} tags is {tags!r}.", hint='Write a list of texts: tags = ["a", "b"].')
-    if not texts["project"]:
-        raise UserError(f"{where} names no project.", hint='Add project = "…", or remove the table to turn W&B off.')
-    return WandbConfig(tags=tuple(tags), **texts)
+    table = reserved_table(env, "wandb")
+    name = table.pop("name", None)
+    if not table.get("project"):
+        where = Lines(env).where("wandb")
+        raise UserError(
+            f"{where}: it names no project.", hint='Add project = "…", or remove the table to turn W&B off.'
+        )
+    return WandbConfig(**{"run_name": name, **table})
 
 
 def wandb_config_from_environ() -> WandbConfig | None:

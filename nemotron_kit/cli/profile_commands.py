@@ -9,14 +9,13 @@ from typing import Any
 
 from nemotron_kit.cli.output import WARNING, clean, print_json, print_table, write_lines
 from nemotron_kit.cli.toolargs import ToolParser
-from nemotron_kit.envfile import read_env_file
+from nemotron_kit.envfile import check_reserved_tables, read_env_file
 from nemotron_kit.errors import NemotronError, Unreachable, UserError
 from nemotron_kit.executors.checks import check_profile
 from nemotron_kit.masking import MASK, is_secret_name, mask, masked
 from nemotron_kit.remote.ssh import LOGIN, ssh_command, ssh_from, transport_for
 from nemotron_kit.runs.progress import short_span
 from nemotron_kit.spec.profiles import (
-    check_reserved_tables,
     effective_profile,
     list_run_profiles,
     read_profile,

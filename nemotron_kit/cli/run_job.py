@@ -20,12 +20,11 @@ from nemotron_kit.cli.output import colour, escaped, print_status
 from nemotron_kit.cli.request import Job, hydra_overrides
 from nemotron_kit.config.freeze import resolve, to_yaml, typed
 from nemotron_kit.config.resolvers import pinned
-from nemotron_kit.envfile import read_env_file
+from nemotron_kit.envfile import check_reserved_tables, read_env_file
 from nemotron_kit.errors import NemotronError, UserError, printable
 from nemotron_kit.files import finite
 from nemotron_kit.home import check_text, new_run_id
 from nemotron_kit.spec.plan import IN_PROCESS, INTERACTIVE, Plan, is_local
-from nemotron_kit.spec.profiles import check_reserved_tables
 from nemotron_kit.spec.runconfig import FIELDS
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from nemotron_kit.config.compose import Composed
 from nemotron_kit.config.freeze import secrets_used, to_yaml, walk_strings
 from nemotron_kit.config.resolvers import pinned
 from nemotron_kit.config.schema import contradictions
-from nemotron_kit.envfile import EnvFile, read_env_file
+from nemotron_kit.envfile import EnvFile, read_env_file, reserved_table
 from nemotron_kit.errors import NemotronError, Note, Problem, UserError
 from nemotron_kit.executors.base import SHELL, Executor, PlanContext, executor_for
 from nemotron_kit.home import TENSORBOARD, nemotron_home
@@ -41,7 +41,7 @@ from nemotron_kit.masking import MASK, is_literal, is_path, is_secret_name, is_s
 from nemotron_kit.quoting import refers
 from nemotron_kit.spec.paths import RemotePaths
 from nemotron_kit.spec.plan import DETACHED, IN_PROCESS, INTERACTIVE, RAY, TORCHRUN, Labels, Plan, is_local
-from nemotron_kit.spec.profiles import check_run_wandb, reserved_table
+from nemotron_kit.spec.profiles import check_run_wandb
 from nemotron_kit.spec.resources import Resources, fields_given, gpu_of, label_of
 from nemotron_kit.spec.runconfig import env_dict
 from nemotron_kit.worker import ray_command, torchrun_command, worker_command

@@ -1,26 +1,31 @@
-"""Profiles and the reserved tables of env.toml: `extends` resolved, every value checked, with its origin."""
+"""The profiles in env.toml: `extends` resolved, every value checked, with its origin."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nemotron_kit.envfile import RESERVED, EnvFile, find_env_file, read_env_file, unread_env_file
+from nemotron_kit.envfile import (
+    FITS,
+    KEYS,
+    RESERVED,
+    TEXT,
+    EnvFile,
+    Lines,
+    NoEnvFile,
+    find_env_file,
+    read_env_file,
+    reserved_table,
+    unread_env_file,
+)
 from nemotron_kit.errors import UserError, nearest, sentence
 from nemotron_kit.home import expand_user
 from nemotron_kit.lazy import Value
 from nemotron_kit.spec.runconfig import (
-    FITS,
-    FLAG,
-    SIZE,
-    TEXT,
-    TEXTS,
     ProfileError,
     RunConfig,
     check_value,
@@ -31,118 +36,6 @@ from nemotron_kit.spec.runconfig import (
 
 if TYPE_CHECKING:
     from nemotron_kit.artifacts.wandb import WandbConfig
-
-
-_PART = r'(?:"(?:[^"\\\n]|\\.)*"|\'[^\'\n]*\'|[A-Za-z0-9_-]+)'
-_DOTTED = rf"{_PART}(?:[ \t]*\.[ \t]*{_PART})*"
-_SKIP = r"(?:[ \t\r\n]|#[^\n]*)+"
-_HEADER = rf"\[\[?[ \t]*({_DOTTED})[ \t]*\]\]?"
-_KEY = rf"({_DOTTED})[ \t]*="
-# One step through a value: a whole string or comment, or one character.
-_STEP = r'(?s)"""(?:\\.|[^\\])*?"{3,5}|\'\'\'.*?\'{3,5}|"(?:[^"\\\n]|\\.)*"|\'[^\'\n]*\'|#[^\n]*|.'
-
-Key = tuple[str, ...]
-
-
-def key_lines(text: str) -> dict[Key, int]:
-    """The line, from 1, of every table header and key of a valid TOML text; keys inside inline tables are left out."""
-    skip, header, of_key, one_step = map(re.compile, (_SKIP, _HEADER, _KEY, _STEP))
-    lines: dict[Key, int] = {}
-    table: Key = ()
-    position = 0
-    while position < len(text):
-        if match := skip.match(text, position):
-            position = match.end()
-            continue
-        number = text.count("\n", 0, position) + 1
-        if match := header.match(text, position):
-            table = _parts(match[1])
-            lines.setdefault(table, number)
-            position = match.end()
-        elif match := of_key.match(text, position):
-            lines.setdefault(table + _parts(match[1]), number)
-            position, depth = match.end(), 0
-            while match := one_step.match(text, position):
-                if match[0] == "\n" and depth == 0:
-                    break  # inside brackets, braces or a string, a newline doesn't end the value
-                depth += (match[0] in "[{") - (match[0] in "]}") if len(match[0]) == 1 else 0
-                position = match.end()
-        else:  # a byte-order mark, or nothing that valid TOML holds
-            position += 1
-    return lines
-
-
-def line_of(lines: dict[Key, int], *key: str) -> int | None:
-    """The line of `key`, else of the nearest table that holds it."""
-    for length in range(len(key), 0, -1):
-        if key[:length] in lines:
-            return lines[key[:length]]
-    return None
-
-
-def _parts(dotted: str) -> Key:
-    parts = []
-    for part in re.findall(_PART, dotted):
-        text = part[1:-1] if part[0] in "'\"" else part
-        if part[0] == '"':
-            with suppress(ValueError):  # JSON has no \U0001F600
-                text = str(json.loads(part))
-        parts.append(text)
-    return tuple(parts)
-
-
-# The reserved tables: key → what its value must be, and what it means.
-KEYS: dict[str, dict[str, tuple[str, str]]] = {
-    "wandb": {
-        "project": (TEXT, "the project that runs are tracked in; without one nothing is tracked"),
-        "entity": (TEXT, "the user or team that owns it (default: that of the login)"),
-        "run_name": (TEXT, "the name of the W&B run"),
-        "name": (TEXT, "the same as run_name"),
-        "tags": (TEXTS, "tags of the W&B run"),
-        "notes": (TEXT, "a note on the W&B run"),
-        "enabled": (FLAG, "false: track nothing"),
-    },
-    "artifacts": {
-        "backend": (
-            TEXT,
-            "both register in files; file: log no artifacts to W&B; wandb: refuse to launch without a W&B project",
-        ),
-        "root": (TEXT, "the registry's folder (default: artifacts in NEMOTRON_HOME)"),
-        "mode": (TEXT, "private, or group: the group may read and write"),
-        "hash_limit": (SIZE, "larger files are identified by size and time only: 50GB (default: no limit)"),
-    },
-    "cache": {"git_dir": (TEXT, "the folder for repositories that ${auto_mount:git+…} fetches")},
-    "cli": {
-        "theme": (TEXT, "the Pygments style of the config in a dry-run"),
-        "recipes": (TEXTS, "folders with recipes, relative to env.toml"),
-    },
-    "tracking": {"tensorboard": (FLAG, "write event files for TensorBoard in each job's folder")},
-}
-CHOICES = {("artifacts", "backend"): ("file", "wandb"), ("artifacts", "mode"): ("private", "group")}
-
-
-def reserved_table(env: EnvFile, name: str) -> dict[str, Any]:
-    """One reserved table, checked: UserError with file, line and nearest key; {} when it is absent."""
-    table = env.table(name)
-    for key, value in table.items():
-        if key not in KEYS[name]:
-            found = nearest(key, KEYS[name])
-            raise UserError(f"{Lines(env).where(name, key)}: no such key.", hint=sentence(found))
-        expected, _ = KEYS[name][key]
-        if not FITS[expected](value):
-            raise UserError(
-                f"{Lines(env).where(name, key)}: expected {expected}, got {value!r} ({type(value).__name__})."
-            )
-        choices = CHOICES.get((name, key))
-        if choices and value not in choices:
-            raise UserError(f"{Lines(env).where(name, key)}: {value!r} is none of {', '.join(choices)}.")
-    return dict(table)
-
-
-def check_reserved_tables(env: EnvFile) -> None:
-    """Check all of them, so that a misspelt key is not ignored silently."""
-    for name in KEYS:
-        reserved_table(env, name)
 
 
 def check_run_wandb(table: Any) -> None:
@@ -175,36 +68,6 @@ def load_wandb_config(config_path: str | Path | None = None) -> WandbConfig | No
     from nemotron_kit.artifacts.wandb import WandbConfig
 
     return WandbConfig(**table)
-
-
-class NoEnvFile(UserError, FileNotFoundError):
-    """There is no env.toml, so there are no profiles."""
-
-
-class Lines:
-    """Line numbers in one env.toml. The text is read again only on request."""
-
-    def __init__(self, env: EnvFile) -> None:
-        if env.path is None:
-            raise NoEnvFile("There is no env.toml.", hint="Profiles are tables in it: [NAME], then executor = …")
-        self.path = env.path
-
-    @cached_property
-    def _found(self) -> dict[Key, int]:
-        return key_lines(self.path.read_text(encoding="utf-8-sig"))
-
-    def line(self, *key: str) -> int | None:
-        """The line of a table or key, from 1; that of the nearest table around it if it is not found."""
-        return line_of(self._found, *key)
-
-    def short(self, *key: str) -> str:
-        """`env.toml:7`, the origin of a value."""
-        return f"{self.path.name}:{self.line(*key)}"
-
-    def where(self, table: str, key: str | None = None) -> str:
-        """`/home/me/env.toml:7: [C] nodes`: how every error about the file begins."""
-        keys = (table,) if key is None else (table, key)
-        return f"{self.path}:{self.line(*keys) or 1}: [{table}]" + (f" {key}" if key else "")
 
 
 def names(env: EnvFile) -> list[str]:

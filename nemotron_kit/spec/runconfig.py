@@ -6,11 +6,12 @@ import datetime
 import json
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from nemotron_kit import installed
+from nemotron_kit.envfile import FITS, FLAG, INT, TABLE, TABLES, TEXT, TEXTS
 from nemotron_kit.errors import UserError, nearest, sentence
 from nemotron_kit.spec import MOST_PROCESSES
 
@@ -367,23 +368,11 @@ def check_srun_arguments(srun_args: Sequence[object], config: RunConfig) -> None
                 )
 
 
-TEXT, TEXTS, FLAG, SIZE = "text", "a list of texts", "true or false", "bytes, as a number or text"
-_INT, _TABLES, _TABLE = "a whole number", "a list of texts or tables", "a table"
-# What a value in env.toml must be, as messages have it → whether one is.
-FITS: dict[str, Callable[[Any], bool]] = {
-    TEXT: lambda value: isinstance(value, str),
-    _INT: lambda value: isinstance(value, int) and not isinstance(value, bool),
-    SIZE: lambda value: isinstance(value, int | str) and not isinstance(value, bool),
-    FLAG: lambda value: isinstance(value, bool),
-    TEXTS: lambda value: isinstance(value, list) and all(isinstance(item, str) for item in value),
-    _TABLES: lambda value: isinstance(value, list) and all(isinstance(item, str | dict) for item in value),
-    _TABLE: lambda value: isinstance(value, dict) and all(isinstance(key, str) for key in value),
-}
 # A field's type → what its value must be.
-_EXPECTED = {"str": TEXT, "int": _INT, "bool": FLAG} | {
+_EXPECTED = {"str": TEXT, "int": INT, "bool": FLAG} | {
     "list[str]": TEXTS,
-    "list[Any]": _TABLES,
-    "dict[str, Any]": _TABLE,
+    "list[Any]": TABLES,
+    "dict[str, Any]": TABLE,
 }
 _KINDS = {field.name: str(field.type).removesuffix(" | None") for field in fields(RunConfig)}
 # What a record of settings holds, as runs.job.misshapen takes it.

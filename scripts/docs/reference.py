@@ -14,7 +14,7 @@ from typing import Any
 
 from hydra_plugins.nemotron_kit_launcher.nemo_run import NemoRunConf
 
-from nemotron_kit import errors
+from nemotron_kit import envfile, errors
 from nemotron_kit.cli import tree
 from nemotron_kit.cli.indexing import LiveIndex, text
 from nemotron_kit.cli.options import MAYBE, NEMOTRON, PREFIXES
@@ -24,7 +24,7 @@ from nemotron_kit.envfile import EnvFile
 from nemotron_kit.executors.base import EVERYWHERE, executor_class
 from nemotron_kit.runs.folder import PLAN_SHAPE
 from nemotron_kit.runs.job import EXIT_CODES, STATES
-from nemotron_kit.spec import profiles, runconfig
+from nemotron_kit.spec import runconfig
 
 # Title, the files' names, and the docstring that describes them: "module" or "module:name".
 FORMATS = (
@@ -160,10 +160,10 @@ def _env_toml() -> str:
         "`[NAME.resources.CLASS]` holds values for jobs of a class, such as `prep` of data preparation.",
         _table(("field", "type", "default", "meaning", "executors that read it"), rows),
     ]
-    for name, keys in profiles.KEYS.items():
+    for name, keys in envfile.KEYS.items():
         described = []
         for key, (expected, about) in keys.items():
-            choices = profiles.CHOICES.get((name, key))
+            choices = envfile.CHOICES.get((name, key))
             described.append((f"`{key}`", " or ".join(map(_code, choices)) if choices else expected, _plain(about)))
         parts += [f"## [{name}]", _table(("key", "value", "meaning"), described)]
     return _page(parts)

@@ -16,13 +16,13 @@ from nemotron_kit.artifacts.registry import local_root
 from nemotron_kit.cli import tree as quick
 from nemotron_kit.config.config_files import find_config_file
 from nemotron_kit.discovery import discover, recipe_folders
-from nemotron_kit.envfile import EnvFile, read_env_file
+from nemotron_kit.envfile import EnvFile, check_reserved_tables, read_env_file
 from nemotron_kit.errors import UserError
 from nemotron_kit.executors.base import executor_for
 from nemotron_kit.files import write_json
 from nemotron_kit.home import nemotron_home
 from nemotron_kit.remote.agent.inspect import python_facts
-from nemotron_kit.spec.profiles import check_reserved_tables, load_run_profile
+from nemotron_kit.spec.profiles import load_run_profile
 from nemotron_kit.spec.runconfig import RunConfig
 
 ROOT = pytest.mark.skipif(os.getuid() != 0, reason="only root can give a file away")

@@ -413,12 +413,13 @@ def test_where_the_registry_stands(home: Path, tmp_path: Path) -> None:
     ("line", "words"),
     [
         ('root = "s3://bucket/x"', "it must be a folder"),
-        ("root = 3", "not a folder's path"),
-        ('roots = "x"', "no key 'roots'"),
-        ('mode = "public"', "mode is 'public'"),
-        ('backend = "mlflow"', "backend is 'mlflow'"),
-        ('hash_limit = "many"', "hash_limit is 'many'"),
-        ("hash_limit = -1", "hash_limit is -1"),
+        ("root = 3", r"env.toml:2: \[artifacts\] root: expected text, got 3"),
+        ('root = ""', r"env.toml:2: \[artifacts\] root: it is '', not a folder's path"),
+        ('roots = "x"', r"env.toml:2: \[artifacts\] roots: no such key"),
+        ('mode = "public"', "mode: 'public' is none of private, group"),
+        ('backend = "mlflow"', "backend: 'mlflow' is none of file, wandb"),
+        ('hash_limit = "many"', "hash_limit: it is 'many'"),
+        ("hash_limit = -1", "hash_limit: it is -1"),
     ],
 )
 def test_wrong_settings(line: str, words: str) -> None:

@@ -245,10 +245,10 @@ def test_wandb_config(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("env.toml").write_text('[wandb]\nproject = "p"\nenabled = false\n')
     assert wandb_config_from_env_file() is None
     for text, words in [
-        ('projct = "p"', "no key 'projct'"),
-        ('entity = "e"', "names no project"),
-        ('project = "p"\ntags = "a"', "tags is 'a'"),
-        ("project = 3", "project is 3"),
+        ('projct = "p"', r"env.toml:2: \[wandb\] projct: no such key"),
+        ('entity = "e"', r"env.toml:1: \[wandb\]: it names no project"),
+        ('project = "p"\ntags = "a"', "tags: expected a list of texts, got 'a'"),
+        ("project = 3", "project: expected text, got 3"),
     ]:
         Path("env.toml").write_text(f"[wandb]\n{text}\n")
         with pytest.raises(UserError, match=words):

@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nemotron_kit.spec.profiles import key_lines, line_of
+from nemotron_kit.envfile import key_lines, line_of
 
 TEXT = '''\
 top = 1 # [not.a.table]

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from nemotron_kit.envfile import read_env_file
+from nemotron_kit.envfile import NoEnvFile, check_reserved_tables, read_env_file
 from nemotron_kit.errors import UserError
-from nemotron_kit.spec.profiles import NoEnvFile, check_reserved_tables, load_run_profile, load_wandb_config
+from nemotron_kit.spec.profiles import load_run_profile, load_wandb_config
 from nemotron_kit.spec.runconfig import ProfileError
 
 
