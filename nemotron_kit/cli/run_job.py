@@ -250,7 +250,6 @@ def carry_out(plan: Plan, composed: Composed, request: Job, env: EnvFile) -> int
         gc.freeze()  # NeMo-Run is half a million objects, and no job's code runs in this process (see main.leave)
     gc.enable()
     from nemotron_kit.launch.launch import code_facts, execute, refuse_problems
-    from nemotron_kit.worker.hydra import hydra_files
 
     # With composed.notes: an unread pipe may be the missing input.
     refuse_problems(plan, composed.notes)
@@ -263,7 +262,7 @@ def carry_out(plan: Plan, composed: Composed, request: Job, env: EnvFile) -> int
         wait_for(None, plan.wait_first)
     plan = replace(plan, code=code_facts())
     started = time.monotonic()
-    outcome = execute(replace(plan, files={**plan.files, **hydra_files(composed)}), composed)
+    outcome = execute(plan, composed)
     seconds = time.monotonic() - started
     # The job has ended and is on record: an error while printing must not change its exit code.
     with suppress(OSError):

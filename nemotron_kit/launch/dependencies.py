@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -79,7 +78,7 @@ class After:
             for run_id, state in never.items()
         ]
         waits: dict[str, Any] = {}
-        spec = json.loads(plan.files["job.json"])
+        spec: dict[str, Any] = {}
         if is_local(plan.executor):
             spec["after"] = [run.id for run in self.left]
         elif (numbers := self.dependency(plan)) is not None:
@@ -97,8 +96,7 @@ class After:
             spec["deferred_inputs"] = {slot: str(reference) for slot, reference in deferred.items()}
             notes += [f"{slot}: {text} is pinned when that run has succeeded" for slot, text in deferred.items()]
         return replace(
-            plan,
-            files={**plan.files, "job.json": json.dumps(spec, indent=2) + "\n"},
+            plan.with_spec(**spec),
             problems=(*plan.problems, *problems),
             notes=(*plan.notes, *notes),
             after=tuple(run.id for run in self.runs),

@@ -20,7 +20,7 @@ from nemotron_kit.runs.folder import RunFolder, create_run
 from nemotron_kit.runs.job import JobFolder
 from nemotron_kit.spec.paths import run_git
 from nemotron_kit.spec.plan import DETACHED, IN_PROCESS, Plan, is_local
-from nemotron_kit.worker.hydra import set_hydra_config
+from nemotron_kit.worker.hydra import hydra_files, set_hydra_config
 from nemotron_kit.worker.process import INTERRUPTED, TERMINATED, Outcome, Terminated, term_raises
 from nemotron_kit.worker.run import run_job
 
@@ -71,6 +71,7 @@ def execute(plan: Plan, composed: Composed) -> Outcome:
     problems, before anything is written."""
     command = composed.command
     refuse_problems(plan)
+    plan = replace(plan, files={**plan.files, **hydra_files(composed)})
     # Import the handler first: one that can't be imported leaves no run folder.
     if plan.launch == IN_PROCESS:
         command.load_handler()

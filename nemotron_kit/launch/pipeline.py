@@ -4,7 +4,6 @@ others."""
 from __future__ import annotations
 
 import gc
-import json
 import shlex
 import time
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,7 @@ from nemotron_kit.config.compose import Composed, compose
 from nemotron_kit.config.secrets import masked_overrides
 from nemotron_kit.discovery import Tree
 from nemotron_kit.envfile import EnvFile
-from nemotron_kit.errors import NemotronError, UserError
+from nemotron_kit.errors import NemotronError, UserError, listed
 from nemotron_kit.executors.base import executor_for
 from nemotron_kit.home import new_run_id, runs_root
 from nemotron_kit.launch.dependencies import After, wait_for
@@ -31,7 +30,6 @@ from nemotron_kit.quoting import hydra_text, omegaconf_escaped, omegaconf_unesca
 from nemotron_kit.runs.folder import PIPELINE, RunFolder, create_run
 from nemotron_kit.runs.process_facts import process_facts
 from nemotron_kit.spec.plan import Labels, Plan, is_local
-from nemotron_kit.worker.hydra import hydra_files
 from nemotron_kit.worker.process import Outcome
 
 
@@ -282,8 +280,7 @@ class Launch:
                 return Decision(True, f"unchanged since {earlier.id}: {labels}", earlier)
             return Decision(False, broken, earlier)
         changes, nearest_one = min(differing, key=lambda pair: len(pair[0]))
-        more = f" (and {len(changes) - 2} more)" if len(changes) > 2 else ""
-        return Decision(False, f"{', '.join(changes[:2])}{more}", nearest_one)
+        return Decision(False, listed(changes, 2), nearest_one)
 
     def _changes(self, stage: Stage, earlier: Earlier, *, inputs: bool) -> list[str]:
         found = []
@@ -403,7 +400,7 @@ class Launch:
             stage.run = new_run_id(stage.command.recipe, stage.name)
             composed, plan = self.plan(stage, stage.run)
             _refuse(stage, plan.problems)
-            plan = replace(plan, code=code_facts(), files={**plan.files, **hydra_files(composed)})
+            plan = replace(plan, code=code_facts())
             progress.starts(plan)
             started = time.monotonic()
             self._note(run, index, stage, decision, run=stage.run, state=None)
@@ -433,11 +430,7 @@ class Launch:
             if after:
                 plan = After.of(after).apply(plan, stage.command)
             _refuse(stage, plan.problems)
-            plan = replace(
-                plan,
-                code=code_facts(),
-                files={**plan.files, **hydra_files(composed), **_with_unchanged(plan, decision)},
-            )
+            plan = replace(_with_unchanged(plan, decision), code=code_facts())
             progress.starts(plan)
             self._note(run, index, stage, decision, run=stage.run, state=None)
             progress.ended(plan, execute(plan, composed), 0.0)
@@ -471,18 +464,14 @@ def _refuse(stage: Stage, problems: Sequence[str]) -> None:
         raise UserError(f"{stage.label}: {problems[0]}", hint="\n".join(problems[1:]) or None)
 
 
-def _with_unchanged(plan: Plan, decision: Decision) -> dict[str, str]:
-    """job.json with the earlier run that the worker compares its inputs with, where nothing else can differ."""
+def _with_unchanged(plan: Plan, decision: Decision) -> Plan:
+    """The plan with the earlier run that the worker compares its inputs with, where nothing else can differ."""
     before = decision.before
     if before is None or not decision.open or any(pin.digest is None for pin in before.inputs().values()):
-        return {}
-    spec = json.loads(plan.files["job.json"])
-    spec["unchanged"] = {
-        "run": before.id,
-        "inputs": {slot: pin.digest for slot, pin in before.inputs().items()},
-        "outputs": [pin.to_dict() for pin in before.outputs()],
-    }
-    return {"job.json": json.dumps(spec, indent=2) + "\n"}
+        return plan
+    inputs = {slot: pin.digest for slot, pin in before.inputs().items()}
+    outputs = [pin.to_dict() for pin in before.outputs()]
+    return plan.with_spec(unchanged={"run": before.id, "inputs": inputs, "outputs": outputs})
 
 
 def problems_of(launch: Launch, stage: Stage) -> list[str]:

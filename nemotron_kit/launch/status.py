@@ -79,25 +79,18 @@ class StatusCache:
             found[run_id] = StatusSnapshot(float(entry["at"]), jobs, entry["lost"], measured)
         return found
 
-    def keep(
-        self,
-        at: float,
-        took: float,
-        found: Mapping[str, Mapping[int, Observation]],
-        lost: str | None,
-        asked: Sequence[str],
-        measured: Mapping[str, Progress] | None = None,
-    ) -> None:
-        """Store an answer, and until when it may be used. Fresh answers about other runs are kept."""
+    def keep(self, snapshots: Mapping[str, StatusSnapshot], took: float, *, progress: bool = False) -> None:
+        """Store an answer that took so many seconds, and until when it may be used. Fresh answers about other runs are
+        kept. `progress`: it was asked for, too."""
         now = time.time()
-        until = now + min(LONGEST, max(SHORTEST, took if lost else _TIMES * took))
         kept = files.read_cache(self.path, _VERSION)
         runs = {run_id: entry for run_id, entry in kept.items() if entry["until"] > now}
-        for run_id in asked:
-            jobs = {str(number): asdict(o) for number, o in found.get(run_id, {}).items()}
-            runs[run_id] = {"at": at, "until": until, "lost": lost, "jobs": jobs}
-            if measured is not None:
-                runs[run_id]["progress"] = asdict(measured[run_id]) if run_id in measured else None
+        for run_id, snapshot in snapshots.items():
+            until = now + min(LONGEST, max(SHORTEST, took if snapshot.lost else _TIMES * took))
+            jobs = {str(number): asdict(o) for number, o in snapshot.observed.items()}
+            runs[run_id] = {"at": snapshot.at, "until": until, "lost": snapshot.lost, "jobs": jobs}
+            if progress:
+                runs[run_id]["progress"] = asdict(snapshot.progress) if snapshot.progress else None
         with suppress(OSError):  # a cache that can't be written is no reason to fail
             self.path.parent.mkdir(mode=0o700, exist_ok=True)
         files.write_cache(self.path, _VERSION, runs)
@@ -190,8 +183,7 @@ def refresh(runs: Iterable[RunFolder], *, progress: bool = False) -> dict[str, S
 
 def refresh_stages(run: RunFolder, *, progress: bool = False) -> dict[str, StatusSnapshot]:
     """Update the records of a pipeline's submitted stages; returns `refresh` of these."""
-    stages = [each for record in run.stages() if (each := run.stage_run(record)) is not None]
-    return refresh([each for each in stages if each.summary().state not in TERMINAL], progress=progress)
+    return refresh([each for each in run.stage_runs() if each.summary().state not in TERMINAL], progress=progress)
 
 
 def progress_elsewhere(runs: Iterable[RunSummary]) -> dict[str, Progress]:
@@ -391,8 +383,11 @@ def _refresh(key: str, group: Sequence[Asked], *, progress: bool) -> dict[str, S
         measured = dict(_measured(group)) if progress else {}
     except NemotronError as error:
         lost = error.message
-    cache.keep(asked, time.time() - asked, found, lost, [run.id for run, _, _ in group], measured if progress else None)
-    return {run.id: StatusSnapshot(asked, found.get(run.id, {}), lost, measured.get(run.id)) for run, _, _ in group}
+    snapshots = {
+        run.id: StatusSnapshot(asked, found.get(run.id, {}), lost, measured.get(run.id)) for run, _, _ in group
+    }
+    cache.keep(snapshots, time.time() - asked, progress=progress)
+    return snapshots
 
 
 def _measured(group: Sequence[Asked]) -> Iterator[tuple[str, Progress]]:

@@ -235,6 +235,10 @@ class RunFolder(Value):
         exists = os.path.isdir(folder)  # noqa: PTH112 — pathlib's raises for a name that is too long
         return RunFolder(folder) if record.get("run") and exists else None
 
+    def stage_runs(self) -> list[RunFolder]:
+        """The runs of a pipeline's stages that exist, in order."""
+        return [run for record in self.stages() if (run := self.stage_run(record)) is not None]
+
     def all_jobs_added(self) -> None:
         """Record that the run has all of its jobs (see `create_run`). This removes a file, as a full disk allows."""
         (self.path / _UNFINISHED).unlink(missing_ok=True)

@@ -81,7 +81,7 @@ def progress_of(run: RunSummary, elsewhere: Mapping[str, Progress] | None = None
     if jobs:
         ended = sum(os.path.exists(f"{job.path}/exit.json") for job in jobs)  # noqa: PTH110 — of 10,000 jobs
         return Progress("job", ended, len(jobs))
-    stages = [stage for record in folder.stages() if (stage := folder.stage_run(record)) is not None]
+    stages = folder.stage_runs()
     return progress_of(stages[-1].summary(), elsewhere) if stages else None
 
 

@@ -186,6 +186,11 @@ class Plan(Value):
         """The launch's command line as a shell reads it, secrets masked."""
         return shlex.join(masked_overrides(self.argv))
 
+    def with_spec(self, **fields: Any) -> Plan:
+        """The plan with these fields in its job.json, which read_spec reads."""
+        spec = {**json.loads(self.files["job.json"]), **fields}
+        return replace(self, files={**self.files, "job.json": json.dumps(spec, indent=2) + "\n"})
+
     def optional_fields(self) -> dict[str, Any]:
         """JSON data of the fields that are set here and that not every plan has."""
         found: dict[str, Any] = {
@@ -321,8 +326,8 @@ def stored_plan(run: RunFolder, job: int = 0) -> Plan:
 def check_followed(run: RunFolder) -> None:
     """Raises DamagedRecord for a run whose jobs can't be followed: its plan can't be read, or names no executor. The
     plan of a sweep by one of Hydra's launchers has neither an executor nor settings; its jobs run on this machine."""
-    stored_plan(run)
     plan = run.plan()
+    Plan.from_dict(plan, run.path)
     if not plan.get("executor") and not run.is_pipeline and (plan.get("kind") != "sweep" or "settings" in plan):
         raise DamagedRecord(f"{run.path / 'plan.json'}: executor: missing.")
 

@@ -71,8 +71,7 @@ class ComparingPages:
         if len(every) == 1:
             return [(run.id, run, every[0])]
         if run.is_pipeline:
-            stages = [each for record in run.stages() if (each := run.stage_run(record)) is not None]
-            return [(each.id, each, each.jobs()[0]) for each in stages if each.jobs()]
+            return [(each.id, each, each.jobs()[0]) for each in run.stage_runs() if each.jobs()]
         table = sweep_table(self.reader.results(run, every), None, plan_of(run))
         best = table.jobs[:_BEST]
         return [(f"{run.id}/{job.number}", run, JobFolder(run.path / "jobs" / str(job.number))) for job in best]

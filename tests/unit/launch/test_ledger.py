@@ -21,6 +21,7 @@ from nemotron_kit.launch.attach import LogOffsets
 from nemotron_kit.launch.dependencies import wait_for
 from nemotron_kit.launch.status import (
     StatusCache,
+    StatusSnapshot,
     effective_run_state,
     effective_state,
     is_mirrored,
@@ -123,8 +124,8 @@ def test_what_was_said_a_moment_ago_is_not_asked_again(cluster: Cluster) -> None
 def test_a_slow_target_is_asked_less_often(cluster: Cluster) -> None:
     make(cluster)
     seen, now = StatusCache("slow"), time.time()
-    seen.keep(now, 8.0, {"a": {0: Observation("running")}}, None, ["a"])
-    seen.keep(now, 0.001, {"b": {0: Observation("running")}}, None, ["b"])
+    seen.keep({"a": StatusSnapshot(now, {0: Observation("running")})}, 8.0)
+    seen.keep({"b": StatusSnapshot(now, {0: Observation("running")})}, 0.001)
     until = {run_id: entry["until"] - now for run_id, entry in read_cache(seen.path, 2).items()}
     assert 39 < until["a"] < 42 and 2.5 < until["b"] < 4
     assert seen.fresh({"a": [0, 1]}) is None and seen.fresh({"a": [0], "b": [0]}) is not None
