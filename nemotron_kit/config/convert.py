@@ -60,6 +60,18 @@ def input_fields(cls: Any) -> dict[str, dataclasses.Field[Any]]:
     }
 
 
+def fields_below(
+    cls: Any, prefix: str = "", above: tuple[type, ...] = ()
+) -> Iterator[tuple[str, dataclasses.Field[Any]]]:
+    """(dotted name, field) of each field of a dataclass and of the blocks in it, except in a block inside of itself."""
+    hints, inside = type_hints(cls), (*above, cls)
+    for name, field in input_fields(cls).items():
+        yield f"{prefix}{name}", field
+        block = hints[name]
+        if isinstance(block, type) and dataclasses.is_dataclass(block) and block not in inside:
+            yield from fields_below(block, f"{prefix}{name}.", inside)
+
+
 class RecordedDefaults:
     """The defaults of dataclass fields, with the constructor arguments of each dataclass object among them.
 

@@ -7,7 +7,7 @@ import enum
 import functools
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
@@ -18,6 +18,7 @@ from nemotron_kit.config.convert import (
     SEQUENCES,
     UNITABLE,
     RecordedDefaults,
+    fields_below,
     input_fields,
     members_of,
     other_class_values,
@@ -124,22 +125,14 @@ def contradictions(overrides: Iterable[str], values: Mapping[str, Any], cls: typ
     field that it is an alias of by `metadata={"same_as": "train.lr"}`."""
     given = {override.lstrip("+~").partition("=")[0] for override in overrides}
     found = []
-    for name, other in _same_as(cls):
-        if not {name, other} <= given:
+    for name, declared in fields_below(cls):
+        other = declared.metadata.get("same_as")
+        if other is None or not {name, other} <= given:
             continue
         one, two = (functools.reduce(lambda block, key: block[key], key.split("."), values) for key in (name, other))
         if one != two:
             found.append(f"{name} is {one} and {other} is {two}, but they are one setting; give one of them.")
     return found
-
-
-def _same_as(cls: type, above: str = "") -> Iterator[tuple[str, str]]:
-    hints = type_hints(cls)
-    for f in input_fields(cls).values():
-        if "same_as" in f.metadata:
-            yield f"{above}{f.name}", f.metadata["same_as"]
-        if isinstance(hints[f.name], type) and dataclasses.is_dataclass(hints[f.name]):
-            yield from _same_as(hints[f.name], f"{above}{f.name}.")
 
 
 def _joined(command: Command, cls: type, wandb: dict[str, Any]) -> type:

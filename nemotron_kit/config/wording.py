@@ -16,11 +16,11 @@ from nemotron_kit.config.config_files import group_files, key_location, load_map
 from nemotron_kit.config.convert import (
     MAPPINGS,
     SEQUENCES,
+    fields_below,
     fits_type,
     input_fields,
     members_of,
     type_at,
-    type_hints,
     type_inside,
     type_name,
 )
@@ -262,21 +262,6 @@ def _quoted(key: str, text: str) -> str:
     return shlex.quote(f'{key}="{text}"')
 
 
-def field_names(command: Command) -> list[str]:
-    """Every dotted field of a command's config."""
-    names: list[str] = []
-
-    def walk(cls: Any, prefix: str) -> None:
-        hints = type_hints(cls)
-        for name in input_fields(cls):
-            names.append(prefix + name)
-            if isinstance(hints[name], type) and dataclasses.is_dataclass(hints[name]):
-                walk(hints[name], f"{prefix}{name}.")
-
-    walk(command.load_config_cls(), "")
-    return names
-
-
 def _given(text: str, key: str, files: dict[str, Path]) -> str:
     """Where the value came from: the override as typed, or file:line."""
     override = re.search(r"Error merging override (.*)", text, re.DOTALL)
@@ -389,7 +374,7 @@ def _misfits(values: Any, kind: Any, above: str) -> Iterator[str]:
 
 
 def _unknown_key(key: str, given: str, command: Command, typed: Sequence[str]) -> UserError:
-    names = field_names(command)
+    names = [name for name, _ in fields_below(command.load_config_cls())]
     where = f"in {given}" if given and given != key else "on the command line"
     if key in names and "." in key:  # a name with a dot, which a file's reader splits no more than YAML does
         above, _, leaf = key.rpartition(".")

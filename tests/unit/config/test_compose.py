@@ -15,6 +15,7 @@ from nemotron_kit.app import App, ArtifactInput
 from nemotron_kit.config.compose import compose
 from nemotron_kit.config.freeze import check, freeze
 from nemotron_kit.config.limits import faster_omegaconf
+from nemotron_kit.config.schema import contradictions
 from nemotron_kit.discovery import Tree
 from nemotron_kit.envfile import EnvFile
 from nemotron_kit.errors import UserError
@@ -40,6 +41,17 @@ class OtherConfig:
     blend: str = ""
 
 
+@dataclass
+class Branch:
+    size: int = 1
+    child: "Branch" = None  # type: ignore[assignment]
+
+
+@dataclass
+class Stem:
+    top: Branch = field(default_factory=Branch)
+
+
 @pytest.fixture
 def tree(tmp_path: Path) -> Tree:
     configs = tmp_path / "config"
@@ -61,6 +73,14 @@ def tree(tmp_path: Path) -> Tree:
 
 def composed(tree: Tree, *words: str, stage: str = "train") -> Any:
     return compose(tree, ["recipe=demo", f"stage={stage}", *words], EnvFile()).config
+
+
+def test_a_mistake_beside_a_block_that_is_inside_of_itself_is_an_error() -> None:
+    app = App("demo")
+    app.command("train", Stem, print)
+    with pytest.raises(UserError, match=r"top\.sise: `demo train` has no such field[^$]*\nDid you mean size\?"):
+        composed(Tree(apps={"demo": app}), "top.sise=2")
+    assert contradictions(["top.size=2"], {"top": {"size": 2}}, Stem) == []
 
 
 def test_the_file_stands_on_the_dataclass(tree: Tree) -> None:
