@@ -261,6 +261,12 @@ def check_least(config: Any, **least: int) -> None:
             raise UserError(f"{name}={value}: must be at least {bound}.")
 
 
+def check_held_out(held_out: tuple[int, int]) -> None:
+    """Raise UserError if the number of valid or test shards is negative."""
+    if min(held_out) < 0:
+        raise UserError(f"valid_shards and test_shards can't be negative, got {held_out}.")
+
+
 @dataclass(kw_only=True)
 class StepConfig:
     """Which part of the work is done: all of it (`step` None), the plan, the shards of one `task` (from 0) of `tasks`,
@@ -338,8 +344,7 @@ class DataPrepConfig(StepConfig):
                 f"on_bad_row={self.on_bad_row!r}. {sentence(nearest(self.on_bad_row, (ERROR, SKIP)))}", hint=hint
             )
         check_least(self, num_shards=1, min_doc_chars=0, max_doc_tokens=1, num_workers=1, max_bad_rows=0)
-        if min(self.held_out) < 0:
-            raise UserError(f"valid_shards and test_shards can't be negative, got {self.held_out}.")
+        check_held_out(self.held_out)
 
 
 FIRST_FIT_SHUFFLE, FIRST_FIT_DECREASING, CONCATENATIVE = "first_fit_shuffle", "first_fit_decreasing", "concatenative"

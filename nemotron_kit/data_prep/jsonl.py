@@ -22,6 +22,7 @@ from nemotron_kit.data_prep.config import (
     Dataset,
     JsonlOutputConfig,
     PipelineConfig,
+    check_held_out,
     check_least,
     parse_size,
 )
@@ -110,8 +111,7 @@ def _check(config: PipelineConfig, form: JsonlOutputConfig, held_out: tuple[int,
         )
     if form.num_shards is not None and not 1 <= form.num_shards <= MOST_SHARDS:
         raise UserError(f"num_shards={form.num_shards}: of JSON lines it is from 1 to {MOST_SHARDS}.")
-    if min(held_out) < 0:
-        raise UserError(f"valid_shards and test_shards can't be negative, got {held_out}.")
+    check_held_out(held_out)
     check_least(config, sample=1)
     if (url := object_url(config.output.dir)) is not None:
         raise UserError(
@@ -192,30 +192,23 @@ class _Lines:
     _turn: int = 0
 
     def write(self, line: bytes) -> None:
-        if self.count is not None:
-            if len(self._open) < self.count:
-                self._open.append(self._new())
-            shard = self._open[self._turn % self.count]
-            self._turn += 1
-        else:
-            if self._open and self._open[-1].content >= self.size:
-                self.close()
-            self._open = self._open or [self._new()]
-            shard = self._open[-1]
-        shard.add(line)
+        if self.count is None and self._open and self._open[0].content >= self.size:
+            self.close()
+        side_by_side = self.count or 1
+        if len(self._open) < side_by_side:
+            before = sum(lines.split == self.split for lines in self.made) + len(self._open)
+            path = self.output / self.split / f"shard_{before:06d}{ENDINGS[self.compression]}"
+            with write_errors(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+            self._open.append(self.stack.enter_context(_Shard(path, self.compression)))
+        self._open[self._turn % side_by_side].add(line)
+        self._turn += 1
 
     def close(self) -> None:
         """Finish what is open."""
         for shard in self._open:
             self.made.append(WrittenLines(self.dataset, self.split, shard.finish(), shard.rows))
         self._open = []
-
-    def _new(self) -> _Shard:
-        before = sum(lines.split == self.split for lines in self.made) + len(self._open)
-        path = self.output / self.split / f"shard_{before:06d}{ENDINGS[self.compression]}"
-        with write_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        return self.stack.enter_context(_Shard(path, self.compression))
 
 
 class _Shard(HashedFile):

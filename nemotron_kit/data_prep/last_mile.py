@@ -24,6 +24,7 @@ from nemotron_kit.data_prep.config import (
     PackedTextConfig,
     PipelineConfig,
     SftPrepConfig,
+    check_held_out,
 )
 from nemotron_kit.data_prep.prepare import BLEND_FILE, REPORT_FILE, prepare
 from nemotron_kit.data_prep.shard_plan import ALL
@@ -187,10 +188,9 @@ def _packed_settings(form: ChatSftOutputConfig | PackedOutputConfig, config: Pip
             f"OutputConfig.min_doc_chars={config.output.min_doc_chars}: it is for documents, not for chat SFT.",
             hint="Leave it out; a filter of conversations is SftPrepConfig.used_in_filter.",
         )
-    held = DataPrepConfig(per_split=config.per_split).held_out
-    if min(held) < 0:
-        raise UserError(f"valid_shards and test_shards can't be negative, got {held}.")
-    parts = (max(1, form.num_shards or DEFAULT_SHARDS), *held)
+    held_out = DataPrepConfig(per_split=config.per_split).held_out
+    check_held_out(held_out)
+    parts = (max(1, form.num_shards or DEFAULT_SHARDS), *held_out)
     train, valid, test = (part / sum(parts) for part in parts)
     settings |= {
         "per_split": None,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,7 +31,7 @@ Tick = Callable[[int, int], None]
 BATCH = 160_000
 
 
-class SavedRecord:
+class SavedRecord(ABC):
     """The record that is written when a shard is complete, as JSON beside its files."""
 
     plan: str
@@ -46,9 +47,9 @@ class SavedRecord:
         write_text(path, json.dumps(asdict(self), indent=2) + "\n", mode=0o666)  # type: ignore[call-overload]
 
     @classmethod
+    @abstractmethod
     def from_dict(cls, raw: dict[str, Any]) -> Self:
         """The record from `asdict`'s data. Raises KeyError, TypeError or ValueError for any other data."""
-        raise NotImplementedError
 
     @classmethod
     def load(cls, path: Path) -> Self | None:
@@ -58,9 +59,9 @@ class SavedRecord:
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
+    @abstractmethod
     def files(self, shard: str) -> dict[str, tuple[int, str]]:
         """(size in bytes, sha256) of each of the shard's files, by its path in the output folder."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
