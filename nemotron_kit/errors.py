@@ -167,6 +167,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"there is: {listed(names)}"
 
 
+def near(name: str, known: Iterable[str]) -> str:
+    """What `nearest` finds, as a sentence."""
+    return sentence(nearest(name, known))
+
+
 def listed(names: Sequence[str], most: int = 12) -> str:
     """`a, b, c`, of more than `most` names `a, …, l and 3 more`: a job may log thousands of metrics."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -10,7 +10,7 @@ from nemotron_kit.cli import options, tree
 from nemotron_kit.cli.options import MAYBE, NEMOTRON, VALUE, key
 from nemotron_kit.cli.tools import ARTIFACT, FIELDS, FOLDERS, NEW, PROFILE, TOOLS, VERSIONS
 from nemotron_kit.cli.tree import NO_DETAIL, load_index
-from nemotron_kit.errors import UserError, nearest, sentence
+from nemotron_kit.errors import UserError, near
 
 # Importing pathlib takes as long as the rest of a help page.
 # ruff: noqa: PTH118, PTH208
@@ -157,7 +157,7 @@ def main(argv: Sequence[str]) -> int:
     if more:
         raise UserError(f"nemotron completion: unknown argument {more[0]!r}.", hint="See nemotron completion --help.")
     if shell not in SCRIPTS:
-        raise UserError(f"No completion for {shell!r}.", hint=sentence(nearest(shell, SCRIPTS)))
+        raise UserError(f"No completion for {shell!r}.", hint=near(shell, SCRIPTS))
     sys.stdout.write(SCRIPTS[shell])
     return 0
 

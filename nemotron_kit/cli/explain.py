@@ -36,7 +36,7 @@ from nemotron_kit.config.layers import Layers, Setting
 from nemotron_kit.config.resolvers import pinned
 from nemotron_kit.discovery import Tree, discover
 from nemotron_kit.envfile import read_env_file
-from nemotron_kit.errors import NemotronError, UserError, nearest, printable, sentence
+from nemotron_kit.errors import NemotronError, UserError, near, printable
 from nemotron_kit.home import new_run_id
 from nemotron_kit.launch.plan import build_plan
 from nemotron_kit.masking import MASK, is_secret_name, mask
@@ -166,7 +166,7 @@ def _fields(found: _Composition, asked: Sequence[str]) -> Iterator[str]:
             blocks = {name[:end] for name in names for end in range(len(name)) if name[end] == "."}
             same_end = [name for name in names if name.rpartition(".")[2] == field]
             known = {*names, *blocks, *(name for name in every if field.startswith("run."))}
-            hint = f"Did you mean {', '.join(same_end[:3])}?" if same_end else sentence(nearest(field, known))
+            hint = f"Did you mean {', '.join(same_end[:3])}?" if same_end else near(field, known)
             raise UserError(f"{' '.join(found.request.path)} has no field {field!r}.", hint=hint)
         # An empty block whose fields the profile sets is none of the values.
         yield from (name for name in inside if every[name] != {} or not any(n.startswith(f"{name}.") for n in inside))

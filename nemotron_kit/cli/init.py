@@ -26,7 +26,7 @@ from nemotron_kit.cli.tools import TOOLS
 from nemotron_kit.config.wording import profile_field
 from nemotron_kit.discovery import BUILT_IN, entry_points
 from nemotron_kit.envfile import RESERVED
-from nemotron_kit.errors import UserError, nearest, sentence
+from nemotron_kit.errors import UserError, near
 from nemotron_kit.files import write_text
 from nemotron_kit.spec.profiles import read_profile
 from nemotron_kit.spec.runconfig import FIELDS, RunConfig
@@ -199,7 +199,7 @@ def _profile(name: str, given: Sequence[str], *, checked: bool) -> int:
             )
         if key not in FIELDS:
             meant = profile_field(key)
-            hint = f"Did you mean {meant}?" if meant else sentence(nearest(key, FIELDS))
+            hint = f"Did you mean {meant}?" if meant else near(key, FIELDS)
             raise UserError(f"A profile has no field {key!r}.", hint=hint)
         values[key] = _toml_value(key, value)
     if sys.stdin.isatty() and sys.stdout.isatty():

@@ -16,11 +16,11 @@ from typing import Any
 
 from nemotron_kit.cli import options, tree
 from nemotron_kit.cli.options import HYDRA, MAYBE, NEMOTRON, NOTHING, Option, Table, key
-from nemotron_kit.cli.request import Assignments, Help, Job, Request, Row, Tool, Version, close, near
+from nemotron_kit.cli.request import Assignments, Help, Job, Request, Row, Tool, Version
 from nemotron_kit.cli.tools import TOOLS, meant
 from nemotron_kit.cli.tree import NO_DETAIL, Index, Node
 from nemotron_kit.envfile import unread_env_file
-from nemotron_kit.errors import UserError
+from nemotron_kit.errors import UserError, closest, near
 from nemotron_kit.quoting import hydra_unquoted, hydra_untyped
 
 PROG = "python -m nemotron_kit"
@@ -107,12 +107,12 @@ def _no_recipe(argument: str, index: Index, prog: str) -> UserError:
         )
     known = [*index.root["children"], *(TOOLS if prog == "nemotron" else ())]
     other = ""
-    if prog == "nemotron" and not close(argument, index.root["children"]):
+    if prog == "nemotron" and not closest(argument, index.root["children"]):
         names = re.split(r"[./:]", argument)  # mine.train, mine:train, mine/train
         joined = len(names) > 1 and tree.find(index, names) is not None
         other = _commands_called(argument, index) or (" ".join(("nemotron", *names)) if joined else meant(argument))
     likely = f"Did you mean {other}?" if other else near(argument, known)
-    unread = "" if other or close(argument, known) else unread_env_file()
+    unread = "" if other or closest(argument, known) else unread_env_file()
     hint = _unregistered_folder_hint(argument) or unread or f"{likely} `{prog} --help` lists all of them."
     return UserError(f"There is no recipe {argument!r}.", hint=hint.strip())
 

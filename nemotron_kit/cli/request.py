@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nemotron_kit.cli.options import WANDB, key
-from nemotron_kit.errors import UserError, closest, nearest, sentence
+from nemotron_kit.errors import UserError, closest, near
 from nemotron_kit.lazy import Value
 from nemotron_kit.quoting import hydra_field, hydra_quoted, hydra_text, hydra_untyped, omegaconf_escaped
 
@@ -111,16 +111,6 @@ def shell_line(job: Job) -> str:
     return shlex.join(["python", "-m", "nemotron_kit", *hydra_spelling(job)])
 
 
-def near(argument: str, known: Iterable[str]) -> str:
-    """`Did you mean a, b?` if names of `known` are similar, else `There is: a, b.`; "" if `known` is empty."""
-    return sentence(nearest(argument, known))
-
-
-def close(argument: str, known: Iterable[str]) -> bool:
-    """Whether `argument` looks like a misspelling of one of `known`."""
-    return nearest(argument, known).startswith("did you mean")
-
-
 # What other launchers, trackers and programs call an option → what it is here. Those that are a field of the profile
 # (--partition, --gpus) are in config/wording.py.
 _ELSEWHERE = {
@@ -195,7 +185,7 @@ class Assignments:
         """`--art.SLOT REFERENCE`. An undeclared slot may be one that the command's config file names; one similar to a
         declared slot is a typing error."""
         name = key(slot)
-        if name not in self.slots and (name in _SECTIONS or not name.isidentifier() or close(name, self.slots)):
+        if name not in self.slots and (name in _SECTIONS or not name.isidentifier() or closest(name, self.slots)):
             raise UserError(f"{self.where} has no artifact input {slot!r}.", hint=near(name, self.slots))
         self._artifacts[len(self.overrides)] = (name, text)
         self.set(f"run.{name}", hydra_field(text, "str"))

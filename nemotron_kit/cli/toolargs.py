@@ -11,7 +11,6 @@ from typing import Any, NoReturn
 
 from nemotron_kit.cli.options import SEVERAL
 from nemotron_kit.cli.output import write_page
-from nemotron_kit.cli.request import near
 from nemotron_kit.cli.tools import (
     ANY_JOBS,
     ARTIFACT,
@@ -30,7 +29,7 @@ from nemotron_kit.cli.tools import (
     VERSIONS,
     HelpPrinted,
 )
-from nemotron_kit.errors import UserError
+from nemotron_kit.errors import UserError, near
 
 _SPAN = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|d|w)\Z")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}

@@ -5,7 +5,7 @@ index, which accepts no recipe with such a name. Nothing heavy is imported.
 from __future__ import annotations
 
 from nemotron_kit.cli.options import SEVERAL, SPAN, Option
-from nemotron_kit.errors import UserError, nearest, sentence
+from nemotron_kit.errors import UserError, near
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -563,8 +563,8 @@ def run(name: str, argv: Sequence[str]) -> int:
             raise UserError(f"nemotron {name} takes no argument {first!r}.", hint=f"See nemotron {name} --help.")
         other = _RUNS_WORDS.get(first, "")
         known = [*command.commands, "list"]
-        near = f"Did you mean {other}?" if other in known else sentence(nearest(first, known))
-        hint = f"{near} To print one {name[:-1]}: nemotron {name} show {first}"
+        likely = f"Did you mean {other}?" if other in known else near(first, known)
+        hint = f"{likely} To print one {name[:-1]}: nemotron {name} show {first}"
         raise UserError(f"nemotron {name} has no command {first!r}.", hint=hint)
     # An artifact of such a name is art://list.
     listed = first == "list" or (first == "show" and bool(command.commands))

@@ -3,7 +3,6 @@ elsewhere is queried in the background, so that a page never waits for a target.
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 import threading
@@ -19,6 +18,7 @@ from typing import Any, TypeVar
 from nemotron_kit.cli.runs.results import JobResult, job_result, results_of_jobs
 from nemotron_kit.cli.runs.show_logs import LocalLog, RemoteLog
 from nemotron_kit.errors import NemotronError, UserError, printable
+from nemotron_kit.files import stamp
 from nemotron_kit.home import runs_root
 from nemotron_kit.launch.status import (
     LOST,
@@ -51,17 +51,15 @@ LOG_BYTES = 256 * 1024
 _LOG_LINES = 1000
 _LOG_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
-Stamp = tuple[int, int, int] | None
+Stamp = list[int] | None
 Found = TypeVar("Found")
 
 
-def stamp(path: Path) -> Stamp:
-    """Identity, size and time of a file; None without one."""
-    try:
-        status = os.stat(path)  # noqa: PTH116
-    except OSError:
-        return None
-    return status.st_ino, status.st_size, status.st_mtime_ns
+def _stamp(path: Path) -> Stamp:
+    """The stamp of a file; None without one."""
+    with suppress(OSError):
+        return stamp(str(path))
+    return None
 
 
 class RecordReader:
@@ -109,7 +107,7 @@ class RecordReader:
 
     def labels(self, run_id: str) -> dict[str, Any]:
         """A run's name, tags and note."""
-        version = stamp(runs_root() / run_id / LABELS)
+        version = _stamp(runs_root() / run_id / LABELS)
         known = self._labels.get(run_id)
         if known is None or known[0] != version:
             known = self._labels[run_id] = (version, labels_of(run_id))
@@ -142,7 +140,7 @@ class RecordReader:
 
     @staticmethod
     def _age(job: JobFolder) -> float:
-        found = stamp(job.path / METRICS_FILE)
+        found = _stamp(job.path / METRICS_FILE)
         return _LARGE_S if found is not None and found[1] > _LARGE else 0.0
 
     # --- elsewhere
@@ -190,7 +188,7 @@ class RecordReader:
 
 def _metrics_stamp(job: JobFolder) -> list[Stamp]:
     """Of the metrics of all its ranks."""
-    return [stamp(path) for path in sorted(job.path.glob("metrics*.jsonl"))]
+    return [_stamp(path) for path in sorted(job.path.glob("metrics*.jsonl"))]
 
 
 def plan_of(run: RunFolder) -> Plan | None:

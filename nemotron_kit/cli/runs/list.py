@@ -20,9 +20,8 @@ from nemotron_kit.cli.output import (
     terminal_width,
     write_lines,
 )
-from nemotron_kit.cli.request import near
 from nemotron_kit.cli.toolargs import ToolParser
-from nemotron_kit.errors import UserError
+from nemotron_kit.errors import UserError, near
 from nemotron_kit.home import runs_root
 from nemotron_kit.runs.folder import DAMAGE, RunFolder, RunSummary
 from nemotron_kit.runs.job import DAMAGED, STATES, TERMINAL, DamagedRecord, JobFolder

@@ -10,10 +10,9 @@ from string import ascii_lowercase
 from typing import Any
 
 from nemotron_kit.cli.output import can_print, cells, clean, colour, fitting, write_lines
-from nemotron_kit.cli.request import near
 from nemotron_kit.cli.runs.list import chosen_jobs
 from nemotron_kit.cli.toolargs import ToolParser
-from nemotron_kit.errors import UserError, listed
+from nemotron_kit.errors import UserError, listed, near
 from nemotron_kit.runs.job import JobFolder
 from nemotron_kit.runs.ledger import labels_of
 from nemotron_kit.runs.metrics import TIMESTAMP, series

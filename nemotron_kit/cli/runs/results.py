@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nemotron_kit.cli.output import can_print, print_csv, print_table, write_lines
-from nemotron_kit.cli.request import near
-from nemotron_kit.errors import NemotronError, UserError, listed
+from nemotron_kit.errors import NemotronError, UserError, listed, near
 from nemotron_kit.files import StampedCache, finite, read_regular, stamp
 from nemotron_kit.runs.folder import RunFolder, RunSummary
 from nemotron_kit.runs.job import DamagedRecord, JobFolder, JobState, read_object

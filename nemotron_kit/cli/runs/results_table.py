@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Any
 
 from nemotron_kit.cli.output import clean, print_csv, print_table, write_lines
-from nemotron_kit.cli.request import near
 from nemotron_kit.cli.runs.list import age_of, duration, iso, name_of
 from nemotron_kit.cli.runs.results import (
     MAIN,
@@ -24,7 +23,7 @@ from nemotron_kit.cli.runs.results import (
     sort_order,
     sweep_table,
 )
-from nemotron_kit.errors import UserError, listed
+from nemotron_kit.errors import UserError, listed, near
 from nemotron_kit.home import runs_root
 from nemotron_kit.runs.folder import RunFolder, RunSummary
 from nemotron_kit.runs.ledger import labels_of, run_ids
