@@ -73,7 +73,8 @@ def check_home() -> None:
 def user_folder() -> Path | None:
     """The user's home folder; None if HOME is no absolute path (`~/.nemotron` would be `/.nemotron`), or is not set and
     the user is not in the system's table, as in a container that runs under any number."""
-    folder = os.path.expanduser("~")  # noqa: PTH111 — Path raises an exception
+    # Path raises an exception where there is none, and expanduser takes an empty HOME for the root folder.
+    folder = os.environ.get("HOME", os.path.expanduser("~"))  # noqa: PTH111
     return Path(folder) if os.path.isabs(folder) else None  # noqa: PTH117
 
 

@@ -40,7 +40,7 @@ def home() -> str:
 
 
 def _has_home() -> bool:
-    return os.path.isabs(os.path.expanduser("~"))
+    return os.path.isabs(os.environ.get("HOME", os.path.expanduser("~")))
 
 
 def find_env_file() -> str | None:
