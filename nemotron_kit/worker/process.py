@@ -94,14 +94,17 @@ class Terminated(BaseException):
 def handled(
     names: Iterable[signal.Signals], handler: Callable[[int, FrameType | None], object] | signal.Handlers
 ) -> Iterator[None]:
-    """Within the block `handler` handles the named signals; in any but the main thread nothing is changed."""
+    """Within the block `handler` handles the named signals, also if the program that started this one had blocked them;
+    in any but the main thread nothing is changed."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = {name: signal.signal(name, handler) for name in names}
+    blocked = signal.pthread_sigmask(signal.SIG_UNBLOCK, before)
     try:
         yield
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         for name, old in before.items():
             signal.signal(name, old)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,21 @@ def test_a_job_is_no_rank_of_the_job_whose_shell_launched_it(job: JobFolder, mon
         0, "succeeded", "succeeded",
     )  # fmt: skip
     assert left.items() <= os.environ.items()
+
+
+def test_term_ends_a_job_also_where_its_parent_had_blocked_it(job: JobFolder) -> None:
+    """It ran on, until KILL, without a checkpoint."""
+
+    def told() -> int:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return 0
+
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    try:
+        assert ends(job, told) == (143, "cancelled", "cancelled")
+        assert signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @pytest.mark.parametrize("value", ["\udcff", {"\udcff": [Path("\udcff/x")]}])
