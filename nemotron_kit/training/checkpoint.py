@@ -165,11 +165,10 @@ def write(folder: Path, step: int, fill: Callable[[Path], dict[str, Any]]) -> Pa
     folder.mkdir(parents=True, exist_ok=True)
     building = aside(final)
     try:
-        building.mkdir()
-        record = fill(building)
-        commit(building, final, {"step": step, **record, "files": sync_and_hash(building)})
-    except OSError as error:
-        raise cannot_write(final, error) from error
+        with write_errors(final):
+            building.mkdir()
+            record = fill(building)
+            commit(building, final, {"step": step, **record, "files": sync_and_hash(building)})
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return final
@@ -183,12 +182,16 @@ def commit(building: Path, final: Path, record: dict[str, Any]) -> None:
     fsync_dir(final.parent)
 
 
-def cannot_write(final: Path, error: OSError) -> NemotronError:
-    """What is raised where the disk refuses the checkpoint `final`."""
-    return NemotronError(
-        f"{final}: the checkpoint can't be written: {error.strerror or error}.",
-        hint="Earlier checkpoints are intact; free some space, or set another checkpoint.save, and start again.",
-    )
+@contextlib.contextmanager
+def write_errors(final: Path) -> Iterator[None]:
+    """Convert an OSError to the NemotronError that says that the disk refuses the checkpoint `final`."""
+    try:
+        yield
+    except OSError as error:
+        raise NemotronError(
+            f"{final}: the checkpoint can't be written: {error.strerror or error}.",
+            hint="Earlier checkpoints are intact; free some space, or set another checkpoint.save, and start again.",
+        ) from error
 
 
 def require_own(path: Path, identity: Mapping[str, Any]) -> None:

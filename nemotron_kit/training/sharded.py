@@ -11,7 +11,6 @@ a checkpoint is written last. A run with any other layout can resume from it: a 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import shutil
@@ -87,7 +86,7 @@ class Save:
 
     def begin(self, local: dict[str, tuple[list[Any], torch.Tensor]], *, later: bool) -> None:
         """Create the temporary folder and write this rank's file; `later`: in a thread, from a copy of the state."""
-        with _as_checkpoint_error(self.final):
+        with checkpoint.write_errors(self.final):
             place = processes.on_all_ranks(self._place)[0]
             if place is None:  # the same step of the same run: the same content
                 return
@@ -150,7 +149,7 @@ class Save:
         if self._thread is not None:
             self._thread.join()
         try:
-            with _as_checkpoint_error(self.final):
+            with checkpoint.write_errors(self.final):
                 parts = processes.on_all_ranks(self._written_part)
                 processes.on_all_ranks(lambda: self._commit(parts) if processes.rank() == 0 else None)
         finally:
@@ -181,14 +180,6 @@ class Save:
         save_config(self._config, self._generation, self.aside / MODEL)
         everything = checkpoint.sync_and_hash(self.aside, files)
         checkpoint.commit(self.aside, self.final, {**self._record, "files": everything})
-
-
-@contextlib.contextmanager
-def _as_checkpoint_error(final: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise checkpoint.cannot_write(final, error) from error
 
 
 class Shards:
