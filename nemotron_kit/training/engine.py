@@ -36,7 +36,13 @@ from nemotron_kit.training.loop import Loop, build_optimizer, preempted, use_bf1
 from nemotron_kit.training.model import ExpertBalance, model_config, with_data_settings
 from nemotron_kit.training.parallel import Layout, held_bytes, is_on_ranks, prepare, tensors
 from nemotron_kit.training.pretrain_config import PretrainConfig, TrainConfig
-from nemotron_kit.training.pretrain_loop import TrainingRun, build_schedule, build_trainer, trainer_arguments
+from nemotron_kit.training.pretrain_loop import (
+    TrainingRun,
+    build_schedule,
+    build_trainer,
+    loop_settings,
+    trainer_arguments,
+)
 from nemotron_kit.training.processes import HangWatch, StopRequest
 from nemotron_kit.training.reporter import Reporter, metrics_path
 from nemotron_kit.training.start import StartingPoint, find_start, identity, on_ranks, portable, start_model
@@ -146,9 +152,10 @@ class _Run:
         optimizer = make_ready(model, train, train, start)
         reporter = Reporter(metrics_path(config.logger, self.folder), progress.step, train.train_iters)
         loop = TrainingRun(
-            config,
+            loop_settings(config),
             model,
             optimizer,
+            config=config,
             held_out=self.held_out,
             valid_on=start.valid_on,
             progress=progress,

@@ -9,9 +9,9 @@ import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import KW_ONLY, asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.runs.folder import open_job
@@ -207,49 +207,34 @@ class LoopSettings:
 Evaluate = Callable[[int], Mapping[str, float]]
 
 
-class LoopParts(TypedDict):
-    """What every loop is given by keyword (see Loop): its subclasses pass it on."""
+@dataclass(eq=False, repr=False)
+class Loop(ABC):
+    """What all stages do between their steps, in this order: the row of metrics, the held-out evaluation, the
+    checkpoint, the end that a signal asks for. `measure` gives the held-out values, where there are any. Steps count
+    from 1 over the whole run, resumed or not. `write_model` and `prune`: see CheckpointWriter."""
 
+    settings: LoopSettings
+    model: Any
+    optimizer: torch.optim.Optimizer
+    _: KW_ONLY
     progress: TrainingProgress
     identity: Mapping[str, Any]
     reporter: Reporter
     stop: StopRequest
-    balance: NotRequired[ExpertBalance | None]
-    write_model: NotRequired[Callable[[Path], None] | None]
-    prune: NotRequired[Callable[[Path], list[str]] | None]
+    balance: ExpertBalance = field(default_factory=ExpertBalance)
+    write_model: Callable[[Path], None] | None = None
+    prune: Callable[[Path], list[str]] | None = None
 
-
-class Loop(ABC):
-    """What all stages do between their steps, in this order: the row of metrics, the held-out evaluation, the
-    checkpoint, the end that a signal asks for. `measure` gives the held-out values, where there are any. Steps count
-    from 1 over the whole run, resumed or not."""
-
-    def __init__(
-        self,
-        settings: LoopSettings,
-        model: Any,
-        optimizer: torch.optim.Optimizer,
-        *,
-        progress: TrainingProgress,
-        identity: Mapping[str, Any],
-        reporter: Reporter,
-        stop: StopRequest,
-        balance: ExpertBalance | None = None,
-        write_model: Callable[[Path], None] | None = None,
-        prune: Callable[[Path], list[str]] | None = None,
-    ) -> None:
-        """`write_model` and `prune`: see CheckpointWriter."""
-        self.settings, self.model, self.optimizer, self.progress = settings, model, optimizer, progress
-        self.identity, self.reporter, self.stop = dict(identity), reporter, stop
-        self.balance = balance or ExpertBalance(model, 0.0)
+    def __post_init__(self) -> None:
         self.measure: Evaluate | None = None
-        self.first_step = progress.step + 1
+        self.first_step = self.progress.step + 1
         self.stopped: str | None = None
         self.watch = HangWatch(None)
-        self.saves = CheckpointWriter(settings.checkpoint, model, optimizer, reporter.print, write_model, prune)
-        self._device = next(model.parameters()).device
+        kept, report = self.settings.checkpoint, self.reporter.print
+        self.saves = CheckpointWriter(kept, self.model, self.optimizer, report, self.write_model, self.prune)
+        self._device = next(self.model.parameters()).device
         self._since = self._started = time.monotonic()
-        self._elapsed_before = progress.elapsed
+        self._elapsed_before = self.progress.elapsed
 
     def end_step(self, step: int) -> bool:
         """Record that the step is done, and look for a stop signal on any rank. Returns whether a row, an evaluation, a

@@ -29,11 +29,12 @@ class ExpertBalance:
     Tokens in eval mode are not counted; within `counting(real)` only those marked in `real` are: padding is no load.
     """
 
-    def __init__(self, model: torch.nn.Module, rate: float) -> None:
+    def __init__(self, model: torch.nn.Module | None = None, rate: float = 0.0) -> None:
+        """With a `rate` of 0, or without a model, no bias moves."""
         self.rate = rate
         self._real: torch.Tensor | None = None
         self.loads: list[tuple[torch.nn.Module, torch.Tensor]] = []
-        if rate:
+        if model is not None and rate:
             for module in model.modules():
                 if hasattr(module, "e_score_correction_bias"):
                     self._watch(module)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.training import processes
 from nemotron_kit.training.config_blocks import SchedulerConfig
 from nemotron_kit.training.data import BatchSampler, HeldOutSamples, collate
 from nemotron_kit.training.loop import (
     Loop,
-    LoopParts,
     LoopSettings,
     learning_rate,
     require_finite,
@@ -28,39 +28,39 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 
+def loop_settings(config: PretrainConfig) -> LoopSettings:
+    """The loop's settings; clipping and precision are the Trainer's (see `trainer_arguments`)."""
+    train = config.train
+    return LoopSettings(
+        train.train_iters,
+        train.lr,
+        config.scheduler,
+        config.checkpoint,
+        seed=train.seed,
+        log_interval=config.logger.log_interval,
+        eval_interval=train.eval_interval,
+        lr_setting="train.lr",
+    )
+
+
+@dataclass(eq=False, repr=False)
 class TrainingRun(Loop):
     """The loop of pretraining, whose steps are the Trainer's. `valid_on` is the digest of the content of
     `held_out`, on rank 0."""
 
-    def __init__(
-        self,
-        config: PretrainConfig,
-        model: Any,
-        optimizer: torch.optim.Optimizer,
-        *,
-        held_out: HeldOutSamples | None,
-        valid_on: str | None = None,
-        **parts: Unpack[LoopParts],
-    ) -> None:
+    _: KW_ONLY
+    config: PretrainConfig
+    held_out: HeldOutSamples | None
+    valid_on: str | None = None
+
+    def __post_init__(self) -> None:
         import torch
 
-        self.config, self.held_out, self.valid_on = config, held_out, valid_on
-        train = config.train
-        settings = LoopSettings(
-            train.train_iters,
-            train.lr,
-            config.scheduler,
-            config.checkpoint,
-            seed=train.seed,
-            log_interval=config.logger.log_interval,
-            eval_interval=train.eval_interval,
-            lr_setting="train.lr",
-        )
-        super().__init__(settings, model, optimizer, **parts)
+        super().__post_init__()
         progress = self.progress
-        self.measure = self.held_out_values if held_out is not None else None
+        self.measure = self.held_out_values if self.held_out is not None else None
         # Records of earlier versions do not have them.
-        self.first_sample = progress.samples or progress.step * train.global_batch_size
+        self.first_sample = progress.samples or progress.step * self.config.train.global_batch_size
         progress.tokens = progress.tokens or progress.step * self.step_tokens
         # Summed over the ranks only when it is needed; a resumed run's part is on rank 0.
         resumed = progress.nll if processes.rank() == 0 else 0.0

@@ -9,10 +9,10 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.training import processes
-from nemotron_kit.training.loop import Evaluate, Loop, LoopParts, LoopSettings, preempted, require_finite, seed_step
+from nemotron_kit.training.loop import Evaluate, Loop, preempted, require_finite, seed_step
 from nemotron_kit.training.parallel import is_on_ranks, scale_gradients
 from nemotron_kit.training.processes import HangWatch
 
@@ -34,17 +34,11 @@ class StepLoop(Loop):
     gradients are summed, not averaged.
     """
 
-    def __init__(
-        self,
-        settings: LoopSettings,
-        model: torch.nn.Module,
-        optimizer: torch.optim.Optimizer,
-        **parts: Unpack[LoopParts],
-    ) -> None:
+    def __post_init__(self) -> None:
         import torch
 
-        super().__init__(settings, model, optimizer, **parts)
-        progress = self.progress
+        super().__post_init__()
+        progress, model = self.progress, self.model
         self._samples_before = progress.samples
         self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._sharded = is_on_ranks(model)

@@ -30,7 +30,13 @@ from nemotron_kit.training.engine import keep_freed_memory
 from nemotron_kit.training.loop import build_optimizer
 from nemotron_kit.training.model import ExpertBalance, model_config, new_model
 from nemotron_kit.training.parallel import prepare
-from nemotron_kit.training.pretrain_loop import TrainingRun, build_schedule, build_trainer, trainer_arguments
+from nemotron_kit.training.pretrain_loop import (
+    TrainingRun,
+    build_schedule,
+    build_trainer,
+    loop_settings,
+    trainer_arguments,
+)
 from nemotron_kit.training.processes import StopRequest
 from nemotron_kit.training.reporter import Reporter
 
@@ -118,9 +124,10 @@ def ours(folder: Path, samples: BlendSamples, steps: int, micro: int) -> float:
     reporter.print = lambda text: None  # type: ignore[method-assign]
     with StopRequest() as stop:
         run = TrainingRun(
-            cfg,
+            loop_settings(cfg),
             model,
             optimizer,
+            config=cfg,
             held_out=None,
             progress=TrainingProgress(),
             identity={},

@@ -23,7 +23,7 @@ from nemotron_kit.training.checkpoint import TrainingProgress
 from nemotron_kit.training.config_blocks import CheckpointConfig, LoggerConfig, SchedulerConfig
 from nemotron_kit.training.loop import LoopSettings, build_optimizer, preempted
 from nemotron_kit.training.pretrain_config import PretrainConfig, TrainConfig
-from nemotron_kit.training.pretrain_loop import TrainingRun
+from nemotron_kit.training.pretrain_loop import TrainingRun, loop_settings
 from nemotron_kit.training.processes import Preempted, StopRequest
 from nemotron_kit.training.reporter import Reporter, metrics_path
 from nemotron_kit.training.step_loop import StepLoop
@@ -85,9 +85,10 @@ def pretraining_after_two_steps(folder: Path, steps: int, order: list[object]) -
     config = PretrainConfig(train=TrainConfig(train_iters=steps), checkpoint=block, logger=LoggerConfig(100))
     held_out: Any = SimpleNamespace()
     run = TrainingRun(
-        config,
+        loop_settings(config),
         model,
         build_optimizer(config.train, model),
+        config=config,
         held_out=held_out,
         progress=TrainingProgress(step=2, steps_in_window=1, valid_on="a"),
         identity={},
