@@ -43,7 +43,7 @@ from nemotron_kit.artifacts.store import (
     Store,
 )
 from nemotron_kit.envfile import EnvFile, Lines, read_env_file, reserved_table
-from nemotron_kit.errors import DamagedRecordError, UserError, listed, nearest, sentence
+from nemotron_kit.errors import DamagedRecordError, UserError, listed, near, nearest
 from nemotron_kit.files import DAY_S, canonical
 from nemotron_kit.home import expand_user, moved, nemotron_home
 
@@ -63,7 +63,7 @@ class LocalRegistry(Store):
 
     def __init__(self, root: str | Path, *, mode: str = "private", hash_limit: int | None = None) -> None:
         if mode not in MODES:
-            raise UserError(f"{mode!r} is no registry mode.", hint=sentence(nearest(mode, MODES)))
+            raise UserError(f"{mode!r} is no registry mode.", hint=near(mode, MODES))
         super().__init__(absolute(root), MODES[mode])
         self.hash_limit = hash_limit
 
@@ -117,7 +117,7 @@ class LocalRegistry(Store):
         """The error for a reference to a name that has no versions, or not this one."""
         if not versions:
             message = f"No artifact is called {ref.slug!r} in the registry {self.root}"
-            hint = sentence(nearest(ref.slug, self.names())) or "Nothing has been saved in it yet."
+            hint = near(ref.slug, self.names()) or "Nothing has been saved in it yet."
             if ref.entity:
                 message = f"{message}, and {ref}, as W&B's entity/project/Name, needs W&B"
                 hint = f"Local names have no entity: {ref.name}. {hint}"
@@ -430,7 +430,7 @@ def init(
     """
     global _config
     if backend not in _SPELLINGS:
-        raise UserError(f"{backend!r} is no artifact backend.", hint=sentence(nearest(backend, _SPELLINGS)))
+        raise UserError(f"{backend!r} is no artifact backend.", hint=near(backend, _SPELLINGS))
     if root is not None and registry_path is not None and Path(root) != Path(registry_path):
         raise UserError(
             f"init(): root is {root} and registry_path {registry_path}.", hint="They are one thing: give one."
@@ -500,5 +500,5 @@ def _lookup(values: dict[str, Any], key: str, pin: Pin, *, prefix: str = "", ask
     known = [prefix + name for name in values] + ([] if prefix else ["path", "version", "qualified_name"])
     raise UserError(
         f"{pin.label} ({pin.type or 'untyped'}) has no field {asked or prefix + key!r}.",
-        hint=sentence(nearest(prefix + key, known)),
+        hint=near(prefix + key, known),
     )
