@@ -16,7 +16,9 @@ import pytest
 
 from nemotron_kit.artifacts.registry import LocalRegistry
 
+from .. import project
 from ..conftest import until
+from ..project import environment
 
 # Saves `count` artifacts of one name, each with its own content (or all with the same), one line of JSON for each.
 WRITER = """
@@ -41,18 +43,9 @@ for number in range(int(count)):
 
 
 def start(tmp_path: Path, me: str, count: int, *, same: bool = False, go: Path | None = None) -> subprocess.Popen[str]:
-    home = {"NEMOTRON_HOME": str(tmp_path / "home"), "PYTHONFAULTHANDLER": "1"}
-    env = {**{k: v for k, v in os.environ.items() if not k.startswith(("NEMO", "WANDB"))}, **home}
-    words = [
-        str(tmp_path / "registry"),
-        str(tmp_path / "work"),
-        me,
-        str(count),
-        "same" if same else "own",
-        str(go or "/"),
-    ]
-    pipe = subprocess.PIPE
-    return subprocess.Popen([sys.executable, "-c", WRITER, *words], env=env, stdout=pipe, stderr=pipe, text=True)
+    env = environment(tmp_path / "home", PYTHONFAULTHANDLER="1")
+    words = [f"{tmp_path}/registry", f"{tmp_path}/work", me, str(count), "same" if same else "own", str(go or "/")]
+    return project.start("python", "-c", WRITER, *words, env=env)
 
 
 def saved(process: subprocess.Popen[str], timeout: float = 240) -> list[tuple[int, str, float]]:
@@ -131,8 +124,7 @@ from nemotron.kit import {cls}, print_step_complete
 
 
 def run_chain(tmp_path: Path, *steps: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "NEMOTRON_HOME": str(tmp_path / "home")}
-    env.pop("NEMO_RUN_DIR", None)
+    env = environment(tmp_path / "home")
     for number, step in enumerate(steps):
         (tmp_path / f"step{number}.py").write_text(step)
     chain = " | ".join(f"{sys.executable} step{n}.py" for n in range(len(steps)))
