@@ -162,10 +162,13 @@ def resolve_job(
         named = settings.remote_job_dir or f"~/{REMOTE_FOLDER}"
         settings, notes = with_folder(settings, (lambda: str(transports(settings).root)) if transports else None)
         paths = executor_for(settings).paths(run_id, job, registry=local_registry(settings, composed.env))
+        captured = launch_environment(config)
+        if paths.code and "PWD" in captured:  # the job has a copy of the code
+            captured["PWD"] = paths.environment["PWD"]
         if is_local(settings.executor):
             variables = {"NEMO_RUN_DIR": folder, "PWD": os.environ.get("PWD", "")}
             again = keep_variables(frozen, config, variables)
-            resolved = ResolvedJob(frozen, settings, paths, again, captured=launch_environment(config))
+            resolved = ResolvedJob(frozen, settings, paths, again, captured=captured)
         else:
             fetch: tuple[dict[str, str], ...] = ()
             if any("auto_mount:" in mount for mount in settings.mounts or ()):
@@ -181,7 +184,6 @@ def resolve_job(
             home = str(here) if here and settings.tunnel != "ssh" else None
             if home is None and named.startswith("~/"):
                 home = paths.root.removesuffix(named[1:])
-            captured = launch_environment(config)
             resolved = ResolvedJob(at_target, settings, paths, again, unshipped, fetch, notes, home, captured)
 
     def location(key: str) -> str:

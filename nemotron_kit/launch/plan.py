@@ -447,6 +447,7 @@ def build_plan(
     if command.on_ray(frozen):
         resources = resources.on_ray()
     launch, command_line = how_it_starts(command, mode, settings, paths, resources)
+    secrets = tuple(settings.secrets or ())
     added = executor.plan(
         PlanContext(
             resources=resources,
@@ -456,7 +457,7 @@ def build_plan(
             job=job,
             label=label_of(settings, command.recipe, command.stage),
             mode=mode,
-            secrets=tuple(settings.secrets or ()),
+            secrets=secrets,
             torchrun=command.torchrun,
             single=single,
         )
@@ -486,10 +487,6 @@ def build_plan(
     if for_ray and not resources.ray:
         notes.append(f"{', '.join(for_ray)}: no effect: {command.full_name} runs on no Ray cluster.")
     notes += executor.without_effect([name for name in given if name not in RAY_FIELDS], launch)
-    captured = dict(resolved.captured)
-    if paths.code and "PWD" in captured:  # the job has a copy of the code
-        captured["PWD"] = paths.environment["PWD"]
-    secrets = tuple(settings.secrets or ())
     run = what_to_run(command, resolved, resources)
     return Plan(
         labels=labels,
@@ -512,7 +509,7 @@ def build_plan(
         launch_command=tuple(command_line),
         environment=environment,
         secrets=secrets,
-        captured=captured,
+        captured=resolved.captured,
         files={**job_files(resolved, inputs.pins, resources, environment, secrets, run), **added.files},
         problems=tuple(problems),
         notes=tuple(notes),
