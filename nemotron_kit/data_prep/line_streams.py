@@ -77,8 +77,8 @@ def content(path: str, compression: str) -> Iterator[bytes]:
                         "much.",
                         hint="That is how a decompression bomb looks. If it is meant, decompress the file first.",
                     )
-                if out:
-                    yield out
+                for at in range(0, len(out), _PIECE):
+                    yield out[at : at + _PIECE]
         except (zlib.error, lzma.LZMAError, _BadBzip2, zstandard.ZstdError) as error:
             raise UserError(f"{path}: not a valid .{compression} file: {error}.") from error
 

@@ -238,6 +238,15 @@ def test_zstd_frames_are_read_as_the_library_does(tmp_path: Path) -> None:
         list(line_streams.all_lines(str(path), "zst", 1 << 20))
 
 
+@pytest.mark.parametrize("ending", [ending for ending in COMPRESSORS if ending])
+def test_the_content_of_a_compressed_file_comes_in_bounded_pieces(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"a{ending}"
+    path.write_bytes(COMPRESSORS[ending](bytes(3_500_000)))
+    sizes = list(map(len, line_streams.content(str(path), ending[1:])))
+    assert sum(sizes) == 3_500_000
+    assert max(sizes) <= 1 << 20
+
+
 def bad_source(tmp_path: Path, bad: int = 7) -> Path:
     path = tmp_path / "src" / "a.jsonl"
     path.parent.mkdir(exist_ok=True)
