@@ -79,7 +79,7 @@ def wrap(text: str, columns: int) -> list[str]:
 
 def fold(text: str, columns: int) -> list[str]:
     """`text` in lines of at most `columns`, broken at spaces, and within a word that is longer. Other spaces stay."""
-    lines = []
+    lines, columns = [], max(1, columns)  # beside an indent, a terminal of two columns has none left
     while cells(text) > columns:
         end = fitting(text, columns)
         at = text.rfind(" ", 0, end + 1)

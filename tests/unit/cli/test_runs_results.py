@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from nemotron_kit.cli.output import aligned, cells, fit, fold, print_csv, print_table
+from nemotron_kit.cli.output import aligned, cells, fit, fold, hanging, print_csv, print_table
 from nemotron_kit.cli.runs.results import JobResult, sparkline
 from nemotron_kit.cli.runs.results_table import print_sweep_end
 from nemotron_kit.cli.tools import run as run_tool
@@ -411,3 +411,10 @@ def test_curves_are_drawn_over_steps_seconds_or_tokens(capsys) -> None:
 def test_a_sparkline_is_short_and_says_nothing_of_what_has_no_course() -> None:
     assert sparkline([1.0, 2.0, float("nan"), 3.0]) == "▁▅█" and len(sparkline(list(range(1000)))) == 24
     assert sparkline([1.0, 2.0]) == sparkline([1.0, 1.0, 1.0]) == sparkline([float("inf")] * 5) == ""
+
+
+@pytest.mark.parametrize("columns", range(5))
+def test_a_terminal_of_a_column_or_two_ends(columns: int) -> None:
+    """`runs show` folded an empty text for ever, and took all memory, where the indent left no column."""
+    for text in ("ab cd", "日本", ""):
+        assert "".join("".join(hanging("name  ", text, columns)).split()) == "name" + text.replace(" ", "")
