@@ -44,7 +44,9 @@ class LocalSchedulerClient:
         flags = ["--detached"] if detached else []
         log = os.open(run.path / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         with FileIO(log, "ab") as errors:
-            command = python_module(f"{__package__}.local_scheduler", str(run.path), kind, *flags)
+            python, *rest = python_module(f"{__package__}.local_scheduler", str(run.path), kind, *flags)
+            # NeMo-Run writes this file's source, in the locale's encoding.
+            command = [python, "-X", "utf8", *rest]
             self._process = start_detached(command, errors, talks=True, answers=not detached)
 
     def submit(self, jobs: Sequence[int], parallel: int, secrets: Iterable[str] = ()) -> None:

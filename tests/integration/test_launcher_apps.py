@@ -126,7 +126,9 @@ def app(tmp_path: Path) -> App:
 
 @pytest.mark.parametrize("via", VIA)
 def test_a_sweep_of_a_program(app: App, via: str) -> None:
-    done = app.sweep("app.py", "x=1,2,3", "optimizer.lr=0.5", "color=BLUE", via=via)
+    # In a locale whose encoding is not UTF-8, as any other: NeMo-Run writes sources in it.
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = app.sweep("app.py", "x=1,2,3", "optimizer.lr=0.5", "color=BLUE", via=via, **ascii_only)
     assert done.stdout.count("before") == 1
     assert done.stdout.count("after") == 1
     assert done.stderr.splitlines()[-4].split()[:4] == ["JOB", "STATE", "x", "VALUE"]
