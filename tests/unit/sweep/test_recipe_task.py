@@ -47,7 +47,7 @@ def test_a_signal_to_the_launch_ends_the_sweep(code: int, state: str, raised: ty
         _end_if_stopped(Outcome(code, state))
 
 
-def test_a_sweep_that_starts_in_several_batches_has_all_of_its_jobs_after_the_last(tmp_path: Path) -> None:
+def test_a_sweep_that_starts_in_several_batches_has_all_of_its_jobs_after_the_last(home: Path) -> None:
     """With hydra.sweeper.max_batch_size a launch that is killed between two batches has not succeeded."""
     run = create_run(new_run_id("r", "s"), {"kind": "sweep"}, [], more_jobs=True)
     task, left = RecipeTask(run.path, []), []
