@@ -96,11 +96,10 @@ def with_wandb(values: dict[str, Any], cls: type) -> dict[str, Any]:
 def _load_yaml(path: Path, text: str, spelled: Spelled) -> Any:
     import yaml
 
-    check_yaml_limits(path, text)
     try:
         with contextlib.suppress(yaml.YAMLError):  # read again by the Python parser, whose messages are better known
-            return _constructed(path, with_libyaml(yaml_loader())(text), spelled)
-        return _constructed(path, yaml_loader()(text), spelled)
+            return _constructed(path, text, with_libyaml(yaml_loader()), spelled)
+        return _constructed(path, text, yaml_loader(), spelled)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         location = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
@@ -109,8 +108,13 @@ def _load_yaml(path: Path, text: str, spelled: Spelled) -> Any:
         raise UserError(f"{path}: not valid YAML: {str(error).splitlines()[0]}.") from error
 
 
-def _constructed(path: Path, loader: Any, spelled: Spelled) -> Any:
+def _constructed(path: Path, text: str, kind: Any, spelled: Spelled) -> Any:
     """The only document of a YAML text, with its keys as they are written. Adds to `spelled` how values are written."""
+    import yaml
+
+    with contextlib.suppress(yaml.YAMLError):  # the loader raises its own
+        check_yaml_limits(path, text, kind)
+    loader = kind(text)
     try:
         node = loader.get_single_node()
         if node is None:

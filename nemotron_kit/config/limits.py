@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,10 @@ MAX_INTERPOLATIONS, MAX_IN_CONFIG = 5_000, 50_000
 MAX_TEXT = 4 << 20
 
 
-def check_yaml_limits(path: Path, text: str) -> None:
+def check_yaml_limits(path: Path, text: str, loader: Any) -> None:
     """Raise UserError, with the line, for YAML that is nested too deeply, has an alias inside of its anchor, or
-    whose aliases expand to more than MAX_NODES values."""
+    whose aliases expand to more than MAX_NODES values. What counts is what `loader` reads: libyaml and the Python
+    parser take some characters for different things. Raises YAMLError for what it can't parse."""
     import yaml
 
     # Parsing twice would double the time of an ordinary config: only suspicious texts are checked.
@@ -31,19 +32,9 @@ def check_yaml_limits(path: Path, text: str) -> None:
     indented = f"\n{'  ' * (MAX_DEPTH + 1)}" in f"\n{text}"
     if "*" not in text and nested <= MAX_DEPTH and not indented:
         return
-    with suppress(yaml.YAMLError):
-        try:
-            _check_events(path, yaml.parse(text, Loader=with_libyaml(yaml.SafeLoader)))
-        except yaml.YAMLError:  # as the loaders do: the other parser may read it; what neither can, they refuse
-            _check_events(path, yaml.parse(text, Loader=yaml.SafeLoader))
-
-
-def _check_events(path: Path, events: Iterable[Any]) -> None:
-    import yaml
-
     containers: list[tuple[str | None, int]] = [(None, 0)]  # (anchor, values so far) of each that is open
     sizes: dict[str, int] = {}  # anchor → values, of those that are closed
-    for event in events:
+    for event in yaml.parse(text, Loader=loader):
         anchor, values, wrong = getattr(event, "anchor", None), 0, None
         if isinstance(event, yaml.AliasEvent):
             if any(anchor == each for each, _ in containers):

@@ -56,6 +56,10 @@ def test_a_broken_file_says_where(tmp_path: Path, name: str, text: str, message:
         ("a: &a [" + "x," * 1000 + "]\nb: [" + "*a," * 200 + "]\n", "unfold to more than 100000 values"),
         ("a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n"
          + "".join(f"a{n}: &a{n} [{','.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 9)), r"bomb\.yaml:5: its"),
+        # A comment for libyaml, a key for the Python parser, which reads the file after libyaml's "duplicate key".
+        ("a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n"
+         + "".join(f"\ufeff#{n}: &a{n} [{','.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 9)) + "d: 1\nd: 2\n",
+         r"bomb\.yaml:5: its"),
         ("a: &a {b: [*a]}\n", r"bomb\.yaml:1: the alias \*a is inside of the value that it refers to"),
     ],
 )  # fmt: skip
