@@ -14,7 +14,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from nemotron_kit.errors import UserError, nearest, sentence
+from nemotron_kit.errors import UserError, near
 from nemotron_kit.files import read_regular
 from nemotron_kit.home import expand_user, user_folder
 from nemotron_kit.lazy import Value
@@ -263,8 +263,7 @@ def reserved_table(env: EnvFile, name: str) -> dict[str, Any]:
     table = env.table(name)
     for key, value in table.items():
         if key not in KEYS[name]:
-            found = nearest(key, KEYS[name])
-            raise UserError(f"{Lines(env).where(name, key)}: no such key.", hint=sentence(found))
+            raise UserError(f"{Lines(env).where(name, key)}: no such key.", hint=near(key, KEYS[name]))
         expected, _ = KEYS[name][key]
         if not FITS[expected](value):
             raise UserError(

@@ -28,7 +28,7 @@ from nemotron_kit.config.secrets import refuse_literal_secrets
 from nemotron_kit.config.wording import translated, unreadable
 from nemotron_kit.discovery import Tree
 from nemotron_kit.envfile import EnvFile
-from nemotron_kit.errors import UserError, nearest, sentence
+from nemotron_kit.errors import UserError, near, nearest
 from nemotron_kit.quoting import hydra_quoted, hydra_text, hydra_unquoted
 
 if TYPE_CHECKING:
@@ -187,12 +187,12 @@ def find_command(tree: Tree, recipe: str | None, stage: str | None) -> Command:
     if recipe in tree.broken and recipe not in tree.apps:
         raise UserError(f"The recipe {recipe!r} is broken: {tree.broken[recipe].rstrip('.')}.")
     if recipe not in tree.apps:
-        raise UserError(f"No recipe is called {recipe!r}.", hint=sentence(nearest(recipe, tree.apps)))
+        raise UserError(f"No recipe is called {recipe!r}.", hint=near(recipe, tree.apps))
     stages = stages_of(tree, recipe)
     if not stage:
         raise UserError(f"No stage was given for {recipe}.", hint=f"Give stage=…; {nearest('', stages)}.")
     if stage not in stages:
-        raise UserError(f"{recipe} has no stage {stage!r}.", hint=sentence(nearest(stage, stages)))
+        raise UserError(f"{recipe} has no stage {stage!r}.", hint=near(stage, stages))
     return stages[stage]
 
 
@@ -318,9 +318,7 @@ def _chosen(group: str, value: str, groups: Mapping[str, Collection[str]], comma
     found = expand_choice(group, value, options)
     unknown = next((each for each in found if each not in options), None)
     if unknown is not None:
-        raise UserError(
-            f"{group}={value}: {group} has no option {unknown!r}.", hint=sentence(nearest(unknown, options))
-        )
+        raise UserError(f"{group}={value}: {group} has no option {unknown!r}.", hint=near(unknown, options))
     return found
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from nemotron_kit.app import Command
 from nemotron_kit.config.convert import input_fields
 from nemotron_kit.config.limits import check_yaml_limits, with_libyaml, yaml_loader
-from nemotron_kit.errors import UserError, nearest, sentence
+from nemotron_kit.errors import UserError, near, nearest, sentence
 from nemotron_kit.files import map_leaves, read_regular
 from nemotron_kit.home import expand_user
 
@@ -375,7 +375,7 @@ def _rewrite_entry(entry: Any, path: Path, group: str, command_configs: Mapping[
     if entry == "_self_":
         return entry
     siblings = [other.stem for other in path.parent.iterdir() if other.suffix in ENDINGS and other != path]
-    raise UserError(f"{path}: defaults: there is no config {name!r} beside it.", hint=sentence(nearest(name, siblings)))
+    raise UserError(f"{path}: defaults: there is no config {name!r} beside it.", hint=near(name, siblings))
 
 
 def _group(text: str, path: Path, result: JobFile) -> str:

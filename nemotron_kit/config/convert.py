@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
-from nemotron_kit.errors import UserError, nearest, sentence
+from nemotron_kit.errors import UserError, near
 
 
 @cache
@@ -265,7 +265,7 @@ def _dataclass(
         elif (extras is not None and name in extras) or (default is not None and default.metadata.get("open")):
             added[str(key)] = value
         else:
-            hint = sentence(nearest(str(key), fields))
+            hint = near(str(key), fields)
             if extras is not None and "[" not in name:  # an override can add it
                 hint = f"{hint} Add a new one with +{name}=…" if hint else f"Add it with +{name}=…"
             raise UserError(f"{name}: no such field.", hint=hint)

@@ -27,7 +27,7 @@ from nemotron_kit.config.convert import (
 from nemotron_kit.config.foreign import RUN_ENV
 from nemotron_kit.config.freeze import omegaconf_message, user_error
 from nemotron_kit.config.registration import broken_choice
-from nemotron_kit.errors import NemotronError, UserError, causes, nearest, sentence
+from nemotron_kit.errors import NemotronError, UserError, causes, near, nearest, sentence
 
 if TYPE_CHECKING:
     from nemotron_kit.config.compose import PreparedCommand
@@ -193,9 +193,7 @@ def _no_such_choice(
         f"There is no folder {group} of configs. Leave that entry out of the defaults list, and set the values in the "
         "file itself."
     )
-    return UserError(
-        f"{where}: there is no config {choice!r}.", hint=sentence(nearest(name, options)) if options else nothing
-    )
+    return UserError(f"{where}: there is no config {choice!r}.", hint=near(name, options) if options else nothing)
 
 
 _JOB_FILE = r"'job/[^']*?([^/']+)'"
@@ -305,7 +303,7 @@ def _unknown_setting(key: str, given: str, block: Any) -> UserError:
     elif above == "hydra.sweeper" and leaf in ("n_trials", "n_jobs", "direction", "sampler", "storage", "study_name"):
         hint = f"{leaf} is a setting of Optuna's sweeper: add hydra/sweeper=optuna (pip install hydra-optuna-sweeper)."
     else:
-        hint = sentence(nearest(leaf, names))
+        hint = near(leaf, names)
     where = f"in {given}" if given and given != key else "on the command line"
     return UserError(f"{key}: Hydra's config has no such field (given {where}).", hint=hint or None)
 

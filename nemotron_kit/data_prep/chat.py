@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nemotron_kit.errors import UserError, nearest, sentence
+from nemotron_kit.errors import UserError, near
 from nemotron_kit.files import read_regular
 from nemotron_kit.home import expand_user
 from nemotron_kit.installed import require_packages
@@ -54,7 +54,7 @@ def load_template(given: str) -> str:
     if "{{" not in given and "{%" not in given:
         path = expand_user(given)
         if not path.is_file():
-            hint = f"{sentence(nearest(given, TEMPLATES))} Or a path of a .jinja file, or a template's text."
+            hint = f"{near(given, TEMPLATES)} Or a path of a .jinja file, or a template's text."
             raise UserError(f"chat_template: there is no template {given!r}.", hint=hint)
         try:
             text = read_regular(path).decode("utf-8")

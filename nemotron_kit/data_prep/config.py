@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nemotron_kit.data_prep.record_transforms import Transform
-from nemotron_kit.errors import UserError, nearest, sentence
+from nemotron_kit.errors import UserError, near
 from nemotron_kit.files import read_regular, unique_keys
 from nemotron_kit.home import expand_user
 from nemotron_kit.masking import MASK, without_passwords
@@ -164,7 +164,7 @@ def _blend(content: Any, path: Path, known: tuple[str, ...]) -> DataBlend:
         raise UserError(f"{path}: a blend file holds one JSON object.", hint=_EXAMPLE)
     for key in content:
         if key not in known and not key.startswith(_COMMENT):
-            raise UserError(f"{path}: unknown key {key!r}. {sentence(nearest(key, known))}")
+            raise UserError(f"{path}: unknown key {key!r}. {near(key, known)}")
     named = [split for split in SPLITS if content.get(split)]
     whole = content.get("datasets") is not None
     if whole and named:
@@ -205,7 +205,7 @@ def _dataset(entry: Any, where: str) -> Dataset:
     known = [f.name for f in fields(Dataset)]
     for key in entry:
         if key not in known and not key.startswith(_COMMENT):
-            raise UserError(f"{where}: unknown key {key!r}. {sentence(nearest(key, known))}")
+            raise UserError(f"{where}: unknown key {key!r}. {near(key, known)}")
     for key in ("name", "path"):
         if not isinstance(entry.get(key), str) or not entry[key]:
             raise UserError(f"{where}.{key}: expected text, got {entry.get(key)!r}.")
@@ -290,7 +290,7 @@ class StepConfig:
                 )
             return
         if step not in STEPS:
-            raise UserError(f"step={step!r}. {sentence(nearest(step, STEPS))}")
+            raise UserError(f"step={step!r}. {near(step, STEPS)}")
         if step == SHARDS and (task is None or tasks is None or not 0 <= task < tasks):
             raise UserError(f"step={SHARDS} needs task=N of tasks=M, N from 0 to M-1; there is {task} of {tasks}.")
 
@@ -340,9 +340,7 @@ class DataPrepConfig(StepConfig):
         parse_size(self.max_doc_size, field="max_doc_size")
         if self.on_bad_row not in (ERROR, SKIP):
             hint = f"{ERROR} stops at the first one, {SKIP} leaves them out and counts them."
-            raise UserError(
-                f"on_bad_row={self.on_bad_row!r}. {sentence(nearest(self.on_bad_row, (ERROR, SKIP)))}", hint=hint
-            )
+            raise UserError(f"on_bad_row={self.on_bad_row!r}. {near(self.on_bad_row, (ERROR, SKIP))}", hint=hint)
         check_least(self, num_shards=1, min_doc_chars=0, max_doc_tokens=1, num_workers=1, max_bad_rows=0)
         check_held_out(self.held_out)
 
@@ -399,7 +397,7 @@ class SftPrepConfig(DataPrepConfig):
         for name, known in (("algorithm", PACKING), ("parquet_compression", COMPRESSIONS)):
             value = getattr(self, name)
             if value not in known:
-                raise UserError(f"{name}={value!r}. {sentence(nearest(value, known))}")
+                raise UserError(f"{name}={value!r}. {near(value, known)}")
 
 
 @dataclass

@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nemotron_kit.errors import UserError, nearest, sentence
+from nemotron_kit.errors import UserError, near
 from nemotron_kit.files import write_changed
 
 SCHEME = "cpython://"
@@ -39,7 +39,7 @@ def write_corpus(url: str, folder: Path) -> Path:
     """
     name = url.removeprefix(SCHEME)
     if name not in _CORPORA:
-        raise UserError(f"{url}: no such corpus. {sentence(nearest(name, _CORPORA))}")
+        raise UserError(f"{url}: no such corpus. {near(name, _CORPORA)}")
     lines = [json.dumps(record, ensure_ascii=False) for record in _CORPORA[name]()]
     if not lines:
         raise UserError(f"{url}: this Python ({sys.executable}) comes without that text.", hint="Use another source.")

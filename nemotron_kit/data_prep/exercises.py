@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
-from nemotron_kit.errors import UserError, nearest, sentence
+from nemotron_kit.errors import UserError, near
 from nemotron_kit.files import write_changed
 
 SCHEME = "exercises://"
@@ -46,11 +46,11 @@ def parse(url: str) -> tuple[str, int, int, str]:
     """(task, how many, seed, form) of a URL. Raises UserError for one that names no exercises."""
     task, _, query = url.removeprefix(SCHEME).partition("?")
     if task not in _TASKS:
-        raise UserError(f"{url}: no such exercises. {sentence(nearest(task, _TASKS))}")
+        raise UserError(f"{url}: no such exercises. {near(task, _TASKS)}")
     words = dict(parse_qsl(query, keep_blank_values=True))
     for key in words:
         if key not in ("n", "seed", "form"):
-            raise UserError(f"{url}: unknown {key!r}. {sentence(nearest(key, ('n', 'seed', 'form')))}")
+            raise UserError(f"{url}: unknown {key!r}. {near(key, ('n', 'seed', 'form'))}")
     numbers = {"n": DEFAULT_COUNT, "seed": 0}
     for key in numbers:
         text = words.get(key, str(numbers[key]))
@@ -61,7 +61,7 @@ def parse(url: str) -> tuple[str, int, int, str]:
         numbers[key] = int(text)
     form = words.get("form", CHAT)
     if form not in (CHAT, RL):
-        raise UserError(f"{url}: form={form}. {sentence(nearest(form, (CHAT, RL)))}")
+        raise UserError(f"{url}: form={form}. {near(form, (CHAT, RL))}")
     return task, numbers["n"], numbers["seed"], form
 
 

@@ -32,7 +32,7 @@ from nemotron_kit.data_prep.prepare import BLEND_FILE, check_packages, megatron_
 from nemotron_kit.data_prep.record_transforms import passthrough
 from nemotron_kit.data_prep.rl import as_json
 from nemotron_kit.data_prep.shard_plan import ALL, TEMPORARY
-from nemotron_kit.errors import NemotronError, UserError, error_text, nearest, sentence
+from nemotron_kit.errors import NemotronError, UserError, error_text, near
 from nemotron_kit.files import fsync_dir, write_json
 from nemotron_kit.home import expand_user
 from nemotron_kit.objects import object_url
@@ -119,7 +119,7 @@ def _check(config: PipelineConfig, form: JsonlOutputConfig, held_out: tuple[int,
             hint="Write them to a folder, and copy that.",
         )
     if form.compression not in ENDINGS:
-        raise UserError(f"compression={form.compression!r}. {sentence(nearest(form.compression, ENDINGS))}")
+        raise UserError(f"compression={form.compression!r}. {near(form.compression, ENDINGS)}")
     for name in ("min_doc_chars", "max_doc_tokens"):
         if getattr(config.output, name) is not None:
             raise UserError(

@@ -20,7 +20,7 @@ from nemotron_kit.data_prep.cpython import write_corpus
 from nemotron_kit.data_prep.exercises import SCHEME as EXERCISES
 from nemotron_kit.data_prep.exercises import write_exercises
 from nemotron_kit.data_prep.local_files import Omissions, is_pattern, local_files_below, matching
-from nemotron_kit.errors import UserError, nearest, sentence
+from nemotron_kit.errors import UserError, near
 from nemotron_kit.files import kind_of_file, open_regular
 from nemotron_kit.home import expand_user
 from nemotron_kit.masking import LEAST_NOTED, note_used
@@ -409,7 +409,7 @@ def by_split(
             "A file's name says its split. To read it all the same leave the split out, or name that one file as path."
         )
         raise UserError(
-            f"{where}: no split {split!r}. {sentence(nearest(split, known))}",
+            f"{where}: no split {split!r}. {near(split, known)}",
             hint=hint if by_pattern or len(paths) == 1 else None,
         )
     for path, word in words.items():
@@ -477,7 +477,7 @@ def hub_files(
         split = dataset.split or "train"
         patterns = [pattern for name, pattern in configs[subset] if name == split]
         if not patterns:
-            raise UserError(f"{where}: no split {split!r}. {sentence(nearest(split, [s for s, _ in configs[subset]]))}")
+            raise UserError(f"{where}: no split {split!r}. {near(split, [s for s, _ in configs[subset]])}")
         parts = [pattern.removeprefix("./").split("/") for pattern in patterns]
         matching = {
             name: file for name, file in below.items() if any(_matches(name.split("/"), part) for part in parts)
@@ -485,7 +485,7 @@ def hub_files(
         _leave(below, matching, f"not of subset {subset}, split {split}", left)
         return chosen(matching, Dataset(dataset.name, dataset.path), where, left)
     if configs:
-        raise UserError(f"{where}: no subset {dataset.subset!r}. {sentence(nearest(dataset.subset or '', configs))}")
+        raise UserError(f"{where}: no subset {dataset.subset!r}. {near(dataset.subset or '', configs)}")
     inside = {name: f for name, f in below.items() if not subset or f"/{subset.lower()}/" in f"/{name.lower()}"}
     _leave(below, inside, f"not of subset {subset}", left)
     return chosen(inside, dataset, where, left)

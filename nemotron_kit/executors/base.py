@@ -16,7 +16,7 @@ from nemotron_kit import remote
 from nemotron_kit.artifacts.manifest import folder_of
 from nemotron_kit.artifacts.registry import artifact_settings
 from nemotron_kit.envfile import read_env_file
-from nemotron_kit.errors import Problem, Unreachable, UserError, nearest, sentence
+from nemotron_kit.errors import Problem, Unreachable, UserError, near
 from nemotron_kit.lazy import Value
 from nemotron_kit.runs.job import JobFolder, JobState
 from nemotron_kit.spec.paths import RemotePaths, sent_paths
@@ -304,7 +304,7 @@ def executor_class(name: str) -> type[Executor]:
     target = EXECUTORS.get(name) or installed_executors().get(name)
     if target is None:
         known = [*EXECUTORS, *installed_executors()]
-        raise UserError(f"executor {name!r} is not known.", hint=sentence(nearest(name, known)))
+        raise UserError(f"executor {name!r} is not known.", hint=near(name, known))
     module, _, attribute = target.partition(":")
     try:
         found = getattr(import_module(module), attribute)

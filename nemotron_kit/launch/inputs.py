@@ -17,7 +17,7 @@ from nemotron_kit.artifacts.reference import Pin, parse_override
 from nemotron_kit.artifacts.registry import open_registry
 from nemotron_kit.config.config_files import config_files, load_mapping
 from nemotron_kit.config.freeze import slots_used, walk_strings
-from nemotron_kit.errors import NemotronError, Problem, UserError, nearest, sentence
+from nemotron_kit.errors import NemotronError, Problem, UserError, near
 from nemotron_kit.launch.placing import ResolvedJob, TransportFactory
 from nemotron_kit.quoting import hydra_quoted, hydra_unquoted, omegaconf_escaped, omegaconf_unescaped
 
@@ -226,7 +226,7 @@ def input_slots(command: Command, frozen: Mapping[str, Any]) -> list[str]:
         known = sorted((RESERVED_SLOTS - {"run"}) | set(command.artifacts))
         raise UserError(
             f"run.{unknown[0]}: no such field, and nothing refers to ${{art:{unknown[0]}}}.",
-            hint=sentence(nearest(unknown[0], known)),
+            hint=near(unknown[0], known),
         )
     for slot, artifact in command.artifacts.items():
         # An input without mappings is read by the handler itself; but if a config file of the command refers to it, a

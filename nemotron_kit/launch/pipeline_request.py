@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 
 from nemotron_kit.app import Pipeline, stage_prefix
 from nemotron_kit.config.config_files import config_files, load_mapping, other_command_of
-from nemotron_kit.errors import UserError, nearest, sentence
+from nemotron_kit.errors import UserError, near, nearest, sentence
 from nemotron_kit.quoting import hydra_unquoted
 
 # The options of a pipeline that take a stage.
@@ -92,7 +92,7 @@ def _index_of(pipeline: Pipeline, name: str, option: str) -> int:
         if _plain(name) in map(_plain, names):
             return at
     known = [stage_prefix(stage) for stage in pipeline.stages]
-    hint = sentence(nearest(_plain(name), known))
+    hint = near(_plain(name), known)
     raise UserError(f"{option}: {pipeline.full_name} has no stage {name!r}.", hint=hint)
 
 
@@ -126,7 +126,7 @@ def _configs(pipeline: Pipeline, name: str | None, by_stage: Sequence[Sequence[s
             del stage_files[name]
     if name is not None and not any(name in each for each in files):
         known = sorted({each for names in files for each in names})
-        hint = sentence(nearest(name, known)) if "/" not in name else "A file is one stage's: STAGE.config=PATH."
+        hint = near(name, known) if "/" not in name else "A file is one stage's: STAGE.config=PATH."
         raise UserError(f"No stage of {pipeline.full_name} has a config {name!r}.", hint=hint)
     given = [
         next((o.partition("=")[2] for o in reversed(overrides) if o.startswith("config=")), None)

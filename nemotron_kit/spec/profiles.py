@@ -22,7 +22,7 @@ from nemotron_kit.envfile import (
     reserved_table,
     unread_env_file,
 )
-from nemotron_kit.errors import UserError, nearest, sentence
+from nemotron_kit.errors import UserError, near
 from nemotron_kit.home import expand_user
 from nemotron_kit.lazy import Value
 from nemotron_kit.spec.runconfig import (
@@ -44,7 +44,7 @@ def check_run_wandb(table: Any) -> None:
         raise UserError(f"run.wandb: expected a block of settings, got {table!r}.")
     for key, value in table.items():
         if key not in KEYS["wandb"]:
-            raise UserError(f"run.wandb.{key}: no such setting.", hint=sentence(nearest(key, KEYS["wandb"])))
+            raise UserError(f"run.wandb.{key}: no such setting.", hint=near(key, KEYS["wandb"]))
         expected, _ = KEYS["wandb"][key]
         number = expected == TEXT and isinstance(value, int | float) and not isinstance(value, bool)
         if value is not None and not number and not FITS[expected](value):
@@ -96,11 +96,9 @@ def chain_of(env: EnvFile, name: str, lines: Lines) -> Iterator[str]:
 
 def _check_profile_exists(env: EnvFile, name: str, where: str) -> None:
     if name in RESERVED:
-        raise ProfileError(
-            f"{where}: [{name}] is no profile: that table is reserved.", hint=sentence(nearest("", names(env)))
-        )
+        raise ProfileError(f"{where}: [{name}] is no profile: that table is reserved.", hint=near("", names(env)))
     if name not in env.tables:
-        hint = sentence(nearest(name, names(env)))
+        hint = near(name, names(env))
         if not hint.startswith("Did you mean"):
             hint = f"{hint}\n{lines_for(name)}" if hint else lines_for(name)
         raise ProfileError(f"{where}: there is no profile {name!r}.", hint=hint)

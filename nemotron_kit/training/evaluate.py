@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nemotron_kit.errors import NemotronError, UserError, nearest, sentence
+from nemotron_kit.errors import NemotronError, UserError, near
 from nemotron_kit.files import read_regular
 from nemotron_kit.training.data import HeldOutSamples, evenly, read_blend
 from nemotron_kit.training.generate import TextGenerator
@@ -274,5 +274,5 @@ def _task_manager(tasks: Sequence[str], task_path: Path | None) -> Any:
         manager = TaskManager(include_path=str(task_path) if task_path else None)
     for task in tasks:
         if task not in manager.all_tasks:
-            raise UserError(f"lm-eval has no task {task!r}.", hint=sentence(nearest(task, manager.all_tasks)))
+            raise UserError(f"lm-eval has no task {task!r}.", hint=near(task, manager.all_tasks))
     return manager

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from nemotron_kit.errors import Note, UserError, nearest, sentence
+from nemotron_kit.errors import Note, UserError, near
 from nemotron_kit.training.config_blocks import unknown
 from nemotron_kit.training.model import (
     LAYER_NAMES,
@@ -43,7 +43,7 @@ def check_block(model: Mapping[str, Any]) -> list[Note]:
     notes = []
     if strange and (find_spec("transformers") is None or find_spec("torch") is None):
         told = "no field of NemotronHConfig that is known here, and there is no transformers to ask."
-        notes = [Note(f"model.{name}: {told} {sentence(nearest(name, MODEL_FIELDS))}") for name in strange]
+        notes = [Note(f"model.{name}: {told} {near(name, MODEL_FIELDS)}") for name in strange]
     elif strange:
         check_keys(strange)
     if not any(unknown(model.get(name)) for name in LAYER_NAMES):

@@ -18,7 +18,7 @@ from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
-from nemotron_kit.errors import NemotronError, UserError, error_text, nearest, sentence
+from nemotron_kit.errors import NemotronError, UserError, error_text, near, nearest
 
 Row = Mapping[str, Any]
 Verifier = Callable[[str, Row], float]
@@ -71,7 +71,7 @@ def missing_verifiers(agents: Iterable[str], given: Mapping[str, Mapping[str, An
             continue
         if name is None:
             problems.append(
-                f"No verifier is called {agent!r} (agent_ref.name of the rows): {sentence(nearest(agent, _KNOWN))} "
+                f"No verifier is called {agent!r} (agent_ref.name of the rows): {near(agent, _KNOWN)} "
                 "NeMo-Gym's servers are not called by this engine: name a function, "
                 f"env.verifiers.{agent}._target_=module.name, or leave those rows out."
             )

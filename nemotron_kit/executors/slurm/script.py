@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from nemotron_kit.errors import Problem, UserError, nearest, sentence
+from nemotron_kit.errors import Problem, UserError, near
 from nemotron_kit.executors.base import missing_secrets
 from nemotron_kit.executors.nemo_run import ask, build_executor, shell_lines
 from nemotron_kit.executors.slurm import apptainer
@@ -263,10 +263,10 @@ def _executor(config: RunConfig, resources: Resources, script: Script, batch: bo
     extra = checked_extra(config)
     for name in extra:
         if name in ("retries", "array") or not (name in _IN_A_SCRIPT or name in FIELDS):
-            near = "The profile has a field of that name." if name in FIELDS else sentence(nearest(name, _IN_A_SCRIPT))
+            hint = "The profile has a field of that name." if name in FIELDS else near(name, _IN_A_SCRIPT)
             raise ProfileError(
                 f"extra.{name}: has no effect on a batch script of nemotron's.",
-                hint=near or f"It takes {', '.join(sorted(_IN_A_SCRIPT))}.",
+                hint=hint or f"It takes {', '.join(sorted(_IN_A_SCRIPT))}.",
             )
     arguments = [*extra.pop("srun_args", [])]
     extra.pop("apptainer_args", None)
