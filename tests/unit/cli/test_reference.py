@@ -67,6 +67,7 @@ def test_every_field_of_a_profile_and_every_key_of_env_toml_has_a_row_with_a_mea
     rows = _rows("env-toml")
     described = {row[0].strip("`") for row in rows if len(row) >= 3 and all(row[:2]) and row[-1]}
     assert described >= {field.name for field in dataclasses.fields(RunConfig)}
+    assert KEYS.keys() == set(tree.RESERVED)
     for name, keys in KEYS.items():
         section = _pages()["env-toml"].partition(f"\n## [{name}]\n")[2].partition("\n## ")[0]
         assert [key for key in keys if f"| `{key}` |" not in section] == []
