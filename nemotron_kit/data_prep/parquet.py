@@ -7,6 +7,7 @@ read are counted as well, since the declared ones may be wrong. A single page is
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -165,13 +166,16 @@ def _scalars(
 def _wanted(arrays: Iterable[Any], first: int, wanted: list[range]) -> Iterator[tuple[int, Any]]:
     """(number, scalar) of the wanted rows of a group, which are in order; `first` is the group's first."""
     at = 0
+    left = deque(wanted)  # where rows are dealt, a range for each of them
     for array in arrays:
         end = at + len(array)
-        while wanted and wanted[0].start < end:
-            here = range(wanted[0].start, min(wanted[0].stop, end))
+        while left and left[0].start < end:
+            rows = left.popleft()
+            here = range(rows.start, min(rows.stop, end))
             yield from zip((first + n for n in here), array.slice(here.start - at, len(here)), strict=True)
-            wanted = [range(end, wanted[0].stop), *wanted[1:]] if wanted[0].stop > end else wanted[1:]
-        if not wanted:
+            if rows.stop > end:
+                left.appendleft(range(end, rows.stop))
+        if not left:
             return
         at = end
 
