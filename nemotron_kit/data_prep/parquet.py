@@ -7,13 +7,15 @@ read are counted as well, since the declared ones may be wrong. A single page is
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any
 
 from nemotron_kit.data_prep import sources
-from nemotron_kit.data_prep.config import TEXT_FIELD, RowCounts, show_size
+from nemotron_kit.data_prep.config import DEFAULT_MAX_DOC_SIZE, TEXT_FIELD, RowCounts, show_size
 from nemotron_kit.data_prep.line_streams import EXPANDED, MAX_EXPANSION
 from nemotron_kit.data_prep.shard_plan import FilePart, SourceFile
 from nemotron_kit.errors import UserError
@@ -25,6 +27,7 @@ _HINT = (
     "compression."
 )
 _Column = Callable[[Any], Any]
+_Chunks = dict[str, list[Any]]  # leaf → its chunk's metadata in each row group
 
 
 def parquet_texts(file: SourceFile, piece: FilePart, field: str, rows: RowCounts) -> Iterator[str]:
@@ -60,9 +63,8 @@ def parquet_records(
             shown = ", ".join(have[:8])
             raise UserError(f"{file.path}: there is no column {field!r}; it has {shown}.", hint=TEXT_FIELD)
         columns = [field, *(name for name in others if name in have and name != field)]
-        every = (table.schema.column(number).path for number in range(len(table.schema.names)))
-        leaves = [path for path in every if path.split(".")[0] in columns]
         given = 0
+        leaves = _leaves(table, columns)
         scalars = _scalars(
             stream, file, piece, table, leaves, columns, lambda batch: batch.to_struct_array(), rows.max_size
         )
@@ -74,11 +76,50 @@ def parquet_records(
             except UnicodeDecodeError as error:
                 rows.refuse(place, UserError(f"not UTF-8 (byte {error.start + 1} of a text)."))
                 continue
-            given += _text_size(record)
-            if given > EXPANDED and given > MAX_EXPANSION * packed:
-                grown = f"{show_size(given)} so far out of {show_size(packed)}"
-                raise place(UserError(f"{grown}, over {MAX_EXPANSION} times as much.", hint=_HINT))
+            given = _grown(given, record, packed, place)
             yield record, place
+
+
+def parquet_rows(path: str, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+    """Every row of a file, with its nulls: all columns, or those of `columns` that exist. Raises UserError for a file
+    that can't be read."""
+    import pyarrow as pa
+
+    with sources.open_binary(path) as stream:
+        table = _opened(stream, path)
+        size = stream.seek(0, os.SEEK_END)
+        chunks = _checked_chunks(path, size, table, _leaves(table, columns), DEFAULT_MAX_DOC_SIZE)
+        number = given = packed = 0
+        try:
+            for group in range(table.metadata.num_row_groups):
+                packed = min(packed + _packed(chunks, group), size)
+                batches = _batches(stream, path, table, group, chunks, columns, DEFAULT_MAX_DOC_SIZE)
+                for row in chain.from_iterable(batch.to_pylist() for batch in batches):
+                    given = _grown(given, row, packed, partial(_at_row, path, number))
+                    number += 1
+                    yield row
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: not a Parquet file that can be read: {error}") from error
+
+
+def _leaves(table: Any, columns: Sequence[str] | None) -> list[str]:
+    """The paths of these columns' leaves (None: of all)."""
+    every = (table.schema.column(number).path for number in range(len(table.schema.names)))
+    return [
+        path
+        for path in every
+        if columns is None or any(path == name or path.startswith(f"{name}.") for name in columns)
+    ]
+
+
+def _grown(given: int, record: Any, packed: int, place: Callable[[UserError], UserError]) -> int:
+    """The size of the texts so far with this record's. Raises UserError if it grows as only a decompression bomb
+    does."""
+    given += _text_size(record)
+    if given > EXPANDED and given > MAX_EXPANSION * packed:
+        grown = f"{show_size(given)} so far out of {show_size(packed)}"
+        raise place(UserError(f"{grown}, over {MAX_EXPANSION} times as much.", hint=_HINT))
+    return given
 
 
 def _at_row(path: str, number: int, error: UserError) -> UserError:
@@ -151,16 +192,27 @@ def _scalars(
 ) -> Iterator[tuple[int, Any, int]]:
     """(number, scalar, compressed bytes read so far) of a piece's rows, which `take` makes of the batches of these
     columns. What the footer says of their leaves is checked first."""
-    chunks = {leaf: _chunks(table, leaf) for leaf in leaves}
-    for leaf in leaves:
-        _check_footer(file, leaf, chunks[leaf], most)
+    chunks = _checked_chunks(file.path, file.size, table, leaves, most)
     packed = 0
     for group, first, wanted in _groups(file, piece, table):
-        packed = min(packed + sum(chunks[leaf][group].total_compressed_size for leaf in leaves), file.size)
-        count = min(_batch_rows(stream, chunks[leaf][group], file.path, leaf, most) for leaf in leaves)
-        batches = table.iter_batches(count, row_groups=[group], columns=columns, use_threads=False)
+        packed = min(packed + _packed(chunks, group), file.size)
+        batches = _batches(stream, file.path, table, group, chunks, columns, most)
         for number, scalar in _wanted(map(take, batches), first, wanted):
             yield number, scalar, packed
+
+
+def _packed(chunks: _Chunks, group: int) -> int:
+    """The compressed bytes of a row group."""
+    return sum(of_leaf[group].total_compressed_size for of_leaf in chunks.values())
+
+
+def _batches(
+    stream: Any, path: str, table: Any, group: int, chunks: _Chunks, columns: Sequence[str] | None, most: int
+) -> Iterator[Any]:
+    """The batches of a row group, each of so many rows as may be in memory at a time."""
+    counts = (_batch_rows(stream, of_leaf[group], path, leaf, most) for leaf, of_leaf in chunks.items())
+    count = min(counts, default=_ROWS)
+    yield from table.iter_batches(count, row_groups=[group], columns=columns, use_threads=False)
 
 
 def _wanted(arrays: Iterable[Any], first: int, wanted: list[range]) -> Iterator[tuple[int, Any]]:
@@ -270,14 +322,22 @@ def _chunks(table: Any, field: str) -> list[Any]:
     return chunks
 
 
-def _check_footer(file: SourceFile, field: str, chunks: list[Any], most: int) -> None:
+def _checked_chunks(path: str, size: int, table: Any, leaves: Sequence[str], most: int) -> _Chunks:
+    """Leaf → what the footer of a file of `size` bytes says about it in each row group."""
+    chunks = {leaf: _chunks(table, leaf) for leaf in leaves}
+    for leaf, of_leaf in chunks.items():
+        _check_footer(path, size, leaf, of_leaf, most)
+    return chunks
+
+
+def _check_footer(path: str, file_size: int, field: str, chunks: list[Any], most: int) -> None:
     """Refuse a column whose data grows as only a decompression bomb does, in one row group or in all."""
     sizes = [(f"row group {n} ", c.total_uncompressed_size, c.total_compressed_size) for n, c in enumerate(chunks)]
-    sizes.append(("", sum(size for _, size, _ in sizes), min(sum(packed for *_, packed in sizes), file.size)))
+    sizes.append(("", sum(size for _, size, _ in sizes), min(sum(packed for *_, packed in sizes), file_size)))
     for where, size, packed in sizes:
         if size > most and size > MAX_EXPANSION * max(packed, 1):
             raise UserError(
-                f"{file.path}: {where}column {field!r} holds {show_size(size)} in {show_size(packed)}, "
+                f"{path}: {where}column {field!r} holds {show_size(size)} in {show_size(packed)}, "
                 f"over {MAX_EXPANSION} times as much.",
                 hint=_HINT,
             )

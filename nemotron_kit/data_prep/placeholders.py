@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from nemotron_kit.data_prep import line_streams, sources
+from nemotron_kit.data_prep import line_streams, parquet, sources
 from nemotron_kit.data_prep.config import DEFAULT_MAX_DOC_SIZE, DataBlend, Dataset, show_size
 from nemotron_kit.data_prep.sources import FoundFile, compression_of, content_identity, is_remote, kind_of
 from nemotron_kit.errors import UserError, nearest
@@ -30,7 +30,7 @@ def rows_of_file(path: str) -> Iterator[tuple[str, bytes | None, dict[str, Any]]
     """(location, line, row) of each row of a file; the line is None for a format without lines."""
     kind = kind_of(path) or ""
     if kind == "parquet":
-        for number, row in enumerate(_parquet_rows(path), 1):
+        for number, row in enumerate(parquet.parquet_rows(path), 1):
             yield f"row {number}", None, row
         return
     if kind.startswith(("csv", "text")):
@@ -50,18 +50,6 @@ def rows_of_file(path: str) -> Iterator[tuple[str, bytes | None, dict[str, Any]]
         if not isinstance(row, dict):
             raise UserError(f"{path}, {where}: expected a JSON object, got a {type(row).__name__}.")
         yield where, text, row
-
-
-def _parquet_rows(path: str, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    with sources.open_binary(path) as stream:
-        try:
-            for batch in pq.ParquetFile(stream).iter_batches(256, columns=columns, use_threads=False):
-                yield from batch.to_pylist()
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: not a Parquet file that can be read: {error}") from error
 
 
 # The two sources that rows of NVIDIA's blend refer to; a blend's own `placeholders` come first.
@@ -122,7 +110,7 @@ class Restorer:
         pairs = []
         for file in self._files(source):
             if kind_of(file.path) == "parquet":
-                rows: Iterable[dict[str, Any]] = _parquet_rows(file.path, ["prompt", "reward_model"])
+                rows: Iterable[dict[str, Any]] = parquet.parquet_rows(file.path, ["prompt", "reward_model"])
             else:
                 rows = (row for _, _, row in rows_of_file(file.path))
             pairs += [(_at(row, "prompt", 0, "content"), _at(row, "reward_model", "ground_truth")) for row in rows]

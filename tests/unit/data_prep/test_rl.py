@@ -11,7 +11,7 @@ import pytest
 
 from nemotron_kit.data_prep import stored
 from nemotron_kit.data_prep.config import DataBlend, RLPrepConfig
-from nemotron_kit.data_prep.placeholders import PLACEHOLDERS, answer_of, filled
+from nemotron_kit.data_prep.placeholders import PLACEHOLDERS, answer_of, filled, rows_of_file
 from nemotron_kit.data_prep.rl import SPLITS, prepare_rl
 from nemotron_kit.errors import UserError
 
@@ -51,13 +51,16 @@ def prepared(folder: Path, path: str, **settings: Any) -> Any:
     return prepare_rl(RLPrepConfig(blend_path=blend(folder, path, **more), output_dir=folder / "out", **settings))
 
 
-def test_a_parquet_text_that_is_not_utf8_names_the_file(tmp_path: Path) -> None:
+def test_a_parquet_file_that_is_not_utf8_or_a_decompression_bomb_is_refused_by_name(tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     pq.write_table(pa.table({"text": pa.array([b"\xff"]).view(pa.string())}), tmp_path / "a.parquet")
     with pytest.raises(UserError, match=r"a\.parquet: not a Parquet file that can be read: .*can't decode byte 0xff"):
         prepared(tmp_path, "a.parquet")
+    pq.write_table(pa.table({"text": ["x" * 1_000_000] * 30}), tmp_path / "a.parquet", compression="zstd")
+    with pytest.raises(UserError, match=r"a\.parquet, row 17: 17\.0 MB so far out of .*, over 1000 times as much"):
+        list(rows_of_file(str(tmp_path / "a.parquet")))
 
 
 @pytest.mark.parametrize(
