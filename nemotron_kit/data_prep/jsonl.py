@@ -98,7 +98,7 @@ def write_jsonl(
     for folder in {lines.file.final.parent for lines in made}:
         fsync_dir(folder)
     with write_errors(output / BLEND_FILE):
-        shards = ((one.split, one.dataset.name, one.dataset.weight, one.rows, str(one.file.final)) for one in made)
+        shards = ((one.split, one.dataset, one.dataset.weight, one.rows, str(one.file.final)) for one in made)
         write_json(output / BLEND_FILE, megatron_blend(shards), mode=0o666)
     return made
 

@@ -15,7 +15,7 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -119,15 +119,15 @@ def print_bad_rows(dataset: Mapping[str, Any], count: int, print_line: PrintLine
 BLEND_FILE = "blend.json"
 
 
-def megatron_blend(shards: Iterable[tuple[str, str, float, int, str]]) -> dict[str, list[str] | None]:
-    """blend.json for (split, dataset, the dataset's weight, tokens or records, path) of each shard: per split weight,
-    path, weight, path, …; null for none.
+def megatron_blend(shards: Iterable[tuple[str, Hashable, float, int, str]]) -> dict[str, list[str] | None]:
+    """blend.json for (split, a key of the dataset, the dataset's weight, tokens or records, path) of each shard: per
+    split weight, path, weight, path, …; null for none.
 
     A dataset's weight is divided among its shards of a split by what they hold, so that it does not depend on their
     number. Empty shards are left out: Megatron's reader fails on them.
     """
     held = [shard for shard in shards if shard[3]]
-    per_dataset: Counter[tuple[str, str]] = Counter()
+    per_dataset: Counter[tuple[str, Hashable]] = Counter()
     for split, dataset, _, size, _ in held:
         per_dataset[split, dataset] += size
     blend: dict[str, list[str]] = {split: [] for split in SPLITS}
@@ -416,7 +416,7 @@ def _write_outputs(plan: ShardPlan, records: dict[int, ShardRecord], output: Pat
 
     sources = [plan.sources[shard.source] for shard in plan.shards]
     blend = megatron_blend(
-        (shard.split, source.name, source.weight, records[number].tokens, place(output, shard.name))
+        (shard.split, shard.source, source.weight, records[number].tokens, place(output, shard.name))
         for number, (shard, source) in enumerate(zip(plan.shards, sources, strict=True))
     )
     if not blend["train"]:

@@ -60,6 +60,19 @@ def test_binidx(blend: Any, dtype: Any, code: int, size: int, workers: int | Non
     assert last_mile_process(blend, config).from_cache
 
 
+@pytest.mark.parametrize("form", ["BinIdxOutputConfig", "JsonlOutputConfig"])
+def test_two_datasets_of_one_name_keep_their_weights(blend: Any, form: str) -> None:
+    """A blend file with such names is refused; one that a program makes is not."""
+    import nemotron.data_prep as prep
+
+    (first,) = blend.datasets
+    Path("b.jsonl").write_text('{"text": "another"}\n')
+    two = prep.DataBlend({"all": (first, replace(first, path="b.jsonl", weight=2.5))})
+    output = prep.OutputConfig(dir=Path("two"), format=getattr(prep, form)(num_shards=1))
+    made = prep.last_mile_process(two, prep.PipelineConfig(tokenizer=tokenizer(), output=output, num_workers=1))
+    assert made.splits["train"].data_paths[::2] == ["1", "2.5"]
+
+
 def test_into_an_object_store(blend: Any, tmp_path: Path) -> None:
     from nemotron.data_prep import (
         BinIdxOutputConfig,
