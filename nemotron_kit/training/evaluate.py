@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from nemotron_kit.errors import NemotronError, UserError, near
 from nemotron_kit.files import read_regular
-from nemotron_kit.training.data import HeldOutSamples, evenly, read_blend
+from nemotron_kit.training.data import HeldOutSamples, collate, evenly, read_blend
 from nemotron_kit.training.generate import TextGenerator
-from nemotron_kit.training.pretrain_loop import held_out_nll
+from nemotron_kit.training.parallel import token_nll
 from nemotron_kit.training.prompts import agent_of, opens_reasoning, read_rows
 from nemotron_kit.training.rewards import check_rows, find_verifiers, reward
 from nemotron_kit.training.sft import batch_nll
@@ -76,10 +76,16 @@ def _shards(
             f"{path}: no shard of the {split} split holds {length + 1} tokens.", hint="Set a smaller seq_length."
         )
     sizes = byte_lengths(generator.tokenizer, generator.model.config.vocab_size)
+    total, size, model = 0.0, 0, generator.model
+    # An evaluation is one process, whatever ranks the environment names: training's loop over windows divides them.
     with torch.no_grad():
-        nll = held_out_nll(generator.model, samples, batch_size)
-    size = sum(int(sizes[samples[number][1:]].sum()) for number in range(len(samples)))
-    return nll, len(samples) * length, size
+        for start in range(0, len(samples), batch_size):
+            positions = range(start, min(start + batch_size, len(samples)))
+            batch = collate(samples, positions, model.config.vocab_size)
+            nll = token_nll(model, batch["input_ids"].to(model.device), batch["labels"].to(model.device), None)
+            total += float(nll.item())
+            size += int(sizes[batch["labels"].numpy()].sum())
+    return total, len(samples) * length, size
 
 
 def split_folder(data: Path, split: str) -> Path | None:

@@ -90,8 +90,8 @@ class TrainingRun(Loop):
         """The held-out loss."""
         assert self.held_out is not None  # noqa: S101 - the caller has seen to it
         train = self.config.train
-        nll = held_out_nll(self.model, self.held_out, train.micro_batch_size, train.tokens_per_chunk)
-        return {"valid_loss": nll / (len(self.held_out) * self.held_out.seq_length)}
+        loss = held_out_loss(self.model, self.held_out, train.micro_batch_size, train.tokens_per_chunk)
+        return {"valid_loss": loss}
 
     def _log(self, step: int, grad_norm: float | None) -> None:
         self.progress.loss = self._window_nll() / (self.progress.steps_in_window * self.step_tokens)
@@ -182,10 +182,10 @@ def _callback(run: TrainingRun) -> Any:
     return StepCallback()
 
 
-def held_out_nll(
+def held_out_loss(
     model: PreTrainedModel, samples: HeldOutSamples, batch_size: int, loss_chunk: int | None = None
 ) -> float:
-    """The summed negative log likelihood (nats) of the windows, which are divided among the ranks."""
+    """The mean negative log likelihood (nats per token) of the windows, which are divided among the ranks."""
     import torch
 
     total = torch.zeros(1, dtype=torch.float64, device=model.device)
@@ -198,7 +198,7 @@ def held_out_nll(
         batch = collate(samples, positions, model.config.vocab_size)
         nll = token_nll(model, batch["input_ids"].to(model.device), batch["labels"].to(model.device), loss_chunk)
         total += nll * (start < len(samples))
-    return float(sum_over_ranks(total).item())
+    return float(sum_over_ranks(total).item()) / (len(samples) * samples.seq_length)
 
 
 def trainer_arguments(config: TrainConfig, folder: Path, steps: int) -> TrainingArguments:

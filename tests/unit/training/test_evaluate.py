@@ -61,7 +61,9 @@ def test_loss_of_packed_rows_is_that_of_their_sequences_alone(generator: TextGen
 
 
 @torch.no_grad()
-def test_loss_of_shards(generator: TextGenerator, tmp_path: Path) -> None:
+def test_loss_of_shards(generator: TextGenerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")  # as in the shell of a job: an evaluation is one process all the same
+    monkeypatch.setenv("RANK", "1")
     text = "A text of some length, with an é in it and an … as well: so many bytes."
     ids = generator.raw(text)
     prefix = write_shard(tmp_path / "valid/a", [ids])
