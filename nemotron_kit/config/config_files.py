@@ -331,7 +331,8 @@ def group_choices(command: Command, commands: Iterable[Command]) -> dict[str, li
         # Another command's package may be missing, or raise anything when it is imported.
         with contextlib.suppress(Exception, SystemExit):
             others.add(each.config_folder)
-    taken = {folder.resolve() for folder in others if folder is not None}
+    # Of a loop of links, no folder, `resolve` raises RuntimeError.
+    taken = {folder.resolve() for folder in others if folder is not None and folder.is_dir()}
     for folder in sorted(root.iterdir()):
         name = folder.name
         # A group's name is a key in Hydra's grammar.
