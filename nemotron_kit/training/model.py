@@ -396,10 +396,10 @@ def with_data_settings(model: Mapping[str, Any], data: Path) -> dict[str, Any]:
 
 
 def vocabulary(tokenizer: Mapping[str, Any]) -> dict[str, int]:
-    """Token → id of a tokenizer.json."""
+    """Token → id of a tokenizer.json. Of an added token that is in the vocabulary too the latter id is in use."""
     vocab = (tokenizer.get("model") or {}).get("vocab") or {}
     ids = dict(vocab) if isinstance(vocab, Mapping) else {str(entry[0]): number for number, entry in enumerate(vocab)}
-    return {**ids, **{str(token["content"]): int(token["id"]) for token in tokenizer.get("added_tokens") or []}}
+    return {**{str(token["content"]): int(token["id"]) for token in tokenizer.get("added_tokens") or []}, **ids}
 
 
 def _read_json(path: Path) -> dict[str, Any]:

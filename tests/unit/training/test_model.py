@@ -49,7 +49,8 @@ def test_the_data_says_what_the_block_does_not(tmp_path: Path) -> None:
 
 def test_a_tokenizer_beside_the_data_says_it_too(tmp_path: Path) -> None:
     (tmp_path / "tokenizer").mkdir()
-    tokenizer = {"model": {"vocab": {"a": 0, "b": 1}}, "added_tokens": [{"id": 9, "content": "<eos>"}]}
+    added = [{"id": 8, "content": "<eos>"}, {"id": 3, "content": "b"}]  # b is 9 all the same: so tokenizers reads it
+    tokenizer = {"model": {"vocab": {"a": 0, "b": 9}}, "added_tokens": added}
     (tmp_path / "tokenizer/tokenizer.json").write_text(json.dumps(tokenizer))
     assert with_data_settings({}, tmp_path) == {"vocab_size": 10}
 
