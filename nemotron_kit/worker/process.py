@@ -100,8 +100,9 @@ def handled(
         yield
         return
     before = {name: signal.signal(name, handler) for name in names}
-    blocked = signal.pthread_sigmask(signal.SIG_UNBLOCK, before)
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, before)  # one that has come meanwhile is handled here
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)

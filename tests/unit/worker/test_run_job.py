@@ -62,17 +62,21 @@ def test_a_job_is_no_rank_of_the_job_whose_shell_launched_it(job: JobFolder, mon
     assert left.items() <= os.environ.items()
 
 
-def test_term_ends_a_job_also_where_its_parent_had_blocked_it(job: JobFolder) -> None:
-    """It ran on, until KILL, without a checkpoint."""
+@pytest.mark.parametrize("early", [False, True])
+def test_term_ends_a_job_also_where_its_parent_had_blocked_it(job: JobFolder, early: bool) -> None:
+    """It ran on, until KILL, without a checkpoint. `early`: TERM comes before the job begins."""
 
     def told() -> int:
         os.kill(os.getpid(), signal.SIGTERM)
         return 0
 
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    before, handler = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM]), signal.getsignal(signal.SIGTERM)
+    if early:
+        os.kill(os.getpid(), signal.SIGTERM)
     try:
         assert ends(job, told) == (143, "cancelled", "cancelled")
         assert signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+        assert signal.getsignal(signal.SIGTERM) is handler
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
