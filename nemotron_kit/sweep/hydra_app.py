@@ -380,9 +380,9 @@ class ProgramPlanner:
         return SweepJob(plan, tuple(overrides))
 
     def _placed(self, hydra: Any, number: int) -> tuple[RemotePaths, str]:
-        """(the paths of a job's files, the folder that it starts in). That is the folder of the launch, where the app's
-        relative paths and Hydra's folders are; in a container, and on another machine, there is none, and Hydra's sweep
-        folder is in the run's."""
+        """The paths of a job's files, and the folder that it starts in: that of the launch, where the app's relative
+        paths and Hydra's folders are. In a container, and on another machine, that folder is not there: the job starts
+        in its own, and `hydra` is changed, so that Hydra's sweep folder is in the run's."""
         from omegaconf import open_dict, read_write
 
         paths = self.executor.paths(self.run_id, number, registry=self.registry)
