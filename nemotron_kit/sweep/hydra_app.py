@@ -10,7 +10,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -398,7 +398,7 @@ class ProgramPlanner:
 
     def _environment(self, hydra: Any, paths: RemotePaths) -> tuple[dict[str, str], tuple[str, ...]]:
         """The job's variables, and the names of those whose values must not be written to any file."""
-        copied = {name: str(hydra.job.env_set[name]) for name in hydra.job.env_copy}
+        copied = {name: os.environ[name] for name in hydra.job.env_copy}  # Hydra's copy takes ${…} in it for a key
         secret = [name for name in copied if is_secret_name(name)]
         variables = job_environment(self.run_id, paths, {}, self.run, ())
         variables |= {name: text for name, text in copied.items() if name not in secret}
@@ -413,4 +413,5 @@ def drop_copied(hydra: Any) -> None:
     variables = hydra.job.env_set
     with read_write(variables), open_dict(variables):
         for name in hydra.job.env_copy:
-            variables.pop(name, None)
+            with suppress(KeyError):
+                del variables[name]  # pop would resolve it
