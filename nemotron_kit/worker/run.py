@@ -315,12 +315,18 @@ def run_rank(job: JobFolder) -> int:
     enter_hydra(job.path)
     collect_again()
     if script := spec.script:
+        process = os.getpid()
 
         def run_script() -> Outcome:
             # In this process, which has the launch's import path, as `python SCRIPT --config …` would.
             sys.argv = [script, "--config", str(job.config_path)]
             sys.path.insert(0, os.path.dirname(script))  # noqa: PTH120
-            run_file(script)
+            try:
+                run_file(script)
+            except SystemExit as error:
+                if os.getpid() != process:  # a child that the script forked
+                    raise
+                return _from_code(error.code)
             return Outcome(0, "succeeded")
 
         return with_hydra_callbacks(job.path, script, run_script).code

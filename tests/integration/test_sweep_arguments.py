@@ -34,6 +34,7 @@ def go(cfg: C) -> None:
 app = App("r")
 app.command("go", C, go)
 app.command("other", C, go)
+app.command("script", C, module="r.script")
 """
 
 CALLS = """
@@ -58,6 +59,7 @@ CALLING = [
 
 FILES = {
     "r/calls.py": CALLS,
+    "r/script.py": "import sys\n\ndef main(cfg=None): return 3\n\nif __name__ == '__main__': sys.exit(main())\n",
     "r/config/calls.yaml": "hydra: {callbacks: {calls: {_target_: r.calls.Calls}}}\n",
     "r/__init__.py": RECIPE,
     "env.toml": '[cli]\nrecipes = ["r"]\n\n[here]\nexecutor = "local"\n',
@@ -159,6 +161,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Any:
         *map(_line, SINGLE),
         *optuna,
         *(_line(words, "-m") for words in CALLING),
+        *("r script -c calls m=script --batch here", "runs wait latest"),
         _line("hydra/launcher=nemo_run hydra.launcher.profile=here n=1,2", "-m", "--dry-run"),
     ]
     env = {**os.environ, "NEMOTRON_HOME": str(root / "home")}
@@ -211,6 +214,10 @@ def test_callbacks(results: Any) -> None:
     assert kit.count("end 2 COMPLETED") == 1
     called = [" ".join(line.split()[:3]) for line in single.splitlines()]
     assert called == ["run start 1", "start 1 /jobs/0", "end 1 COMPLETED", "run end 1"]
+    # A script in a process of its own, which ends by sys.exit(3), is no other job than main(), which returns 3.
+    assert results["runs wait latest"][0] == 1
+    script = (results["root"] / "calls-script").read_text().splitlines()
+    assert [" ".join(line.split()[:3]) for line in script] == called
 
 
 def test_a_sweeps_own_folders_stand_in_a_config_file(results: Any) -> None:
