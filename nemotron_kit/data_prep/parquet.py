@@ -1,4 +1,4 @@
-"""Texts from Parquet files: one column, with a bound on memory and on the expansion of a file.
+"""Texts and rows from Parquet files, with a bound on memory and on the expansion of a file.
 
 A column chunk may store a text once, in its dictionary, for any number of rows, so a batch has so few rows that each
 could be the whole dictionary. The sizes declared by the footer and the dictionary page are checked first, and the sizes
@@ -312,19 +312,12 @@ def _column(table: Any, path: str, field: str) -> _Column:
     return lambda batch: pc.struct_field(batch.column(0), names[1:])
 
 
-def _chunks(table: Any, field: str) -> list[Any]:
-    """What the footer says about the column in each row group."""
-    chunks = []
-    for group in range(table.metadata.num_row_groups):
-        info = table.metadata.row_group(group)
-        columns = (info.column(number) for number in range(info.num_columns))
-        chunks.append(next(chunk for chunk in columns if chunk.path_in_schema == field))
-    return chunks
-
-
 def _checked_chunks(path: str, size: int, table: Any, leaves: Sequence[str], most: int) -> _Chunks:
-    """Leaf → what the footer of a file of `size` bytes says about it in each row group."""
-    chunks = {leaf: _chunks(table, leaf) for leaf in leaves}
+    """Leaf → what the footer of a file of `size` bytes says about it in each row group. Raises UserError for one whose
+    data grows as only a decompression bomb does."""
+    numbers = {path: number for number, path in enumerate(_leaves(table, None))}
+    groups = [table.metadata.row_group(group) for group in range(table.metadata.num_row_groups)]
+    chunks = {leaf: [group.column(numbers[leaf]) for group in groups] for leaf in leaves}
     for leaf, of_leaf in chunks.items():
         _check_footer(path, size, leaf, of_leaf, most)
     return chunks
