@@ -56,6 +56,7 @@ def test_a_broken_file_says_where(tmp_path: Path, name: str, text: str, message:
         ("a: &a [" + "x," * 1000 + "]\nb: [" + "*a," * 200 + "]\n", "unfold to more than 100000 values"),
         ("a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n"
          + "".join(f"a{n}: &a{n} [{','.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 9)), r"bomb\.yaml:5: its"),
+        ("a: &a " + "x" * 100_000 + "\nb: [" + "*a," * 110 + "]\n", "unfold to more than 100000 values"),
         # A comment for libyaml, a key for the Python parser, which reads the file after libyaml's "duplicate key".
         ("a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n"
          + "".join(f"\ufeff#{n}: &a{n} [{','.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 9)) + "d: 1\nd: 2\n",
@@ -69,7 +70,8 @@ def test_an_alias_bomb_is_refused(text: str, said: str, tmp_path: Path) -> None:
 
 
 def test_honest_aliases_are_read(tmp_path: Path) -> None:
-    text = "base: &base {lr: 1}\n" + "".join(f"k{n}: *base\n" for n in range(300))
+    text = "base: &base {lr: 1}\nprompt: &prompt " + "x" * 20_000 + "\n"
+    text += "".join(f"k{n}: *base\np{n}: *prompt\n" for n in range(300))
     assert load_mapping(write(tmp_path, "many.yaml", text))["k299"] == {"lr": 1}
 
 
