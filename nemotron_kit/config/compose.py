@@ -76,7 +76,7 @@ def compose_prepared(prepared: PreparedCommand, config_dir: str | None = None) -
     from hydra.types import RunMode
     from omegaconf import flag_override, read_write
 
-    with faster_omegaconf(), main_hydra(config_dir) as loaded, translated(prepared):
+    with faster_omegaconf(), translated(prepared), main_hydra(config_dir) as loaded:
         config = loaded.compose_config("config", prepared.overrides, RunMode.RUN, with_log_configuration=False)
     # As @hydra.main does before it calls the task (there, off a copy).
     hydra = config._get_node("hydra")

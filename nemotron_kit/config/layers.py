@@ -102,7 +102,7 @@ def _layers(prepared: PreparedCommand, config_dir: str | None) -> list[_Layer]:
     command, registered = prepared.command, prepared.registered
     job, schema = f"job/{command.recipe}/", f"schema/{command.recipe}/"
     layers = []
-    with faster_omegaconf(), main_hydra(config_dir) as hydra, translated(prepared):
+    with faster_omegaconf(), translated(prepared), main_hydra(config_dir) as hydra:
         loader = hydra.config_loader
         for default in loader.compute_defaults_list("config", prepared.overrides, RunMode.RUN).defaults:
             path = str(default.config_path)
