@@ -89,9 +89,9 @@ def run_job(
 
 
 def _others_ranks() -> dict[str, None]:
-    """The variables, to be unset, by which torchrun, or Kubeflow (PET_…), tells a process that it is one of several, or
-    torchrun that it is. A launch in a shell or pod that has them is no rank of that job: it would wait for the
-    others."""
+    """The variables, to be unset, by which torchrun tells a process that it is one of several, and those (PET_…) by
+    which Kubeflow tells torchrun so. A launch in a shell or pod that has them is no rank of that job: it would wait for
+    the others."""
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "TORCHELASTIC_RUN_ID")
     return {name: None for name in os.environ if name in names or name.startswith("PET_")}
 
