@@ -343,8 +343,10 @@ def supervise(command: Sequence[str], cwd: str, received: set[str], *, slurm: bo
 
 
 def ignore_usr1() -> None:
-    """Let this process and the programs that it starts ignore USR1, unless they install a handler."""
+    """Let this process and the programs that it starts ignore USR1, unless they install a handler; it reaches them also
+    if the program that started this one had blocked it."""
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGUSR1,))
 
 
 def from_exit_code(code: int) -> Outcome:

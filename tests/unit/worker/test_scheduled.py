@@ -17,7 +17,7 @@ from nemotron_kit.runs.job import NODES, SLURM_STEP, JobFolder, read_object_if_a
 from nemotron_kit.runs.metrics import Measured, summarized
 from nemotron_kit.worker import distributed, elastic, ray_cluster
 from nemotron_kit.worker.distributed import Node
-from nemotron_kit.worker.process import Outcome, Terminated, run_child, term_raises
+from nemotron_kit.worker.process import Outcome, Terminated, run_child, supervise, term_raises
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -105,6 +105,15 @@ def test_a_local_job_inside_an_allocation_is_no_step_of_slurms(
     monkeypatch.setattr(ray_cluster, "_lead", lambda job, _, node, *__: fails(job, node))
     assert ray_cluster.main(str(tmp_path)) == 1
     assert capsys.readouterr().err == f"error: {'1 of 2' if step else '0 of 1'}\n"
+
+
+def test_the_signal_of_the_time_limit_reaches_a_program_also_where_it_was_blocked(tmp_path: Path) -> None:
+    blocked = "import signal, sys; sys.exit(signal.SIGUSR1 in signal.pthread_sigmask(signal.SIG_BLOCK, ()))"
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+    try:
+        assert supervise([sys.executable, "-c", blocked], str(tmp_path), set(), slurm=True).state == "succeeded"
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def test_a_job_that_a_job_launches_is_none_of_its_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
