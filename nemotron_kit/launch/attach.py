@@ -21,7 +21,7 @@ from nemotron_kit.launch.status import StatusSnapshot, Watch, effective_state, r
 from nemotron_kit.polling import Pace
 from nemotron_kit.remote.ssh import transport_for
 from nemotron_kit.runs.folder import RunFolder
-from nemotron_kit.runs.job import DAMAGED, EXIT_CODES, TERMINAL, DamagedRecord, JobFolder, JobState, read_object
+from nemotron_kit.runs.job import DAMAGED, EXIT_CODES, TERMINAL, DamagedRunRecord, JobFolder, JobState, read_object
 from nemotron_kit.runs.logs import TerminalSanitizer, encodable
 from nemotron_kit.runs.progress import MetricsTail, Progress, job_progress, metrics_tail
 from nemotron_kit.spec.plan import Plan, stored_plan
@@ -40,7 +40,7 @@ class LogOffsets:
         self._path = run.path / _NAME if run else None
         if self._path is None:
             return
-        with contextlib.suppress(FileNotFoundError, DamagedRecord):
+        with contextlib.suppress(FileNotFoundError, DamagedRunRecord):
             for number, offsets in read_object(self._path).items():
                 if isinstance(offsets, dict) and all(type(at) is int and at >= 0 for at in offsets.values()):
                     self._jobs[number] = offsets

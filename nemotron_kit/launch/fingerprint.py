@@ -27,7 +27,7 @@ from nemotron_kit.home import new_run_id, runs_root
 from nemotron_kit.launch.placing import ResolvedJob
 from nemotron_kit.launch.status import is_mirrored, mirror, refresh
 from nemotron_kit.runs.folder import DAMAGE, PIPELINE, RunFolder
-from nemotron_kit.runs.job import DamagedRecord
+from nemotron_kit.runs.job import DamagedRunRecord
 from nemotron_kit.runs.ledger import run_ids
 from nemotron_kit.spec.plan import is_local, stored_plan
 
@@ -308,12 +308,12 @@ class Earlier:
     def _artifacts(self, what: str) -> Any:
         try:
             return self.run.job(0).artifacts()[what] if self.run is not None else None
-        except (DamagedRecord, UserError):
+        except (DamagedRunRecord, UserError):
             return None
 
 
 def saved_by(run: RunFolder) -> list[Pin]:
-    """What a run has saved. Raises DamagedRecord."""
+    """What a run has saved. Raises DamagedRunRecord."""
     return list(_pins_of(dict(enumerate(run.job(0).artifacts()["outputs"]))).values())
 
 
@@ -333,7 +333,7 @@ def earlier_runs(pipeline: Pipeline, connect: bool) -> dict[str, list[Earlier]]:
     for run in (RunFolder(runs_root() / run_id) for run_id in ids):
         try:
             stored = run.plan()
-        except DamagedRecord:
+        except DamagedRunRecord:
             continue
         if (stored.get("kind"), stored.get("recipe"), stored.get("stage")) != (
             PIPELINE,
@@ -348,7 +348,7 @@ def earlier_runs(pipeline: Pipeline, connect: bool) -> dict[str, list[Earlier]]:
     # Update the records of submitted runs, and fetch those of the artifacts that they saved.
     submitted = []
     for run in [each.run for records in found.values() for each in records if each.run is not None]:
-        with suppress(DamagedRecord):
+        with suppress(DamagedRunRecord):
             plan = stored_plan(run)
             if not is_local(plan.executor) and not (run.jobs() and is_mirrored(run.job(0))):
                 submitted.append((run, plan))

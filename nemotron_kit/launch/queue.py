@@ -16,7 +16,7 @@ from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.files import read_regular
 from nemotron_kit.home import located
 from nemotron_kit.runs.folder import PLAN_SHAPE, RunFolder
-from nemotron_kit.runs.job import DamagedRecord, JobFolder, read_object
+from nemotron_kit.runs.job import DamagedRunRecord, JobFolder, read_object
 from nemotron_kit.spec.plan import DETACHED, Plan
 
 LAUNCH_FILE = "launch.json"
@@ -52,13 +52,13 @@ def to_text(plan: Plan) -> str:
 
 
 def load_plans(run: RunFolder, numbers: Sequence[int]) -> list[Plan]:
-    """The plans of a sweep's jobs, as their back end takes them. Raises DamagedRecord."""
+    """The plans of a sweep's jobs, as their back end takes them. Raises DamagedRunRecord."""
     shared = run.plan()
     return [_load(run, shared, number) for number in numbers]
 
 
 def load_plan(run: RunFolder, job: JobFolder) -> Plan:
-    """The plan of one job of a run, whichever way it was launched. Raises DamagedRecord."""
+    """The plan of one job of a run, whichever way it was launched. Raises DamagedRunRecord."""
     shared = run.plan()
     if (job.path / LAUNCH_FILE).exists():
         return _load(run, shared, job.number)
@@ -95,7 +95,7 @@ class SweepQueue:
         batches: list[dict[str, Any]] = [batch or {} for batch in record.get("batches") or ()]
         named = [record.get("jobs"), *(batch.get("jobs") for batch in batches)]
         if record.get("batches") is None or None in named:
-            raise DamagedRecord(f"{self._path}: numbers of jobs are missing.")
+            raise DamagedRunRecord(f"{self._path}: numbers of jobs are missing.")
         self._jobs: list[int] = list(record["jobs"])
         self._batches: list[dict[str, Any]] = [
             {"jobs": list(batch["jobs"]), "done": bool(batch.get("done"))} for batch in batches
@@ -104,7 +104,7 @@ class SweepQueue:
         batched = {number for batch in self._batches for number in batch["jobs"]}
         for number in batched.difference(self._jobs):  # one that was dropped has its folder still
             if not os.path.isdir(run.path / "jobs" / str(number)):  # noqa: PTH112 — a name may be too long
-                raise DamagedRecord(f"{self._path}: batches: there is no such job: {str(number)[:20]}.")
+                raise DamagedRunRecord(f"{self._path}: batches: there is no such job: {str(number)[:20]}.")
 
     @property
     def listed(self) -> set[int]:

@@ -24,7 +24,7 @@ from nemotron_kit.runs.job import (
     DAMAGED,
     TERMINAL,
     UNEXPLAINED,
-    DamagedRecord,
+    DamagedRunRecord,
     JobFolder,
     JobState,
     is_final_end,
@@ -282,16 +282,16 @@ class Watch:
         try:
             check_followed(self.run)
             if state == DAMAGED and not self.run.jobs():
-                raise DamagedRecord(self.run.summary().error or DAMAGED)
+                raise DamagedRunRecord(self.run.summary().error or DAMAGED)
             if state == "running" and not self.is_remote:
                 for job in self.run.jobs() if self.jobs is None else self.jobs:
                     now = job.state()
                     if now.state == "running" and now.facts.get("process") is None and job.exit_record() is None:
                         # The end of a process that is not recorded would never be noticed.
-                        raise DamagedRecord(f"{job.path / 'state'}: process: missing.")
+                        raise DamagedRunRecord(f"{job.path / 'state'}: process: missing.")
             if state == "pending" and self.is_remote:
                 self.why = self._unsubmitted()
-        except DamagedRecord as error:
+        except DamagedRunRecord as error:
             self.why = error.message.replace(f"{self.run.path}/", "")
             return DAMAGED
         return state
@@ -347,7 +347,7 @@ def target_of(plan: Plan) -> str:
 def _open(run: RunFolder) -> Asked | None:
     try:
         plan = stored_plan(run)
-    except DamagedRecord:
+    except DamagedRunRecord:
         return None
     if is_local(plan.executor):
         return None
@@ -356,7 +356,7 @@ def _open(run: RunFolder) -> Asked | None:
     try:
         queue = SweepQueue(run)  # read only now: a launch lists its jobs before it ends
         waiting, listed = set(queue.waiting), queue.listed
-    except DamagedRecord:  # whoever runs them knows which it has
+    except DamagedRunRecord:  # whoever runs them knows which it has
         waiting, listed = set(), {job.number for job in all_jobs}
     jobs = [job for job in all_jobs if job.number not in waiting and not job.state().terminal]
     for job in jobs if over else ():
@@ -432,7 +432,7 @@ def record(jobs: Sequence[JobFolder], observed: Mapping[int, Observation], asked
             continue
         try:
             recorded = job.exit_record()
-        except DamagedRecord:  # the observation counts
+        except DamagedRunRecord:  # the observation counts
             recorded = {}
         if observation.state in TERMINAL:
             if recorded is None or not is_final_end(recorded):

@@ -31,7 +31,7 @@ from nemotron_kit.runs.job import (
     DAMAGED,
     STARTER,
     TERMINAL,
-    DamagedRecord,
+    DamagedRunRecord,
     JobFolder,
     JobState,
     now_iso,
@@ -120,14 +120,14 @@ class RunFolder(Value):
         return self.path.name
 
     def plan(self) -> dict[str, Any]:
-        """The content of plan.json, paths inside the home as they are now. Raises DamagedRecord if it is missing or
+        """The content of plan.json, paths inside the home as they are now. Raises DamagedRunRecord if it is missing or
         can't be read."""
         try:
             plan = read_object(self.path / "plan.json", PLAN_SHAPE)
         except FileNotFoundError as error:
-            raise DamagedRecord(f"{self.path / 'plan.json'}: no such file.") from error
+            raise DamagedRunRecord(f"{self.path / 'plan.json'}: no such file.") from error
         if plan.get("launcher") is not None and not is_process(plan["launcher"]):
-            raise DamagedRecord(f"{self.path / 'plan.json'}: launcher: not a process.")
+            raise DamagedRunRecord(f"{self.path / 'plan.json'}: launcher: not a process.")
         home = self.path.parent.parent
         found: dict[str, Any] = moved(plan, home_in(plan, self.path), home)
         return found if found is plan else {**found, "home": home_names(home)}
@@ -179,7 +179,7 @@ class RunFolder(Value):
 
     def labels(self) -> dict[str, Any]:
         """The user's labels: `{"name", "tags", "note"}`; None and [] for those that are not set. Raises
-        DamagedRecord."""
+        DamagedRunRecord."""
         stored = read_object_if_any(self.path / LABELS, {"name": str, "tags": [str], "note": str}) or {}
         return {key: stored.get(key) or empty for key, empty in (("name", None), ("tags", []), ("note", None))}
 
@@ -203,7 +203,7 @@ class RunFolder(Value):
         """Whether the run is a pipeline's: it has no jobs, and its stages are runs."""
         try:
             return self.plan().get("kind") == PIPELINE
-        except DamagedRecord:
+        except DamagedRunRecord:
             return False
 
     def add_stage(self, number: int, record: Mapping[str, Any]) -> None:
@@ -222,9 +222,9 @@ class RunFolder(Value):
                     record = read_object(file, _STAGE_SHAPE)
                     for needed in (("stage",), ("run", "skipped")):
                         if not any(record.get(key) for key in needed):
-                            raise DamagedRecord(f"{file}: {needed[0]}: missing.")
+                            raise DamagedRunRecord(f"{file}: {needed[0]}: missing.")
                     found.append(located(record, self.path))
-                except DamagedRecord as error:
+                except DamagedRunRecord as error:
                     name = [*(self.plan().get("stages") or ()), "?"][len(found) :][:1]
                     found.append({"stage": "".join(name) or "?", DAMAGE: error.message})
         return found
@@ -257,7 +257,7 @@ class RunFolder(Value):
             return state
         try:
             return "failed" if failure or is_gone(self.plan().get("launcher") or {}) else "running"
-        except DamagedRecord:
+        except DamagedRunRecord:
             return DAMAGED
 
     def launcher_at_work(self) -> dict[str, Any] | None:
@@ -288,7 +288,7 @@ class RunFolder(Value):
         created = stamp.timestamp() if stamp else None
         try:
             plan = self.plan()
-        except DamagedRecord as error:
+        except DamagedRunRecord as error:
             reason = error.message.replace(f"{self.path}/", "")
             return RunSummary(self.id, DAMAGED, created=created, error=reason)
         planned = RunSummary(

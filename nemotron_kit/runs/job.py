@@ -125,8 +125,8 @@ _MAX_BYTES = 64 * 1024 * 1024
 _TAIL_BYTES = 1024 * 1024
 
 
-class DamagedRecord(NemotronError):
-    """A record exists, but is not valid JSON or has not the expected form."""
+class DamagedRunRecord(NemotronError):
+    """A record in a run's folder exists, but is not valid JSON or has not the expected form."""
 
     exit_code = 3
 
@@ -146,21 +146,21 @@ _TYPE_NAMES = {
 
 
 def read_object(path: Path, shape: Shape = None) -> dict[str, Any]:
-    """The JSON object in `path`. Raises FileNotFoundError, or DamagedRecord if the file can't be read, is no complete
-    JSON object, or has not this shape."""
+    """The JSON object in `path`. Raises FileNotFoundError, or DamagedRunRecord if the file can't be read, is no
+    complete JSON object, or has not this shape."""
     try:
         value = json.loads(read_regular(path, limit=_MAX_BYTES))
     except FileNotFoundError:
         raise
     except (ValueError, RecursionError) as error:
-        raise DamagedRecord(f"{path}: not valid JSON: {error}.") from error
+        raise DamagedRunRecord(f"{path}: not valid JSON: {error}.") from error
     except OSError as error:
-        raise DamagedRecord(f"{path}: {error.strerror or error}.") from error
+        raise DamagedRunRecord(f"{path}: {error.strerror or error}.") from error
     if not isinstance(value, dict):
-        raise DamagedRecord(f"{path}: expected a JSON object, got {type(value).__name__}.")
+        raise DamagedRunRecord(f"{path}: expected a JSON object, got {type(value).__name__}.")
     value = decoded(value)
     if shape is not None and (wrong := misshapen(value, shape, "")):
-        raise DamagedRecord(f"{path}: {wrong}.")
+        raise DamagedRunRecord(f"{path}: {wrong}.")
     return value
 
 
@@ -329,7 +329,7 @@ class JobFolder(Value):
                 try:
                     record = read_object(self.path / "exit.json")
                     self._write_state({"at": record.get("finished_at"), **record}, writer)
-                except DamagedRecord as error:
+                except DamagedRunRecord as error:
                     self._write_state({"state": "unknown", "at": now_iso(), "error": error.message}, writer)
         self._write_state({"state": state, "at": now_iso(), **facts}, writer)
         if begins:  # after the new state is written: else the last entry of the history would be the old attempt's end
@@ -385,7 +385,7 @@ class JobFolder(Value):
         except FileNotFoundError:
             if history and history[-1]["state"] in TERMINAL:  # resumed after the history was read
                 written = self._written(this_attempt=True)
-        except DamagedRecord as error:
+        except DamagedRunRecord as error:
             return JobState("unknown", error=error.message)
         if not written:
             return JobState("unknown", error=f"{self.path / 'state'}: no readable state.")
@@ -405,7 +405,7 @@ class JobFolder(Value):
         the last time that the job began to run is left out, and not read."""
         found: list[tuple[str, dict[str, Any]]] = []
         for _, name in reversed(self._state_files()):
-            with contextlib.suppress(DamagedRecord, FileNotFoundError):
+            with contextlib.suppress(DamagedRunRecord, FileNotFoundError):
                 entry = read_object(self.path / "state" / name)
                 if entry.get("state") in STATES:
                     writer = name.partition("-")[2].removesuffix(".json")
@@ -415,7 +415,7 @@ class JobFolder(Value):
         return found[::-1]
 
     def exit_record(self) -> dict[str, Any] | None:
-        """exit.json; None if there is none. Raises DamagedRecord."""
+        """exit.json; None if there is none. Raises DamagedRunRecord."""
         return read_object_if_any(self.path / "exit.json")
 
     # --- logs, artifacts, metrics
@@ -434,7 +434,7 @@ class JobFolder(Value):
         return files.open_appending(self.log_path(name))
 
     def artifacts(self) -> dict[str, Any]:
-        """`{"inputs": {slot: pin}, "outputs": [pin, …]}`; empty ones if nothing was recorded. Raises DamagedRecord.
+        """`{"inputs": {slot: pin}, "outputs": [pin, …]}`; empty ones if nothing was recorded. Raises DamagedRunRecord.
 
         Each save is a file in `artifacts.d`; the list in artifacts.json may lack saves of killed processes.
         """
@@ -447,7 +447,7 @@ class JobFolder(Value):
         return {"inputs": record.get("inputs") or {}, "outputs": outputs}
 
     def spec(self) -> dict[str, Any]:
-        """The content of job.json, the worker's input; {} if there is none. Raises DamagedRecord."""
+        """The content of job.json, the worker's input; {} if there is none. Raises DamagedRunRecord."""
         return dict(self.located(read_object_if_any(self.path / "job.json", _SPEC) or {}))
 
     def metrics(self, count: int) -> list[dict[str, Any]]:
@@ -474,7 +474,7 @@ class JobFolder(Value):
     def _child(self, name: str = _CHILD) -> dict[str, Any] | None:
         try:
             return read_object_if_any(self.path / name)
-        except DamagedRecord:
+        except DamagedRunRecord:
             return None
 
     def _from_child_end(

@@ -20,7 +20,7 @@ from nemotron_kit.errors import NemotronError, UserError, listed, nearest, sente
 from nemotron_kit.files import StampedCache, stamp
 from nemotron_kit.home import first_id_since, is_run_id, runs_root, sort_key
 from nemotron_kit.runs.folder import RunFolder, RunSummary
-from nemotron_kit.runs.job import DAMAGED, TERMINAL, DamagedRecord
+from nemotron_kit.runs.job import DAMAGED, TERMINAL, DamagedRunRecord
 
 _NAME = ".index.json"
 # `.<run>.<process>.<random>.removed`; older versions left the process out.
@@ -158,7 +158,7 @@ def labels_of(run_id: str, root: Path | None = None) -> dict[str, Any]:
     """A run's name, tags and note; empty if their record is damaged."""
     try:
         return RunFolder((root or runs_root()) / run_id).labels()
-    except DamagedRecord:
+    except DamagedRunRecord:
         return {"name": None, "tags": [], "note": None}
 
 
@@ -178,7 +178,7 @@ def open_run(reference: str, root: Path | None = None) -> RunFolder:
         raise UserError(f"No runs in {root}.", hint="Launching a command creates one.")
     if reference == "latest":
         last = RunFolder(root / ids[0])
-        with contextlib.suppress(DamagedRecord):
+        with contextlib.suppress(DamagedRunRecord):
             pipeline = str(last.plan().get("part_of"))
             if is_run_id(pipeline) and (root / pipeline).is_dir():
                 return RunFolder(root / pipeline)

@@ -18,7 +18,7 @@ from nemotron_kit.errors import UserError
 from nemotron_kit.files import finite, open_regular, read_regular
 from nemotron_kit.home import runs_root
 from nemotron_kit.runs.folder import RunFolder, RunSummary
-from nemotron_kit.runs.job import DamagedRecord, JobFolder
+from nemotron_kit.runs.job import DamagedRunRecord, JobFolder
 from nemotron_kit.runs.ledger import list_runs, open_run
 from nemotron_kit.runs.metrics import METRICS_FILE, TIMESTAMP
 
@@ -187,7 +187,7 @@ def rate_of_earlier_run(
     for run in list_runs(recipe=recipe, stage=stage, limit=_EARLIER_RUNS):
         if run.profile != config["run"]["profile"]:
             continue
-        with contextlib.suppress(DamagedRecord, UserError):  # removed meanwhile, or its jobs are lost
+        with contextlib.suppress(DamagedRunRecord, UserError):  # removed meanwhile, or its jobs are lost
             folder = open_run(run.id)
             plan = folder.plan()
             given, theirs = plan.get("resources") or {}, plan.get("config") or {}

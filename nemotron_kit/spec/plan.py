@@ -23,7 +23,7 @@ from nemotron_kit.errors import DamagedRecordError, NemotronError, Problem, User
 from nemotron_kit.files import map_leaves, read_regular
 from nemotron_kit.lazy import Value
 from nemotron_kit.masking import note_secrets, secret_in
-from nemotron_kit.runs.job import DamagedRecord, JobFolder, misshapen
+from nemotron_kit.runs.job import DamagedRunRecord, JobFolder, misshapen
 from nemotron_kit.spec import MOST_PROCESSES
 
 if TYPE_CHECKING:
@@ -252,7 +252,7 @@ class Plan(Value):
         """The plan of a job of the run in `folder`, as `to_dict` of this or an older version wrote it: missing fields
         have their defaults, unknown ones are ignored. `stored` has the shape PLAN_SHAPE.
 
-        Raises DamagedRecord, which names the file (`where`, else the run's plan.json) and the key, for settings and
+        Raises DamagedRunRecord, which names the file (`where`, else the run's plan.json) and the key, for settings and
         inputs of a wrong type.
         """
         from nemotron_kit.spec.paths import RemotePaths
@@ -262,11 +262,11 @@ class Plan(Value):
         given = {name: value for name, value in stored.items() if value is not None}
         settings = given.get("settings", {})
         if wrong := misshapen(settings, SETTINGS_SHAPE, "settings"):
-            raise DamagedRecord(f"{where or folder / 'plan.json'}: {wrong}.")
+            raise DamagedRunRecord(f"{where or folder / 'plan.json'}: {wrong}.")
         executor = given.get("executor") or settings.get("executor") or LOCAL
         if settings.get("executor") not in (None, "", executor):
             wrong = f"executor is {executor!r}, and settings.executor {settings['executor']!r}"
-            raise DamagedRecord(f"{where or folder / 'plan.json'}: {wrong}.")
+            raise DamagedRunRecord(f"{where or folder / 'plan.json'}: {wrong}.")
         held, hydra = given.get("resources") or {}, given.get("hydra", ())
         resources = {f.name: held[f.name] for f in fields(Resources) if held.get(f.name) is not None}
         if isinstance(hydra, str):  # a job's record has the overrides as a command line, a sweep's as a list
@@ -319,17 +319,17 @@ _ONE_PROCESS: dict[str, Any] = {"nodes": 1, "processes": 1, "torchrun": False, "
 
 
 def stored_plan(run: RunFolder, job: int = 0) -> Plan:
-    """The plan in a run's record; of a sweep, what its jobs have in common. Raises DamagedRecord."""
+    """The plan in a run's record; of a sweep, what its jobs have in common. Raises DamagedRunRecord."""
     return Plan.from_dict(run.plan(), run.path, job)
 
 
 def check_followed(run: RunFolder) -> None:
-    """Raises DamagedRecord for a run whose jobs can't be followed: its plan can't be read, or names no executor. The
+    """Raises DamagedRunRecord for a run whose jobs can't be followed: its plan can't be read, or names no executor. The
     plan of a sweep by one of Hydra's launchers has neither an executor nor settings; its jobs run on this machine."""
     plan = run.plan()
     Plan.from_dict(plan, run.path)
     if not plan.get("executor") and not run.is_pipeline and (plan.get("kind") != "sweep" or "settings" in plan):
-        raise DamagedRecord(f"{run.path / 'plan.json'}: executor: missing.")
+        raise DamagedRunRecord(f"{run.path / 'plan.json'}: executor: missing.")
 
 
 def _split_line(line: str) -> list[str]:
@@ -343,7 +343,7 @@ def _pins(stored: Mapping[str, Any], where: Path) -> dict[str, Pin | None]:
     try:
         return {slot: Pin.from_dict(pin) if pin is not None else None for slot, pin in stored.items()}
     except DamagedRecordError as error:
-        raise DamagedRecord(f"{where}: inputs: {error.message}") from error
+        raise DamagedRunRecord(f"{where}: inputs: {error.message}") from error
 
 
 LOCAL = "local"

@@ -32,7 +32,7 @@ from nemotron_kit.launch.status import (
 )
 from nemotron_kit.masking import mask
 from nemotron_kit.runs.folder import LABELS, RunFolder, RunSummary
-from nemotron_kit.runs.job import DAMAGED, TERMINAL, DamagedRecord, JobFolder, JobState
+from nemotron_kit.runs.job import DAMAGED, TERMINAL, DamagedRunRecord, JobFolder, JobState
 from nemotron_kit.runs.ledger import labels_of
 from nemotron_kit.runs.logs import TerminalSanitizer
 from nemotron_kit.runs.metrics import METRICS_FILE, series
@@ -195,7 +195,7 @@ def plan_of(run: RunFolder) -> Plan | None:
     """The run's plan; None for one that can't be read."""
     try:
         return stored_plan(run)
-    except DamagedRecord:
+    except DamagedRunRecord:
         return None
 
 

@@ -19,7 +19,7 @@ from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.files import read_regular
 from nemotron_kit.home import first_id_since, runs_root
 from nemotron_kit.runs.folder import DAMAGE, RunFolder, RunSummary
-from nemotron_kit.runs.job import DAMAGED, STATES, DamagedRecord, JobFolder
+from nemotron_kit.runs.job import DAMAGED, STATES, DamagedRunRecord, JobFolder
 from nemotron_kit.runs.ledger import RunIndex, labels_of, run_ids
 from nemotron_kit.runs.progress import short_span
 from nemotron_kit.spec.plan import is_local
@@ -311,7 +311,7 @@ class RunPages:
             its_summary = its.summary() if its is not None else None
             outputs = record.get("outputs") or []
             if its is not None and (jobs := its.jobs()):
-                with suppress(DamagedRecord):
+                with suppress(DamagedRunRecord):
                     outputs = jobs[0].artifacts()["outputs"]
             stages.append(
                 {

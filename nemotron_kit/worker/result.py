@@ -21,7 +21,7 @@ from typing import Any
 from nemotron_kit import files
 from nemotron_kit.errors import error_text
 from nemotron_kit.masking import masked
-from nemotron_kit.runs.job import VALUE, DamagedRecord, JobFolder, read_object_if_any
+from nemotron_kit.runs.job import VALUE, DamagedRunRecord, JobFolder, read_object_if_any
 
 _DEPTH = 32
 # Type → (what JSON has of it, and what makes it again of that). A subclass is encoded as its base in this table.
@@ -270,7 +270,7 @@ class TaskResult:
 
 
 def read_task_result(job: JobFolder) -> TaskResult | None:
-    """The result of a job; None where there is none. Raises DamagedRecord."""
+    """The result of a job; None where there is none. Raises DamagedRunRecord."""
     record = read_object_if_any(job.path / FILE)
     if record is None:
         record = (job.exit_record() or {}).get("answer") or {}
@@ -278,7 +278,7 @@ def read_task_result(job: JobFolder) -> TaskResult | None:
         failure = record.get("failure")
         return TaskResult(**{**record, "failure": Failure(**failure) if failure else None}) if record else None
     except (TypeError, AttributeError) as error:
-        raise DamagedRecord(f"{job.path / FILE}: {error}.") from error
+        raise DamagedRunRecord(f"{job.path / FILE}: {error}.") from error
 
 
 def sendable(value: Any) -> dict[str, Any]:

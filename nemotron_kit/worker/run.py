@@ -21,7 +21,7 @@ from nemotron_kit.config.freeze import environment, resolve, to_yaml, typed
 from nemotron_kit.config.resolvers import pinned
 from nemotron_kit.errors import Cancelled, NemotronError, error_text, text_of
 from nemotron_kit.masking import mask, masked, note_secrets
-from nemotron_kit.runs.job import PREEMPTED, VALUE, DamagedRecord, JobFolder
+from nemotron_kit.runs.job import PREEMPTED, VALUE, DamagedRunRecord, JobFolder
 from nemotron_kit.runs.metrics import flush_metrics, summary
 from nemotron_kit.spec.plan import JobSpec, rank, read_config, read_spec
 from nemotron_kit.worker import RESTART, python_module, ray_command, torchrun_command
@@ -174,7 +174,7 @@ def _with_cause(outcome: Outcome, job: JobFolder) -> Outcome:
 
     try:
         done = read_task_result(job)
-    except DamagedRecord:
+    except DamagedRunRecord:
         return outcome
     # An exit that the task chose has no other cause; a result with another code is of an earlier attempt.
     if done is None or done.failure is None or done.failure.type == "builtins.SystemExit" or done.code != outcome.code:

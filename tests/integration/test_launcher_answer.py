@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from nemotron_kit.runs.job import DamagedRecord, JobFolder
+from nemotron_kit.runs.job import DamagedRunRecord, JobFolder
 from nemotron_kit.worker.result import Failure, JobFailed, TaskResult, decode_value, read_task_result, sendable
 
 
@@ -177,5 +177,5 @@ def test_a_damaged_answer_is_named(tmp_path: Path) -> None:
     assert read_task_result(job) == TaskResult(value=3, failure=Failure("a.B", "t"))
     for text in ('{"code": 0, "other": 1}', '{"failure": 3}', "[]", '{"code"'):
         (job.path / "answer.json").write_text(text)
-        with pytest.raises(DamagedRecord, match=r"answer\.json"):
+        with pytest.raises(DamagedRunRecord, match=r"answer\.json"):
             read_task_result(job)

@@ -26,7 +26,7 @@ from nemotron_kit.config.freeze import flat
 from nemotron_kit.errors import UserError
 from nemotron_kit.files import finite
 from nemotron_kit.runs.folder import RunFolder
-from nemotron_kit.runs.job import DamagedRecord, JobFolder, read_object
+from nemotron_kit.runs.job import DamagedRunRecord, JobFolder, read_object
 from nemotron_kit.spec.plan import stored_plan
 from nemotron_kit.spec.runconfig import settings_dict
 
@@ -129,7 +129,7 @@ def _digest(run: RunFolder) -> str | None:
     """The digest of the code that was sent with the run, if it is recorded on this machine."""
     try:
         return str(read_object(run.path / "code.json").get("digest"))
-    except (FileNotFoundError, DamagedRecord):
+    except (FileNotFoundError, DamagedRunRecord):
         return None
 
 

@@ -24,7 +24,7 @@ from nemotron_kit.cli.toolargs import ToolParser
 from nemotron_kit.errors import UserError, near
 from nemotron_kit.home import runs_root
 from nemotron_kit.runs.folder import DAMAGE, RunFolder, RunSummary
-from nemotron_kit.runs.job import DAMAGED, STATES, TERMINAL, DamagedRecord, JobFolder
+from nemotron_kit.runs.job import DAMAGED, STATES, TERMINAL, DamagedRunRecord, JobFolder
 from nemotron_kit.runs.ledger import labels_of, list_runs, open_run, run_ids
 from nemotron_kit.runs.progress import Progress, progress_of, short_span
 from nemotron_kit.spec.plan import Labels, is_local
@@ -70,7 +70,7 @@ def chosen_jobs(reference: str, number: int | None = None) -> tuple[RunFolder, l
         stages = ", ".join(f"{at} ({each['stage']})" for at, each in enumerate(records)) or "none yet"
         raise UserError(f"{run.id} has no stage {chosen}.", hint=f"Its stages: {stages}.")
     if damage := records[chosen].get(DAMAGE):
-        raise DamagedRecord(str(damage))
+        raise DamagedRunRecord(str(damage))
     # A skipped stage has an earlier run, whose outputs were used.
     return open_run(str(records[chosen].get("run") or records[chosen].get("producer"))), None
 

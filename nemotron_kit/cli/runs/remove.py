@@ -23,7 +23,7 @@ from nemotron_kit.launch.status import refresh
 from nemotron_kit.remote.agent.operations import lies_in, versions_in
 from nemotron_kit.remote.ssh import transport_for
 from nemotron_kit.runs.folder import RunFolder
-from nemotron_kit.runs.job import DAMAGED, TERMINAL, DamagedRecord
+from nemotron_kit.runs.job import DAMAGED, TERMINAL, DamagedRunRecord
 from nemotron_kit.runs.ledger import check_removable, collect_removed, list_runs, open_run, remove_unreferenced, run_ids
 from nemotron_kit.spec.plan import is_local, stored_plan
 
@@ -359,7 +359,7 @@ def artifacts_in(run: RunFolder, registry: LocalRegistry | None = None) -> list[
     for job in run.jobs():
         try:
             saved = job.artifacts()["outputs"]
-        except DamagedRecord as error:
+        except DamagedRunRecord as error:
             print_status(f"note: {clean(error.message)}")
             continue
         for pin in saved:

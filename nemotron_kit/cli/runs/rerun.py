@@ -36,7 +36,7 @@ from nemotron_kit.launch.queue import SWEEP_FILE, SweepQueue, load_plan
 from nemotron_kit.quoting import hydra_text, omegaconf_escaped
 from nemotron_kit.remote.ssh import transport_for
 from nemotron_kit.runs.folder import RunFolder
-from nemotron_kit.runs.job import DamagedRecord, JobFolder
+from nemotron_kit.runs.job import DamagedRunRecord, JobFolder
 from nemotron_kit.spec.plan import Plan, stored_plan
 from nemotron_kit.spec.runconfig import FIELDS, RunConfig, check_value
 from nemotron_kit.sweep.compose_jobs import ConfigRecord, RecordComposer
@@ -55,11 +55,11 @@ class Recorded:
         try:
             self.plan, self.spec = stored_plan(run, job.number), job.spec()
             if wrong := _unusable(self.spec):
-                raise DamagedRecord(f"{job.path / 'job.json'}: {wrong}.")
+                raise DamagedRunRecord(f"{job.path / 'job.json'}: {wrong}.")
             self.paths = load_plan(run, job).paths  # a sweep's plan has those of its first job
             inputs = job.artifacts()["inputs"]
             self.overrides = _overrides(job, self.plan)
-        except DamagedRecord as error:
+        except DamagedRunRecord as error:
             raise UserError(f"{run.id}: its record is damaged: {str(error).rstrip('.')}.") from error
         if self.spec.get("module"):
             raise UserError(
@@ -182,7 +182,7 @@ def _overrides(job: JobFolder, plan: Plan) -> list[str]:
     except (OSError, ValueError):
         overrides = [] if plan.kind else list(plan.hydra)
     if not isinstance(overrides, list) or not all(isinstance(override, str) for override in overrides):
-        raise DamagedRecord(f"{file}: expected a list of texts.")
+        raise DamagedRunRecord(f"{file}: expected a list of texts.")
     return overrides
 
 

@@ -17,7 +17,7 @@ from nemotron_kit.cli.output import can_print, print_csv, print_table, write_lin
 from nemotron_kit.errors import NemotronError, UserError, listed, near
 from nemotron_kit.files import StampedCache, finite, read_regular, stamp
 from nemotron_kit.runs.folder import RunFolder, RunSummary
-from nemotron_kit.runs.job import DamagedRecord, JobFolder, JobState, read_object
+from nemotron_kit.runs.job import DamagedRunRecord, JobFolder, JobState, read_object
 from nemotron_kit.runs.metrics import METRICS_FILE, Measured, less_is_better, measured, summarized
 from nemotron_kit.spec.plan import Plan, stored_plan
 from nemotron_kit.worker.result import FILE
@@ -354,7 +354,7 @@ def results_of_runs(
                     found[summary.id] = known[1]
             elif summary.jobs > 1:
                 run = RunFolder(root / summary.id)
-                with suppress(DamagedRecord):
+                with suppress(DamagedRunRecord):
                     results = results_of_jobs(run, run.jobs())
                     metrics = {name for job in results for name in job.metrics}
                     by = sort if {sort, sort_order(sort, metrics)[0]} & metrics else None

@@ -30,7 +30,7 @@ from nemotron_kit.launch.queue import SweepQueue
 from nemotron_kit.launch.status import effective_state, is_mirrored, mirror, refresh, refresh_stages
 from nemotron_kit.remote.agent.code import registered_folders, written_since
 from nemotron_kit.runs.folder import DAMAGE, RunFolder, RunSummary
-from nemotron_kit.runs.job import DAMAGED, EXIT_CODES, DamagedRecord, JobFolder, JobState
+from nemotron_kit.runs.job import DAMAGED, EXIT_CODES, DamagedRunRecord, JobFolder, JobState
 from nemotron_kit.runs.ledger import labels_of
 from nemotron_kit.runs.metrics import measured_by_rank, series
 from nemotron_kit.runs.progress import short_span
@@ -47,7 +47,7 @@ class RunView:
         """`cache` is the cache of the run's results, for callers that need no facts of ended jobs but their states."""
         self.run, self.jobs, self._cache = run, jobs, cache
         self.plan: Plan | None = None
-        with suppress(DamagedRecord):
+        with suppress(DamagedRunRecord):
             self.plan = stored_plan(run)
         self._is_remote = self.plan is not None and not is_local(self.plan.executor)
         self.snapshot: StatusSnapshot | None = None
@@ -96,7 +96,7 @@ def written_by(job: JobFolder) -> dict[str, Any]:
     saved = registered_folders(job)
     try:
         record = job.exit_record()
-    except DamagedRecord:
+    except DamagedRunRecord:
         record = None
     if record is None:
         return written_since(job.path / "code", saved)
@@ -151,7 +151,7 @@ def _is_sweep(run: RunFolder) -> bool:
     """Whether a run is a sweep by its record: it may have one job."""
     try:
         return run.plan().get("kind") == "sweep"
-    except DamagedRecord:
+    except DamagedRunRecord:
         return False
 
 
@@ -354,7 +354,7 @@ def artifacts_of(job: JobFolder, plan: Plan | None = None) -> dict[str, Any]:
     planned."""
     try:
         found = job.artifacts()
-    except DamagedRecord as error:
+    except DamagedRunRecord as error:
         found = {"inputs": {}, "outputs": [], "error": error.message}
     planned = {slot: pin.to_dict() if pin else None for slot, pin in plan.inputs.items()} if plan else {}
     return {**found, "inputs": {**planned, **found["inputs"]}}

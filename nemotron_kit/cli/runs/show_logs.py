@@ -21,7 +21,7 @@ from nemotron_kit.launch.status import Watch, refresh
 from nemotron_kit.polling import Pace
 from nemotron_kit.remote.agent.operations import Piece
 from nemotron_kit.runs.folder import RunFolder
-from nemotron_kit.runs.job import TERMINAL, DamagedRecord, JobFolder
+from nemotron_kit.runs.job import TERMINAL, DamagedRunRecord, JobFolder
 from nemotron_kit.runs.logs import TerminalSanitizer, encodable, follow, last_lines, log_names, read_from
 from nemotron_kit.spec.plan import Plan, check_followed, is_local, stored_plan
 from nemotron_kit.worker.process import Outcome
@@ -215,7 +215,7 @@ def _plan(run: RunFolder) -> Plan:
     """The run's plan; an empty one for a damaged run, whose logs on this machine can still be read."""
     try:
         return stored_plan(run)
-    except DamagedRecord:
+    except DamagedRunRecord:
         return Plan.from_dict({}, run.path)
 
 
@@ -227,7 +227,7 @@ def _no_log(run: RunFolder, job: JobFolder, options: Any, names: Sequence[str]) 
     if options.follow and not state.terminal:
         try:
             check_followed(run)
-        except DamagedRecord as error:
+        except DamagedRunRecord as error:
             return error
     why = f": {state.error}" if state.error else ""
     hint = None if state.terminal else "-f waits until there is one."

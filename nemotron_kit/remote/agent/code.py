@@ -24,7 +24,7 @@ from nemotron_kit.home import is_run_id
 from nemotron_kit.remote.agent.bootstrap import appearing
 from nemotron_kit.remote.agent.operations import CODE
 from nemotron_kit.runs.folder import RunFolder
-from nemotron_kit.runs.job import DamagedRecord, JobFolder, read_object
+from nemotron_kit.runs.job import DamagedRunRecord, JobFolder, read_object
 from nemotron_kit.spec.paths import run_git
 
 # Folder below the root → what an entry of it is, for messages.
@@ -205,7 +205,7 @@ def written_since(folder: Path, saved: Collection[Path] = ()) -> dict[str, Any]:
 
 def registered_folders(job: JobFolder) -> set[Path]:
     """The folders of the versions that a job has registered: their registry protects them from removal."""
-    with suppress(DamagedRecord):
+    with suppress(DamagedRunRecord):
         pins = [pin for pin in job.artifacts()["outputs"] if pin.get("version") is not None]
         return {folder_of(Path(str(pin.get("path")))) for pin in pins}
     return set()

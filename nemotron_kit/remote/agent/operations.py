@@ -25,7 +25,7 @@ from nemotron_kit.files import open_regular
 from nemotron_kit.home import is_run_id
 from nemotron_kit.remote.agent.slurm_commands import user_name
 from nemotron_kit.runs.folder import RunFolder
-from nemotron_kit.runs.job import LOG_NAME, DamagedRecord, JobFolder
+from nemotron_kit.runs.job import LOG_NAME, DamagedRunRecord, JobFolder
 from nemotron_kit.runs.ledger import remove_unreferenced
 from nemotron_kit.runs.logs import last_lines, log_names
 from nemotron_kit.runs.metrics import condensed
@@ -154,7 +154,7 @@ def job_records(*, jobs: Sequence[str]) -> list[dict[str, Any]]:
     for job in map(JobFolder, map(Path, jobs)):
         try:
             exit_record, artifacts = job.exit_record(), job.artifacts()
-        except DamagedRecord as error:
+        except DamagedRunRecord as error:
             records.append({"error": error.message, "history": job.history()})
             continue
         metrics = condensed(job, _METRICS)
@@ -193,7 +193,7 @@ def versions_in(registry: LocalRegistry, folder: Path) -> list[str]:
     at all."""
     resolved, found, saved = folder.resolve(), [], set()
     for job in RunFolder(folder).jobs():
-        with contextlib.suppress(DamagedRecord):
+        with contextlib.suppress(DamagedRunRecord):
             pins = [pin for pin in job.artifacts()["outputs"] if isinstance(pin, dict)]
             saved |= {f"{pin.get('name')}:v{pin.get('version')}" for pin in pins}
     for record in registry.everything():

@@ -19,7 +19,7 @@ from typing import Any
 from nemotron_kit import files
 from nemotron_kit.errors import NemotronError, NotSent, Unreachable, UserError
 from nemotron_kit.remote.agent import slurm_commands as commands
-from nemotron_kit.runs.job import DamagedRecord, JobFolder, is_final_end, read_object
+from nemotron_kit.runs.job import DamagedRunRecord, JobFolder, is_final_end, read_object
 
 FOLDER = "slurm"
 _INTENT = re.compile(r"[0-9a-f]{12}\Z")
@@ -84,7 +84,7 @@ def read(run: Path, intent: str) -> Submission | None:
         values = read_object(path, _RECORD)
     except FileNotFoundError:
         return None
-    except DamagedRecord as error:
+    except DamagedRunRecord as error:
         raise NemotronError(f"damaged: {error.message}") from error
     if None in [values.get(name) for name in _NEEDED]:
         raise NemotronError(f"damaged: {path}: it needs {', '.join(_NEEDED)}.")
@@ -244,7 +244,7 @@ def cancel(*, folder: str, jobs: list[int]) -> dict[str, Any]:
         job = JobFolder(run / "jobs" / str(number))
         try:
             over = is_final_end(job.exit_record() or {})
-        except DamagedRecord:
+        except DamagedRunRecord:
             over = False
         if job.path.is_dir() and not over:
             job.request_cancel()

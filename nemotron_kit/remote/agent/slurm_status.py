@@ -16,7 +16,7 @@ from nemotron_kit.remote.agent import slurm
 from nemotron_kit.remote.agent import slurm_commands as commands
 from nemotron_kit.remote.agent.slurm import FOLDER, Submission
 from nemotron_kit.remote.agent.slurm_commands import Entry
-from nemotron_kit.runs.job import AGAIN, DamagedRecord, JobFolder, is_final_end, is_sound
+from nemotron_kit.runs.job import AGAIN, DamagedRunRecord, JobFolder, is_final_end, is_sound
 
 _READ = 20_000
 _LONGEST = 300
@@ -157,7 +157,7 @@ class _Job:
         self.link: str | None = None
         self.status: JobStatus = {"state": "unknown", "error": "not submitted yet"}
         self.record: Mapping[str, Any] | None = None
-        with suppress(DamagedRecord):
+        with suppress(DamagedRunRecord):
             record = JobFolder(run / "jobs" / str(number)).exit_record()
             self.record = record if record and is_sound(record) else None
 

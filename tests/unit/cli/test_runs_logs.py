@@ -14,7 +14,7 @@ from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.home import new_run_id
 from nemotron_kit.launch.queue import SweepQueue
 from nemotron_kit.runs.folder import RunFolder, create_run
-from nemotron_kit.runs.job import DamagedRecord
+from nemotron_kit.runs.job import DamagedRunRecord
 from nemotron_kit.runs.process_facts import process_facts
 
 pytestmark = pytest.mark.usefixtures("project")
@@ -92,7 +92,7 @@ def test_nobody_can_be_asked_how_it_goes_on(capsys: pytest.CaptureFixture[str], 
     run = sweep({0: b"so far\n"}, {}, "slurm")
     (run.path / "plan.json").write_text(plan)
     for words in (["logs", "-f"], ["attach"]):
-        with pytest.raises(DamagedRecord, match=why):
+        with pytest.raises(DamagedRunRecord, match=why):
             run_tool("runs", [*words, run.id + jobs])
     assert jobs == "" or capsys.readouterr().out == "so far\n"
     with pytest.raises(NemotronError, match=why):
@@ -123,7 +123,7 @@ def test_a_queue_that_lost_jobs_is_damaged(batches: object) -> None:
     (run.path / "sweep.json").write_text(json.dumps({"jobs": [0, 1, 2], "batches": [{"jobs": [0, 1], "done": True}]}))
     assert SweepQueue(run).waiting == [2]
     (run.path / "sweep.json").write_text(json.dumps({"jobs": [0, 1, 2], "batches": batches}))
-    with pytest.raises(DamagedRecord, match=r"sweep\.json"):
+    with pytest.raises(DamagedRunRecord, match=r"sweep\.json"):
         SweepQueue(run)
 
 

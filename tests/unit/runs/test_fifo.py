@@ -16,7 +16,7 @@ from nemotron_kit.files import read_checksummed, read_json
 from nemotron_kit.remote.agent.slurm import path_of
 from nemotron_kit.remote.agent.slurm import read as read_submission
 from nemotron_kit.runs.folder import RunFolder
-from nemotron_kit.runs.job import DamagedRecord, JobFolder, read_object, tail
+from nemotron_kit.runs.job import DamagedRunRecord, JobFolder, read_object, tail
 from nemotron_kit.runs.logs import last_lines, read_from
 from nemotron_kit.spec.plan import read_spec
 
@@ -44,7 +44,9 @@ def test_a_fifo_is_one_error(what: str, tmp_path: Path) -> None:
     if what == "a submission":
         assert path == path_of(tmp_path, "0123456789ab")
     os.mkfifo(path, 0o600)
-    with pytest.raises((NemotronError, DamagedRecord, DamagedRecordError, OSError), match=r"is a FIFO|is not a file"):
+    with pytest.raises(
+        (NemotronError, DamagedRunRecord, DamagedRecordError, OSError), match=r"is a FIFO|is not a file"
+    ):
         read(path)
 
 

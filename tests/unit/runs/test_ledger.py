@@ -20,7 +20,7 @@ from nemotron_kit.errors import NemotronError, UserError
 from nemotron_kit.home import new_run_id
 from nemotron_kit.launch.status import Watch
 from nemotron_kit.runs.folder import RunFolder, create_run
-from nemotron_kit.runs.job import DamagedRecord
+from nemotron_kit.runs.job import DamagedRunRecord
 from nemotron_kit.runs.ledger import collect_removed, list_runs, open_run, remove_run, run_ids
 from nemotron_kit.runs.process_facts import process_facts
 
@@ -287,7 +287,7 @@ def test_null_is_no_text(make_run: MakeRun, plan: dict[str, object], why: str) -
     run = make_run(profile=None, inputs={"data": None})
     assert run.plan()["inputs"] == {"data": None}
     (run.path / "plan.json").write_text(json.dumps({**run.plan(), **plan}))
-    with pytest.raises(DamagedRecord, match=f"plan.json: {why}"):
+    with pytest.raises(DamagedRunRecord, match=f"plan.json: {why}"):
         run.plan()
 
 

@@ -13,7 +13,7 @@ from nemotron_kit.artifacts.reference import Pin
 from nemotron_kit.errors import NemotronError, Problem
 from nemotron_kit.launch.queue import LAUNCH_FILE, load_plan, to_text
 from nemotron_kit.runs.folder import RunFolder, create_run
-from nemotron_kit.runs.job import DamagedRecord
+from nemotron_kit.runs.job import DamagedRunRecord
 from nemotron_kit.spec.paths import CodeTree, RemotePaths
 from nemotron_kit.spec.plan import Container, Plan, read_spec, stored_plan
 from nemotron_kit.spec.resources import Resources
@@ -97,7 +97,7 @@ def test_what_an_older_record_lacks_is_as_if_never_asked_for(tmp_path: Path) -> 
 )
 def test_a_wrong_type_names_file_and_key(whole: Plan, changed: dict[str, Any], says: str) -> None:
     run = stored(whole, **changed)
-    with pytest.raises(DamagedRecord, match=f"plan.json: {says}"):
+    with pytest.raises(DamagedRunRecord, match=f"plan.json: {says}"):
         stored_plan(run)
 
 
@@ -106,7 +106,7 @@ def test_a_damaged_record_of_a_job_names_its_own_file(whole: Plan) -> None:
     own = json.loads(to_text(whole))
     for changed in ({"settings": {"nodes": "two"}}, {"extra": {"mounts": "/m"}}, {"files": {}}):
         (run.job().path / LAUNCH_FILE).write_text(json.dumps({**own, **changed}))
-        with pytest.raises(DamagedRecord, match=rf"jobs/0/{LAUNCH_FILE}: .*{next(iter(changed))}.* is "):
+        with pytest.raises(DamagedRunRecord, match=rf"jobs/0/{LAUNCH_FILE}: .*{next(iter(changed))}.* is "):
             load_plan(run, run.job())
 
 
