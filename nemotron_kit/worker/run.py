@@ -89,10 +89,13 @@ def run_job(
 
 
 def _others_ranks() -> dict[str, None]:
-    """The variables, to be unset, by which torchrun tells a process that it is one of several, and those (PET_…) by
-    which Kubeflow tells torchrun so. A launch in a shell or pod that has them is no rank of that job: it would wait for
-    the others."""
-    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "TORCHELASTIC_RUN_ID")
+    """The variables, to be unset, by which a process is one rank of another job: those of RANK and the like that are
+    left over, and Kubeflow's PET_…, from which torchrun takes its nodes. A launch in a shell or pod that has them would
+    wait for the others. Where they say where the ranks meet, as below a torchrun that was started by hand, this process
+    is a rank; but not within a job of ours, whose ranks run something else."""
+    names = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "TORCHELASTIC_RUN_ID"}
+    if {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys() and "NEMOTRON_RUN_ID" not in os.environ:
+        names = set()
     return {name: None for name in os.environ if name in names or name.startswith("PET_")}
 
 

@@ -53,6 +53,7 @@ def ends(job: JobFolder, code: Any = 0) -> tuple[int, str, str]:
 def test_a_job_is_no_rank_of_the_job_whose_shell_launched_it(job: JobFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     """It waited for the other ranks, torchrun (PET_NNODES) for the other nodes. A profile's own variables count."""
     left = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "3", "PET_NNODES": "3", "TORCHELASTIC_RUN_ID": "x"}
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
     for name, text in left.items():
         monkeypatch.setenv(name, text)
     (job.path / "job.json").write_text(json.dumps({**SPEC, "environment": {"PET_RDZV_BACKEND": "c10d"}}))
@@ -60,6 +61,22 @@ def test_a_job_is_no_rank_of_the_job_whose_shell_launched_it(job: JobFolder, mon
         0, "succeeded", "succeeded",
     )  # fmt: skip
     assert left.items() <= os.environ.items()
+
+
+@pytest.mark.parametrize(("within", "is_rank"), [({}, True), ({"NEMOTRON_RUN_ID": "another"}, False)])
+def test_a_job_that_torchrun_starts_by_hand_is_a_rank(
+    job: JobFolder, monkeypatch: pytest.MonkeyPatch, within: dict[str, str], is_rank: bool
+) -> None:
+    monkeypatch.delenv("NEMOTRON_RUN_ID", raising=False)
+    for name, text in {
+        "RANK": "1",
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": "1",
+        **within,
+    }.items():
+        monkeypatch.setenv(name, text)
+    assert ends(job, lambda: int(("RANK" in os.environ) is not is_rank)) == (0, "succeeded", "succeeded")
 
 
 @pytest.mark.parametrize("early", [False, True])
