@@ -24,7 +24,8 @@ WAS = "/home/ada/lab"
 def unpack(folder: Path) -> Path:
     """Unpack it into `folder`: each record names its files where they lie now, and has its checksum over that."""
     with tarfile.open(Path(__file__).with_name("old_home.tar.gz")) as archive:
-        archive.extractall(folder, filter="data")
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)  # Python 3.11.4 has it
+        archive.extractall(folder)  # noqa: S202 — an archive of our own
     for path in folder.rglob("*"):
         if path.is_file() and path.suffix not in (".bin", ".idx", ".safetensors"):
             text = path.read_text()
