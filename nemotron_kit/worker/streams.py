@@ -233,10 +233,10 @@ def unless_gone(stream: TextIO) -> Iterator[None]:
 
 
 def print_notice(text: str) -> None:
-    """Print a line on standard error, control characters made visible. Where nobody can read it (`2>&1 | head -1`, a
-    full disk, a closed terminal), what it is about goes on."""
+    """Print a line on standard error, secrets masked and control characters made visible. Where nobody can read it
+    (`2>&1 | head -1`, a full disk, a closed terminal), what it is about goes on."""
     with unless_gone(sys.stderr):
-        print(printable(text), file=sys.stderr)  # noqa: T201
+        print(printable(mask(text)), file=sys.stderr)  # noqa: T201
 
 
 class Tee:

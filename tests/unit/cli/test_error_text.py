@@ -51,6 +51,15 @@ def test_a_traceback_changes_no_exit_code_and_shows_no_secret(
     assert "error: wrong\nGive more.\n" in said and "error: /tmp/y: No such file.\n" in said
 
 
+def test_a_notice_has_no_control_characters_and_no_secret(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reasons and tracebacks of other programs are in some, as a Hydra program's with HYDRA_FULL_ERROR=1."""
+    monkeypatch.setenv("HF_TOKEN", "hf_canary0123456789")
+    print_status("failed: hf_canary0123456789\x1b[2J")
+    assert capsys.readouterr().err == "failed: ***^[[2J\n"
+
+
 @pytest.mark.parametrize("wrong", ["closed pipe", "full disk"])
 def test_a_standard_error_that_takes_nothing_changes_nothing(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """`nemotron … 2>&1 | head -1` started no job at all and exited with 0; on a full disk it was 1 or 120."""
