@@ -263,7 +263,9 @@ class Executor(ABC):
 
     def job_folder(self, job: JobFolder) -> str:
         """The folder on the target that a job writes. With a remote_job_dir it is not the one of the record."""
-        return str(job.path)
+        from nemotron_kit.runs.folder import RunFolder  # which a dry-run has no use for
+
+        return f"{run_on_target(RunFolder(job.path.parent.parent))}/jobs/{job.number}"
 
     def read_logs(
         self, job: JobFolder, offsets: Mapping[str, int], limit: int, *, only: bool = False, skip: Sequence[str] = ()

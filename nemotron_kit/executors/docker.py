@@ -26,7 +26,6 @@ from nemotron_kit.executors.base import (
     PlanContext,
     missing_secrets,
     mounted_folders,
-    run_on_target,
 )
 from nemotron_kit.executors.nemo_run import MissingExtra, ask, build_executor, build_packager, need
 from nemotron_kit.polling import polls
@@ -241,9 +240,6 @@ class Docker(Executor):
         existing = _containers([container_name(run.id, job.number) for job in jobs]) if jobs else {}
         if existing:
             _docker("stop", f"--time={GRACE}", *existing, seconds=GRACE + ASK_SECONDS, missing_ok=True)
-
-    def job_folder(self, job: JobFolder) -> str:
-        return f"{run_on_target(RunFolder(job.path.parent.parent))}/jobs/{job.number}"
 
     def capacity(self, running: int) -> int:
         """How many more containers to start: the profile's `max_parallel`, else one for each core, minus those that

@@ -85,6 +85,10 @@ class Local(Executor):
         del run
         cancel_jobs(jobs)
 
+    def job_folder(self, job: JobFolder) -> str:
+        """That of the record, also where the run's plan is damaged."""
+        return str(job.path)
+
     def shell(self, plan: Plan, job: JobFolder, state: JobState, command: list[str], node: str | None) -> list[str]:
         """A shell in the job's folder, with the job's variables: this process gets both."""
         del state, node

@@ -224,9 +224,6 @@ class Slurm(Executor):
     def cancel(self, run: RunFolder, jobs: Sequence[JobFolder]) -> None:
         self.transport.call("slurm_cancel", folder=run_on_target(run), jobs=[job.number for job in jobs])
 
-    def job_folder(self, job: JobFolder) -> str:
-        return f"{run_on_target(RunFolder(job.path.parent.parent))}/jobs/{job.number}"
-
     def dependency_id(self, facts: Mapping[str, Any]) -> str | None:
         """The scheduler's job id; for a task of an array, the array's id."""
         number = str((facts.get("scheduler") or {}).get("job") or "").partition("_")[0]
