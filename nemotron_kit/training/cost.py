@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from nemotron_kit.errors import Note, UserError
 from nemotron_kit.lazy import Value
@@ -15,6 +15,10 @@ from nemotron_kit.training.config_blocks import CheckpointConfig, TrainBlock, un
 from nemotron_kit.training.memory import GpuFacts, Step, memory_notes
 from nemotron_kit.training.model import layer_types
 from nemotron_kit.training.model_size import active_parameters, count_parameters, numbers
+
+if TYPE_CHECKING:
+    from nemotron_kit.training.pretrain_config import PretrainConfig
+    from nemotron_kit.training.sft_config import SFTConfig
 
 # float32 weights, and AdamW's two moments of them beside these.
 _MODEL, _CHECKPOINT = 4, 12
@@ -69,7 +73,7 @@ class JobFacts(Protocol):
 
 
 def preflight(
-    config: Any,
+    config: PretrainConfig | SFTConfig,
     *,
     connect: bool,
     here: bool = True,
